@@ -1,0 +1,1 @@
+"""How are tasks weighed? One file per answer."""

@@ -1,0 +1,123 @@
+"""The mechanism behind every choice: one class, its nested frozen ``Config``, and a catalog that is the folder.
+
+A component is a class in a file of its own. Its options are the fields of its nested ``Config``; the docstring under
+a field is its help on the command line. ``Config.build`` constructs the class: choices of the user live in the
+Config, facts that come from elsewhere (channels, tasks) are arguments of ``build``. The stem of the file is the name
+on the command line, so a new file in ``decoders/`` is a new decoder everywhere, and only the chosen file is imported.
+Other packages add components through entry points, for instance ``[project.entry-points."polyptych.decoders"]``.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+from polyptych.errors import InputError, nearest
+
+
+class Component:
+    """Base of everything that can be chosen. A subclass without options need not write a ``Config``."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        owner: ClassVar[type[Component]]
+        catalog: ClassVar[Catalog]
+
+        @property
+        def name(self) -> str:
+            """The name on the command line and in run.json."""
+            return self.owner.component_name()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "Config" not in cls.__dict__:
+            inherited = cls.Config
+            cls.Config = dataclass(frozen=True, kw_only=True)(  # type: ignore[misc]
+                type("Config", (inherited,), {"__doc__": inherited.__doc__, "__module__": cls.__module__,
+                                              "__qualname__": f"{cls.__qualname__}.Config"}))
+        cls.Config.owner = cls
+
+    @classmethod
+    def component_name(cls) -> str:
+        return _plugin_names.get(cls, cls.__module__.rpartition(".")[2])
+
+
+_plugin_names: dict[type, str] = {}
+
+
+@dataclass(frozen=True)
+class Description:
+    """One line of ``polyptych list``: what the component is and where it comes from."""
+
+    name: str
+    summary: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The components of one kind: the modules of a package, plus other packages' entry points of the same name.
+
+    Args:
+        kind: singular noun for messages, ``decoder``.
+        package: the package whose modules are the components, ``polyptych.decoders``.
+    """
+
+    kind: str
+    package: str
+
+    def names(self) -> list[str]:
+        """Every valid name, without importing any of the modules. Files that begin with ``_`` are not components."""
+        own = [p.stem for p in self._folder().glob("*.py") if not p.stem.startswith("_")]
+        return sorted({*own, *self._plugins()})
+
+    def load(self, name: str) -> type[Component]:
+        """Import the one module called ``name`` and return its component.
+
+        Raises:
+            InputError: no such component; the message lists the nearest names.
+        """
+        if (self._folder() / f"{name}.py").is_file() and not name.startswith("_"):
+            module = importlib.import_module(f"{self.package}.{name}")
+            found = [value for value in vars(module).values()
+                     if isinstance(value, type) and issubclass(value, Component)
+                     and value.__module__ == module.__name__ and not value.__name__.startswith("_")]
+            if len(found) != 1:
+                raise TypeError(f"{module.__file__} must define exactly one public component, defines {found}")
+            return found[0]
+        if plugin := self._plugins().get(name):
+            component = plugin.load()
+            _plugin_names[component] = name
+            return component
+        raise InputError(f"{self.kind} '{name}'", "an unknown name", nearest(name, self.names()),
+                         f"see `polyptych list {self.package.rpartition('.')[2]}`")
+
+    def describe(self, name: str) -> Description:
+        """First line and ``Source:`` line of the module's docstring, read without importing it."""
+        path = self._folder() / f"{name}.py"
+        if not path.is_file():
+            path = Path(importlib.util.find_spec(self._plugins()[name].module).origin)  # type: ignore[union-attr,arg-type]
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        sources = [line.removeprefix("Source:").strip() for line in text.splitlines() if line.startswith("Source:")]
+        return Description(name, text.partition("\n")[0], "; ".join(sources))
+
+    def _folder(self) -> Path:
+        return _package_folder(self.package)
+
+    def _plugins(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.package)}
+
+
+@cache
+def _package_folder(package: str) -> Path:
+    # Without importing the package: listing must stay fast.
+    relative = package.split(".")[1:]
+    return Path(__file__).parent.joinpath(*relative)
+
+

@@ -1,0 +1,64 @@
+"""The contract of a dataset: it reads its files (or makes its scenes) and hands out samples with explicit masks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from polyptych.component import Catalog, Component
+from polyptych.errors import InputError
+from polyptych.types import LabelInfo, Sample
+
+CATALOG = Catalog("dataset", "polyptych.datasets")
+
+SPLITS = ("train", "val", "test")
+
+
+class Dataset(Component, ABC):
+    """One split of a dataset, restricted to the tasks that are asked for.
+
+    ``val`` is always carved out of the official training images; nothing is ever selected on ``test``.
+
+    Attributes:
+        labels: what the dataset knows of each task it has labels for (all of them, not only those asked for).
+        protocol: id of the protocol that numbers on this dataset belong to; numbers of different ids are never
+            compared. It names everything that changes the numbers: classes, layout, native resolution.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Component.Config):
+        catalog = CATALOG
+
+        def build(self, *, split: str, tasks: tuple[str, ...]) -> Dataset:
+            """
+            Raises:
+                InputError: files are missing or not as expected, or a task has no labels here.
+            """
+            return self.owner(self, split=split, tasks=tasks)  # type: ignore[return-value,call-arg]
+
+    labels: dict[str, LabelInfo]
+    protocol: str
+
+    def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
+        self.config, self.split, self.tasks = config, split, tasks
+        if split not in SPLITS:
+            raise InputError(f"split of {config.name}", f"'{split}'", f"one of {', '.join(SPLITS)}", "choose one")
+        for task in tasks:
+            if task not in self.labels:
+                raise InputError(f"task '{task}'", f"dataset {config.name}, which has no labels for it",
+                                 f"one of {', '.join(self.labels)}", "leave the task out or choose another dataset")
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples; an endless dataset gives a large number."""
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """The sample as it is on disk: uint8 image (3 h w), targets and masks at native size, in the form each task
+        states (class ids int64 (h w); depth float32 (h w) meters; normals float32 (3 h w) unit vectors, x right,
+        y down, z forward; boundaries and saliency float32 (h w) in {0, 1}; keypoints float32 (persons, K, 3) with
+        x, y, visible).
+
+        Raises:
+            InputError: a file cannot be read or holds values that its task does not allow; the file is named.
+        """

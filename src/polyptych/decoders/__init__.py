@@ -1,0 +1,1 @@
+"""How are predictions refined by each other? One file per answer."""

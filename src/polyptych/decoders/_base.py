@@ -1,0 +1,29 @@
+"""The contract of a decoder: feature pyramids in, raw predictions for every task out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from polyptych.component import Catalog, Component
+from polyptych.types import FeatureSpec, Output, TaskFeatures
+
+CATALOG = Catalog("decoder", "polyptych.decoders")
+
+
+class Decoder(nn.Module, Component, ABC):
+    """How predictions are made, and refined by each other."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Component.Config):
+        catalog = CATALOG
+
+        def build(self, *, features: dict[str, FeatureSpec], channels: dict[str, int]) -> Decoder:
+            """``features`` describes each task's pyramid, ``channels`` says how many each task predicts."""
+            return self.owner(self, features=features, channels=channels)  # type: ignore[return-value,call-arg]
+
+    @abstractmethod
+    def forward(self, features: TaskFeatures) -> Output:
+        """Predictions at any resolution; the network brings ``final`` to the size of the image."""

@@ -1,0 +1,1 @@
+"""How are features shared? One file per answer."""

@@ -1,0 +1,38 @@
+"""The contract of an encoder: an image in, a feature pyramid for every task out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polyptych.backbones._base import Backbone
+from polyptych.component import Catalog, Component
+from polyptych.types import FeatureSpec, TaskFeatures
+
+CATALOG = Catalog("encoder", "polyptych.encoders")
+
+
+class Encoder(nn.Module, Component, ABC):
+    """How features are shared between tasks.
+
+    Attributes:
+        spec: for every task the channels and strides of its pyramid, fine to coarse.
+        multiple: height and width of the input must be multiples of this; the network pads to it.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Component.Config):
+        catalog = CATALOG
+
+        def build(self, *, backbone: Backbone.Config, tasks: tuple[str, ...]) -> Encoder:
+            return self.owner(self, backbone=backbone, tasks=tasks)  # type: ignore[return-value,call-arg]
+
+    spec: dict[str, FeatureSpec]
+    multiple: int
+
+    @abstractmethod
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
+        """Pyramids for all tasks, with ``shared`` set to the cut between what all tasks share and what follows."""

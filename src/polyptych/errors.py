@@ -1,0 +1,30 @@
+"""The one error that a user's input may cause: it names the place, what came, what is needed and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that came from outside is wrong. The command line prints it as one line and exits with code 2.
+
+    Args:
+        where: the place: a file, a flag, a field of run.json.
+        got: what came.
+        needs: what is needed there.
+        do: what the user can do about it.
+    """
+
+    def __init__(self, where: object, got: str, needs: str, do: str):
+        self.where, self.got, self.needs, self.do = str(where), got, needs, do
+        super().__init__(f"{where}: got {got}; needs {needs}; {do}")
+
+    def __reduce__(self):  # loader workers send it to the main process
+        return type(self), (self.where, self.got, self.needs, self.do)
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The part of an error that lists valid names, the nearest first: ``'ema_net' (nearest) or one of ...``."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    listing = ", ".join(choices) or "(none)"
+    return f"one of {listing} (nearest: {', '.join(close)})" if close else f"one of {listing}"

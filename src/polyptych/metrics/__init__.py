@@ -1,0 +1,1 @@
+"""Streaming metrics: named sums that add up over batches and processes."""

@@ -1,0 +1,137 @@
+"""The contract of a task. Everything specific to what is predicted lives in the task's own file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from polyptych.component import Catalog, Component
+from polyptych.data.geometry import Geometry
+from polyptych.metrics._base import Metric
+from polyptych.types import LabelInfo, Loss
+
+CATALOG = Catalog("task", "polyptych.tasks")
+
+
+class Task(Component, ABC):
+    """One kind of dense prediction.
+
+    Forms of the data, fixed by each task:
+
+    - *prediction*: (b channels h w), raw network output (logits, unnormalized vectors, ...).
+    - *target*: the label. Dense tasks have (h w) or (c h w) per sample; collation adds the batch dimension. Values
+      under an invalid pixel are arbitrary but finite.
+    - *decoded*: what the metric, the pictures and the user's arrays get: class ids, meters, unit vectors,
+      probabilities. For dense tasks the target has this form too.
+
+    Attributes:
+        channels: channels of the prediction.
+        headline: the entry of the metric's result that stands for the task in tables and in delta_mtl.
+        higher_is_better: direction of every entry of the metric's result, by name.
+        perfect: the headline's value for a perfect prediction.
+        standard_weight: the loss weight customary in the field (ASTMT, survey and ATRC lines of work).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Component.Config):
+        catalog = CATALOG
+
+        def build(self, *, labels: LabelInfo) -> Task:
+            return self.owner(self, labels=labels)  # type: ignore[return-value,call-arg]
+
+    channels: int
+    headline: ClassVar[str]
+    higher_is_better: ClassVar[dict[str, bool]]
+    perfect: ClassVar[float]
+    standard_weight: ClassVar[float] = 1.0
+
+    def __init__(self, config: Config, *, labels: LabelInfo):
+        self.config, self.labels = config, labels
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def loss(self, prediction: Float[Tensor, "b c hp wp"], target: Tensor, valid: Bool[Tensor, "b h w"]) -> Loss:
+        """Loss of a raw prediction of any resolution against a batch of targets, in float32.
+
+        The prediction is brought to the resolution of the labels (bilinear). ``count`` is the number of valid pixels.
+        """
+        prediction = resize(prediction.float(), tuple(valid.shape[-2:]))
+        return self.full_size_loss(prediction, target, valid)
+
+    @abstractmethod
+    def full_size_loss(self, prediction: Float[Tensor, "b c h w"], target: Tensor,
+                       valid: Bool[Tensor, "b h w"]) -> Loss:
+        """As :meth:`loss`, for a float32 prediction that has the resolution of the labels. A batch without a valid
+        pixel gives sum 0 with zero (finite) gradients."""
+
+    # -- measuring and showing -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def decode(self, prediction: Float[Tensor, "b c h w"]) -> Tensor:
+        """Raw prediction to decoded form."""
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """A fresh accumulator; its ``update`` takes decoded predictions."""
+
+    @abstractmethod
+    def trivial(self) -> Trivial:
+        """A fresh accumulator of the best constant prediction, the baseline that every report prints."""
+
+    @abstractmethod
+    def paint(self, decoded: Tensor, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture of one decoded prediction (no batch dimension); ``image`` is the input for tasks that draw on it."""
+
+    def paint_target(self, target: Tensor, valid: Bool[Tensor, "h w"],
+                     image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture of one label; pixels without a label are gray. ``paint(target)`` must work, or override this."""
+        picture = self.paint(target, image)
+        picture[~valid.cpu().numpy()] = 128
+        return picture
+
+    # -- labels --------------------------------------------------------------------------------------------------
+
+    def move(self, target: Tensor, valid: Bool[Tensor, "h w"],
+             geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "h w"]]:
+        """The label of one sample after a geometric move. The default moves a dense map by nearest neighbor; tasks
+        whose values change under a mirror, a zoom or a rotation override it. No pixel becomes valid by moving."""
+        return geometry.labels(target), geometry.labels(valid)
+
+    def fault(self, target: Tensor, valid: Bool[Tensor, "h w"]) -> str | None:
+        """What is wrong with one label as read, for instance ``class id 57``, or None."""
+        seen = target[..., valid] if target.is_floating_point() else target
+        return None if bool(torch.isfinite(seen).all()) else "a value that is not finite"
+
+    def empty(self, size: tuple[int, int]) -> Tensor:
+        """A target for a sample that has no label (its ``valid`` is all False)."""
+        return torch.zeros(size)
+
+    def collate(self, targets: list[Tensor]) -> Tensor:
+        """Stack the targets of one batch; they agree in size."""
+        return torch.stack(targets)
+
+
+class Trivial(ABC):
+    """The best constant prediction, learned from labels of the training set one sample at a time."""
+
+    @abstractmethod
+    def update(self, target: Tensor, valid: Bool[Tensor, "h w"]) -> None:
+        """Look at one label (no batch dimension)."""
+
+    @abstractmethod
+    def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 c h w"]:
+        """The constant as a raw prediction of the given size, to be decoded and measured like a network's."""
+
+
+def resize(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:
+    """Bilinear (align_corners=False); nothing is done when the size is right already."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

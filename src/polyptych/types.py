@@ -1,0 +1,148 @@
+"""The few small types that cross a boundary. Shapes: b batch, c channels, h height, w width, t tasks.
+
+Inside the library a missing label is always an explicit ``False`` in a mask; 255, 0 and -1 exist only where a
+dataset reads its files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LabelInfo:
+    """What a dataset says about its labels of one task.
+
+    Attributes:
+        classes: names of the classes (semseg, parts) or of the keypoint types, in the order of their ids.
+        colors: one RGB triple per class for pictures; empty lets the task choose.
+        mirror: pairs of classes or keypoints that a mirror image swaps (left ankle, right ankle).
+        skeleton: pairs of keypoints that a picture joins by a line.
+        unit: unit of the values, for instance ``m``.
+        note: what a reader of the numbers must know about these labels.
+    """
+
+    classes: tuple[str, ...] = ()
+    colors: tuple[tuple[int, int, int], ...] = ()
+    mirror: tuple[tuple[int, int], ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
+    unit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """Where a batch element comes from: its ``id``, its ``native`` size on disk and its ``content`` size (h, w) in
+    the batch, which lies in the top left corner; what exceeds it is padding."""
+
+    id: str
+    native: tuple[int, int]
+    content: tuple[int, int]
+
+
+@dataclass
+class Sample:
+    """One image and its labels, before collation.
+
+    ``image`` is uint8 RGB as read, or float and normalized after the transforms. ``target`` holds, per task, the
+    label in the form the task states (:mod:`polyptych.tasks`); ``valid`` says where it may be trusted. A task
+    without a label for this sample is absent from both.
+    """
+
+    image: Tensor  # (3 h w)
+    target: dict[str, Tensor]
+    valid: dict[str, Bool[Tensor, "h w"]]
+    info: SampleInfo
+
+
+@dataclass
+class Batch:
+    """Samples of one size. ``valid[task]`` is all ``False`` for a sample that has no label for the task."""
+
+    image: Float[Tensor, "b 3 h w"]
+    target: dict[str, Tensor]
+    valid: dict[str, Bool[Tensor, "b h w"]]
+    info: list[SampleInfo]
+
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+        def move(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.to(device, non_blocking=True) for name, value in values.items()}
+
+        image = self.image.to(device, non_blocking=True, memory_format=memory_format)
+        return replace(self, image=image, target=move(self.target), valid=move(self.valid))
+
+    def pin_memory(self) -> Batch:
+        def pin(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.pin_memory() for name, value in values.items()}
+
+        return replace(self, image=self.image.pin_memory(), target=pin(self.target), valid=pin(self.valid))
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Shape of a feature pyramid, fine to coarse, from which the parts of a network negotiate their widths."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass
+class Features:
+    """A feature pyramid, fine to coarse."""
+
+    maps: tuple[Float[Tensor, "b _ _ _"], ...]
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return tuple(int(m.shape[1]) for m in self.maps)
+
+
+class TaskFeatures(dict[str, Features]):
+    """``{task: Features}``; an encoder that shares everything gives every task the same object.
+
+    ``shared`` holds the tensors at the cut between what all tasks share and what follows (empty when nothing is
+    shared); balancers that work on the representation differentiate with respect to them.
+    """
+
+    def __init__(self, features: Mapping[str, Features], shared: tuple[Tensor, ...] = ()):
+        super().__init__(features)
+        self.shared = shared
+
+
+@dataclass
+class Auxiliary:
+    """Further predictions that are supervised (deep supervision) and then thrown away, at whatever resolution they
+    have. ``weight`` multiplies their losses."""
+
+    prediction: dict[str, Float[Tensor, "b _ _ _"]]
+    weight: float = 1.0
+
+
+@dataclass
+class Output:
+    """What a network says about a batch: raw predictions (logits, not probabilities) for every task.
+
+    A decoder gives ``final`` at whatever resolution it works; :class:`polyptych.network.Network` brings it to the
+    size of the image.
+    """
+
+    final: dict[str, Float[Tensor, "b _ h w"]]
+    auxiliary: list[Auxiliary] = field(default_factory=list)
+    shared: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Loss:
+    """A loss as a sum over valid pixels and their number, so that masked pixels normalize by the global count: over
+    a batch, over micro-batches and over processes. No valid pixel contributes exactly zero, never NaN."""
+
+    sum: Float[Tensor, ""]
+    count: Tensor
+
+    def mean(self) -> Float[Tensor, ""]:
+        return self.sum / self.count.clamp(min=1)
