@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 
@@ -49,7 +49,7 @@ class SampleInfo:
 class Sample:
     """One image and its labels, before collation.
 
-    ``image`` is uint8 RGB as read, or float and normalized after the transforms. ``target`` holds, per task, the
+    ``image`` is uint8 RGB. ``target`` holds, per task, the
     label in the form the task states (:mod:`polyptych.tasks`); ``valid`` says where it may be trusted. A task
     without a label for this sample is absent from both.
     """
@@ -62,11 +62,16 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Samples of one size. ``valid[task]`` is all ``False`` for a sample that has no label for the task."""
+    """Samples of one size.
 
-    image: Float[Tensor, "b 3 h w"]
+    ``image`` is RGB, uint8 or float in [0, 1]; the network normalizes it, because the mean and deviation belong to the
+    backbone's weights. Labels have the size of the image in training and their native size in evaluation.
+    ``valid[task]`` is all ``False`` for a sample that has no label for the task.
+    """
+
+    image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]
     target: dict[str, Tensor]
-    valid: dict[str, Bool[Tensor, "b h w"]]
+    valid: dict[str, Bool[Tensor, "b hl wl"]]
     info: list[SampleInfo]
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:

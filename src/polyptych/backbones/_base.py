@@ -27,6 +27,7 @@ class Backbone(nn.Module, Component, ABC):
         spec: channels and strides of the pyramid, fine to coarse.
         stages: the stages in order; the first takes the image.
         multiple: height and width of the input must be multiples of this; the network pads to it.
+        mean, std: of the RGB input in [0, 1] that the weights expect (ImageNet's unless the weights say otherwise).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,18 @@ class Backbone(nn.Module, Component, ABC):
         def build(self) -> Backbone:
             return self.owner(self)  # type: ignore[return-value,call-arg]
 
+        def without_weights(self) -> Backbone.Config:
+            """The same network, not fetching any weights, for when a checkpoint is about to fill it."""
+            return self
+
     spec: FeatureSpec
     stages: Sequence[nn.Module]
     multiple: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Features:
+        """``image`` is normalized by ``mean`` and ``std`` and its size a multiple of ``multiple``."""
         states, state = [], image
         for stage in self.stages:
             state = stage(state)

@@ -20,7 +20,7 @@ class Encoder(nn.Module, Component, ABC):
 
     Attributes:
         spec: for every task the channels and strides of its pyramid, fine to coarse.
-        multiple: height and width of the input must be multiples of this; the network pads to it.
+        multiple, mean, std: as the backbone's; the network pads and normalizes the image accordingly.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class Encoder(nn.Module, Component, ABC):
 
     spec: dict[str, FeatureSpec]
     multiple: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:

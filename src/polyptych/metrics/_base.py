@@ -37,6 +37,10 @@ class Metric(ABC):
     def compute(self) -> dict[str, float]:
         """The results by name, in the order in which a table shows them; NaN for what nothing was seen of."""
 
+    def breakdown(self) -> dict[str, float]:
+        """The headline by class, where there are classes."""
+        return {}
+
 
 def ratio(numerator: Tensor, denominator: Tensor) -> float:
     """numerator / denominator on the host; NaN when the denominator is zero."""

@@ -1,0 +1,95 @@
+"""What a run writes down while it goes: metrics.jsonl, TensorBoard where asked, and the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyptych.errors import InputError
+
+
+class Logbook:
+    """``metrics.jsonl``: one JSON object a line, in order of step. On resume, what lies after the checkpoint is cut
+    off, so that an interrupted run leaves the same log as an uninterrupted one."""
+
+    def __init__(self, folder: Path, resumed_at: int, tensorboard: bool):
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= resumed_at] if resumed_at else []
+        self._path.write_text("".join(line + "\n" for line in kept))
+        self._board = _tensorboard(folder, resumed_at) if tensorboard else None
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in _flat(values, event):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def _lines(self) -> list[str]:
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        # A process killed while writing leaves half a line, always the last.
+        return [line for line in lines if line.endswith("}")]
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--monitoring.tensorboard", "no tensorboard package", "the log extra",
+                         "run `pip install 'polyptych[log]'`") from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+def _flat(values: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
+    flat: list[tuple[str, float]] = []
+    for name, value in values.items():
+        place = f"{prefix}/{name}"
+        flat += _flat(value, place) if isinstance(value, dict) else [(place, value)]
+    return flat
+
+
+def environment() -> dict[str, str | int]:
+    """What a result depends on besides run.json."""
+    cuda = torch.cuda.is_available()
+    return {
+        "command": shlex.join(["polyptych", *sys.argv[1:]]),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "accelerator": torch.cuda.get_device_name() if cuda else "none",
+    }
+
+
+def _commit() -> str:
+    """The commit of the installed source, with a + where it was changed; empty outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "") if commit.returncode == 0 else ""
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

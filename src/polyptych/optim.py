@@ -1,0 +1,99 @@
+"""Optimizers and learning-rate schedules. A schedule is a pure function of the step, so it needs no state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How weights move."""
+
+    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    """AdamW decouples weight decay; Adam adds it to the gradient; SGD has momentum."""
+    learning_rate: float = 1e-3
+    """At the peak of the schedule."""
+    backbone_scale: float = 1.0
+    """Multiplies the learning rate of the encoder (smaller than 1 for pretrained weights)."""
+    weight_decay: float = 0.05
+    """Not applied to biases and normalization parameters unless decay-everything is set."""
+    decay_everything: bool = False
+    """Apply weight decay to biases and normalization parameters too, as the older papers do."""
+    momentum: float = 0.9
+    """Of SGD; the first beta of Adam."""
+    beta2: float = 0.999
+    """Second beta of Adam."""
+    nesterov: bool = False
+    """Nesterov momentum (SGD)."""
+
+    def build(self, network: nn.Module, balancer: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer whose groups remember their peak learning rate as ``peak``."""
+        groups = self._groups(network, balancer)
+        if self.kind == "sgd":
+            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov)
+        maker = torch.optim.AdamW if self.kind == "adamw" else torch.optim.Adam
+        return maker(groups, lr=self.learning_rate, betas=(self.momentum, self.beta2))
+
+    def _groups(self, network: nn.Module, balancer: nn.Module) -> list[dict]:
+        """Parameters by (learning rate, weight decay), in a fixed order; a balancer's own are never decayed."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                scale = self.backbone_scale if name.startswith("encoder.") else 1.0
+                decay = self.weight_decay if self.decay_everything or parameter.ndim > 1 else 0.0
+                groups.setdefault((self.learning_rate * scale, decay), []).append(parameter)
+        for parameter in balancer.parameters():
+            groups.setdefault((self.learning_rate, 0.0), []).append(parameter)
+        return [{"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
+                for (peak, decay), parameters in groups.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How the learning rate changes from step to step, after a linear warm-up."""
+
+    kind: Literal["cosine", "polynomial", "warm_restarts", "step", "constant"] = "cosine"
+    """Cosine and polynomial end at `final`; warm restarts repeat a cosine (Loshchilov and Hutter, ICLR 2017, arXiv
+    1608.03983); step multiplies by `factor` every `period` steps."""
+    warmup: int = 0
+    """Steps over which the rate rises linearly from near zero."""
+    power: float = 0.9
+    """Exponent of the polynomial."""
+    period: int = 1000
+    """Steps of the first cycle (warm restarts) or between two drops (step)."""
+    factor: float = 2.0
+    """By how much each cycle is longer than the one before (warm restarts); the drop is 1 / factor (step)."""
+    final: float = 0.0
+    """Share of the peak rate that is left at the end."""
+
+    def share(self, step: int, steps: int) -> float:
+        """The learning rate of a step (counted from 0) as a share of its peak, in a run of ``steps``."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        step, steps = step - self.warmup, max(steps - self.warmup, 1)
+        if self.kind == "constant":
+            return 1.0
+        if self.kind == "step":
+            return self.factor ** -(step // self.period)
+        if self.kind == "warm_restarts":
+            cycle = float(self.period)
+            while step >= cycle:
+                step, cycle = step - cycle, cycle * self.factor
+            progress = step / cycle
+        else:
+            progress = min(step / steps, 1.0)
+        if self.kind == "polynomial":
+            return self.final + (1 - self.final) * (1 - progress) ** self.power
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
+    """Give every group its share of its peak; returns the largest rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+    return max(group["lr"] for group in optimizer.param_groups)

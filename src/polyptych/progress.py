@@ -1,0 +1,48 @@
+"""What a person sees while a run goes: a bar with losses, throughput and time left; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display:
+    """Progress of one run.
+
+    Args:
+        steps: length of the run; ``done`` of them are behind it already.
+        quiet: show nothing (processes other than the main one).
+    """
+
+    def __init__(self, steps: int, done: int = 0, quiet: bool = False, stream: TextIO | None = None):
+        self.console = Console(file=stream or sys.stderr, quiet=quiet, highlight=False)
+        self._steps, self._live = steps, self.console.is_terminal and not quiet
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console, disable=not self._live)
+        self._task = self._bar.add_task("train", total=steps, completed=done, status="")
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def step(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def status(self, step: int, losses: dict[str, float], images_per_second: float, learning_rate: float) -> None:
+        parts = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        text = f"{parts}  {images_per_second:.1f} images/s"
+        self._bar.update(self._task, completed=step, status=text)
+        if not self._live:
+            self.say(f"step {step}/{self._steps}  {text}  lr {learning_rate:.2g}")
+
+    def say(self, text: object) -> None:
+        """A line (or a table) above the bar."""
+        self.console.print(text)

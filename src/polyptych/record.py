@@ -1,0 +1,90 @@
+"""Configs to plain JSON and back, strictly: a wrong type, an unknown name or a typo is refused with its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from polyptych.component import Component
+from polyptych.errors import InputError, nearest
+
+
+def encode(value: Any) -> Any:
+    """A Config, or anything made of dataclasses and plain values, as JSON-ready data. A component's options come with
+    its ``name``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = {"name": value.name} if isinstance(value, Component.Config) else {}
+        return named | {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """The inverse of :func:`encode`: data that claims to be a ``kind``, checked field by field.
+
+    Args:
+        kind: the expected type; for a component the base ``Config`` of its family.
+        where: the place for error messages, for instance ``run.json``.
+
+    Raises:
+        InputError: naming the field, what stands there and what is needed.
+    """
+    if isinstance(kind, type) and issubclass(kind, Component.Config):
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            raise InputError(where, repr(value), f"an object with the \"name\" of a {kind.catalog.kind}", "add it")
+        return _fields(kind.catalog.load(value["name"]).Config, {k: v for k, v in value.items() if k != "name"}, where)
+    if dataclasses.is_dataclass(kind):
+        return _fields(typing.cast(type, kind), value, where)
+    if typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
+        if not isinstance(value, dict):
+            raise InputError(where, repr(value), "an object", "correct it")
+        return {key: decode(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in value.items()}
+    try:
+        return msgspec.convert(value, kind, dec_hook=lambda to, item: to(item))
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InputError(where, repr(value), getattr(kind, "__name__", str(kind)), f"correct it ({error})") from None
+
+
+def _fields(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise InputError(where, repr(value), "an object", "correct it")
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        if name not in fields:
+            raise InputError(f"{where}.{name}", "an unknown field", nearest(name, fields), "correct or remove it")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise InputError(f"{where}.{name}", "nothing", f"a value for this field of {kind.__qualname__}", "add it")
+    return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file.
+
+    Raises:
+        InputError: it is missing or is not JSON; the message names the line.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "a file written by polyptych", "check the path") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(path, f"a file that is not JSON ({error})", "a file written by polyptych",
+                         "restore it or choose another run") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically, so that a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)

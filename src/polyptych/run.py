@@ -1,0 +1,185 @@
+"""Run: every choice of one run in one frozen dataclass, written to and rebuilt from run.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from polyptych import __version__
+from polyptych.backbones._base import Backbone
+from polyptych.balancers._base import Balancer
+from polyptych.data.transforms import Augment
+from polyptych.datasets._base import Dataset
+from polyptych.decoders._base import Decoder
+from polyptych.encoders._base import Encoder
+from polyptych.errors import InputError
+from polyptych.network import Network
+from polyptych.optim import Optimizer, Schedule
+from polyptych.record import decode, encode, read_json, write_json
+from polyptych.tasks._base import Task
+from polyptych.types import LabelInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How batches reach the network."""
+
+    workers: int = 0
+    """Processes that read and transform samples beside the training process."""
+    cache: Path | None = None
+    """Folder for a memory-mapped copy of the decoded samples, made at first use; None reads the files each time."""
+    on_fault: Literal["stop", "skip"] = "stop"
+    """What to do about an unreadable or invalid sample: stop with its name, or skip, count and report it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """On what and in which arithmetic the run is computed."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the network under autocast; losses and metrics are always float32. float16 scales the loss."""
+    channels_last: bool = True
+    """Memory format that convolutions prefer."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    sync_batch_norm: bool = False
+    """Share batch statistics between processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitoring:
+    """What is watched, kept and shown."""
+
+    log_every: int = 20
+    """Steps between two lines of metrics.jsonl."""
+    validate_every: int = 500
+    """Steps between two validations; the last step is always validated."""
+    save_every: int = 250
+    """Steps between two checkpoints; the last step is always saved."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the log extra)."""
+    examples: int = 6
+    """Test images shown in the report."""
+    trivial_samples: int = 200
+    """Training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Every choice of one run."""
+
+    dataset: Dataset.Config
+    """What is learned from."""
+    tasks: dict[str, Task.Config]
+    """What is predicted."""
+    backbone: Backbone.Config
+    """What extracts features."""
+    encoder: Encoder.Config
+    """How features are shared."""
+    decoder: Decoder.Config
+    """How predictions are refined."""
+    balancer: Balancer.Config
+    """How tasks are weighed."""
+    recipe: str = ""
+    """Where the choices started from."""
+    size: tuple[int, int] | None = None
+    """Height and width of the network's input; None keeps the dataset's own (all images must agree)."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Images per forward pass and process."""
+    accumulate: int = 1
+    """Forward passes per optimizer step; the loss is normalized over all of them."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then evaluated; 0 keeps none."""
+    select: Literal["last", "best"] = "last"
+    """Weights that are tested: the last, or the best on the validation split by mean skill. Never chosen on test."""
+    seed: int = 0
+    """Of initialization, sample order and augmentation."""
+    augment: Augment = field(default_factory=Augment)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    loading: Loading = field(default_factory=Loading)
+    execution: Execution = field(default_factory=Execution)
+    monitoring: Monitoring = field(default_factory=Monitoring)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')}", str(getattr(self, name)), "1 or more", "raise it")
+        for name in ("log_every", "validate_every", "save_every", "trivial_samples"):
+            if getattr(self.monitoring, name) < 1:
+                raise InputError(f"--monitoring.{name.replace('_', '-')}", str(getattr(self.monitoring, name)),
+                                 "1 or more", "raise it")
+        if not 0 <= self.ema < 1:
+            raise InputError("--ema", str(self.ema), "a decay of at least 0 and less than 1", "use for instance 0.999")
+        if self.size is not None and min(self.size) < 1:
+            raise InputError("--size", f"{self.size[0]} {self.size[1]}", "a positive height and width", "correct it")
+
+    def build_dataset(self, split: str) -> Dataset:
+        """One split of the data, with the run's tasks."""
+        return self.dataset.build(split=split, tasks=tuple(self.tasks))
+
+    def build_tasks(self, labels: dict[str, LabelInfo]) -> dict[str, Task]:
+        return {name: config.build(labels=labels[name]) for name, config in self.tasks.items()}
+
+    def build_network(self, tasks: dict[str, Task], *, pretrained: bool = True) -> Network:
+        """The network; ``pretrained=False`` fetches no weights, for when a checkpoint is about to fill it."""
+        channels = {name: task.channels for name, task in tasks.items()}
+        backbone = self.backbone if pretrained else self.backbone.without_weights()
+        return Network.build(backbone, self.encoder, self.decoder, channels)
+
+    def build_balancer(self, tasks: dict[str, Task]) -> Balancer:
+        return self.balancer.build(standard_weights={name: task.standard_weight for name, task in tasks.items()})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the dataset said when the run began, so that the network can be rebuilt without the data."""
+
+    protocol: str
+    labels: dict[str, LabelInfo]
+
+    @staticmethod
+    def of(dataset: Dataset) -> Facts:
+        return Facts(dataset.protocol, {task: dataset.labels[task] for task in dataset.tasks})
+
+
+def write_run(path: Path, run: Run, facts: Facts) -> None:
+    """Record a run in ``run.json``."""
+    write_json(path, {"version": __version__, "run": encode(run), "facts": encode(facts)})
+
+
+def read_run(path: Path) -> tuple[Run, Facts]:
+    """Rebuild a run from its ``run.json`` (or from the folder that holds it).
+
+    Raises:
+        InputError: the file is missing, is not JSON, or a field is unknown or of the wrong type.
+    """
+    path = path if path.suffix == ".json" else path / "run.json"
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"run", "facts"} <= record.keys():
+        raise InputError(path, "a file without \"run\" and \"facts\"", "a run.json written by polyptych", "check the path")
+    return decode(Run, record["run"], f"{path}: run"), decode(Facts, record["facts"], f"{path}: facts")
+
+
+def with_components(run: Run, names: dict[str, str]) -> Run:
+    """The run with other components, by slot: ``{"encoder": "single"}``. A slot whose name stays keeps its options."""
+    changes: dict[str, Any] = {}
+    for slot, name in names.items():
+        current: Any = getattr(run, slot)
+        if current.name != name:
+            changes[slot] = current.catalog.load(name).Config()
+    return dataclasses.replace(run, **changes)
+
+
+def with_tasks(run: Run, names: list[str]) -> Run:
+    """The run with these tasks; those it had already keep their options."""
+    catalog = Task.Config.catalog
+    return dataclasses.replace(run, tasks={name: run.tasks.get(name) or catalog.load(name).Config() for name in names})

@@ -1,0 +1,287 @@
+"""Training: the loop, and what surrounds it (resume, validation, checkpoints, the final test and report)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyptych import distributed
+from polyptych.checkpoint import TrainingState, load_state, save_state, write_tensors
+from polyptych.data.cache import cached
+from polyptych.data.loading import TrainingBatches
+from polyptych.datasets._base import Dataset
+from polyptych.errors import InputError
+from polyptych.evaluate import Evaluator, finish
+from polyptych.logbook import Logbook, environment
+from polyptych.optim import set_learning_rate
+from polyptych.progress import Display
+from polyptych.record import write_json
+from polyptych.run import Facts, Run, write_run
+from polyptych.tasks._base import Task
+from polyptych.types import Batch, Loss, Output
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user asked to stop; everything is saved."""
+
+
+def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
+    """Train, test and report a run in a folder of its own.
+
+    Args:
+        folder: where everything goes; must not exist yet, unless ``resume``.
+        resume: go on from the last checkpoint in the folder, exactly as if nothing had happened.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: data, folder or checkpoint are not as needed, or a loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM came; the state was saved first.
+    """
+    if folder.exists() and not resume:
+        raise InputError(folder, "a folder that exists", "a new folder for the run",
+                         f"choose another --out, or go on with `polyptych resume {folder}`")
+    with distributed.group(distributed.local_device(run.execution.device)):
+        trainer = Trainer(run, folder, resume)
+        with _stop_on_signal() as stop, trainer.display:
+            trainer.fit(stop)
+        return finish(folder, trainer.display.say)
+
+
+class Trainer:
+    """One run in progress. :meth:`fit` is the loop, :meth:`step` is one optimizer step."""
+
+    def __init__(self, run: Run, folder: Path, resume: bool):
+        self.run, self.folder = run, folder
+        self.device = distributed.local_device(run.execution.device)
+        self.last = folder / "checkpoints" / "last.safetensors"
+        self.resumed = resume and self.last.exists()
+        seed_everything(run.seed)
+        dataset = open_dataset(run, "train")
+        self.tasks = run.build_tasks(dataset.labels)
+        self.state = self._build_state()
+        if self.resumed:
+            load_state(self.last, self.state)
+        self.batches = TrainingBatches(
+            dataset, self.tasks, run.augment, run.size or dataset.read(0).info.native, batch_size=run.batch_size, seed=run.seed,
+            start=self.state.step * run.accumulate, rank=distributed.rank(), world=distributed.world(),
+            workers=run.loading.workers, pin_memory=self.device.type == "cuda", on_fault=run.loading.on_fault)
+        self.model = distributed.parallel(self.state.network, self.device)
+        self.forward = torch.compile(self.model) if run.execution.compile else self.model
+        self.evaluator = Evaluator(run, self.tasks, self.device)
+        self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
+        self._first_bad = torch.zeros(len(self.tasks), dtype=torch.long, device=self.device)
+        self._prepare_folder(dataset)
+        self.log = Logbook(folder, self.state.step, run.monitoring.tensorboard) if distributed.is_main() else None
+
+    def _build_state(self) -> TrainingState:
+        run = self.run
+        network = run.build_network(self.tasks, pretrained=not self.resumed)
+        if run.execution.sync_batch_norm and distributed.world() > 1:
+            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network.to(self.device, memory_format=self.memory_format)
+        balancer = run.build_balancer(self.tasks).to(self.device)
+        return TrainingState(
+            network=network, balancer=balancer, optimizer=run.optimizer.build(network, balancer),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=run.execution.precision == "float16"),
+            average=copy.deepcopy(network).requires_grad_(False) if run.ema else None)
+
+    def fit(self, stop: StopFlag) -> None:
+        """Train to the last step."""
+        run, state, watch = self.run, self.state, self.run.monitoring
+        batches = iter(self.batches)
+        if self.resumed:
+            load_state(self.last, state)  # again: building a loader draws random numbers that were drawn before
+        logged, clock = state.step, time.monotonic()
+        while state.step < run.steps:
+            losses, weights = self.step([next(batches) for _ in range(run.accumulate)])
+            self.display.step(state.step)
+            ended = state.step == run.steps
+            if ended or state.step % watch.log_every == 0:
+                images, seconds = (state.step - logged) * run.batch_size * run.accumulate, time.monotonic() - clock
+                self._record(losses, weights, images, seconds)
+                logged, clock = state.step, time.monotonic()
+            if ended or state.step % watch.validate_every == 0:
+                clock += self._validate()  # throughput is that of training
+            if ended or stop.asked or state.step % watch.save_every == 0:
+                self._save()
+            if stop.asked and not ended:
+                raise Interrupted(f"stopped at step {state.step} of {run.steps}; everything is saved, go on with "
+                                  f"`polyptych resume {self.folder}`")
+        self._report_faults()
+
+    def step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
+        """One optimizer step over all micro-batches; returns the mean losses and the weights of the tasks."""
+        run, state = self.run, self.state
+        state.network.train()
+        self.learning_rate = set_learning_rate(state.optimizer, run.schedule.share(state.step, run.steps))
+        batches = [batch.to(self.device, self.memory_format) for batch in micro_batches]
+        counts = {task: distributed.total(torch.stack([b.valid[task].sum() for b in batches]).sum()) for task in self.tasks}
+        sums = {task: torch.zeros((), device=self.device) for task in self.tasks}
+        weights: dict[str, float | Tensor] = {}
+        scale = state.scaler.scale(torch.ones((), device=self.device))
+        for batch in batches:
+            with self._synchronized(batch is batches[-1]):
+                with self.autocast():
+                    output = self.forward(batch.image)
+                losses = {name: total_loss(task, name, output, batch).sum / counts[name].clamp(min=1) * distributed.world()
+                          for name, task in self.tasks.items()}
+                weights = state.balancer.backward(losses, state.network, output, scale)
+            sums = {name: sums[name] + losses[name].detach() for name in losses}
+        distributed.average_gradients(state.balancer.parameters())
+        state.scaler.unscale_(state.optimizer)
+        if run.clip:
+            torch.nn.utils.clip_grad_norm_(state.network.parameters(), run.clip)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        self._update_average()
+        self._watch(sums)
+        return sums, weights
+
+    def autocast(self) -> torch.autocast:
+        precision = getattr(torch, self.run.execution.precision)
+        return torch.autocast(self.device.type, precision, enabled=precision is not torch.float32)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.run.execution.channels_last else torch.contiguous_format
+
+    def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are exchanged between processes once per step, with the last micro-batch."""
+        parallel = isinstance(self.model, torch.nn.parallel.DistributedDataParallel)
+        return self.model.no_sync() if parallel and not last else contextlib.nullcontext()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Exponential moving average of the weights; early steps count less, so that the random start is forgotten."""
+        state = self.state
+        if state.average is not None:
+            decay = min(self.run.ema, (1 + state.step) / (10 + state.step))
+            torch._foreach_lerp_(list(state.average.parameters()), list(state.network.parameters()), 1 - decay)
+            for average, buffer in zip(state.average.buffers(), state.network.buffers(), strict=True):
+                average.copy_(buffer)
+
+    def _watch(self, losses: dict[str, Tensor]) -> None:
+        """Remember on the device at which step each task's loss was first not finite; the host looks when it logs."""
+        finite = torch.isfinite(torch.stack(list(losses.values())))
+        now = torch.full_like(finite, self.state.step, dtype=torch.long)
+        self._first_bad = torch.where((self._first_bad == 0) & ~finite, now, self._first_bad)
+        if self.device.type == "cpu":
+            self._check_finite()
+
+    def _check_finite(self) -> None:
+        for task, step in zip(self.tasks, self._first_bad.tolist(), strict=True):
+            if step:
+                raise InputError(f"task '{task}', step {step}", "a loss that is not finite", "finite losses",
+                                 "lower --optimizer.learning-rate, set --clip, or use --execution.precision bfloat16; "
+                                 f"checkpoints before it are in {self.last.parent}")
+
+    def _record(self, losses: dict[str, Tensor], weights: dict[str, float | Tensor], images: int, seconds: float) -> None:
+        self._check_finite()
+        means = {name: float(distributed.total(value)) / distributed.world() for name, value in losses.items()}
+        speed = images * distributed.world() / max(seconds, 1e-9)
+        self.state.progress["seconds"] = self.state.progress.get("seconds", 0.0) + seconds
+        self.display.status(self.state.step, means, speed, self.learning_rate)
+        if self.log is not None:
+            self.log.write("train", self.state.step, losses=means, weights={k: float(v) for k, v in weights.items()},
+                           learning_rate=self.learning_rate, images_per_second=speed, seconds=self.state.progress["seconds"])
+
+    def _validate(self) -> float:
+        """Measure on the validation split and keep the best weights; returns the seconds it took."""
+        start = time.monotonic()
+        self._check_finite()
+        subject = self.state.average or self.state.network
+        result = self.evaluator.evaluate(subject, "val")
+        metrics = {name: entry["metrics"] for name, entry in result["tasks"].items()}
+        headlines = "  ".join(f"{name} {entry['headline']} {entry['metrics'][entry['headline']]:.3g}"
+                              for name, entry in result["tasks"].items())
+        self.display.say(f"step {self.state.step}: validation  {headlines}  skill {result['skill']:.3f}")
+        if self.log is not None:
+            self.log.write("validation", self.state.step, metrics=metrics, skill=result["skill"],
+                           seconds=self.state.progress.get("seconds", 0.0))
+        if result["skill"] > self.state.progress.get("best_skill", -float("inf")):
+            self.state.progress["best_skill"] = result["skill"]
+            if distributed.is_main():
+                tensors = {f"network.{name}": value for name, value in subject.state_dict().items()}
+                write_tensors(self.last.with_name("best.safetensors"), tensors, {"step": self.state.step})
+        return time.monotonic() - start
+
+    def _save(self) -> None:
+        self._check_finite()
+        if distributed.is_main():
+            save_state(self.last, self.state)
+        distributed.barrier()
+
+    def _prepare_folder(self, dataset: Dataset) -> None:
+        """Make the run folder and record what will happen in it; nothing is made before the parts are known to fit."""
+        if distributed.is_main():
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            write_run(self.folder / "run.json", self.run, Facts.of(dataset))
+            write_json(self.folder / "environment.json", environment())
+        distributed.barrier()
+
+    def _report_faults(self) -> None:
+        if faults := self.batches.faults:
+            self.display.say(f"skipped {len(faults)} training samples that could not be used, for instance: "
+                             f"{next(iter(faults.values()))}")
+
+
+def total_loss(task: Task, name: str, output: Output, batch: Batch) -> Loss:
+    """A task's loss on its final prediction and on every auxiliary one (deep supervision). The count stays that of
+    the final prediction: auxiliary losses add to the numerator only."""
+    target, valid = batch.target[name], batch.valid[name]
+    loss = task.loss(output.final[name], target, valid)
+    for auxiliary in output.auxiliary:
+        if name in auxiliary.prediction:
+            loss.sum = loss.sum + auxiliary.weight * task.loss(auxiliary.prediction[name], target, valid).sum
+    return loss
+
+
+def open_dataset(run: Run, split: str) -> Dataset:
+    """One split of the run's data, through the cache if the run has one."""
+    dataset = run.build_dataset(split)
+    if run.loading.cache is None:
+        return dataset
+    return cached(dataset, run.loading.cache, run.build_tasks(dataset.labels), run.loading.on_fault)
+
+
+def seed_everything(seed: int) -> None:
+    """Initialization, dropout and whatever a library draws from the global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class StopFlag:
+    """Set by Ctrl-C or SIGTERM; the loop looks at it after every step. A second Ctrl-C stops at once."""
+
+    asked = False
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[StopFlag]:
+    flag = StopFlag()
+    before = {number: signal.signal(number, flag.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,38 @@
+"""What several tests share: a small run on rooms, and the place of the real data."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("polyptych", "typechecking.check")
+
+# Tests measure nothing; one thread each keeps parallel test processes from fighting over cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real frames, or a skip that says why."""
+    root = Path(os.environ.get("POLYPTYCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (root / "nyuv2").is_dir():
+        pytest.skip(f"no real frames at {root}; set POLYPTYCH_TEST_DATA")
+    return root
+
+
+@pytest.fixture
+def small_run():
+    """Seven tasks on tiny rooms, a tiny backbone, four steps: everything that `polyptych train rooms` does, in seconds."""
+    from polyptych.backbones.timm import Timm
+    from polyptych.datasets.rooms import Rooms
+    from polyptych.recipes.rooms import rooms
+    from polyptych.run import Loading, Monitoring
+
+    return replace(
+        rooms(), dataset=Rooms.Config(size=(48, 64), val_frames=3, test_frames=4), size=(48, 64),
+        backbone=Timm.Config(model="test_resnet"), steps=4, batch_size=2, loading=Loading(),
+        monitoring=Monitoring(log_every=1, validate_every=2, save_every=2, examples=2, trivial_samples=4))

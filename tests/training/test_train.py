@@ -1,0 +1,150 @@
+"""The training step and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyptych.data.loading import TrainingBatches
+from polyptych.errors import InputError
+from polyptych.run import Execution, Run, read_run
+from polyptych.train import Trainer, train
+from polyptych.types import Batch
+
+
+def micro(run: Run, trainer: Trainer, number: int) -> list[Batch]:
+    """The first batches of a run, by hand."""
+    dataset = run.build_dataset("train")
+    batches = iter(TrainingBatches(dataset, trainer.tasks, run.augment, run.size, batch_size=run.batch_size, seed=run.seed))
+    return [next(batches) for _ in range(number)]
+
+
+def gradients_of(run: Run, folder: Path, batches: list[Batch]) -> dict[str, torch.Tensor]:
+    """The change that one plain SGD step makes to each parameter, without batch statistics in the way."""
+    trainer = Trainer(run, folder, resume=False)
+    network = trainer.state.network
+    network.train = lambda mode=True: network  # type: ignore[method-assign]
+    network.eval()
+    torch.nn.Module.eval(network)
+    for module in network.modules():
+        module.training = False
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    trainer.step(batches)
+    return {name: p.detach() - before[name] for name, p in network.named_parameters()}
+
+
+def test_accumulation_equals_one_large_batch(small_run: Run, tmp_path: Path) -> None:
+    """Micro-batches with different numbers of labelled pixels, one without any label for a task."""
+    optimizer = replace(small_run.optimizer, kind="sgd", weight_decay=0.0, learning_rate=1.0, momentum=0.0)
+    tasks = {name: config for name, config in small_run.tasks.items() if name not in ("saliency", "keypoints")}
+    # Saliency balances its classes within each micro-batch, and the number of people per batch pads keypoints.
+    run = replace(small_run, optimizer=optimizer, tasks=tasks, accumulate=2, schedule=replace(small_run.schedule, warmup=0))
+    parts = micro(run, Trainer(run, tmp_path / "probe", resume=False), 2)
+    parts[0].valid["depth"][:] = False
+    parts[1].valid["normals"][:, :20] = False
+    whole = Batch(torch.cat([p.image for p in parts]), {t: torch.cat([p.target[t] for p in parts]) for t in tasks},
+                  {t: torch.cat([p.valid[t] for p in parts]) for t in tasks}, [i for p in parts for i in p.info])
+    split = gradients_of(run, tmp_path / "split", parts)
+    together = gradients_of(replace(run, accumulate=1), tmp_path / "together", [whole])
+    for name in together:
+        torch.testing.assert_close(split[name], together[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_batch_without_labels_for_a_task_trains_the_rest(small_run: Run, tmp_path: Path) -> None:
+    trainer = Trainer(small_run, tmp_path / "run", resume=False)
+    batches = micro(small_run, trainer, 1)
+    for task in trainer.tasks:
+        if task != "depth":
+            batches[0].valid[task][:] = False
+    losses, _ = trainer.step(batches)
+    assert {task: float(loss) for task, loss in losses.items() if task != "depth"} == dict.fromkeys(
+        [task for task in trainer.tasks if task != "depth"], 0.0)
+    assert float(losses["depth"]) > 0
+    assert all(torch.isfinite(p).all() for p in trainer.state.network.parameters())
+
+
+def test_a_run_leaves_everything_behind(small_run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    report = train(replace(small_run, ema=0.5, clip=1.0, select="best"), folder)
+    for name in ("run.json", "environment.json", "metrics.jsonl", "checkpoints/last.safetensors", "panels/001.png",
+                 "checkpoints/best.safetensors", "evaluation/val.json", "evaluation/test.json", "report.md"):
+        assert (folder / name).is_file(), name
+    assert report.read_text().count("data:image/png") >= 2
+    assert read_run(folder)[0] == replace(small_run, ema=0.5, clip=1.0, select="best")
+    result = json.loads((folder / "evaluation" / "test.json").read_text())
+    assert result["images"] == 4 and result["protocol"] == "rooms-1-48x64" and result["weights"] == "best"
+    assert set(result["tasks"]) == set(small_run.tasks)
+    for entry in result["tasks"].values():
+        assert entry["headline"] in entry["metrics"] and entry["metrics"].keys() == entry["trivial"].keys()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "train"] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if line["event"] == "validation"] == [2, 4]
+
+
+def test_a_non_finite_loss_names_task_and_step(small_run: Run, tmp_path: Path) -> None:
+    trainer = Trainer(small_run, tmp_path / "run", resume=False)
+    batches = micro(small_run, trainer, 2)
+    trainer.step(batches[:1])
+    batches[1].target["depth"][:] = float("inf")
+    batches[1].valid["depth"][:] = True
+    with pytest.raises(InputError, match=r"task 'depth', step 2: got a loss that is not finite; needs finite losses; lower"):
+        trainer.step(batches[1:])
+
+
+def test_a_run_folder_is_never_overwritten(small_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("x")
+    with pytest.raises(InputError, match=r"a folder that exists; needs a new folder for the run; choose another --out"):
+        train(small_run, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_trains(small_run: Run, tmp_path: Path, precision: str) -> None:
+    run = replace(small_run, execution=Execution(precision=precision, device="cpu"))
+    trainer = Trainer(run, tmp_path / "run", resume=False)
+    batches = micro(run, trainer, 3)
+    before = {name: p.detach().clone() for name, p in trainer.state.network.named_parameters()}
+    for number in range(16):  # float16 first lowers its loss scale, skipping a step each time the gradient overflows
+        losses, _ = trainer.step([batches[number % 3]])
+        assert all(torch.isfinite(loss) for loss in losses.values())
+    moved = [name for name, p in trainer.state.network.named_parameters() if not torch.equal(p, before[name])]
+    assert len(moved) == len(before)
+
+
+def test_the_seed_decides_everything(small_run: Run, tmp_path: Path) -> None:
+    def weights(seed: int, folder: str) -> torch.Tensor:
+        run = replace(small_run, seed=seed)
+        trainer = Trainer(run, tmp_path / folder, resume=False)
+        trainer.step(micro(run, trainer, 1))
+        return torch.cat([p.detach().flatten() for p in trainer.state.network.parameters()])
+
+    first = weights(1, "a")
+    assert torch.equal(first, weights(1, "b"))
+    assert not torch.equal(first, weights(2, "c"))
+
+
+def test_tensorboard_events_are_written_when_asked(small_run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from polyptych.logbook import Logbook
+
+    log = Logbook(tmp_path, 0, tensorboard=True)
+    log.write("train", 1, losses={"depth": 0.5})
+    log.close()
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_the_log_is_cut_at_the_resumed_step(tmp_path: Path) -> None:
+    from polyptych.logbook import Logbook
+
+    log = Logbook(tmp_path, 0, tensorboard=False)
+    for step in range(1, 5):
+        log.write("train", step, losses={})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "train", "st')  # killed while writing
+    Logbook(tmp_path, 2, tensorboard=False)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
