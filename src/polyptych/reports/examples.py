@@ -1,0 +1,27 @@
+"""Example pictures of a run: image, truth and prediction of evenly spaced test images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from polyptych.predict import load_network, paint_all, predict_image
+from polyptych.reports.panels import panel
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Write ``panels/000.png`` ... for a trained run; returns their paths."""
+    run, tasks, network, _ = load_network(folder)
+    dataset = run.build_dataset("test")
+    number = min(run.monitoring.examples, len(dataset))
+    paths = []
+    (folder / "panels").mkdir(exist_ok=True)
+    for position in range(number):
+        sample = dataset.read(position * len(dataset) // number)
+        image = sample.image.permute(1, 2, 0).numpy()
+        prediction = paint_all(tasks, predict_image(network, tasks, sample.image, run.size), image)
+        truth = {name: tasks[name].paint_target(target, sample.valid[name], image) for name, target in sample.target.items()}
+        paths.append(folder / "panels" / f"{position:03}.png")
+        Image.fromarray(panel(image, list(tasks), truth, prediction, caption=sample.info.id)).save(paths[-1])
+    return paths

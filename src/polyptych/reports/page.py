@@ -1,0 +1,330 @@
+"""The report of a run: one HTML file that needs nothing else, and the same in Markdown."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+
+from polyptych.errors import InputError
+from polyptych.record import read_json
+from polyptych.reports import curves, tables
+
+MOST_PANELS = 24  # that go into the page; it must stay a file that one can send
+
+PARTS = ("backbone", "encoder", "decoder", "balancer")
+ENVIRONMENT = {"started": "started", "accelerator": "accelerator", "processor": "processor", "cores": "cores",
+               "platform": "platform", "python": "Python", "torch": "PyTorch", "commit": "commit"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One example picture in the page."""
+
+    path: Path
+    title: str
+    width: int
+    height: int
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
+
+    @property
+    def link(self) -> str:
+        """Relative to the run's folder."""
+        return quote(f"{self.path.parent.name}/{self.path.name}")
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a run's folder holds, and how the report words it. What is missing in the folder is empty here."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    events: Sequence[Mapping[str, Any]]
+    evaluations: Mapping[str, tables.Evaluation]
+    panels: Sequence[Panel]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        return _mapping(self.record.get("run"))
+
+    @property
+    def labels(self) -> Mapping[str, Any]:
+        return _mapping(_mapping(self.record.get("facts")).get("labels"))
+
+    @cached_property
+    def main(self) -> tables.Evaluation | None:
+        """The evaluation that the report is about: test where there is one."""
+        return self.evaluations.get("test") or next(iter(self.evaluations.values()), None)
+
+    @property
+    def others(self) -> dict[str, tables.MetricTable]:
+        return {split: tables.metric_table(found) for split, found in self.evaluations.items()
+                if found is not self.main}
+
+    @property
+    def table(self) -> tables.MetricTable | None:
+        return tables.metric_table(self.main) if self.main else None
+
+    @property
+    def classes(self) -> dict[str, list[tables.ClassRow]]:
+        """Per-class rows of every task that has classes."""
+        found = self.main.tasks.items() if self.main else ()
+        return {name: tables.class_rows(task.classes) for name, task in found if task.classes}
+
+    @property
+    def swatches(self) -> dict[str, dict[str, str]]:
+        """CSS colors by task and class, where the run records them."""
+        found = {}
+        for task, label in self.labels.items():
+            pairs = zip(_mapping(label).get("classes", ()), _mapping(label).get("colors", ()), strict=False)
+            found[task] = {str(name): "rgb({:d}, {:d}, {:d})".format(*color) for name, color in pairs}
+        return {task: colors for task, colors in found.items() if colors}
+
+    @cached_property
+    def plots(self) -> list[curves.Plot]:
+        headlines = {name: task.headline for name, task in self.main.tasks.items()} if self.main else {}
+        return curves.plots(self.events, headlines)
+
+    @property
+    def plot_groups(self) -> list[tuple[str, list[tuple[curves.Plot, Markup]]]]:
+        end = curves.last_step(self.plots)
+        return [(group, [(plot, Markup(curves.svg(plot, end))) for plot in plots])
+                for group, plots in groupby(self.plots, key=lambda plot: plot.group)]
+
+    @property
+    def summary(self) -> list[tuple[str, str]]:
+        """What was trained, where, and how well: one line each."""
+        lines = {"Trained": self._trained(), "Where": self._where(), "Result": self._result()}
+        return [(label, line) for label, line in lines.items() if line]
+
+    @property
+    def settings(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Every field of the run in groups: the plain ones, then one group for each part."""
+        plain = [(key, _shown(value)) for key, value in self.run.items() if not isinstance(value, dict)]
+        parts = [(key, _flat(value)) for key, value in self.run.items() if isinstance(value, dict) and value]
+        return [("run", plain), *parts] if plain else parts
+
+    @property
+    def surroundings(self) -> list[tuple[str, str]]:
+        return [(title, str(self.environment[key])) for key, title in ENVIRONMENT.items()
+                if self.environment.get(key)]
+
+    @property
+    def commands(self) -> list[tuple[str, str]]:
+        """How to repeat the run: with the words that started it, and from its record."""
+        commands = []
+        if command := self.environment.get("command"):
+            commands.append(("The command that started it", str(command)))
+        if self.run:
+            again = shlex.join(["polyptych", "train", "--from", self.name, "--out", f"{self.name}-again"])
+            commands.append(("The same choices, read back from run.json", again))
+        return commands
+
+    def _trained(self) -> str:
+        tasks = list(self.run.get("tasks") or self.labels or (self.main.tasks if self.main else ()))
+        parts = [f"{_part_name(self.run[slot])} {slot}" for slot in PARTS if _part_name(self.run.get(slot))]
+        data = _part_name(self.run.get("dataset"))
+        return " ".join(part for part in (_listed(tasks), f"on {data}" if data else "",
+                                          f"with {_listed(parts)}" if parts else "") if part)
+
+    def _where(self) -> str:
+        seconds = max((event.get("seconds") or 0 for event in self.events), default=0)
+        steps = max((event["step"] for event in self.events), default=0)
+        accelerator = self.environment.get("accelerator")
+        machine = accelerator if accelerator not in (None, "", "none") else self.environment.get("processor")
+        parts = [
+            f"{steps:,} steps" if steps else "",
+            f"in {_duration(seconds)}" if seconds else "",
+            f"on {machine}" if machine else "",
+        ]
+        line = " ".join(part for part in parts if part)
+        measured = self.main.protocol if self.main else ""
+        protocol = _mapping(self.record.get("facts")).get("protocol") or measured
+        return ", ".join(part for part in (line, f"protocol {protocol}" if protocol else "") if part)
+
+    def _result(self) -> str:
+        if not self.main:
+            return ""
+        found = self.main
+        heads = [row for row in tables.metric_table(found).rows if row.headline]
+        listed = ", ".join(f"{row.task} {row.metric} {_with_unit(row)} "
+                           f"(trivial {row.trivial})" for row in heads)
+        on = " ".join(str(part) for part in (found.images, found.split, "images") if part not in (None, ""))
+        return f"mean skill {tables.format_skill(found.skill)} on {on}: {listed}"
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` (self-contained), ``report.md`` and ``curves.svg`` into a run's folder.
+
+    A file of the run that is missing leaves out its section, and the report says so.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        InputError: the folder does not exist, or a file in it is damaged; the message names file and line.
+    """
+    folder = Path(folder)
+    data = read_folder(folder)
+    if data.plots:
+        (folder / "curves.svg").write_text(curves.sheet(data.plots), encoding="utf-8")
+    (folder / "report.md").write_text(_render("report.md.j2", data), encoding="utf-8")
+    path = folder / "report.html"
+    path.write_text(_render("report.html.j2", data), encoding="utf-8")
+    return path
+
+
+def read_folder(folder: Path) -> ReportData:
+    """Read what a run's folder holds.
+
+    Raises:
+        InputError: as :func:`write_report`.
+    """
+    if not folder.is_dir():
+        raise InputError(folder, "no such folder", "the folder of a run", "check the path")
+    splits = sorted((folder / "evaluation").glob("*.json"), key=lambda path: (path.stem != "test", path.stem))
+    evaluations = {path.stem: tables.Evaluation.read(read_json(path), path) for path in splits}
+    return ReportData(
+        folder=folder, record=_object(folder / "run.json"), environment=_object(folder / "environment.json"),
+        events=read_events(folder / "metrics.jsonl"), evaluations=evaluations,
+        panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))])
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; none when there is no such file.
+
+    Half a line at the very end, as a killed process leaves it, is passed over.
+
+    Raises:
+        InputError: a line is not a JSON object with a step; the message names the line.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    events = []
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # it lacks even the line end
+                break
+            raise _damaged(path, number, f"a line that is not JSON ({error})") from None
+        if event is None:
+            continue
+        if not isinstance(event, dict) or not isinstance(event.get("step"), (int, float)):
+            raise _damaged(path, number, "a line without a step")
+        events.append(event)
+    return events
+
+
+def _damaged(path: Path, line: int, got: str) -> InputError:
+    return InputError(f"{path}, line {line}", got, "one JSON object with a step on each line",
+                      "remove the line, or restore the file")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(path, type(value).__name__, "a JSON object", "restore it or choose another run")
+    return value
+
+
+def _panel(path: Path) -> Panel:
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as picture:
+            width, height = picture.size
+    except (UnidentifiedImageError, OSError):
+        raise InputError(path, "a file that is not a picture", "a PNG",
+                         "remove it and write the report again") from None
+    return Panel(path, f"Example {int(path.stem) + 1}" if path.stem.isdecimal() else path.stem, width, height)
+
+
+def _render(template: str, data: ReportData) -> str:
+    """Everything that a template prints is escaped for its language: names and paths come from outside."""
+    markdown = template.endswith(".md.j2")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("polyptych.reports", ""), autoescape=not markdown, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+        finalize=_escape_unless_markup if markdown else None)
+    environment.globals.update(
+        most_panels=MOST_PANELS, format_skill=tables.format_skill, percent=_percent, is_number=tables.is_number,
+        markdown_table=lambda evaluation: Markup(tables.markdown_table(evaluation)), fenced=_fenced)
+    return environment.get_template(template).render(data=data)
+
+
+def _escape_unless_markup(value: Any) -> Any:
+    return value if isinstance(value, Markup) else tables.escape_markdown(str(value))
+
+
+def _fenced(text: str) -> Markup:
+    """A Markdown code block, indented rather than fenced, so that nothing in the text can end it."""
+    return Markup("\n".join("    " + line for line in text.splitlines()))
+
+
+def _percent(skill: float | None) -> str:
+    return f"{100 * min(1.0, max(0.0, skill)):.1f}%" if tables.is_number(skill) else "0%"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _part_name(part: Any) -> str:
+    """``timm (resnet18)``: the component's name, with the one option that names something further."""
+    if not isinstance(part, Mapping) or "name" not in part:
+        return ""
+    further = next((value for key, value in part.items() if key in ("network", "model", "variant")
+                    and isinstance(value, str) and value), "")
+    return f"{part['name']} ({further})" if further else str(part["name"])
+
+
+def _with_unit(row: tables.Row) -> str:
+    return f"{row.value}{'' if row.unit in ('', '°', '%') else ' '}{row.unit}"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, item in value.items():
+        place = f"{prefix}{key}"
+        rows += _flat(item, f"{place}.") if isinstance(item, dict) and item else [(place, _shown(item))]
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == "" or value == []:
+        return tables.ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_shown(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,262 @@
+"""Example pictures: the image beside what is true and what is predicted, one column for each task.
+
+Pictures are uint8 RGB arrays (h w 3). Small ones are enlarged by whole factors, so that every pixel of a
+label stays a crisp square; nothing is ever blurred by enlarging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeAlias
+
+import matplotlib
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from polyptych.errors import InputError
+
+Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
+
+CELL = 240  # small pictures are enlarged until their longer side is about this many pixels
+LARGEST_CELL = 480  # larger ones are reduced, or a sheet of seven tasks would be wider than any screen
+MARGIN = 16
+GUTTER = 8
+
+BACKGROUND = (250, 250, 248)
+INK = (38, 41, 46)
+FAINT_INK = (112, 116, 122)
+LINE = (214, 215, 212)
+HATCH, HATCH_GROUND = (208, 209, 206), (226, 227, 224)
+
+
+def panel(image: Picture, tasks: Sequence[str], truth: Mapping[str, Picture | None],
+          prediction: Mapping[str, Picture | None], caption: str = "") -> Picture:
+    """One example as a picture: the image in the first column, then truth above prediction for every task.
+
+    Args:
+        image: the input, uint8 RGB.
+        tasks: the columns, in order.
+        truth, prediction: painted pictures by task. They show the whole frame of the image but may have
+            another size. What is absent or None becomes a hatched cell that says so.
+        caption: written below the image.
+
+    Raises:
+        InputError: a picture is not a uint8 RGB array.
+    """
+    labels = (image, *(_or_note(truth.get(task), "no label") for task in tasks))
+    guesses = (_Note(caption), *(_or_note(prediction.get(task), "no prediction") for task in tasks))
+    return _draw(("image", *tasks), cell_size(image),
+                 [_Row("truth", labels), _Row("prediction", guesses)])
+
+
+def strip(image: Picture, painted: Mapping[str, Picture], caption: str = "") -> Picture:
+    """The image and the painted predictions of all tasks in one row, each under its name.
+
+    Args:
+        caption: stands above the image in place of the word "image", for instance the name of its file.
+
+    Raises:
+        InputError: a picture is not a uint8 RGB array.
+    """
+    return _draw((caption or "image", *painted), cell_size(image),
+                 [_Row("", (image, *painted.values()))])
+
+
+def contact_sheet(pictures: Sequence[Picture]) -> Picture:
+    """Panels, strips and legends below each other on one ground; each keeps its header, so that a long sheet
+    can be read anywhere.
+
+    Raises:
+        InputError: no picture, or one that is not a uint8 RGB array.
+    """
+    if not pictures:
+        raise InputError("contact_sheet", "no pictures", "at least one", "pass the pictures to show")
+    for picture in pictures:
+        _check(picture)
+    width = max(picture.shape[1] for picture in pictures)
+    sheet = np.full((sum(map(len, pictures)), width, 3), BACKGROUND, np.uint8)
+    top = 0
+    for picture in pictures:
+        sheet[top:top + len(picture), :picture.shape[1]] = picture
+        top += len(picture)
+    return sheet
+
+
+def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int = 960) -> Picture:
+    """Colored swatches with the names of the classes, in as many columns as ``width`` pixels hold.
+
+    Raises:
+        InputError: the numbers of names and colors differ.
+    """
+    if len(classes) != len(colors):
+        raise InputError("legend", f"{len(classes)} classes and {len(colors)} colors",
+                         "one color for each class", "pass both in the order of the class ids")
+    font = _font(14)
+    swatch, line = 16, 26
+    longest = max((font.getlength(name) for name in classes), default=0)
+    entry = min(int(swatch + 8 + longest + 24), width - 2 * MARGIN)
+    columns = max(1, (width - 2 * MARGIN) // entry)
+    lines = -(-len(classes) // columns)
+    canvas = Image.new("RGB", (width, 2 * MARGIN + lines * line), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for index, (name, color) in enumerate(zip(classes, colors, strict=True)):
+        # Down the columns, as one reads an index.
+        left = MARGIN + index // lines * entry
+        top = MARGIN + index % lines * line
+        draw.rectangle((left, top + 4, left + swatch - 1, top + 4 + swatch - 1), fill=tuple(color))
+        text = _shortened(name, font, entry - swatch - 16)
+        draw.text((left + swatch + 8, top + line / 2), text, INK, font, anchor="lm")
+    return np.array(canvas)
+
+
+def cell_size(image: Picture) -> tuple[int, int]:
+    """Height and width at which a picture is shown: a whole multiple, or a whole fraction of large ones."""
+    _check(image)
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if longer <= LARGEST_CELL:
+        factor = max(1, round(CELL / longer))
+        return height * factor, width * factor
+    divisor = -(-longer // LARGEST_CELL)
+    return max(1, height // divisor), max(1, width // divisor)
+
+
+# -- the grid ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Note:
+    """Words in place of a picture."""
+
+    text: str
+    hatched: bool = False
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    cells: tuple[Picture | _Note, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the cells of a grid lie.
+
+    Attributes:
+        lefts: left edges of the columns.
+        tops: top edges of the rows.
+        labels: left edge of the row labels, which stand after the first column.
+        size: height and width of the whole picture.
+        text: height of its letters.
+    """
+
+    lefts: tuple[int, ...]
+    tops: tuple[int, ...]
+    labels: int
+    size: tuple[int, int]
+    text: int
+
+
+def layout(cell: tuple[int, int], rows: int, columns: int, labelled: bool) -> Layout:
+    """Place ``rows`` x ``columns`` cells of one size (h, w), with a header above and room for row labels if
+    ``labelled``."""
+    height, width = cell
+    # Wide pictures are shown reduced, so their text grows with them.
+    text = int(np.clip(columns * width / 70, 14, 28))
+    aside = round(1.9 * text) if labelled else 0
+    lefts = tuple(MARGIN + i * (width + GUTTER) + (aside if i else 0) for i in range(columns))
+    tops = tuple(MARGIN + round(1.7 * text) + i * (height + GUTTER) for i in range(rows))
+    size = (tops[-1] + height + MARGIN, lefts[-1] + width + MARGIN)
+    return Layout(lefts, tops, MARGIN + width + GUTTER, size, text)
+
+
+def _draw(headers: Sequence[str], size: tuple[int, int], rows: Sequence[_Row]) -> Picture:
+    height, width = size
+    place = layout(size, len(rows), len(headers), any(row.label for row in rows))
+    canvas = Image.new("RGB", place.size[::-1], BACKGROUND)
+    draw, font = ImageDraw.Draw(canvas), _font(place.text)
+    for left, header in zip(place.lefts, headers, strict=True):
+        baseline = place.tops[0] - round(0.55 * place.text)
+        draw.text((left, baseline), _shortened(header, font, width), INK, font, anchor="ls")
+    for row, top in zip(rows, place.tops, strict=True):
+        if row.label:
+            _write_upwards(canvas, row.label, (place.labels, top), height, place.text)
+        for left, cell in zip(place.lefts, row.cells, strict=True):
+            if isinstance(cell, _Note):
+                picture = _note_picture(cell, size, place.text)
+            else:
+                picture = Image.fromarray(_fitted(cell, size))
+                # Around the picture, not on it: a white boundary map would melt into the ground.
+                draw.rectangle((left - 1, top - 1, left + width, top + height), outline=LINE)
+            canvas.paste(picture, (left, top))
+    return np.array(canvas)
+
+
+def _fitted(picture: Picture, size: tuple[int, int]) -> Picture:
+    _check(picture)
+    factor = size[0] // picture.shape[0]
+    if factor >= 1 and (picture.shape[0] * factor, picture.shape[1] * factor) == size:
+        return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    # Shrinking by nearest neighbor would drop lines that are one pixel wide.
+    shrinks = size[0] < picture.shape[0] or size[1] < picture.shape[1]
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
+    return np.array(Image.fromarray(picture).resize(size[::-1], method))
+
+
+def _note_picture(note: _Note, size: tuple[int, int], text: int) -> Image.Image:
+    height, width = size
+    font = _font(min(text, max(10, width // 8)))
+    if not note.hatched:
+        picture = Image.new("RGB", (width, height), BACKGROUND)
+        ImageDraw.Draw(picture).text((0, 2), _shortened(note.text, font, width), FAINT_INK, font)
+        return picture
+    y, x = np.mgrid[:height, :width]
+    stripes = (((x + y) // 6) % 3 == 0)[..., None]
+    picture = Image.fromarray(np.where(stripes, HATCH, HATCH_GROUND).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    words = _shortened(note.text, font, width)
+    left, top, right, bottom = draw.textbbox((width / 2, height / 2), words, font, anchor="mm")
+    draw.rectangle((left - 6, top - 5, right + 6, bottom + 5), fill=HATCH_GROUND)
+    draw.text((width / 2, height / 2), words, FAINT_INK, font, anchor="mm")
+    return picture
+
+
+def _write_upwards(canvas: Image.Image, words: str, corner: tuple[int, int], height: int, text: int) -> None:
+    font = _font(text)
+    box = Image.new("RGB", (height, round(1.4 * text)), BACKGROUND)
+    ImageDraw.Draw(box).text((height / 2, box.height / 2), _shortened(words, font, height), FAINT_INK, font,
+                             anchor="mm")
+    canvas.paste(box.rotate(90, expand=True), corner)
+
+
+def _or_note(picture: Picture | None, words: str) -> Picture | _Note:
+    return _Note(words, hatched=True) if picture is None else picture
+
+
+def _shortened(words: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    words = words.replace("\n", " ")
+    if font.getlength(words) <= width:
+        return words
+    while words and font.getlength(words + "…") > width:
+        words = words[:-1]
+    return words + "…"
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _check(picture: np.ndarray) -> None:
+    if not isinstance(picture, np.ndarray):
+        got = type(picture).__name__
+    elif picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        got = f"{picture.dtype} of shape {picture.shape}"
+    else:
+        got = ""
+    if got:
+        raise InputError("picture", got, "a uint8 array (h w 3)", "convert it to RGB first")

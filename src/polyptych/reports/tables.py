@@ -1,0 +1,230 @@
+"""The result of an evaluation as a table, for the terminal, for Markdown and for the report page.
+
+Beside every metric stands the trivial baseline: what the best constant prediction (majority class, mean depth)
+scores on the same images. *Skill* puts the headline of a task between that baseline (0) and a perfect
+prediction (1).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import msgspec
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from polyptych.errors import InputError
+
+ABSENT, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What an evaluation says about one task; the fields of ``evaluation/*.json``."""
+
+    metrics: dict[str, float | None]
+    headline: str = ""
+    trivial: dict[str, float | None] = field(default_factory=dict)
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
+    skill: float | None = None
+    unit: str = ""
+    note: str = ""
+    classes: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An ``evaluation/*.json``; what older or foreign files lack is left out of the caption."""
+
+    tasks: dict[str, TaskResult]
+    skill: float | None = None
+    protocol: str = ""
+    split: str = ""
+    step: int | None = None
+    images: int | None = None
+    weights: str = ""
+    input_size: tuple[int, int] | None = None
+    seconds: float | None = None
+
+    @staticmethod
+    def read(data: Mapping[str, Any], where: str | Path = "evaluation") -> Evaluation:
+        """Check the contents of an evaluation file.
+
+        Raises:
+            InputError: a field is missing or of the wrong type; the message names the field.
+        """
+        try:
+            return msgspec.convert(data, Evaluation)
+        except msgspec.ValidationError as error:
+            raise InputError(where, f"a field that does not fit ({error})",
+                             "an evaluation written by polyptych", "run `polyptych evaluate` again") from None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one task, ready to print.
+
+    Attributes:
+        headline: this metric stands for the task; its row comes first and holds the task's skill.
+    """
+
+    task: str
+    metric: str
+    value: str
+    trivial: str
+    arrow: str
+    headline: bool
+    unit: str = ""
+    skill: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The task with its unit where its rows begin, otherwise empty."""
+        return (f"{self.task} ({self.unit})" if self.unit else self.task) if self.headline else ""
+
+    @property
+    def skill_text(self) -> str:
+        return format_skill(self.skill) if self.headline else ""
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class of a per-class table; ``share`` of the full bar is in [0, 1]."""
+
+    name: str
+    value: str
+    share: float
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """Rows and caption of an evaluation; ``skill`` is the mean over tasks."""
+
+    rows: tuple[Row, ...]
+    caption: str
+    skill: float | None
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+def metric_table(evaluation: Mapping[str, Any] | Evaluation) -> MetricTable:
+    """The rows that every form of the table shows: the headline of each task first, then its other metrics.
+
+    Raises:
+        InputError: the evaluation is not as ``polyptych evaluate`` writes it.
+    """
+    found = evaluation if isinstance(evaluation, Evaluation) else Evaluation.read(evaluation)
+    rows = tuple(row for name, task in found.tasks.items() for row in _task_rows(name, task))
+    notes = tuple((name, task.note) for name, task in found.tasks.items() if task.note)
+    return MetricTable(rows, caption(found), found.skill, notes)
+
+
+def terminal_table(evaluation: Mapping[str, Any] | Evaluation) -> Table:
+    """The table for a terminal; headlines are bold.
+
+    Raises:
+        InputError: as :func:`metric_table`.
+    """
+    table = metric_table(evaluation)
+    # Text objects, never markup: names come from files.
+    out = Table(box=box.ROUNDED, caption=Text(table.caption, "dim"), caption_justify="left", show_footer=True,
+                header_style="bold")
+    out.add_column("task", footer=Text("mean"))
+    out.add_column("metric")
+    out.add_column("value", justify="right")
+    out.add_column("trivial", justify="right", style="dim")
+    out.add_column("skill", justify="right", footer=Text(format_skill(table.skill)))
+    for index, row in enumerate(table.rows):
+        bold = "bold" if row.headline else ""
+        ends = index + 1 == len(table.rows) or table.rows[index + 1].headline
+        out.add_row(Text(row.title, "bold"), Text(f"{row.metric} {row.arrow}".strip(), bold),
+                    Text(row.value, bold), Text(row.trivial), Text(row.skill_text, bold), end_section=ends)
+    return out
+
+
+def markdown_table(evaluation: Mapping[str, Any] | Evaluation) -> str:
+    """The table as Markdown, with the caption below.
+
+    Raises:
+        InputError: as :func:`metric_table`.
+    """
+    table = metric_table(evaluation)
+    lines = ["| task | metric | value | trivial | skill |", "|---|---|---:|---:|---:|"]
+    for row in table.rows:
+        mark = "**" if row.headline else ""
+        task = f"**{escape_markdown(row.title)}**" if row.headline else ""
+        metric = f"{mark}{escape_markdown(row.metric)}{mark} {row.arrow}".strip()
+        lines.append(f"| {task} | {metric} | {mark}{row.value}{mark} | {row.trivial} | {row.skill_text} |")
+    lines.append(f"| mean | | | | {format_skill(table.skill)} |")
+    return "\n".join([*lines, "", escape_markdown(table.caption), ""])
+
+
+def class_rows(values: Mapping[str, float | None]) -> list[ClassRow]:
+    """The rows of a per-class table, in the order of the classes. Bars are full at 100, or at 1 when all
+    values are fractions."""
+    known = {name: value for name, value in values.items() if is_number(value)}
+    full = 100.0 if any(value > 1 for value in known.values()) else 1.0
+    digits = 1 if full == 100 else 3
+    return [ClassRow(name, f"{value:.{digits}f}", min(1.0, max(0.0, value / full))) if name in known  # type: ignore
+            else ClassRow(name, ABSENT, 0.0) for name, value in values.items()]
+
+
+def caption(evaluation: Evaluation) -> str:
+    """What a number needs beside it to be compared: protocol, split, images, step, weights and input size."""
+    size = evaluation.input_size
+    parts = [
+        f"protocol {evaluation.protocol}" if evaluation.protocol else "",
+        f"{evaluation.split} split" if evaluation.split else "",
+        f"{evaluation.images:,} images" if evaluation.images is not None else "",
+        f"step {evaluation.step:,}" if evaluation.step is not None else "",
+        f"{evaluation.weights} weights" if evaluation.weights else "",
+        f"input {size[0]} {TIMES} {size[1]} (height {TIMES} width)" if size else "",
+    ]
+    text = ", ".join(part for part in parts if part)
+    facts = f"{text[0].upper()}{text[1:]}. " if text else ""
+    return f"{facts}Trivial: the best constant prediction. Skill: 0 = trivial, 1 = perfect."
+
+
+def format_pair(value: float | None, other: float | None) -> tuple[str, str]:
+    """Two values of one metric with the same number of digits: about four significant ones of the larger."""
+    sizes = [abs(v) for v in (value, other) if is_number(v)]
+    largest = max(sizes, default=0.0)
+    if largest and largest < 1e-3:
+        style = ".2e"
+    else:
+        style = ",.0f" if largest >= 1e4 else ".1f" if largest >= 1e3 else ".2f" if largest >= 10 else ".3f"
+        style = ".4f" if 0 < largest < 1 else style
+    return tuple(format(v, style) if is_number(v) else ABSENT for v in (value, other))  # type: ignore[return-value]
+
+
+def format_skill(skill: float | None) -> str:
+    """A skill with its sign where it is below the trivial baseline."""
+    return f"{skill:.3f}".replace("-", MINUS) if is_number(skill) else ABSENT
+
+
+def escape_markdown(text: str) -> str:
+    """Text from outside as it must stand in Markdown (also inside a table) to be shown as it is."""
+    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(str(text).split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _task_rows(name: str, task: TaskResult) -> list[Row]:
+    headline = task.headline if task.headline in task.metrics else next(iter(task.metrics), "")
+    rows = []
+    for metric in sorted(task.metrics, key=lambda metric: metric != headline):
+        value, trivial = format_pair(task.metrics[metric], task.trivial.get(metric))
+        direction = task.higher_is_better.get(metric)
+        rows.append(Row(task=name, metric=metric, value=value, trivial=trivial,
+                        arrow={True: "↑", False: "↓", None: ""}[direction], headline=metric == headline,
+                        unit=task.unit, skill=task.skill if metric == headline else None))
+    return rows
+
+
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Neither absent nor NaN nor infinite."""
+    return value is not None and math.isfinite(value)
