@@ -44,7 +44,7 @@ class Metric(ABC):
 
 def ratio(numerator: Tensor, denominator: Tensor) -> float:
     """numerator / denominator on the host; NaN when the denominator is zero."""
-    return float(numerator / denominator) if float(denominator) else float("nan")
+    return float(numerator.double() / denominator) if float(denominator) else float("nan")
 
 
 class Averaged(Metric):
@@ -68,7 +68,8 @@ class Averaged(Metric):
             metric.update(prediction[part], target[part], valid[part])
             for name, value in metric.compute().items():
                 if value == value:  # an image without a label has no value and no weight
-                    self.add(**{f"sum/{name}": torch.tensor(value), f"count/{name}": torch.tensor(1.0)})
+                    self.add(**{f"sum/{name}": torch.tensor(value, dtype=torch.float64),
+                                f"count/{name}": torch.tensor(1)})
 
     def compute(self) -> dict[str, float]:
         names = [name.removeprefix("sum/") for name in self.sums if name.startswith("sum/")]

@@ -62,7 +62,7 @@ class Task(Component, ABC):
 
         The prediction is brought to the resolution of the labels (bilinear). ``count`` is the number of valid pixels.
         """
-        prediction = resize(prediction.float(), tuple(valid.shape[-2:]))
+        prediction = resize(prediction.float(), (valid.shape[-2], valid.shape[-1]))
         return self.full_size_loss(prediction, target, valid)
 
     @abstractmethod
@@ -87,7 +87,7 @@ class Task(Component, ABC):
 
     @abstractmethod
     def paint(self, decoded: Tensor, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """A picture of one decoded prediction (no batch dimension); ``image`` is the input for tasks that draw on it."""
+        """A picture of one decoded prediction (no batch dimension); ``image`` is for tasks that draw on it."""
 
     def paint_target(self, target: Tensor, valid: Bool[Tensor, "h w"],
                      image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -99,7 +99,7 @@ class Task(Component, ABC):
     # -- labels --------------------------------------------------------------------------------------------------
 
     def move(self, target: Tensor, valid: Bool[Tensor, "h w"],
-             geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "h w"]]:
+             geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "h2 w2"]]:
         """The label of one sample after a geometric move. The default moves a dense map by nearest neighbor; tasks
         whose values change under a mirror, a zoom or a rotation override it. No pixel becomes valid by moving."""
         return geometry.labels(target), geometry.labels(valid)

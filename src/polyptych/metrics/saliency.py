@@ -1,0 +1,83 @@
+"""Saliency: maximal F measure over thresholds (ATRC) and mean IoU per image (ASTMT)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from polyptych.metrics._base import Metric
+from polyptych.metrics._counting import histogram
+
+BETA_SQUARED = 0.3
+F_THRESHOLDS = range(1, 20)  # in twentieths: 0.05 .. 0.95
+IOU_THRESHOLDS = range(4, 19)  # 0.20 .. 0.90
+
+
+class SaliencyF(Metric):
+    """Two measures of a saliency map in percent, each at its best threshold. Never compare one with the
+    other.
+
+    ``maxF``: counts over all pixels of all images, salient where p >= t, t = 0.05, 0.10 .. 0.95;
+    F = (1 + b) P R / (b P + R) with b = beta^2 = 0.3; maximum over t. This is ATRC's (Brüggemann et al., ICCV
+    2021, arXiv 2104.13874) and what papers after it report (82-85 on PASCAL-Context).
+
+    ``mIoU``: IoU of the salient region of every image by itself (1 where both are empty), salient where p >
+    t, t = 0.20, 0.25 .. 0.90; mean over images; maximum over t. This is ASTMT's (Maninis et al., CVPR 2019,
+    arXiv 1904.08918) and the survey's (65-68), which read p from 8-bit files where we do not round.
+
+    Args:
+        double_sigmoid: apply a sigmoid to the probabilities once more before ``maxF``, as InvPT's code does:
+            only thresholds 0.55 to 0.70 then tell anything. For comparison with its numbers.
+    """
+
+    def __init__(self, double_sigmoid: bool = False):
+        super().__init__()
+        self.double_sigmoid = double_sigmoid
+
+    def update(self, prediction: Float[Tensor, "b h w"], target: Float[Tensor, "b h w"],
+               valid: Bool[Tensor, "b h w"]) -> None:
+        true = target > 0.5
+        p = prediction.float()
+        passed = _passed(p.sigmoid() if self.double_sigmoid else p, F_THRESHOLDS, inclusive=True)
+        hits, predicted = _cumulate(_per_image(passed, true, valid, len(F_THRESHOLDS)).sum(0))
+        self.add(hits=hits, predicted=predicted, true=(true & valid).sum(), pixels=valid.sum())
+
+        passed = _passed(p, IOU_THRESHOLDS, inclusive=False)
+        hits, predicted = _cumulate(_per_image(passed, true, valid, len(IOU_THRESHOLDS)))
+        union = predicted + (true & valid).sum((1, 2))[:, None] - hits
+        iou = torch.where(union > 0, hits / union.clamp(min=1).double(), 1)
+        labelled = valid.any(2).any(1)
+        self.add(iou=torch.where(labelled[:, None], iou, 0).sum(0), images=labelled.sum())
+
+    def compute(self) -> dict[str, float]:
+        sums = {name: value.cpu().double() for name, value in self.sums.items()}
+        nan = float("nan")
+        if not sums or not sums["pixels"]:
+            return {"maxF": nan, "mIoU": nan}
+        # (1 + b) P R / (b P + R) without its divisions by zero.
+        f = (1 + BETA_SQUARED) * sums["hits"] / (BETA_SQUARED * sums["true"] + sums["predicted"])
+        return {"maxF": 100 * float(f.max()) if sums["true"] else nan,
+                "mIoU": 100 * float((sums["iou"] / sums["images"]).max())}
+
+
+def _passed(p: Float[Tensor, "b h w"], twentieths: range, inclusive: bool) -> Int[Tensor, "b h w"]:
+    """How many thresholds a value reaches (``inclusive``) or exceeds."""
+    # Divided in float64 and made on the device: a copy from the host would wait for the device.
+    thresholds = torch.arange(twentieths.start, twentieths.stop, dtype=torch.float64, device=p.device) / 20
+    return torch.bucketize(p, thresholds.float(), right=inclusive)
+
+
+def _per_image(passed: Int[Tensor, "b h w"], true: Bool[Tensor, "b h w"], valid: Bool[Tensor, "b h w"],
+               thresholds: int) -> Int[Tensor, "b 2 n"]:
+    """Number of valid pixels per image, truth and number of thresholds passed."""
+    images, levels = len(valid), thresholds + 1
+    image = torch.arange(images, device=valid.device)[:, None, None]
+    index = torch.where(valid, (image * 2 + true) * levels + passed, images * 2 * levels)
+    return histogram(index, images * 2 * levels + 1)[:-1].view(images, 2, levels)
+
+
+def _cumulate(counts: Int[Tensor, "*b 2 n"]) -> tuple[Int[Tensor, "*b t"], Int[Tensor, "*b t"]]:
+    """True positives and predicted positives at every threshold."""
+    at_least = counts.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    return at_least[..., 1, :], at_least.sum(-2)

@@ -1,0 +1,61 @@
+"""What boundaries and saliency have in common: the probability of one thing at every pixel."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._pictures import to_bytes
+
+
+class BinaryMap(Task):
+    """Prediction: one channel of logits. Target: float (h w) in [0, 1], positive above 0.5. Decoded form:
+    float (h w), probability of a positive."""
+
+    channels = 1
+    perfect: ClassVar[float] = 100.0
+
+    def decode(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b h w"]:
+        """The probability."""
+        return prediction[:, 0].sigmoid()
+
+    def trivial(self) -> Trivial:
+        return AlwaysPositive()
+
+    def paint(self, decoded: Float[Tensor, "h w"],
+              image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Positive is white."""
+        return to_bytes(decoded.float().cpu().numpy())[..., None].repeat(3, -1)
+
+    def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
+        wrong = valid & ~((target >= 0) & (target <= 1))  # NaN fails the comparisons
+        count = int(wrong.sum())
+        if not count:
+            return None
+        return f"value {float(target[wrong][0]):g} ({count} such pixels; values lie in [0, 1])"
+
+
+def weighted_cross_entropy(logits: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b h w"],
+                           valid: Bool[Tensor, "b h w"],
+                           weight: float | Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Sum over valid pixels of -[w y log s(x) + (1-w) (1-y) log(1 - s(x))], labels binarized at 0.5."""
+    x = torch.where(valid, logits[:, 0], 0)
+    # -log s(x) = softplus(-x), which neither overflows nor loses the small probabilities.
+    loss = torch.where(target > 0.5, weight * F.softplus(-x), (1 - weight) * F.softplus(x))
+    return torch.where(valid, loss, 0).sum()
+
+
+class AlwaysPositive(Trivial):
+    """Everything positive: of all constants it has the best F measure and IoU, whatever the labels are."""
+
+    def update(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> None:
+        pass
+
+    def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:
+        return torch.full((1, 1, *size), 10.0)

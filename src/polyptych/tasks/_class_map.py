@@ -1,0 +1,132 @@
+"""What semantic segmentation and part segmentation have in common: one class id for every pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from polyptych.data.geometry import Geometry
+from polyptych.errors import InputError
+from polyptych.metrics._base import Metric
+from polyptych.metrics.confusion import Absent, ConfusionMatrix
+from polyptych.tasks._accumulation import Accumulation, accumulated
+from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._pictures import UNLABELLED, class_colors
+from polyptych.types import LabelInfo, Loss
+
+IGNORED = -100
+
+
+class ClassMap(Task):
+    """Prediction: logits (b k h w), one channel per class of ``labels.classes``. Target and decoded form:
+    class ids, int64 (h w). Ids under an invalid pixel are arbitrary."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Task.Config):
+        label_smoothing: float = 0.0
+        """Share of the target's probability that is spread over all classes, 0 to 1."""
+        class_weights: tuple[float, ...] = ()
+        """Weight of each class in the loss, in the order of their ids; none means 1. The sum is divided by
+        the number of valid pixels, not by the sum of their weights."""
+        absent: Absent = "skip"
+        """What a class that is in no label and no prediction contributes to the mIoU: nothing, NaN or
+        zero."""
+        require_tp: bool = False
+        """Average the IoU only over classes that were hit at least once (AdaShare, AutoMTL; inflates the
+        number)."""
+        accumulation: Accumulation = "global"
+        """One confusion matrix over the set, or the mean over those of every image or batch (MTAN 2019)."""
+
+    headline: ClassVar[str] = "mIoU"
+    higher_is_better: ClassVar[dict[str, bool]] = {
+        "mIoU": True, "pixel_accuracy": True, "mean_accuracy": True}
+    perfect: ClassVar[float] = 100.0
+    config: Config
+
+    def __init__(self, config: Config, *, labels: LabelInfo):
+        super().__init__(config, labels=labels)
+        name, self.channels = config.name, len(labels.classes)
+        if not self.channels:
+            raise InputError(f"labels of task '{name}'", "no classes", "the name of every class",
+                             "set `classes` in the dataset's LabelInfo")
+        if len(config.class_weights) not in (0, self.channels):
+            raise InputError(f"{name}.class_weights", f"{len(config.class_weights)} weights",
+                             f"{self.channels}, one per class", "give one weight for every class or none")
+        if not 0 <= config.label_smoothing <= 1:
+            raise InputError(f"{name}.label_smoothing", str(config.label_smoothing), "a number from 0 to 1",
+                             "0.1 is customary")
+        self._weights = torch.tensor(config.class_weights) if config.class_weights else None
+
+    def full_size_loss(self, prediction: Float[Tensor, "b c h w"], target: Int[Tensor, "b h w"],
+                       valid: Bool[Tensor, "b h w"]) -> Loss:
+        """Cross entropy, summed over valid pixels."""
+        if self._weights is not None:
+            self._weights = self._weights.to(prediction)  # copied once, not at every step
+        total = F.cross_entropy(prediction, torch.where(valid, target, IGNORED), weight=self._weights,
+                                ignore_index=IGNORED, reduction="sum",
+                                label_smoothing=self.config.label_smoothing)
+        return Loss(total, valid.sum())
+
+    def decode(self, prediction: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
+        """The most probable class."""
+        return prediction.argmax(1)
+
+    def metric(self) -> Metric:
+        """See :class:`polyptych.metrics.confusion.ConfusionMatrix`, whose ``breakdown`` gives the IoU of
+        each."""
+        return accumulated(partial(ConfusionMatrix, self.channels, self.labels.classes, self.config.absent,
+                                   self.config.require_tp), self.config.accumulation)
+
+    def trivial(self) -> Trivial:
+        return MajorityClass(self.channels)
+
+    def paint(self, decoded: Int[Tensor, "h w"],
+              image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """One color per class; ids that no class has are gray."""
+        palette = np.concatenate([class_colors(self.labels), np.full((1, 3), UNLABELLED, np.uint8)])
+        ids = decoded.cpu().numpy()
+        return palette[np.where((ids >= 0) & (ids < self.channels), ids, self.channels)]
+
+    def move(self, target: Int[Tensor, "h w"], valid: Bool[Tensor, "h w"],
+             geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
+        """Nearest neighbor; a mirror swaps the classes that ``labels.mirror`` pairs (left arm, right arm)."""
+        target, valid = super().move(target, valid, geometry)
+        if geometry.mirror:
+            for left, right in self.labels.mirror:
+                target = torch.where(target == left, right, torch.where(target == right, left, target))
+        return target, valid
+
+    def fault(self, target: Int[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
+        wrong = valid & ((target < 0) | (target >= self.channels))
+        count = int(wrong.sum())
+        if not count:
+            return None
+        last = self.channels - 1
+        return f"class id {int(target[wrong][0])} ({count} such pixels; ids run from 0 to {last})"
+
+    def empty(self, size: tuple[int, int]) -> Int[Tensor, "h w"]:
+        return torch.zeros(size, dtype=torch.int64)
+
+
+class MajorityClass(Trivial):
+    """The most frequent class everywhere: of all constants it has the best pixel accuracy and mIoU. The raw
+    prediction is the logarithm of the frequencies, which is also the best constant for the cross entropy."""
+
+    def __init__(self, num_classes: int):
+        self.counts = torch.zeros(num_classes, dtype=torch.int64)
+
+    def update(self, target: Int[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> None:
+        k = len(self.counts)
+        seen = target[valid & (target >= 0) & (target < k)]
+        self.counts += torch.bincount(seen.cpu(), minlength=k)
+
+    def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 c h w"]:
+        logits = self.counts.double().clamp(min=0.5).log()
+        return (logits - logits.logsumexp(0)).float()[None, :, None, None].expand(1, -1, *size)

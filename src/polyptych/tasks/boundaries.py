@@ -1,0 +1,61 @@
+"""Boundaries: where one object, surface or region ends and another begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from polyptych.errors import InputError
+from polyptych.metrics._base import Metric
+from polyptych.metrics.boundaries import BoundaryF
+from polyptych.tasks._binary_map import BinaryMap, weighted_cross_entropy
+from polyptych.types import LabelInfo, Loss
+
+
+class Boundaries(BinaryMap):
+    """Cross entropy with a fixed weight w of boundary pixels, -[w y log s(x) + (1-w) (1-y) log(1 - s(x))]; w
+    = 0.95 everywhere on PASCAL-Context and in the survey and InvPT, 0.8 on NYUD in ASTMT, ATRC and DeMT.
+    Invalid pixels do not count, where the survey divides by all elements.
+
+    ``F`` is a fast stand-in for watching a training, **not odsF**: see
+    :class:`polyptych.metrics.boundaries.BoundaryF`.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BinaryMap.Config):
+        weight: float = 0.95
+        """Weight of boundary pixels in the loss, 0 to 1; the others have the rest."""
+        threshold: float = 0.5
+        """A probability above it is a boundary, for the fast F measure."""
+        tolerance: float = 0.0075
+        """How far a boundary may be off, as a fraction of the image's diagonal, for the fast F measure."""
+
+    headline: ClassVar[str] = "F"
+    higher_is_better: ClassVar[dict[str, bool]] = {"F": True, "precision": True, "recall": True}
+    standard_weight: ClassVar[float] = 50.0
+    config: Config
+
+    def __init__(self, config: Config, *, labels: LabelInfo):
+        super().__init__(config, labels=labels)
+        for name in ("weight", "threshold", "tolerance"):
+            value = getattr(config, name)
+            if not 0 <= value <= 1:
+                raise InputError(f"boundaries.{name}", str(value), "a number from 0 to 1",
+                                 f"{getattr(type(config), name)} is customary")
+
+    def full_size_loss(self, prediction: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b h w"],
+                       valid: Bool[Tensor, "b h w"]) -> Loss:
+        """Weighted cross entropy, summed over valid pixels."""
+        return Loss(weighted_cross_entropy(prediction, target, valid, self.config.weight), valid.sum())
+
+    def metric(self) -> Metric:
+        return BoundaryF(self.config.threshold, self.config.tolerance)
+
+    def paint(self, decoded: Float[Tensor, "h w"],
+              image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """A drawing: dark lines on white."""
+        return 255 - super().paint(decoded, image)

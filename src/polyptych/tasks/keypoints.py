@@ -1,0 +1,240 @@
+"""Keypoints: where the joints of a person (or the corners of a room) are, as heat maps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from polyptych.data.geometry import Geometry
+from polyptych.errors import InputError
+from polyptych.metrics._base import Metric
+from polyptych.metrics.keypoints import KeypointError, peaks, visible_points
+from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._pictures import UNLABELLED, class_colors
+from polyptych.types import LabelInfo, Loss
+
+
+class Keypoints(Task):
+    """One heat map per type of keypoint. Target: float (persons, k, 3) with x, y (pixels of the sample's
+    frame, the center of a pixel has integer coordinates) and visible (0 or 1); a batch is padded with
+    invisible persons. Decoded form: heat maps (b k h w).
+
+    The label's heat map has a Gaussian bump of height 1 at every visible keypoint, the maximum where bumps of
+    several persons meet. It is rendered on the device **at the resolution of the prediction**, so that a
+    coarse auxiliary prediction is not enlarged first; each of its cells counts as often as it has valid
+    pixels of the label.
+
+    - ``mse``: squared error of the raw prediction, mean over the k maps (GradNorm: Chen et al., ICML 2018,
+      arXiv 1711.02257, who predict at 80 x 80);
+    - ``focal``: the penalty-reduced focal loss of CenterNet on the sigmoid, mean over the k maps (Zhou, Wang,
+      Krähenbühl, arXiv 1904.07850, eq. 1, alpha 2, beta 4). We divide by valid pixels where the paper divides
+      by keypoints: every loss here is a sum over pixels. Bumps are centered on whole cells, as there.
+
+    No weight is customary in the field; the standard weight 100 makes the mse of an empty heat map, which is
+    tiny because most pixels are far from any keypoint, about as large as other tasks' losses.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Task.Config):
+        loss: Literal["mse", "focal"] = "mse"
+        """Squared error of heat maps, or CenterNet's focal loss."""
+        sigma: float = 0.02
+        """Standard deviation of a bump as a fraction of the image's diagonal."""
+        threshold: float = 0.3
+        """Pictures show the peak of a heat map if it is higher than this."""
+
+    headline: ClassVar[str] = "error"
+    higher_is_better: ClassVar[dict[str, bool]] = {"error": False, "PCK": True}
+    perfect: ClassVar[float] = 0.0
+    standard_weight: ClassVar[float] = 100.0
+    config: Config
+
+    def __init__(self, config: Config, *, labels: LabelInfo):
+        super().__init__(config, labels=labels)
+        self.channels = len(labels.classes)
+        if not self.channels:
+            raise InputError("labels of task 'keypoints'", "no types", "the name of every type of keypoint",
+                             "set `classes` in the dataset's LabelInfo")
+        if not 0 < config.sigma < 1:
+            raise InputError("keypoints.sigma", str(config.sigma), "a fraction of the diagonal, above 0 and "
+                             "below 1", "0.02 is a good start")
+
+    def loss(self, prediction: Float[Tensor, "b c hp wp"], target: Float[Tensor, "b p c 3"],
+             valid: Bool[Tensor, "b h w"]) -> Loss:
+        """The chosen loss, summed over valid pixels of the label, in float32."""
+        return self.full_size_loss(prediction.float(), target, valid)
+
+    def full_size_loss(self, prediction: Float[Tensor, "b c hp wp"], target: Float[Tensor, "b p c 3"],
+                       valid: Bool[Tensor, "b h w"]) -> Loss:
+        """As :meth:`loss`; the prediction may have any resolution."""
+        size = (prediction.shape[2], prediction.shape[3])
+        pixels = _pixels_per_cell(valid, size).to(prediction.dtype)
+        heat = self.render(target, valid, size).to(prediction.dtype)
+        raw = torch.where(pixels > 0, prediction, 0)
+        cells = _focal(raw, heat) if self.config.loss == "focal" else (raw - heat).square()
+        return Loss((cells.mean(1, keepdim=True) * pixels).sum(), valid.sum())
+
+    @torch.no_grad()
+    def render(self, target: Float[Tensor, "b p c 3"], valid: Bool[Tensor, "b h w"],
+               size: tuple[int, int]) -> Float[Tensor, "b c hp wp"]:
+        """Heat maps of a batch of labels at resolution ``size``; ``valid`` has the resolution of the
+        labels."""
+        points, visible = visible_points(target.float(), valid)
+        sigma = self.config.sigma * math.hypot(*valid.shape[-2:])
+        # The bump is separable: two short profiles per keypoint, and one outer product.
+        along_x, along_y = (
+            _profile(points[..., axis], sigma, valid.shape[-1 - axis], size[1 - axis],
+                     snap=self.config.loss == "focal") for axis in (0, 1))
+        along_y = along_y * visible[..., None]
+        heat = along_y.new_zeros(len(valid), self.channels, *size)
+        for person in range(target.shape[1]):
+            bumps = along_y[:, person, :, :, None] * along_x[:, person, :, None, :]
+            heat = torch.maximum(heat, bumps)
+        return heat
+
+    def decode(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Heat maps: the raw prediction of ``mse``, the sigmoid of it for ``focal``."""
+        return prediction.sigmoid() if self.config.loss == "focal" else prediction
+
+    def metric(self) -> Metric:
+        """See :class:`polyptych.metrics.keypoints.KeypointError`."""
+        return KeypointError()
+
+    def trivial(self) -> Trivial:
+        return MeanPosition(self)
+
+    def paint(self, decoded: Float[Tensor, "c h w"],
+              image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "hi wi 3"]:
+        """The peaks that exceed the threshold as dots of the color of their type, joined by the skeleton, on
+        the darkened image."""
+        heat = decoded.float().cpu()
+        everywhere = torch.ones(1, *heat.shape[-2:], dtype=torch.bool)
+        shown = heat.amax((1, 2)) > self.config.threshold
+        person = torch.cat([peaks(heat[None], everywhere)[0], shown[:, None]], 1)
+        return self._draw(person[None].float().numpy(), (heat.shape[1], heat.shape[2]), image)
+
+    def paint_target(self, target: Float[Tensor, "p c 3"], valid: Bool[Tensor, "h w"],
+                     image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "hi wi 3"]:
+        """All persons; pixels without a label are gray."""
+        points, visible = (x[0].cpu() for x in visible_points(target[None], valid[None]))
+        persons = torch.cat([points, visible[..., None]], -1).float().numpy()
+        picture = self._draw(persons, (valid.shape[0], valid.shape[1]), image)
+        if picture.shape[:2] == tuple(valid.shape):
+            picture[~valid.cpu().numpy()] = UNLABELLED
+        return picture
+
+    def _draw(self, persons: Float[np.ndarray, "p c 3"], frame: tuple[int, int],
+              image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "hi wi 3"]:
+        from PIL import Image, ImageDraw  # training paints nothing
+
+        canvas = Image.fromarray(image // 2)
+        draw = ImageDraw.Draw(canvas)
+        height, width = image.shape[:2]
+        radius = max(1.5, math.hypot(height, width) / 120)
+        scale = np.array([width / frame[1], height / frame[0]])
+        colors = [tuple(int(v) for v in color) for color in class_colors(self.labels)]
+        for person in persons:
+            places = [tuple(xy) for xy in (person[:, :2] + 0.5) * scale - 0.5]
+            shown = person[:, 2] > 0.5
+            for a, b in self.labels.skeleton:
+                if shown[a] and shown[b]:
+                    draw.line([places[a], places[b]], fill=(255, 255, 255), width=max(1, round(radius / 2)))
+            for (x, y), color, seen in zip(places, colors, shown, strict=True):
+                if seen:
+                    draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
+        return np.array(canvas)
+
+    def move(self, target: Float[Tensor, "p c 3"], valid: Bool[Tensor, "h w"],
+             geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
+        """Points move exactly; a mirror swaps the types that ``labels.mirror`` pairs (left and right ankle).
+        A point that leaves the frame becomes invisible; coordinates of invisible points are zero."""
+        height, width = geometry.size
+        points, visible = geometry.points(target[..., :2]), target[..., 2] > 0.5
+        x, y = points.unbind(-1)
+        visible = visible & (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
+        points = torch.where(visible[..., None], points, 0)
+        moved = torch.cat([points, visible[..., None].to(points.dtype)], -1)
+        if geometry.mirror:
+            order = list(range(self.channels))
+            for left, right in self.labels.mirror:
+                order[left], order[right] = right, left
+            moved = moved[:, order]
+        return moved, geometry.labels(valid)
+
+    def fault(self, target: Tensor, valid: Bool[Tensor, "h w"]) -> str | None:
+        if target.ndim != 3 or target.shape[1:] != (self.channels, 3):
+            return f"keypoints of shape {tuple(target.shape)} (the shape is persons, {self.channels}, 3)"
+        if not bool(torch.isfinite(target).all()):
+            return "a keypoint that is not finite"
+        if not bool(((target[..., 2] == 0) | (target[..., 2] == 1)).all()):
+            return "a visibility other than 0 and 1"
+        return None
+
+    def empty(self, size: tuple[int, int]) -> Float[Tensor, "0 c 3"]:
+        return torch.zeros(0, self.channels, 3)
+
+    def collate(self, targets: list[Float[Tensor, "_ c 3"]]) -> Float[Tensor, "b p c 3"]:
+        """Padded to the largest number of persons with invisible ones (zeros)."""
+        persons = max(len(target) for target in targets)
+        return torch.stack([F.pad(target, (0, 0, 0, 0, 0, persons - len(target))) for target in targets])
+
+
+def _profile(x: Float[Tensor, "*shape"], sigma: float, length: int, cells: int,
+             snap: bool) -> Float[Tensor, "*shape cells"]:
+    """Gaussian around ``x``, given in ``length`` pixels, sampled at the centers of ``cells`` cells. ``snap``
+    moves its center to the nearest cell."""
+    scale = cells / length
+    center = (x + 0.5) * scale - 0.5
+    if snap:
+        center = center.round().clamp(0, cells - 1)
+    offset = torch.arange(cells, device=x.device) - center[..., None]
+    return torch.exp(-(offset / (sigma * scale)).square() / 2)
+
+
+def _pixels_per_cell(valid: Bool[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tensor, "b 1 hp wp"]:
+    """How many valid pixels each cell stands for; per image they add up to its number of valid pixels."""
+    if tuple(valid.shape[-2:]) == size:
+        return valid[:, None].float()
+    share = F.interpolate(valid[:, None].float(), size, mode="area")
+    # Cells overlap where the sizes do not divide, so their sum is set right.
+    total = share.sum((1, 2, 3), keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+    return share * (valid.sum((1, 2))[:, None, None, None] / total)
+
+
+def _focal(raw: Float[Tensor, "b c h w"], heat: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    p = raw.sigmoid()
+    hit = -(1 - p).square() * F.logsigmoid(raw)
+    miss = -(1 - heat).pow(4) * p.square() * F.logsigmoid(-raw)
+    return torch.where(heat == 1, hit, miss)
+
+
+class MeanPosition(Trivial):
+    """Every type at its mean position in the training images, relative to their size: of all constant
+    positions the one with the least squared distance. A type that was never seen is put in the center."""
+
+    def __init__(self, task: Keypoints):
+        self.task = task
+        self.sum = torch.zeros(task.channels, 2, dtype=torch.float64)
+        self.count = torch.zeros(task.channels, dtype=torch.int64)
+
+    def update(self, target: Float[Tensor, "p c 3"], valid: Bool[Tensor, "h w"]) -> None:
+        points, visible = (x[0].cpu() for x in visible_points(target[None].double(), valid[None]))
+        size = torch.tensor([valid.shape[1], valid.shape[0]])
+        self.sum += ((points + 0.5) / size * visible[..., None]).sum(0)
+        self.count += visible.sum(0)
+
+    def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 c h w"]:
+        center = torch.full_like(self.sum, 0.5)
+        mean = torch.where(self.count[:, None] > 0, self.sum / self.count.clamp(min=1)[:, None], center)
+        points = mean * torch.tensor([size[1], size[0]]) - 0.5
+        target = torch.cat([points, torch.ones_like(points[:, :1])], 1)[None, None]
+        heat = self.task.render(target, torch.ones(1, *size, dtype=torch.bool), size)
+        # A probability of 1 has no logit.
+        return heat.clamp(1e-4, 1 - 1e-4).logit() if self.task.config.loss == "focal" else heat

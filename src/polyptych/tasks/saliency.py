@@ -1,0 +1,54 @@
+"""Saliency: what stands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from polyptych.errors import InputError
+from polyptych.metrics._base import Metric
+from polyptych.metrics.saliency import SaliencyF
+from polyptych.tasks._binary_map import BinaryMap, weighted_cross_entropy
+from polyptych.types import LabelInfo, Loss
+
+
+class Saliency(BinaryMap):
+    """Balanced cross entropy, -[w y log s(x) + (1-w) (1-y) log(1 - s(x))] with w = (pixels that are not
+    salient) / (all valid pixels) of the batch (HED: Xie, Tu, ICCV 2015, arXiv 1504.06375; ASTMT, survey).
+    ATRC and InvPT predict two channels with a softmax, which is the same function of their difference.
+
+    Where a batch is all salient or has nothing salient the balance makes the loss zero, as in the published
+    code.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BinaryMap.Config):
+        weight: float | None = None
+        """Weight of salient pixels in the loss, 0 to 1; by default it balances every batch."""
+        double_sigmoid: bool = False
+        """Measure maxF as InvPT's code does, which applies the sigmoid twice."""
+
+    headline: ClassVar[str] = "maxF"
+    higher_is_better: ClassVar[dict[str, bool]] = {"maxF": True, "mIoU": True}
+    standard_weight: ClassVar[float] = 5.0
+    config: Config
+
+    def __init__(self, config: Config, *, labels: LabelInfo):
+        super().__init__(config, labels=labels)
+        if config.weight is not None and not 0 <= config.weight <= 1:
+            raise InputError("saliency.weight", str(config.weight), "a number from 0 to 1",
+                             "leave it out to balance")
+
+    def full_size_loss(self, prediction: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b h w"],
+                       valid: Bool[Tensor, "b h w"]) -> Loss:
+        """Balanced cross entropy, summed over valid pixels."""
+        count, weight = valid.sum(), self.config.weight
+        balance = (valid & (target <= 0.5)).sum() / count.clamp(min=1) if weight is None else weight
+        return Loss(weighted_cross_entropy(prediction, target, valid, balance), count)
+
+    def metric(self) -> Metric:
+        """See :class:`polyptych.metrics.saliency.SaliencyF`."""
+        return SaliencyF(self.config.double_sigmoid)
