@@ -1,0 +1,210 @@
+"""Cutting a timm feature extractor into stages whose states are maps (b c h w), or lists of them.
+
+Four kinds are cut: timm's lists of modules (ResNet, ConvNeXt, Swin, RegNet, DenseNet, ...), the EfficientNet and
+MobileNet extractors, HRNet, and plain vision transformers. Whatever else timm has (hierarchical transformers with a
+``forward_intermediates`` of their own) becomes one stage that runs the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jaxtyping import Float
+from timm.models._features import FeatureGetterNet, FeatureListNet
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.hrnet import HighResolutionNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, cat, nn
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network in stages.
+
+    Attributes:
+        stages: to be run in order.
+        taps: which states are maps of the pyramid; None when the last state is the list of all maps.
+        channels, strides: of the maps, as timm declares them.
+        plain: the network has a single map, from which a pyramid must be made.
+        concatenate: a state that is a tuple stands for its concatenation (else for its first element).
+    """
+
+    stages: list[nn.Module]
+    taps: tuple[int, ...] | None
+    channels: list[int]
+    strides: list[int]
+    plain: bool = False
+    concatenate: bool = False
+
+
+def cut(network: nn.Module, finest: int) -> Cut:
+    """
+    Args:
+        network: what ``timm.create_model(..., features_only=True)`` gives; its modules move into the stages.
+        finest: maps of a smaller stride are left out.
+    """
+    if isinstance(network, FeatureListNet):
+        return _cut_list(network, finest)
+    if isinstance(network, EfficientNetFeatures | MobileNetV3Features) and network.feature_hooks is None:
+        return _cut_mobile(network, finest)
+    if isinstance(network, HighResolutionNetFeatures):
+        return _cut_hrnet(network)
+    if isinstance(network, FeatureGetterNet) and _is_plain_transformer(network.model):
+        return _cut_transformer(network.model)
+    info = network.feature_info
+    strides = info.reduction()
+    plain = len(strides) > 1 and len(set(strides)) == 1
+    kept = [len(strides) - 1] if plain else [i for i, stride in enumerate(strides) if stride >= finest]
+    return Cut([Whole(network, kept)], None, [info.channels()[i] for i in kept], [strides[i] for i in kept], plain)
+
+
+class Whole(nn.Module):
+    """A network that cannot be cut, as one stage; the state is the list of its maps."""
+
+    def __init__(self, network: nn.Module, kept: list[int]):
+        super().__init__()
+        self.network, self.kept = network, kept
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        maps = self.network(image)
+        return [maps[i] for i in self.kept]
+
+
+def _cut_list(network: FeatureListNet, finest: int) -> Cut:
+    info = network.feature_info
+    tapped = {name: info[int(index)] for name, index in network.return_layers.items()
+              if info[int(index)]["reduction"] >= finest}
+    stages, taps = _cut_sequence(network.items(), set(tapped))
+    if network.output_fmt.value == "NHWC":
+        stages = [ChannelsFirst(stage, image=i == 0) for i, stage in enumerate(stages)]
+    return Cut(stages, taps, [f["num_chs"] for f in tapped.values()], [f["reduction"] for f in tapped.values()],
+               concatenate=network.concat)
+
+
+def _cut_mobile(network: EfficientNetFeatures | MobileNetV3Features, finest: int) -> Cut:
+    stem = [(name, getattr(network, name)) for name in ("conv_stem", "bn1", "act1") if hasattr(network, name)]
+    blocks = [(f"blocks.{i}", block) for i, block in enumerate(network.blocks)]
+    kept = [f for f in network.feature_info.get_dicts() if f["reduction"] >= finest]
+    stages, taps = _cut_sequence([*stem, *blocks], {f"blocks.{f['stage'] - 1}" for f in kept})
+    return Cut(stages, taps, [f["num_chs"] for f in kept], [f["reduction"] for f in kept])
+
+
+def _cut_sequence(modules: Iterable[tuple[str, nn.Module]],
+                  tapped: set[str]) -> tuple[list[nn.Module], tuple[int, ...]]:
+    """Every stage ends with a tapped module; what comes before the first is the stem, a stage without a tap; what
+    comes after the last is dropped. A stage of one module is that module, so that its blocks can be indexed."""
+    stages: list[nn.Module] = []
+    taps: list[int] = []
+    group: list[nn.Module] = []
+    for name, module in modules:
+        if name not in tapped:
+            group.append(module)
+            continue
+        if group and not taps:
+            stages.append(_join(group))
+            group = []
+        stages.append(_join([*group, module]))
+        taps.append(len(stages) - 1)
+        group = []
+    return stages, tuple(taps)
+
+
+def _join(modules: list[nn.Module]) -> nn.Module:
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+
+class ChannelsFirst(nn.Module):
+    """A stage of a network that works on (b h w c), seen from outside as working on (b c h w)."""
+
+    def __init__(self, stage: nn.Module, image: bool):
+        super().__init__()
+        self.stage, self.image = stage, image
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        return self.stage(x if self.image else x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+# -- HRNet -----------------------------------------------------------------------------------------------------------
+
+
+def _cut_hrnet(network: HighResolutionNetFeatures) -> Cut:
+    stem = nn.Sequential(network.conv1, network.bn1, network.act1, network.conv2, network.bn2, network.act2)
+    stages = [stem, network.layer1,
+              *(HighResolutionStage(getattr(network, f"transition{i - 1}"), getattr(network, f"stage{i}"))
+                for i in (2, 3, 4))]
+    info = network.feature_info
+    return Cut(stages, None, info.channels(), info.reduction())
+
+
+class HighResolutionStage(nn.Module):
+    """A transition, which opens one more branch, and the modules that follow; the state is the list of branches."""
+
+    def __init__(self, transition: nn.ModuleList, modules: nn.Module):
+        super().__init__()
+        self.transition, self.branches = transition, modules
+
+    def forward(self, state: Tensor | list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, "b _ _ _"]]:
+        if isinstance(state, Tensor):  # the first transition makes all branches of one map
+            return self.branches([step(state) for step in self.transition])
+        opened = [state[i] if isinstance(step, nn.Identity) else step(state[-1])
+                  for i, step in enumerate(self.transition)]
+        return self.branches(opened)
+
+
+# -- plain vision transformers ---------------------------------------------------------------------------------------
+
+
+def _is_plain_transformer(model: nn.Module) -> bool:
+    return (isinstance(model, VisionTransformer)
+            and type(model).forward_intermediates is VisionTransformer.forward_intermediates)
+
+
+def _cut_transformer(model: VisionTransformer) -> Cut:
+    """The embedding and four groups of blocks."""
+    blocks = list(model.blocks)
+    bounds = [round(i * len(blocks) / 4) for i in range(5)]
+    groups = [blocks[a:b] for a, b in pairwise(bounds) if b > a]
+    stages = [TokenEmbedding(model), *(TokenBlocks(group, last=group is groups[-1]) for group in groups)]
+    info = model.feature_info[-1]
+    return Cut(stages, (len(stages) - 1,), [info["num_chs"]], [info["reduction"]], plain=True)
+
+
+class TokenEmbedding(nn.Module):
+    """Image to tokens, as a map (b c h w). Class and register tokens are a second map (b c 1 p), so that whatever acts
+    on the channels of a state acts on them too."""
+
+    def __init__(self, model: VisionTransformer):
+        super().__init__()
+        self.model = model
+        model.blocks = nn.Identity()  # they belong to the stages that follow
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Tensor | list[Tensor]:
+        model = self.model
+        tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+        height, width = model.patch_embed.dynamic_feat_size((image.shape[-2], image.shape[-1]))
+        return _to_maps(tokens, height, width, model.num_prefix_tokens)
+
+
+class TokenBlocks(nn.Module):
+    """Some transformer blocks; after the last ones only the map goes on."""
+
+    def __init__(self, blocks: list[nn.Module], last: bool):
+        super().__init__()
+        self.blocks, self.last = nn.Sequential(*blocks), last
+
+    def forward(self, state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        grid, prefix = (state, None) if isinstance(state, Tensor) else state
+        tokens = grid.flatten(2).transpose(1, 2)
+        if prefix is not None:
+            tokens = cat([prefix.flatten(2).transpose(1, 2), tokens], dim=1)
+        count = 0 if prefix is None else prefix.shape[-1]
+        maps = _to_maps(self.blocks(tokens), grid.shape[2], grid.shape[3], count)
+        return maps[0] if self.last and prefix is not None else maps
+
+
+def _to_maps(tokens: Float[Tensor, "b n c"], height: int, width: int, prefix: int) -> Tensor | list[Tensor]:
+    grid = tokens[:, prefix:].unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    return [grid, tokens[:, :prefix].transpose(1, 2).unsqueeze(2)] if prefix else grid

@@ -1,0 +1,141 @@
+"""Weights of timm models: from the hub without minutes of retries, or from a local file with a report of what fits."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants as hub
+import timm
+import torch
+from safetensors.torch import load_file as load_safetensors
+from torch import Tensor, nn
+
+from polyptych.errors import InputError
+
+CONNECTION_SECONDS = 5.0
+
+
+def create_pretrained(model: str, options: dict[str, Any]) -> nn.Module:
+    """timm's feature extractor with its published weights.
+
+    Raises:
+        InputError: there are none, or they are neither in the cache nor within reach.
+    """
+    source = timm.models.get_pretrained_cfg(model)
+    if source is None or not source.has_weights:
+        raise InputError(f"pretrained weights of '{model}'", "a model for which timm has none",
+                         "a model that timm.list_pretrained() names",
+                         "choose another or leave --backbone.pretrained out")
+    online = hub.HF_HUB_OFFLINE or _reachable(hub.ENDPOINT)
+    try:
+        with nullcontext() if online else _offline():
+            return timm.create_model(model, features_only=True, pretrained=True, **options)
+    except Exception as error:
+        reach = "no connection" if not online else "offline mode" if hub.HF_HUB_OFFLINE else type(error).__name__
+        raise InputError(f"pretrained weights of '{model}'",
+                         f"{reach} ({hub.ENDPOINT}) and no usable copy in {hub.HF_HUB_CACHE}",
+                         "a connection or a cached copy",
+                         "pass a local file with --backbone.weights FILE (.safetensors or .pth)") from error
+
+
+def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any]) -> None:
+    """Load a file with weights of the complete model (classifier and all) into its feature extractor.
+
+    Raises:
+        InputError: the file cannot be read, or a tensor that the extractor needs is missing or has another shape.
+    """
+    of_extractor = ("feature_location", "out_indices")
+    whole = timm.create_model(model, **{name: v for name, v in options.items() if name not in of_extractor})
+    state = _converted(_read(path), whole, path)
+    needed = {name: tensor for name, tensor in network.state_dict().items()
+              if not name.endswith("num_batches_tracked")}
+    found = _names_in_extractor(state, needed)
+    wrong = [name for name, tensor in needed.items() if name not in found or found[name].shape != tensor.shape]
+    # A deeper network of the same kind has everything that is needed, and more of the same.
+    modules = {name.partition(".")[0] for name in whole.state_dict() if name in found or f"model.{name}" in needed}
+    extra = [name for name in state if "." in name and name.partition(".")[0] in modules
+             and name not in whole.state_dict()]
+    if wrong or extra:
+        name = (wrong or extra)[0]
+        got = f"shape {tuple(found[name].shape)}" if name in found else "nothing"
+        needs = f"shape {tuple(needed[name].shape)}" if name in needed else "no such tensor"
+        raise InputError(path, f"{got} for '{name}' ({len(needed) - len(wrong)} of {len(needed)} tensors fit, "
+                               f"{len(extra)} are too many)", f"{needs} there, for '{model}'",
+                         "pass a file of this model or change --backbone.model")
+    network.load_state_dict({name: found[name] for name in needed}, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without the wrapping that training scripts put around them. Nothing is unpickled but
+    tensors."""
+    if not path.is_file():
+        raise InputError(path, "no such file", "a .safetensors or .pth file", "check --backbone.weights")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_safetensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(path, f"a file that cannot be read as weights ({type(error).__name__})",
+                         "tensors saved as .safetensors, or by torch.save without other objects",
+                         "check the file or save its state_dict again") from error
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(path, f"a {type(content).__name__} without tensors", "a state_dict", "save one in this file")
+    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _converted(state: dict[str, Tensor], whole: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Names and shapes of the authors' checkpoints to timm's own (position tables are resampled, for instance), by the
+    function that timm keeps for it beside most models."""
+    module = vars(sys.modules[type(whole).__module__])
+    convert = module.get("checkpoint_filter_fn") or module.get("_filter_fn")
+    if convert is None:
+        return state
+    arguments = (state, whole) if len(inspect.signature(convert).parameters) > 1 else (state,)
+    try:
+        return convert(*arguments)
+    except Exception as error:
+        raise InputError(path, f"tensors that timm cannot convert ({type(error).__name__}: {error})",
+                         "weights of the model", "pass a file of this model or change --backbone.model") from error
+
+
+def _names_in_extractor(state: dict[str, Tensor], needed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Extractors keep a model's names, put ``model.`` before them, or join the first two parts (``layers_0``)."""
+    renamed = dict(state)
+    for name, tensor in state.items():
+        for other in (f"model.{name}", name.replace(".", "_", 1)):
+            if other in needed:
+                renamed[other] = tensor
+    return renamed
+
+
+def _reachable(url: str) -> bool:
+    """Whether a server answers at all, within seconds: the hub's client retries for most of a minute."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=CONNECTION_SECONDS)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let the hub's client look in its cache only."""
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+

@@ -1,0 +1,165 @@
+"""Any timm network as a feature pyramid and as stages.
+
+Source: Wightman, PyTorch Image Models, https://github.com/huggingface/pytorch-image-models
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from polyptych.backbones._base import Backbone
+from polyptych.backbones._feature_pyramid import SimpleFeaturePyramid
+from polyptych.backbones._stages import cut
+from polyptych.backbones._weights import create_pretrained, load_file
+from polyptych.errors import InputError
+from polyptych.types import Features, FeatureSpec
+
+FINEST_STRIDE = 4  # finer maps (a stem at stride 2) cost more than they give, and no published decoder uses them
+
+
+class Timm(Backbone):
+    """The maps of stride 4 and coarser of a timm network; parameters that do not feed them are dropped.
+
+    - HRNet gives its raw branches (18, 36, 72, 144 channels for w18), as the multi-task literature uses it, not timm's
+      widened ones. BatchNorm momentum is timm's 0.1; the authors' is 0.01.
+    - A plain vision transformer has one map; a simple feature pyramid (Li et al., ECCV 2022, arXiv 2203.16527) makes
+      strides 4, 8, 16, 32 of it. A patch size that is not a power of two (DINOv2's 14) becomes 16, for which timm
+      resamples the weights of the patch embedding.
+    - ResNets are dilated by ``output_stride`` as published: in a dilated layer the convolution that used to be strided
+      keeps the dilation of the layer before.
+
+    Channels, strides and ``multiple`` are measured by running the network once.
+
+    Raises:
+        InputError: unknown model, an option that it does not have, weights that cannot be found or do not fit, or a
+            network that accepts one input size only.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Backbone.Config):
+        model: str = "resnet18"
+        """Name of any timm model, for instance resnet50, hrnet_w18_small_v2, swin_tiny_patch4_window7_224."""
+        pretrained: bool = False
+        """Start from timm's weights (from its cache, or downloaded)."""
+        weights: Path | None = None
+        """Start from a local file (.safetensors or .pth) with this model's weights."""
+        output_stride: Literal[8, 16, 32] = 32
+        """Stride of the coarsest map; below 32 the last layers are dilated (ResNet, ConvNeXt, EfficientNet, ...)."""
+        drop_path: float = 0.0
+        """Stochastic depth: probability with which the deepest block is skipped in training."""
+        hrnet_fusion: Literal["bilinear", "nearest"] = "bilinear"
+        """How HRNet's branches are enlarged before they are added: as in the literature on dense prediction
+        (bilinear) or as in timm (nearest)."""
+
+        def without_weights(self) -> Timm.Config:
+            return replace(self, pretrained=False, weights=None)
+
+    def __init__(self, config: Config):
+        super().__init__()
+        if not 0 <= config.drop_path < 1:
+            raise InputError("backbone.drop_path", str(config.drop_path), "a probability in [0, 1)", "change it")
+        network = _create(config)
+        cut_network = cut(network, FINEST_STRIDE)
+        self.stages = nn.ModuleList(cut_network.stages)
+        self._taps, self._concatenate = cut_network.taps, cut_network.concatenate
+        self.pyramid = None
+        declared = cut_network.strides
+        if cut_network.plain:
+            self.pyramid = SimpleFeaturePyramid(cut_network.channels[-1], declared[-1])
+            declared = self.pyramid.strides
+        self.spec, self.multiple = self._measure(config, max(declared), network.pretrained_cfg["input_size"][-1])
+        if config.pretrained or config.weights is not None:
+            self.mean, self.std = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
+
+    def features(self, states: list[Any]) -> Features:
+        maps = states[-1] if self._taps is None else [self._tapped(states[i]) for i in self._taps]
+        return Features(tuple(maps if self.pyramid is None else self.pyramid(maps[-1])))
+
+    def _tapped(self, state: Tensor | tuple[Tensor, ...]) -> Tensor:
+        if isinstance(state, Tensor):
+            return state
+        return torch.cat(state, dim=1) if self._concatenate else state[0]
+
+    @torch.no_grad()
+    def _measure(self, config: Config, stride: int, native: int) -> tuple[FeatureSpec, int]:
+        """Run once. Where windows or position tables want more than multiples of the coarsest stride, try multiples of
+        the native input size."""
+        self.eval()
+        for multiple in (stride, native) if native % stride == 0 else (stride,):
+            height, width = 2 * multiple, 3 * multiple
+            try:
+                maps = self(torch.zeros(1, 3, height, width)).maps
+            except Exception as error:
+                reason = f"{error}".partition("\n")[0]
+                continue
+            spec = FeatureSpec(tuple(x.shape[1] for x in maps), tuple(height // x.shape[2] for x in maps))
+            if all((x.shape[2] * s, x.shape[3] * s) == (height, width)
+                   for x, s in zip(maps, spec.strides, strict=True)):
+                self.train()
+                return spec, multiple
+            reason = f"its maps have sizes {', '.join(f'{x.shape[2]}x{x.shape[3]}' for x in maps)}"
+        raise InputError(f"backbone.model '{config.model}'", f"a network that cannot take {height}x{width} ({reason})",
+                         "one that takes any size and has maps at whole strides",
+                         "choose another variant of it, or another model")
+
+
+def _create(config: Timm.Config) -> nn.Module:
+    """timm's feature extractor with its weights loaded."""
+    if not timm.is_model(config.model):
+        close = get_close_matches(config.model, timm.list_models(), n=5, cutoff=0.4)
+        raise InputError("backbone.model", f"'{config.model}', which timm {timm.__version__} does not know",
+                         f"a name such as {', '.join(close) or 'resnet18'}", "see timm.list_models()")
+    options = _options(config)
+    if config.weights is not None:
+        network = timm.create_model(config.model, features_only=True, **options)
+        load_file(network, config.weights, config.model, options)
+    elif config.pretrained:
+        network = create_pretrained(config.model, options)
+    else:
+        network = timm.create_model(config.model, features_only=True, **options)
+    if config.model.startswith("hrnet_") and config.hrnet_fusion == "bilinear":
+        for module in network.modules():
+            if isinstance(module, nn.Upsample):
+                module.mode, module.align_corners = "bilinear", False
+    return network
+
+
+def _options(config: Timm.Config) -> dict[str, Any]:
+    """Arguments of ``timm.create_model`` that this model accepts, found by trials without memory or weights."""
+    asked: dict[str, Any] = {}
+    if config.output_stride != 32:
+        asked["output_stride"] = config.output_stride
+    if config.drop_path:
+        asked["drop_path_rate"] = config.drop_path
+    fixed = {"feature_location": "", "out_indices": (1, 2, 3, 4)} if config.model.startswith("hrnet_") else {}
+    # Ways of asking for inputs of any size; a network that knows none of them takes any size or none.
+    for free_size in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
+        options = asked | fixed | free_size
+        try:
+            strides = _strides(config.model, options)
+            if len(set(strides)) == 1 and strides[0] & (strides[0] - 1):
+                options["patch_size"] = 16
+                strides = _strides(config.model, options)
+        except Exception as error:
+            reason = f"{error}" or type(error).__name__
+            if isinstance(error, TypeError):
+                continue
+            break
+        if config.output_stride in (32, strides[-1]):
+            return options
+        reason = f"its coarsest stride stays {strides[-1]}"
+    got = ", ".join(f"{name} {value}" for name, value in asked.items()) or "a model without a feature pyramid"
+    raise InputError(f"backbone.model '{config.model}'", f"{got} ({reason})", "a model and options that go together",
+                     "leave the option out or choose another model")
+
+
+def _strides(model: str, options: dict[str, Any]) -> list[int]:
+    with torch.device("meta"):
+        return timm.create_model(model, features_only=True, **options).feature_info.reduction()

@@ -1,0 +1,46 @@
+"""Constant weights: each task's customary one, or numbers of your own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polyptych.balancers._base import Balancer
+from polyptych.errors import InputError, nearest
+from polyptych.types import Output
+
+
+class Fixed(Balancer):
+    """``sum_t weight_t * loss_t``, one backward pass.
+
+    Raises:
+        InputError: a weight for a task that the run does not have, a negative or non-finite weight, or no weight
+            above zero.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Balancer.Config):
+        weights: dict[str, float] = field(default_factory=dict)
+        """Weight by task; a task that is not named has its customary weight (normals 10, boundaries 50, ...)."""
+
+    def __init__(self, config: Config, *, standard_weights: dict[str, float]):
+        super().__init__()
+        for task, weight in config.weights.items():
+            if task not in standard_weights:
+                raise InputError("balancer.weights", f"a weight for '{task}'", nearest(task, standard_weights),
+                                 "name a task of this run")
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise InputError(f"balancer.weights of '{task}'", str(weight), "a finite number of at least 0",
+                                 "change the weight")
+        self.weights = {**standard_weights, **config.weights}
+        if not any(self.weights.values()):
+            raise InputError("balancer.weights", "0 for every task", "a task with a weight above 0",
+                             "raise a weight, or nothing is learned")
+
+    def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output,
+                 scale: float | Tensor = 1.0) -> dict[str, float | Tensor]:
+        (sum(self.weights[task] * loss for task, loss in losses.items()) * scale).backward()
+        return {task: self.weights[task] for task in losses}

@@ -1,0 +1,75 @@
+"""The network: an encoder and a decoder between an image of any size and predictions of that size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from polyptych.backbones._base import Backbone
+from polyptych.decoders._base import Decoder
+from polyptych.encoders._base import Encoder
+from polyptych.tasks._base import resize
+from polyptych.types import Auxiliary, Output
+
+
+class Network(nn.Module):
+    """``Decoder(Encoder(image))``.
+
+    The mean and deviation that the backbone's weights expect are saved with the weights, so that a network restored
+    from a checkpoint normalizes as it did in training.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1))
+
+    @classmethod
+    def build(cls, backbone: Backbone.Config, encoder: Encoder.Config, decoder: Decoder.Config,
+              channels: dict[str, int]) -> Network:
+        """
+        Args:
+            channels: how many channels each task predicts, in the order of the tasks.
+        """
+        encoder_module = encoder.build(backbone=backbone, tasks=tuple(channels))
+        return cls(encoder_module, decoder.build(features=encoder_module.spec, channels=channels))
+
+    def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Output:
+        """RGB, uint8 or float in [0, 1], of any size; ``final`` has the size of the image.
+
+        Auxiliary predictions keep their own resolution, unless the image had to be padded: then they are brought to
+        the size of the image too, because only there can the padding be cut off exactly.
+        """
+        features = self.encoder(self.pad(self.normalize(image)))
+        output = replace(self.decoder(features), shared=features.shared)
+        return self.fit(output, image.shape[-2], image.shape[-1])
+
+    def normalize(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """What the backbone's weights expect."""
+        unit = image.to(self.mean.dtype)
+        unit = unit if image.is_floating_point() else unit / 255
+        return (unit - self.mean) / self.std
+
+    def pad(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
+        """Repeat the last row and column until height and width are multiples of what the encoder needs. (A zero
+        border would be an edge that the image does not have.)"""
+        below, right = (-size % self.encoder.multiple for size in image.shape[-2:])
+        return F.pad(image, (0, right, 0, below), mode="replicate") if below or right else image
+
+    def fit(self, output: Output, height: int, width: int) -> Output:
+        """Predictions on the padded image to predictions on the image."""
+        below, right = -height % self.encoder.multiple, -width % self.encoder.multiple
+        padded = (height + below, width + right)
+
+        def to_image(predictions: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {task: resize(x, padded)[..., :height, :width] for task, x in predictions.items()}
+
+        auxiliary = output.auxiliary
+        if below or right:
+            auxiliary = [Auxiliary(to_image(extra.prediction), extra.weight) for extra in auxiliary]
+        return replace(output, final=to_image(output.final), auxiliary=auxiliary)

@@ -1,0 +1,112 @@
+"""Where a backbone's weights come from: the hub's cache, a local file, and clear words when neither is right."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import huggingface_hub.constants as hub
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from polyptych.backbones import _weights
+from polyptych.backbones.timm import Timm
+from polyptych.errors import InputError
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(_weights, "_reachable", lambda url: False)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_pretrained_without_network_fails_fast_and_says_what_to_do(no_network):
+    start = time.perf_counter()
+    with pytest.raises(InputError) as error:
+        Timm.Config(model="resnet18", pretrained=True).build()
+    assert time.perf_counter() - start < 5
+    for part in ("resnet18", str(no_network), "--backbone.weights FILE"):
+        assert part in str(error.value)
+    assert hub.HF_HUB_OFFLINE is False or hub.HF_HUB_OFFLINE is None  # restored
+
+
+def test_pretrained_from_the_cache_without_network(no_network):
+    whole = timm.create_model("test_resnet")
+    cfg = whole.pretrained_cfg
+    folder = no_network / f"models--{cfg['hf_hub_id'].replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    save_file(whole.state_dict(), snapshot / "model.safetensors")
+    backbone = Timm.Config(model="test_resnet", pretrained=True).build()
+    assert torch.equal(backbone.stages[1][0].conv1.weight, whole.layer1[0].conv1.weight)
+    assert backbone.mean == tuple(cfg["mean"]) and backbone.std == tuple(cfg["std"])
+
+
+def test_model_without_published_weights():
+    name = next(m for m in timm.list_models("resnet*") if not timm.models.get_pretrained_cfg(m).has_weights)
+    with pytest.raises(InputError, match="timm has none"):
+        Timm.Config(model=name, pretrained=True).build()
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit", "mobilenetv3_small_050", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("hrnet_w18_small_v2", "swin_tiny_patch4_window7_224"))])
+def test_local_file_gives_the_models_features(model, tmp_path):
+    """Weights of the complete model reach the extractor whatever it calls its tensors."""
+    torch.manual_seed(3)
+    whole = timm.create_model(model).eval()
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in whole.state_dict().items()}}, tmp_path / "w.pth")
+    first, second = (Timm.Config(model=model, weights=tmp_path / f"w.{kind}", hrnet_fusion="nearest").build().eval()
+                     for kind in ("safetensors", "pth"))
+    size = whole.pretrained_cfg["input_size"][-1] if "vit" in model or "swin" in model else 64
+    image = torch.rand(1, 3, size, size)
+    *_, state = states = _states(first, image)
+    expected = whole.forward_intermediates(image, intermediates_only=True)[-1]
+    if model.startswith("hrnet"):
+        state, expected = state[-1], _branches(whole, image)[-1]
+    assert torch.allclose(state, expected, atol=1e-6)
+    assert len(states) == len(first.stages)
+    if first.pyramid is None:
+        assert torch.equal(first(image).maps[-1], second(image).maps[-1])
+
+
+@torch.no_grad()
+def _states(backbone, image):
+    states, state = [], image
+    for stage in backbone.stages:
+        state = stage(state)
+        states.append(state)
+    return states
+
+
+@torch.no_grad()
+def _branches(hrnet, image):
+    x = hrnet.act1(hrnet.bn1(hrnet.conv1(image)))
+    return hrnet.stages(hrnet.act2(hrnet.bn2(hrnet.conv2(x))))
+
+
+@pytest.mark.parametrize(("donor", "said"), [
+    ("resnet34", "96 are too many"), ("resnet50", "'layer1.0.conv1.weight' (77 of 100"),
+    ("test_convnext", "(0 of 100")])
+def test_file_of_another_model(donor, said, tmp_path):
+    save_file(timm.create_model(donor).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(InputError) as error:
+        Timm.Config(model="resnet18", weights=tmp_path / "w.safetensors").build()
+    assert said in str(error.value) and "w.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unreadable_files(tmp_path):
+    (tmp_path / "text.pth").write_text("hello world")
+    (tmp_path / "text.safetensors").write_text("hello world")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"stage": Path("x")}, tmp_path / "pickle.pth")
+    for name, said in (("text.pth", "cannot be read"), ("text.safetensors", "cannot be read"), ("list.pth", "a list"),
+                       ("pickle.pth", "UnpicklingError"), ("absent.pth", "no such file")):
+        with pytest.raises(InputError) as error:
+            Timm.Config(model="test_resnet", weights=tmp_path / name).build()
+        assert name in str(error.value) and said in str(error.value) and "\n" not in str(error.value)

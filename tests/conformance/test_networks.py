@@ -1,0 +1,104 @@
+"""What every encoder and every decoder must do, whatever they are: run over the catalogs.
+
+Every encoder is tried with plain heads and every decoder with plain sharing; all pairs are tried in the slow set.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+
+import pytest
+import torch
+
+from polyptych.backbones.timm import Timm
+from polyptych.decoders._base import CATALOG as DECODERS
+from polyptych.encoders._base import CATALOG as ENCODERS
+from polyptych.network import Network
+
+BACKBONE = Timm.Config(model="test_resnet")
+CHANNELS = {"semseg": 5, "depth": 1, "normals": 3}
+SIZE = (97, 130)
+
+FAST = sorted({*((e, "heads") for e in ENCODERS.names()), *(("shared", d) for d in DECODERS.names())})
+REST = [(e, d) for e in ENCODERS.names() for d in DECODERS.names() if (e, d) not in FAST]
+pairs = pytest.mark.parametrize(("encoder", "decoder"), [
+    *FAST, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)])
+
+
+def build(encoder: str, decoder: str, channels: dict[str, int]) -> Network:
+    torch.manual_seed(0)
+    return Network.build(BACKBONE, ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(), channels)
+
+
+@cache
+def built(encoder: str, decoder: str) -> Network:
+    """Not to be changed by a test."""
+    return build(encoder, decoder, CHANNELS).eval()
+
+
+def image(batch: int = 1) -> torch.Tensor:
+    return torch.rand(batch, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pairs
+def test_trains_at_odd_sizes_and_every_parameter_learns(encoder, decoder):
+    network = build(encoder, decoder, CHANNELS).train()
+    output = network(image(2))
+    assert {task: tuple(x.shape) for task, x in output.final.items()} == {
+        task: (2, c, *SIZE) for task, c in CHANNELS.items()}
+    predictions = [*output.final.values(), *(x for extra in output.auxiliary for x in extra.prediction.values())]
+    assert all(x.isfinite().all() for x in predictions)
+    for extra in output.auxiliary:
+        assert set(extra.prediction) <= set(CHANNELS) and extra.weight > 0
+        assert all(x.shape[1] == CHANNELS[task] for task, x in extra.prediction.items())
+    torch.manual_seed(2)
+    sum((x * torch.randn_like(x)).mean() for x in predictions).backward()
+    assert [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
+    assert all(x.requires_grad for x in output.shared)
+
+
+@pairs
+def test_one_task_one_image(encoder, decoder):
+    network = build(encoder, decoder, {"depth": 1}).train()
+    final = network(image()).final
+    assert set(final) == {"depth"} and final["depth"].shape == (1, 1, *SIZE) and final["depth"].isfinite().all()
+    final["depth"].mean().backward()
+
+
+@pairs
+def test_batch_of_one_in_training(encoder, decoder):
+    output = build(encoder, decoder, CHANNELS).train()(image())
+    assert all(x.shape[0] == 1 and x.isfinite().all() for x in output.final.values())
+
+
+@pairs
+@torch.no_grad()
+def test_evaluation_is_deterministic_and_a_copy_or_a_checkpoint_gives_the_same(encoder, decoder, tmp_path):
+    network = built(encoder, decoder)
+    expected = network(image()).final
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    torch.manual_seed(7)
+    restored = Network.build(BACKBONE, ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(), CHANNELS)
+    restored.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
+    for twin in (network, deepcopy(network), restored.eval()):
+        assert all(torch.equal(twin(image()).final[task], x) for task, x in expected.items())
+
+
+@pairs
+@torch.no_grad()
+def test_bytes_and_the_images_of_a_batch_are_independent(encoder, decoder):
+    network = built(encoder, decoder)
+    images = (image(2) * 255).to(torch.uint8)
+    both, first = network(images).final, network(images[:1]).final
+    assert all(torch.allclose(both[task][:1], x, atol=1e-4, rtol=1e-3) for task, x in first.items())
+
+
+@pairs
+@torch.no_grad()
+def test_bfloat16_autocast(encoder, decoder):
+    network = built(encoder, decoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        final = network(image()).final
+    assert all(tuple(x.shape[2:]) == SIZE and x.isfinite().all() for x in final.values())
