@@ -26,7 +26,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def small_run():
-    """Seven tasks on tiny rooms, a tiny backbone, four steps: everything that `polyptych train rooms` does, in seconds."""
+    """Seven tasks on tiny rooms, a tiny backbone, four steps: all that `polyptych train rooms` does, in seconds."""
     from polyptych.backbones.timm import Timm
     from polyptych.datasets.rooms import Rooms
     from polyptych.recipes.rooms import rooms

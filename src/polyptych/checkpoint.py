@@ -94,7 +94,8 @@ def load_weights(path: Path, network: nn.Module) -> int:
 def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """One safetensors file with JSON ``values`` in its header; complete or not there at all."""
     temporary = path.with_name(path.name + ".partial")
-    data = save({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}, {"polyptych": json.dumps(values)})
+    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    data = save(copies, {"polyptych": json.dumps(values)})
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -103,7 +104,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise InputError(path, f"'{error.strerror}' while saving", f"{len(data) / 2**20:.0f} MiB of free, writable disk",
+        raise InputError(path, f"'{error.strerror}' while saving",
+                         f"{len(data) / 2**20:.0f} MiB of free, writable disk",
                          "free some space; the previous checkpoint is untouched, resume from it") from error
 
 
@@ -116,8 +118,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise InputError(path, "no such file", "a checkpoint", "train first, or choose another run") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(path, f"a file that is not a whole checkpoint ({error})", "a safetensors file written by polyptych",
-                         "choose another checkpoint of the run") from None
+        raise InputError(path, f"a file that is not a whole checkpoint ({error})",
+                         "a safetensors file written by polyptych", "choose another checkpoint of the run") from None
     return tensors, values
 
 
@@ -127,8 +129,8 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path)
     for name, value in expected.items():
         shape = tuple(found[name].shape) if name in found else None
         if shape != tuple(value.shape):
-            raise InputError(path, f"{prefix}{name} of shape {shape}" if shape is not None else f"no tensor {prefix}{name}",
-                             f"shape {tuple(value.shape)}", "use a checkpoint of the same network")
+            came = f"no tensor {prefix}{name}" if shape is None else f"{prefix}{name} of shape {shape}"
+            raise InputError(path, came, f"shape {tuple(value.shape)}", "use a checkpoint of the same network")
     if extra := found.keys() - expected.keys():
         raise InputError(path, f"{len(extra)} unknown tensors, for instance {prefix}{min(extra)}",
                          "the tensors of this network", "use a checkpoint of the same network")

@@ -142,7 +142,8 @@ def predict(arguments: list[str]) -> None:
     options = _parse(PredictArguments, arguments, "predict")
     from polyptych.predict import predict as predict_run
 
-    written = predict_run(options.folder, list(options.inputs), options.out, arrays=options.arrays, weights=options.weights)
+    written = predict_run(options.folder, list(options.inputs), options.out, arrays=options.arrays,
+                          weights=options.weights)
     print(written[-1])
 
 
@@ -247,7 +248,8 @@ def _parse_error(box: str, command: str, flags: list[str]) -> InputError:
         by_end = {flag.rpartition(".")[2].removeprefix("--"): flag for flag in flags}
         names = difflib.get_close_matches(found[1].removeprefix("--"), [*by_end, *(f[2:] for f in flags)], 3, 0.7)
         near = ", ".join(dict.fromkeys(by_end.get(name, f"--{name}") for name in names))
-        return InputError(found[1], "an unknown option", f"an option of {command}" + (f" (nearest: {near})" if near else ""), see)
+        needs = f"an option of {command}" + (f" (nearest: {near})" if near else "")
+        return InputError(found[1], "an unknown option", needs, see)
     if found := re.search(r"invalid choice (\S+) for argument '(--[^']+)'\. Expected one of \(([^)]*)\)", text):
         return InputError(found[2], found[1], f"one of {found[3].rstrip(',')}", see)
     if found := re.search(r"Missing value for argument '(--[^']+)'", text):

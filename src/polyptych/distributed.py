@@ -42,7 +42,7 @@ def group(device: torch.device) -> Iterator[None]:
 
 
 def local_device(name: str) -> torch.device:
-    """The device this process works on. ``auto`` takes CUDA, then the CPU; with several processes each takes its own."""
+    """The device this process works on. ``auto`` takes CUDA, then the CPU; each of several processes its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:

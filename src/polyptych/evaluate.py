@@ -56,7 +56,8 @@ class Evaluator:
                  for name, task in self.tasks.items()}
         size = self.run.size
         return {
-            "protocol": dataset.protocol, "split": split, "images": len(dataset), "skipped": list(batches.faults.values()),
+            "protocol": dataset.protocol, "split": split, "images": len(dataset),
+            "skipped": list(batches.faults.values()),
             "input_size": list(size) if size else None, "seconds": time.monotonic() - start,
             "tasks": tasks, "skill": sum(entry["skill"] for entry in tasks.values()) / len(tasks),
         }

@@ -40,7 +40,8 @@ def load_network(folder: Path, weights: str = "",
 
 
 @torch.inference_mode()
-def predict_image(network: Network, tasks: dict[str, Task], image: Tensor, size: tuple[int, int] | None) -> dict[str, Tensor]:
+def predict_image(network: Network, tasks: dict[str, Task], image: Tensor,
+                  size: tuple[int, int] | None) -> dict[str, Tensor]:
     """Decoded predictions (no batch dimension) at the image's own size.
 
     Args:
@@ -111,7 +112,7 @@ def find_images(inputs: Iterable[Path]) -> Iterator[Path]:
 
 
 def unique_stems(paths: list[Path]) -> list[str]:
-    """A name for each path's outputs: its stem, numbered where several paths share it, so that nothing is overwritten."""
+    """A name for each path's outputs: its stem, numbered where several paths share it: nothing is overwritten."""
     stems = [path.stem for path in paths]
     return [stem if stems.count(stem) == 1 else f"{index:04}_{stem}" for index, stem in enumerate(stems)]
 

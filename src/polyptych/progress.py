@@ -22,15 +22,17 @@ class Display:
         self.console = Console(file=stream or sys.stderr, quiet=quiet, highlight=False)
         self._steps, self._live = steps, self.console.is_terminal and not quiet
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console, disable=not self._live)
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self.console, disable=not self._live)
         self._task = self._bar.add_task("train", total=steps, completed=done, status="")
 
     def __enter__(self) -> Display:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self._bar.stop()
 
     def step(self, step: int) -> None:

@@ -165,7 +165,8 @@ def read_run(path: Path) -> tuple[Run, Facts]:
     path = path if path.suffix == ".json" else path / "run.json"
     record = read_json(path)
     if not isinstance(record, dict) or not {"run", "facts"} <= record.keys():
-        raise InputError(path, "a file without \"run\" and \"facts\"", "a run.json written by polyptych", "check the path")
+        raise InputError(path, "a file without \"run\" and \"facts\"", "a run.json written by polyptych",
+                         "check the path")
     return decode(Run, record["run"], f"{path}: run"), decode(Facts, record["facts"], f"{path}: facts")
 
 

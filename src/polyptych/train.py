@@ -74,7 +74,7 @@ class Trainer:
         if self.resumed:
             load_state(self.last, self.state)
         self.batches = TrainingBatches(
-            dataset, self.tasks, run.augment, run.size or dataset.read(0).info.native, batch_size=run.batch_size, seed=run.seed,
+            dataset, self.tasks, run.augment, run.size or dataset.read(0).info.native, run.batch_size, run.seed,
             start=self.state.step * run.accumulate, rank=distributed.rank(), world=distributed.world(),
             workers=run.loading.workers, pin_memory=self.device.type == "cuda", on_fault=run.loading.on_fault)
         self.model = distributed.parallel(self.state.network, self.device)
@@ -127,18 +127,20 @@ class Trainer:
         state.network.train()
         self.learning_rate = set_learning_rate(state.optimizer, run.schedule.share(state.step, run.steps))
         batches = [batch.to(self.device, self.memory_format) for batch in micro_batches]
-        counts = {task: distributed.total(torch.stack([b.valid[task].sum() for b in batches]).sum()) for task in self.tasks}
-        sums = {task: torch.zeros((), device=self.device) for task in self.tasks}
+        counts = {task: distributed.total(torch.stack([b.valid[task].sum() for b in batches]).sum())
+                  for task in self.tasks}
+        means = {task: torch.zeros((), device=self.device) for task in self.tasks}
         weights: dict[str, float | Tensor] = {}
         scale = state.scaler.scale(torch.ones((), device=self.device))
         for batch in batches:
             with self._synchronized(batch is batches[-1]):
                 with self.autocast():
                     output = self.forward(batch.image)
-                losses = {name: total_loss(task, name, output, batch).sum / counts[name].clamp(min=1) * distributed.world()
-                          for name, task in self.tasks.items()}
+                # Processes average their gradients; the sum over them is what the global count asks for.
+                sums = {name: total_loss(task, name, output, batch).sum for name, task in self.tasks.items()}
+                losses = {name: value * distributed.world() / counts[name].clamp(min=1) for name, value in sums.items()}
                 weights = state.balancer.backward(losses, state.network, output, scale)
-            sums = {name: sums[name] + losses[name].detach() for name in losses}
+            means = {name: means[name] + losses[name].detach() for name in losses}
         distributed.average_gradients(state.balancer.parameters())
         state.scaler.unscale_(state.optimizer)
         if run.clip:
@@ -148,8 +150,8 @@ class Trainer:
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         self._update_average()
-        self._watch(sums)
-        return sums, weights
+        self._watch(means)
+        return means, weights
 
     def autocast(self) -> torch.autocast:
         precision = getattr(torch, self.run.execution.precision)
@@ -186,10 +188,11 @@ class Trainer:
         for task, step in zip(self.tasks, self._first_bad.tolist(), strict=True):
             if step:
                 raise InputError(f"task '{task}', step {step}", "a loss that is not finite", "finite losses",
-                                 "lower --optimizer.learning-rate, set --clip, or use --execution.precision bfloat16; "
-                                 f"checkpoints before it are in {self.last.parent}")
+                                 "lower --optimizer.learning-rate, set --clip, or use --execution.precision "
+                                 f"bfloat16; checkpoints before it are in {self.last.parent}")
 
-    def _record(self, losses: dict[str, Tensor], weights: dict[str, float | Tensor], images: int, seconds: float) -> None:
+    def _record(self, losses: dict[str, Tensor], weights: dict[str, float | Tensor], images: int,
+                seconds: float) -> None:
         self._check_finite()
         means = {name: float(distributed.total(value)) / distributed.world() for name, value in losses.items()}
         speed = images * distributed.world() / max(seconds, 1e-9)
@@ -197,7 +200,8 @@ class Trainer:
         self.display.status(self.state.step, means, speed, self.learning_rate)
         if self.log is not None:
             self.log.write("train", self.state.step, losses=means, weights={k: float(v) for k, v in weights.items()},
-                           learning_rate=self.learning_rate, images_per_second=speed, seconds=self.state.progress["seconds"])
+                           learning_rate=self.learning_rate, images_per_second=speed,
+                           seconds=self.state.progress["seconds"])
 
     def _validate(self) -> float:
         """Measure on the validation split and keep the best weights; returns the seconds it took."""

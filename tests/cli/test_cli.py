@@ -71,8 +71,10 @@ def test_listing_imports_no_component() -> None:
     (["train", "rooms", "--encoder", "shard"], ["encoder 'shard'", "nearest: shared"]),
     (["train", "rooms", "--decoder"], ["--decoder: got no value"]),
     (["train", "rooms", "--tasks", "semseg,dept"], ["task 'dept'", "nearest: depth"]),
-    (["train", "rooms", "--lerning-rate", "1"], ["--lerning-rate: got an unknown option", "nearest: --optimizer.learning-rate"]),
-    (["train", "rooms", "--optimizer.lerning-rate", "1"], ["--optimizer.lerning-rate: got", "nearest: --optimizer.learning-rate"]),
+    (["train", "rooms", "--lerning-rate", "1"],
+     ["--lerning-rate: got an unknown option", "nearest: --optimizer.learning-rate"]),
+    (["train", "rooms", "--optimizer.lerning-rate", "1"],
+     ["--optimizer.lerning-rate: got", "nearest: --optimizer.learning-rate"]),
     (["train", "rooms", "--steps", "many"], ["--steps: got", "'many'"]),
     (["train", "rooms", "--steps", "0"], ["--steps: got 0; needs 1 or more"]),
     (["train", "rooms", "--ema", "1.5"], ["--ema: got 1.5"]),
@@ -93,7 +95,8 @@ def test_refusals(capsys, arguments: list[str], parts: list[str]) -> None:
 
 
 def test_from_repeats_a_run_with_changes(trained: Path, tmp_path: Path) -> None:
-    assert main(["train", "--from", str(trained), "--out", str(tmp_path / "again"), "--encoder", "single", "--seed", "3"]) == 0
+    changes = ["--encoder", "single", "--seed", "3"]
+    assert main(["train", "--from", str(trained), "--out", str(tmp_path / "again"), *changes]) == 0
     record = json.loads((tmp_path / "again" / "run.json").read_text())["run"]
     assert record["encoder"]["name"] == "single" and record["seed"] == 3
     assert list(record["tasks"]) == ["semseg", "depth", "keypoints"]

@@ -31,7 +31,8 @@ def make_state(seed: int, width: int = 4, average: bool = True) -> TrainingState
 def steps(state: TrainingState, number: int) -> list[float]:
     losses = []
     for _ in range(number):
-        loss = state.network(torch.randn(5, 3)).square().mean() * state.balancer.weight.sum() + random.random() + np.random.rand()
+        noise = random.random() + np.random.rand()
+        loss = state.network(torch.randn(5, 3)).square().mean() * state.balancer.weight.sum() + noise
         loss.backward()
         state.optimizer.step()
         state.optimizer.zero_grad()

@@ -54,7 +54,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    subprocess.run([sys.executable, tmp_path / "program.py", tmp_path / "one", "4"], check=True, env=environment, timeout=240)
+    subprocess.run([sys.executable, tmp_path / "program.py", tmp_path / "one", "4"], check=True, env=environment,
+                   timeout=240)
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                     tmp_path / "program.py", tmp_path / "two", "2"], check=True, env=environment, timeout=240)
     one, two = (load_file(tmp_path / folder / "weights.safetensors") for folder in ("one", "two"))

@@ -28,7 +28,8 @@ def load(name: str) -> Callable[[], Run]:
     """
     functions = _functions()
     if name not in functions:
-        raise InputError(f"recipe '{name}'", "an unknown name", nearest(name, functions), "see `polyptych list recipes`")
+        raise InputError(f"recipe '{name}'", "an unknown name", nearest(name, functions),
+                         "see `polyptych list recipes`")
     return getattr(importlib.import_module(f"{__package__}.{functions[name][0]}"), name)
 
 

@@ -21,7 +21,8 @@ def write_examples(folder: Path) -> list[Path]:
         sample = dataset.read(position * len(dataset) // number)
         image = sample.image.permute(1, 2, 0).numpy()
         prediction = paint_all(tasks, predict_image(network, tasks, sample.image, run.size), image)
-        truth = {name: tasks[name].paint_target(target, sample.valid[name], image) for name, target in sample.target.items()}
+        truth = {name: tasks[name].paint_target(target, sample.valid[name], image)
+                 for name, target in sample.target.items()}
         paths.append(folder / "panels" / f"{position:03}.png")
         Image.fromarray(panel(image, list(tasks), truth, prediction, caption=sample.info.id)).save(paths[-1])
     return paths
