@@ -1,0 +1,261 @@
+"""Batches for training and evaluation, each a pure function of (seed, position in the stream).
+
+Nothing depends on the number of worker processes, and a run resumes exactly by starting at a later batch:
+there is no state to save. A sample that cannot be read stops the run with an error that names it, or is
+skipped and recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from polyptych.data.transforms import Augment, augment, collate, resize_image
+from polyptych.datasets._base import Dataset
+from polyptych.errors import InputError
+from polyptych.tasks._base import Task
+from polyptych.types import Batch, Sample
+
+OnFault = Literal["stop", "skip"]
+
+_TRIES = 16  # samples in a row that may be faulty before something else than single files must be wrong
+_MOST_FAULTY = 0.5  # share of the dataset's samples
+
+
+def check(sample: Sample, tasks: Mapping[str, Task]) -> None:
+    """Refuse a sample whose labels are not of the image's size or hold values that their task does not allow.
+
+    Raises:
+        InputError: naming the sample and the task.
+    """
+    size = tuple(sample.image.shape[-2:])
+    for name, target in sample.target.items():
+        where = f"label '{name}' of sample {sample.info.id}"
+        valid = sample.valid[name]
+        if tuple(valid.shape) != size:
+            raise InputError(where, f"a label of {valid.shape[0]}x{valid.shape[1]} pixels",
+                             f"the size of its image, {size[0]}x{size[1]}", "resize the one or the other")
+        if fault := tasks[name].fault(target, valid):
+            raise InputError(where, fault, "values that the task allows",
+                             "repair the file, or skip faulty samples")
+
+
+def shuffled(position: int, length: int, seed: int) -> int:
+    """The index that stands at ``position`` of an endless stream in which every ``length`` positions are a
+    permutation of the dataset, a new one in each epoch.
+
+    A Feistel network over pairs (a, b) with a + rows * b = index: every round is a bijection, so the whole is
+    one, and a single place of the permutation is found without making all of it, which an endless dataset
+    needs.
+    """
+    epoch, index = divmod(position, length)
+    rows = math.isqrt(length - 1) + 1
+    columns = -(-length // rows)
+    while True:
+        b, a = divmod(index, rows)
+        for turn in range(6):
+            a = (a + _hash(seed, epoch, turn, b)) % rows
+            b = (b + _hash(seed, epoch, -1 - turn, a)) % columns
+        index = a + rows * b
+        if index < length:  # the pairs are a few more than the indices: walk on until inside
+            return index
+
+
+class Batches(ABC, Iterable[Batch]):
+    """What training and evaluation batches have in common: workers, and what happens to faulty samples.
+
+    Attributes:
+        faults: ``{index in the dataset: message}`` of the samples that were skipped so far.
+    """
+
+    def __init__(self, dataset: Dataset, tasks: Mapping[str, Task], batch_size: int, rank: int,
+                 world: int, workers: int, pin_memory: bool, on_fault: OnFault):
+        if not len(dataset):
+            raise InputError(f"{dataset.split} split of {dataset.config.name}", "no samples", "at least one",
+                             "check the dataset's folder")
+        for name, value, least in (("batch size", batch_size, 1), ("workers", workers, 0)):
+            if value < least:
+                raise InputError(name, str(value), f"at least {least}", "change it")
+        self.dataset, self.tasks, self.batch_size = dataset, tasks, batch_size
+        self.rank, self.world, self.workers, self.pin_memory = rank, world, workers, pin_memory
+        self.on_fault = on_fault
+        self.faults: dict[int, str] = {}
+
+    @abstractmethod
+    def _numbers(self) -> Iterable[int]:
+        """The batches to make, in order."""
+
+    @abstractmethod
+    def _samples(self, number: int, faults: _Faults) -> list[Sample]:
+        """The samples of one batch. Runs in a worker process."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = DataLoader(_Fetch(self), batch_size=None, sampler=_Numbers(self._numbers()),
+                            num_workers=self.workers, collate_fn=_as_it_is, pin_memory=self.pin_memory,
+                            generator=torch.Generator())  # leaves the global one alone
+        for batch, faults in loader:
+            self._record(faults)
+            if isinstance(batch, InputError):
+                raise batch
+            if batch is not None:
+                yield batch
+
+    def fetch(self, number: int) -> tuple[Batch | InputError | None, list[_Fault]]:
+        """One batch; None if all its samples were skipped. An InputError is returned, not raised: on its way
+        from a worker torch would wrap it in an exception of another shape."""
+        faults = _Faults(self.on_fault)
+        try:
+            samples = self._samples(number, faults)
+            return (collate(samples, self.tasks) if samples else None), faults.seen
+        except InputError as error:
+            return error, faults.seen
+
+    def _read(self, index: int) -> Sample:
+        sample = self.dataset.read(index)
+        check(sample, self.tasks)
+        return sample
+
+    def _record(self, faults: list[_Fault]) -> None:
+        self.faults.update(faults)
+        if len(self.faults) > _MOST_FAULTY * len(self.dataset):
+            raise InputError(f"{self.dataset.split} split of {self.dataset.config.name}",
+                             f"{len(self.faults)} faulty samples among {len(self.dataset)}",
+                             "most samples to be readable",
+                             f"repair the dataset; for instance {next(iter(self.faults.values()))}")
+
+
+class TrainingBatches(Batches):
+    """An endless stream of augmented batches.
+
+    Batch ``k`` of process ``rank`` holds the ``batch_size`` positions of the global stream from
+    ``(k * world + rank) * batch_size`` on. A position decides which sample stands there (:func:`shuffled`)
+    and, with the seed, how it is augmented. An incomplete batch never occurs: an epoch ends within a batch.
+
+    Args:
+        size: (h, w) of the batches.
+        seed: of order and augmentation.
+        start: the first batch to give, to resume a run.
+        rank, world: this process and the number of processes.
+        workers: processes that prepare batches; 0 prepares them in this one. They change no result.
+        on_fault: ``stop`` at a sample that cannot be read, or ``skip`` it: its place is taken by the sample
+            at the next readable position. Skipping ends with an error when 16 samples in a row or half of all
+            are faulty.
+
+    Raises:
+        InputError: while iterating, for a faulty sample.
+    """
+
+    def __init__(self, dataset: Dataset, tasks: Mapping[str, Task], augment: Augment, size: tuple[int, int],
+                 batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1, workers: int = 0,
+                 pin_memory: bool = False, on_fault: OnFault = "stop"):
+        super().__init__(dataset, tasks, batch_size, rank, world, workers, pin_memory, on_fault)
+        self.augment, self.size, self.seed, self.start = augment, size, seed, start
+
+    def _numbers(self) -> Iterable[int]:
+        return itertools.count(self.start)
+
+    def _samples(self, number: int, faults: _Faults) -> list[Sample]:
+        first = (number * self.world + self.rank) * self.batch_size
+        return [self._sample(position, faults) for position in range(first, first + self.batch_size)]
+
+    def _sample(self, position: int, faults: _Faults) -> Sample:
+        generator = torch.Generator().manual_seed(_hash(self.seed, position))
+        for candidate in range(position, position + _TRIES):
+            index = shuffled(candidate, len(self.dataset), self.seed)
+            with faults.at(index):
+                return augment(self._read(index), self.tasks, self.size, generator, self.augment)
+        raise InputError(f"{self.dataset.split} split of {self.dataset.config.name}",
+                         f"{_TRIES} faulty samples in a row", "samples that can be read",
+                         f"repair the dataset; for instance {faults.seen[-1][1]}")
+
+
+class EvaluationBatches(Batches):
+    """See :func:`evaluation_batches`. ``len`` is the number of batches of this process."""
+
+    def __init__(self, dataset: Dataset, tasks: Mapping[str, Task], size: tuple[int, int] | None,
+                 batch_size: int, rank: int, world: int, workers: int, pin_memory: bool, on_fault: OnFault):
+        super().__init__(dataset, tasks, batch_size, rank, world, workers, pin_memory, on_fault)
+        self.size = size
+        self.indices = range(rank, len(dataset), world)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def _numbers(self) -> Iterable[int]:
+        return range(len(self))
+
+    def _samples(self, number: int, faults: _Faults) -> list[Sample]:
+        samples = []
+        for index in self.indices[number * self.batch_size:(number + 1) * self.batch_size]:
+            with faults.at(index):
+                samples.append(resize_image(self._read(index), self.size))
+        return samples
+
+
+def evaluation_batches(dataset: Dataset, tasks: Mapping[str, Task], size: tuple[int, int] | None,
+                       batch_size: int, rank: int = 0, world: int = 1, workers: int = 0,
+                       pin_memory: bool = False, on_fault: OnFault = "stop") -> EvaluationBatches:
+    """Every sample of ``dataset[rank::world]`` once, in order.
+
+    Images are resized to ``size`` (None keeps them native); labels stay at their native size. Where sizes
+    differ within a batch, images and labels are padded at the right and the bottom: ``info.content`` tells
+    the size of the image in the batch, ``info.native`` that of the labels. With ``on_fault="skip"`` a faulty
+    sample is left out and recorded in ``faults``, which a report must show.
+    """
+    return EvaluationBatches(dataset, tasks, size, batch_size, rank, world, workers, pin_memory, on_fault)
+
+
+_Fault = tuple[int, str]
+
+
+class _Faults:
+    """Faulty samples of one batch. ``with faults.at(index)`` lets an InputError pass or records it."""
+
+    def __init__(self, on_fault: OnFault):
+        self.seen: list[_Fault] = []
+        self._skip = on_fault == "skip"
+
+    @contextmanager
+    def at(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            if not self._skip:
+                raise
+            self.seen.append((index, str(error)))
+
+
+class _Fetch(torch.utils.data.Dataset):
+    """Batches as torch's loader wants them: a worker makes a whole batch from its number."""
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+
+    def __getitem__(self, number: int) -> tuple[Batch | InputError | None, list[_Fault]]:
+        return self._batches.fetch(number)
+
+
+class _Numbers(torch.utils.data.Sampler[int]):
+    def __init__(self, numbers: Iterable[int]):
+        self._numbers = numbers
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+
+def _as_it_is(batch: object) -> object:
+    return batch
+
+
+def _hash(*integers: int) -> int:
+    """64 bits that depend on all arguments; the same on every machine."""
+    text = ",".join(map(str, integers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
