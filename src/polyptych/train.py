@@ -101,8 +101,6 @@ class Trainer:
         """Train to the last step."""
         run, state, watch = self.run, self.state, self.run.monitoring
         batches = iter(self.batches)
-        if self.resumed:
-            load_state(self.last, state)  # again: building a loader draws random numbers that were drawn before
         logged, clock = state.step, time.monotonic()
         while state.step < run.steps:
             losses, weights = self.step([next(batches) for _ in range(run.accumulate)])

@@ -75,3 +75,20 @@ def test_fault_and_refusals():
     assert "nan" in build().fault(torch.tensor([[0.0, 1.0, float("nan")]]), valid)
     with pytest.raises(InputError, match=r"boundaries.weight: got 19.0; needs a number from 0 to 1; 0.95 is"):
         build(weight=19.0)
+
+
+@pytest.mark.parametrize("size", [(60, 80), (29, 41), (100, 90)])
+def test_a_line_survives_shrinking_and_stays_thin(size: tuple[int, int]) -> None:
+    """Nearest neighbor alone would drop a line or leave dashes."""
+    task = Boundaries(Boundaries.Config(), labels=LabelInfo())
+    for angle in (0, 1):
+        target = torch.zeros(100, 130)
+        if angle:
+            target[torch.arange(100), torch.arange(100)] = 1
+        else:
+            target[:, 63] = 1
+        moved, valid = task.move(target, torch.ones(100, 130, dtype=torch.bool), Geometry.resize((100, 130), size))
+        assert moved.shape == valid.shape == size
+        assert set(moved.unique().tolist()) <= {0.0, 1.0}
+        per_row = moved.sum(1)
+        assert (per_row >= 1).all() and (per_row <= 4).all()

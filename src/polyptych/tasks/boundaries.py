@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.boundaries import BoundaryF
@@ -51,6 +54,17 @@ class Boundaries(BinaryMap):
                        valid: Bool[Tensor, "b h w"]) -> Loss:
         """Weighted cross entropy, summed over valid pixels."""
         return Loss(weighted_cross_entropy(prediction, target, valid, self.config.weight), valid.sum())
+
+    def move(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"],
+             geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "h2 w2"]]:
+        """As other dense labels, but a line stays a line when the frame shrinks: every pixel of the result shows a
+        boundary that its cell contains, where nearest neighbor alone would leave dashes."""
+        rows, columns = (math.ceil(w / s) for w, s in zip(geometry.window[2:], geometry.size, strict=True))
+        if max(rows, columns) > 1:
+            above, left = rows // 2, columns // 2
+            padded = F.pad(target[None], (left, columns - 1 - left, above, rows - 1 - above))
+            target = F.max_pool2d(padded, (rows, columns), stride=1)[0]
+        return super().move(target, valid, geometry)
 
     def metric(self) -> Metric:
         return BoundaryF(self.config.threshold, self.config.tolerance)
