@@ -25,8 +25,9 @@ def test_the_worked_example_trains(tmp_path: Path) -> None:
         (tmp_path / name).write_text(code)
     command = re.search(r"^polyptych (train rooms --dataset discs .*)$", text, re.MULTILINE)[1]  # type: ignore[index]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    small = ["--steps", "2", "--batch-size", "2", "--size", "48", "64", "--backbone.model", "test_resnet",
-             "--out", "run", "--monitoring.trivial-samples", "4", "--loading.workers", "0", "--monitoring.examples", "1",
+    small = ["--steps", "2", "--batch-size", "2", "--size", "48", "64",
+             "--backbone.model", "test_resnet", "--out", "run", "--monitoring.trivial-samples", "4",
+             "--loading.workers", "0", "--monitoring.examples", "1",
              "--decoder.no-bias"]
     done = subprocess.run([sys.executable, "-m", "polyptych", *shlex.split(command), *small], cwd=tmp_path,
                           env=environment, capture_output=True, text=True, timeout=240)

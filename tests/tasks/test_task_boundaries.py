@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
 from polyptych.tasks.boundaries import Boundaries
 from polyptych.types import LabelInfo
