@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from polyptych.cli import COMMANDS, KINDS, main
+from polyptych.cli import commands, main
+from polyptych.cli.list import KINDS, descriptions
 
 SMALL = ["--steps", "2", "--batch-size", "2", "--size", "48", "64", "--dataset.size", "48", "64",
          "--dataset.val-frames", "2", "--dataset.test-frames", "2", "--backbone.model", "test_resnet",
@@ -34,10 +35,10 @@ def trained(tmp_path_factory) -> Path:
 def test_help_names_every_command(capsys) -> None:
     assert main([]) == main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(f"  {name}" in said for name in COMMANDS)
+    assert all(f"  {name}" in said for name in commands())
 
 
-@pytest.mark.parametrize("command", list(COMMANDS))
+@pytest.mark.parametrize("command", list(commands()))
 def test_every_command_explains_itself(capsys, command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, *(["rooms"] if command == "train" else []), "--help"])
@@ -47,11 +48,9 @@ def test_every_command_explains_itself(capsys, command: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_list_shows_every_component_with_a_summary(capsys, kind: str) -> None:
-    from polyptych.cli import _descriptions
-
     assert main(["list", kind]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    entries = _descriptions(kind)
+    entries = descriptions(kind)
     assert entries
     for entry in entries:
         assert entry.name in said

@@ -1,0 +1,48 @@
+"""The command line: one file per command. Each imports only what it needs; bad input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+from polyptych.errors import InputError, nearest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    try:
+        if name in ("-h", "--help", "help"):
+            print(usage())
+        elif name == "--version":
+            from polyptych import __version__
+
+            print(__version__)
+        elif name not in commands():
+            raise InputError(f"command '{name}'", "an unknown name", nearest(name, commands()),
+                             "see `polyptych --help`")
+        else:
+            importlib.import_module(f"{__name__}.{name}").main(rest)
+    except InputError as error:
+        print(f"polyptych: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:  # Interrupted is one, with a message that says how to go on
+        print(f"polyptych: {error or 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def commands() -> dict[str, str]:
+    """The files of this folder, with the first line of their docstrings."""
+    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return {p.stem: (ast.get_docstring(ast.parse(p.read_text())) or "").partition("\n")[0] for p in files}
+
+
+def usage() -> str:
+    lines = [f"  {name:<10}{summary}" for name, summary in commands().items()]
+    return "\n".join(["usage: polyptych COMMAND [ARGUMENTS]", "",
+                      "Multi-task learning of dense prediction: one image in, every panel of the scene out.", "",
+                      *lines, "", "`polyptych COMMAND --help` explains a command."])

@@ -1,0 +1,33 @@
+"""Measure a trained run at native resolution, as a table and JSON: polyptych evaluate RUN [--split test]"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from polyptych.cli._parsing import parse
+
+
+@dataclass(frozen=True)
+class Arguments:
+    folder: tyro.conf.Positional[Path]
+    """Run folder."""
+    split: Literal["test", "val", "train"] = "test"
+    """Split that is measured."""
+    weights: Literal["", "last", "best"] = ""
+    """Weights that are measured; empty takes what the run selects."""
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(Arguments, arguments, "evaluate")
+    from rich.console import Console
+
+    from polyptych.evaluate import evaluate as evaluate_run
+    from polyptych.reports.tables import terminal_table
+
+    results = evaluate_run(options.folder, splits=(options.split,), weights=options.weights)
+    Console().print(terminal_table(results[options.split]))
+    print(options.folder / "evaluation" / f"{options.split}.json")

@@ -1,0 +1,43 @@
+"""Everything that can be chosen by name: polyptych list [decoders ...]"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import tyro
+
+from polyptych.cli._parsing import parse
+from polyptych.component import Catalog, Description
+from polyptych.errors import InputError, nearest
+
+KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "balancers")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    kinds: tyro.conf.Positional[tuple[str, ...]] = field(default=KINDS)
+    """Which catalogs; all without an argument."""
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(Arguments, arguments, "list")
+    for kind in options.kinds:
+        if kind not in KINDS:
+            raise InputError(f"catalog '{kind}'", "an unknown name", nearest(kind, KINDS), "see `polyptych list`")
+    from rich.console import Console
+    from rich.table import Table
+
+    for kind in options.kinds:
+        table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+        for entry in descriptions(kind):
+            table.add_row(f"[bold]{entry.name}", entry.summary, f"[dim]{entry.source}")
+        Console().print(table, "")
+
+
+def descriptions(kind: str) -> list[Description]:
+    if kind == "recipes":
+        from polyptych.recipes._catalog import descriptions
+
+        return descriptions()
+    catalog = Catalog(kind.removesuffix("s"), f"polyptych.{kind}")
+    return [catalog.describe(name) for name in catalog.names()]

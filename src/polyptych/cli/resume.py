@@ -1,0 +1,24 @@
+"""Go on with a run that was interrupted, exactly as if nothing had happened: polyptych resume RUN"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from polyptych.cli._parsing import parse
+
+
+@dataclass(frozen=True)
+class Arguments:
+    folder: tyro.conf.Positional[Path]
+    """Run folder."""
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(Arguments, arguments, "resume")
+    from polyptych.run import read_run
+    from polyptych.train import train as train_run
+
+    train_run(read_run(options.folder)[0], options.folder, resume=True)

@@ -1,0 +1,34 @@
+"""Train, test and report a recipe: polyptych train RECIPE [--encoder NAME] [--tasks A,B] [--steps N] ..."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polyptych.cli._parsing import parse, take
+from polyptych.errors import InputError
+
+SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
+
+NOTE = """These name things, and come before the options that they bring:
+--out DIR: folder of the run, which must not exist yet (runs/RECIPE);
+--dataset, --backbone, --encoder, --decoder, --balancer NAME: another component (see `polyptych list`);
+--tasks A,B,...: what is predicted;
+--from RUN: in place of a recipe, the choices of an earlier run (a folder or its run.json)."""
+
+
+def main(arguments: list[str]) -> None:
+    from polyptych.recipes._catalog import load, names
+    from polyptych.run import Run, read_run, with_components, with_tasks
+    from polyptych.train import train as train_run
+
+    chosen, rest = take(arguments, {*SLOTS, "tasks", "from", "out"})
+    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    if (recipe is None) == ("from" not in chosen) and not {"-h", "--help"} & set(rest):
+        raise InputError("polyptych train", "no recipe" if recipe is None else "both a recipe and --from",
+                         f"a recipe ({', '.join(names())}) or --from RUN", "for instance `polyptych train rooms`")
+    run = read_run(Path(chosen["from"]))[0] if "from" in chosen else load(recipe or "rooms")()
+    if "tasks" in chosen:
+        run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
+    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
+    run = parse(Run, rest, "train", default=run, note=NOTE)
+    train_run(run, Path(chosen.get("out", Path("runs") / (run.recipe or "run"))))
