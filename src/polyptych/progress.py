@@ -47,4 +47,4 @@ class Display:
 
     def say(self, text: object) -> None:
         """A line (or a table) above the bar."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=isinstance(text, str))

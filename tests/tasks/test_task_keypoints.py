@@ -22,7 +22,7 @@ def build(**options):
     return Keypoints.Config(**options).build(labels=LABELS)
 
 
-@pytest.mark.parametrize("loss", ["mse", "focal"])
+@pytest.mark.parametrize("loss", ["softmax", "mse", "focal"])
 def test_the_peak_of_a_rendered_label_is_the_keypoint(loss):
     heat = build(loss=loss).render(TARGET[None], VALID, SIZE)
     assert peaks(heat, VALID)[0, :2].tolist() == [[3, 2], [10, 7]]
@@ -46,7 +46,7 @@ def test_a_coarse_map_samples_the_same_bump():
     assert torch.allclose(task.render(target, VALID, SIZE)[0, 0], fine[1::3, 1::3], atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["mse", "focal"])
+@pytest.mark.parametrize("loss", ["softmax", "mse", "focal"])
 def test_hidden_masked_outlying_and_padded_keypoints_leave_no_trace(loss):
     valid = VALID.clone()
     valid[0, :, 12:] = False
@@ -65,13 +65,30 @@ def test_focal_has_one_whole_hit_per_keypoint_at_every_resolution():
 
 
 def test_mse_in_closed_form():
-    task = build(sigma=0.1)
+    task = build(loss="mse", sigma=0.1)
     raw = task.render(TARGET[None], VALID, SIZE).clone()
     assert task.loss(raw, TARGET[None], VALID).sum == 0
     raw[0, 1, 4, 4] += 3
     raw[0, 2, 5, 5] -= 1
     loss = task.loss(raw, TARGET[None], VALID)
     assert float(loss.sum) == pytest.approx((9 + 1) / 3, rel=1e-5) and loss.count == 12 * 16
+
+
+def test_softmax_in_closed_form():
+    """All places equally probable cost log(places) for each of the two types that are visible, of three."""
+    task = build(loss="softmax")
+    valid = VALID.clone()
+    valid[0, :, 12:] = False
+    places = 12 * 12
+    loss = task.loss(torch.full((1, 3, *SIZE), 0.7), TARGET[None], valid)
+    assert float(loss.sum) == pytest.approx(2 / 3 * places * math.log(places), rel=1e-5) and loss.count == places
+
+
+def test_softmax_does_not_ask_for_what_is_not_shown():
+    task = build(loss="softmax")
+    raw = torch.randn(1, 3, *SIZE, requires_grad=True)
+    task.loss(raw, TARGET[None], VALID).sum.backward()
+    assert raw.grad[0, 2].abs().max() == 0 and raw.grad[0, 0].abs().max() > 0
 
 
 def test_focal_in_closed_form():
@@ -94,7 +111,7 @@ def test_the_focal_penalty_fades_near_the_keypoint():
 @pytest.mark.parametrize("size", [(12, 16), (6, 8), (5, 7), (1, 1), (24, 32)])
 def test_the_weights_of_coarse_cells_add_up_to_the_valid_pixels(size):
     # A constant error of 1 costs 1 per valid pixel at every resolution.
-    task = build()
+    task = build(loss="mse")
     target = task.collate([task.empty(SIZE)] * 2)
     valid = torch.rand(2, *SIZE) > 0.5
     valid[0] = False
@@ -112,7 +129,7 @@ def test_a_batch_is_the_sum_of_its_images():
 
 
 def test_learning_the_heat_map_finds_the_keypoints():
-    for loss in ("mse", "focal"):
+    for loss in ("softmax", "mse", "focal"):
         task = build(loss=loss)
         raw = torch.zeros(1, 3, *SIZE, requires_grad=True)
         optimizer = torch.optim.Adam([raw], lr=0.3)
@@ -162,7 +179,7 @@ def test_fault():
     assert task.fault(TARGET * 2, VALID[0]) == "a visibility other than 0 and 1"
 
 
-@pytest.mark.parametrize("loss", ["mse", "focal"])
+@pytest.mark.parametrize("loss", ["softmax", "mse", "focal"])
 def test_the_mean_position_is_relative_to_the_size(loss):
     task = build(loss=loss)
     trivial = task.trivial()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from polyptych.errors import InputError
 from polyptych.predict import load_network, paint_all, predict_image
 from polyptych.reports.panels import panel
 
@@ -18,7 +19,12 @@ def write_examples(folder: Path) -> list[Path]:
     paths = []
     (folder / "panels").mkdir(exist_ok=True)
     for position in range(number):
-        sample = dataset.read(position * len(dataset) // number)
+        try:
+            sample = dataset.read(position * len(dataset) // number)
+        except InputError:
+            if run.loading.on_fault == "stop":
+                raise
+            continue
         image = sample.image.permute(1, 2, 0).numpy()
         prediction = paint_all(tasks, predict_image(network, tasks, sample.image, run.size), image)
         truth = {name: tasks[name].paint_target(target, sample.valid[name], image)

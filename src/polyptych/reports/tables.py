@@ -48,6 +48,7 @@ class Evaluation:
     split: str = ""
     step: int | None = None
     images: int | None = None
+    skipped: list[str] = field(default_factory=list)
     weights: str = ""
     input_size: tuple[int, int] | None = None
     seconds: float | None = None
@@ -181,6 +182,7 @@ def caption(evaluation: Evaluation) -> str:
         f"protocol {evaluation.protocol}" if evaluation.protocol else "",
         f"{evaluation.split} split" if evaluation.split else "",
         f"{evaluation.images:,} images" if evaluation.images is not None else "",
+        f"{len(evaluation.skipped)} of them skipped as unreadable" if evaluation.skipped else "",
         f"step {evaluation.step:,}" if evaluation.step is not None else "",
         f"{evaluation.weights} weights" if evaluation.weights else "",
         f"input {size[0]} {TIMES} {size[1]} (height {TIMES} width)" if size else "",

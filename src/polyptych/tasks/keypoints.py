@@ -31,20 +31,25 @@ class Keypoints(Task):
     coarse auxiliary prediction is not enlarged first; each of its cells counts as often as it has valid
     pixels of the label.
 
+    - ``softmax``: cross entropy between the heat map as a distribution over places and the softmax of the raw
+      prediction over places, for every type that the image shows, times its valid pixels, mean over the k
+      maps (Mask R-CNN: He et al., ICCV 2017, arXiv 1703.06870, who put all of the label into one cell). It
+      asks where a keypoint is, not whether there is one, and learns in far fewer steps than the other two;
     - ``mse``: squared error of the raw prediction, mean over the k maps (GradNorm: Chen et al., ICML 2018,
       arXiv 1711.02257, who predict at 80 x 80);
     - ``focal``: the penalty-reduced focal loss of CenterNet on the sigmoid, mean over the k maps (Zhou, Wang,
       Krähenbühl, arXiv 1904.07850, eq. 1, alpha 2, beta 4). We divide by valid pixels where the paper divides
       by keypoints: every loss here is a sum over pixels. Bumps are centered on whole cells, as there.
 
-    No weight is customary in the field; the standard weight 100 makes the mse of an empty heat map, which is
-    tiny because most pixels are far from any keypoint, about as large as other tasks' losses.
+    No weight is customary in the field. The standard weight makes the loss of an untrained network about as
+    large as other tasks' losses: 0.1 for ``softmax``, 100 for ``mse`` and 1000 for ``focal``, which are tiny
+    because most pixels are far from any keypoint.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
-        loss: Literal["mse", "focal"] = "mse"
-        """Squared error of heat maps, or CenterNet's focal loss."""
+        loss: Literal["softmax", "mse", "focal"] = "softmax"
+        """Cross entropy over places, squared error of heat maps, or CenterNet's focal loss."""
         sigma: float = 0.02
         """Standard deviation of a bump as a fraction of the image's diagonal."""
         threshold: float = 0.3
@@ -53,12 +58,12 @@ class Keypoints(Task):
     headline: ClassVar[str] = "error"
     higher_is_better: ClassVar[dict[str, bool]] = {"error": False, "PCK": True}
     perfect: ClassVar[float] = 0.0
-    standard_weight: ClassVar[float] = 100.0
     config: Config
 
     def __init__(self, config: Config, *, labels: LabelInfo):
         super().__init__(config, labels=labels)
         self.channels = len(labels.classes)
+        self.standard_weight = {"softmax": 0.1, "mse": 100.0, "focal": 1000.0}[config.loss]
         if not self.channels:
             raise InputError("labels of task 'keypoints'", "no types", "the name of every type of keypoint",
                              "set `classes` in the dataset's LabelInfo")
@@ -78,6 +83,8 @@ class Keypoints(Task):
         pixels = _pixels_per_cell(valid, size).to(prediction.dtype)
         heat = self.render(target, valid, size).to(prediction.dtype)
         raw = torch.where(pixels > 0, prediction, 0)
+        if self.config.loss == "softmax":
+            return Loss(_softmax_cross_entropy(raw, heat, pixels), valid.sum())
         cells = _focal(raw, heat) if self.config.loss == "focal" else (raw - heat).square()
         return Loss((cells.mean(1, keepdim=True) * pixels).sum(), valid.sum())
 
@@ -100,7 +107,11 @@ class Keypoints(Task):
         return heat
 
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Heat maps: the raw prediction of ``mse``, the sigmoid of it for ``focal``."""
+        """Heat maps: the raw prediction of ``mse``, the sigmoid of it for ``focal``; for ``softmax`` the
+        probability of each place, as a share of the highest that one bump of the label has."""
+        if self.config.loss == "softmax":
+            sigma = self.config.sigma * math.hypot(*prediction.shape[-2:])
+            return (prediction.flatten(2).softmax(2).view_as(prediction) * (2 * math.pi * sigma**2)).clamp(max=1)
         return prediction.sigmoid() if self.config.loss == "focal" else prediction
 
     def metric(self) -> Metric:
@@ -208,6 +219,16 @@ def _pixels_per_cell(valid: Bool[Tensor, "b h w"], size: tuple[int, int]) -> Flo
     return share * (valid.sum((1, 2))[:, None, None, None] / total)
 
 
+def _softmax_cross_entropy(raw: Float[Tensor, "b c h w"], heat: Float[Tensor, "b c h w"],
+                           pixels: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
+    """Sum over images of valid pixels times the mean over types of -sum q log softmax(raw); q, the heat map made to
+    sum to one, is zero everywhere for a type that the image does not show."""
+    weight = (heat * pixels).flatten(2)
+    q = weight / weight.sum(2, keepdim=True).clamp(min=1e-6)
+    score = raw.masked_fill(pixels == 0, torch.finfo(raw.dtype).min / 2).flatten(2)
+    return -((q * score.log_softmax(2)).sum(2).mean(1) * pixels.sum((1, 2, 3))).sum()
+
+
 def _focal(raw: Float[Tensor, "b c h w"], heat: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     p = raw.sigmoid()
     hit = -(1 - p).square() * F.logsigmoid(raw)
@@ -236,5 +257,10 @@ class MeanPosition(Trivial):
         points = mean * torch.tensor([size[1], size[0]]) - 0.5
         target = torch.cat([points, torch.ones_like(points[:, :1])], 1)[None, None]
         heat = self.task.render(target, torch.ones(1, *size, dtype=torch.bool), size)
-        # A probability of 1 has no logit.
-        return heat.clamp(1e-4, 1 - 1e-4).logit() if self.task.config.loss == "focal" else heat
+        match self.task.config.loss:
+            case "softmax":
+                return heat.clamp(min=1e-6).log()
+            case "focal":
+                return heat.clamp(1e-4, 1 - 1e-4).logit()  # a probability of 1 has no logit
+            case _:
+                return heat
