@@ -55,7 +55,13 @@ def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
     with distributed.group(distributed.local_device(run.execution.device)):
         trainer = Trainer(run, folder, resume)
         with _stop_on_signal() as stop, trainer.display:
-            trainer.fit(stop)
+            try:
+                trainer.fit(stop)
+            except RuntimeError:  # the signal also ended a loader process, perhaps in the middle of a step
+                if not stop.asked:
+                    raise
+                raise Interrupted(f"stopped at step {trainer.state.step} of {run.steps}; go on from the last checkpoint "
+                                  f"with `polyptych resume {folder}`") from None
         return finish(folder, trainer.display.say)
 
 

@@ -23,7 +23,7 @@ ARGUMENTS = ["--steps", "10", "--batch-size", "2", "--size", "48", "64", "--data
 
 
 def polyptych(*arguments: str | Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "polyptych", *map(str, arguments)], text=True,
+    return subprocess.Popen([sys.executable, "-m", "polyptych", *map(str, arguments)], text=True, start_new_session=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -98,5 +98,22 @@ def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, tmp_path: Path) -> No
     assert process.returncode == 130
     assert f"go on with `polyptych resume {folder}`" in said.splitlines()[-1]
     assert "Traceback" not in said
+    finished(polyptych("resume", folder))
+    assert_same_end(folder, reference)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_is_one_line_too(uninterrupted, tmp_path: Path) -> None:
+    """Schedulers signal every process, the loader's workers included."""
+    reference, arguments = uninterrupted
+    folder = tmp_path / "run"
+    process = polyptych("train", "rooms", "--out", folder, *arguments)
+    wait_for(folder / "checkpoints" / "last.safetensors", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("the run ended before the signal came")
+    assert process.returncode == 130 and "Traceback" not in said
+    assert f"polyptych resume {folder}`" in said.splitlines()[-1]
     finished(polyptych("resume", folder))
     assert_same_end(folder, reference)

@@ -55,8 +55,7 @@ class Rooms(Dataset):
         "boundaries": LabelInfo(note="where the object changes, on the nearer side, about one pixel wide"),
         "saliency": LabelInfo(note="people; without any, the one most prominent object"),
         "parts": LabelInfo(classes=c.PARTS, colors=c.PART_COLORS),
-        "keypoints": LabelInfo(classes=c.JOINTS, colors=c.JOINT_COLORS, mirror=c.JOINT_MIRROR, skeleton=c.SKELETON,
-                               unit="px"),
+        "keypoints": LabelInfo(classes=c.JOINTS, colors=c.JOINT_COLORS, mirror=c.JOINT_MIRROR, skeleton=c.SKELETON),
     }
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):

@@ -65,7 +65,7 @@ def _passed(p: Float[Tensor, "b h w"], twentieths: range, inclusive: bool) -> In
     """How many thresholds a value reaches (``inclusive``) or exceeds."""
     # Divided in float64 and made on the device: a copy from the host would wait for the device.
     thresholds = torch.arange(twentieths.start, twentieths.stop, dtype=torch.float64, device=p.device) / 20
-    return torch.bucketize(p, thresholds.float(), right=inclusive)
+    return torch.bucketize(p.contiguous(), thresholds.float(), right=inclusive)
 
 
 def _per_image(passed: Int[Tensor, "b h w"], true: Bool[Tensor, "b h w"], valid: Bool[Tensor, "b h w"],

@@ -52,7 +52,7 @@ class Keypoints(Task):
         """Cross entropy over places, squared error of heat maps, or CenterNet's focal loss."""
         sigma: float = 0.02
         """Standard deviation of a bump as a fraction of the image's diagonal."""
-        threshold: float = 0.3
+        threshold: float = 0.1
         """Pictures show the peak of a heat map if it is higher than this."""
 
     headline: ClassVar[str] = "error"
