@@ -22,7 +22,7 @@ def nyuv2() -> Run:
         tasks={},
         backbone=Timm.Config(model="resnet18"),
         encoder=Shared.Config(),
-        decoder=Heads.Config(),
+        decoder=Heads.Config(head="fpn"),
         balancer=Fixed.Config(),
         size=(288, 384),
         steps=9000,
