@@ -142,7 +142,8 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _random_tensors() -> dict[str, Tensor]:
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: Any = np.random.get_state(legacy=True)  # a tuple; numpy's stubs also allow for a dict
+    _, keys, position, has_gauss, cached = state
     tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.astype(np.int64)),
                "random.numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64)}
     if torch.cuda.is_available():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from polyptych.errors import InputError, nearest
 
@@ -26,8 +26,8 @@ class Component:
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        owner: ClassVar[type[Component]]
-        catalog: ClassVar[Catalog]
+        owner: ClassVar[type[Any]]  # the component; every kind's `build` constructs it with arguments of its own
+        catalog: ClassVar[Catalog[Any]]
 
         @property
         def name(self) -> str:
@@ -48,6 +48,7 @@ class Component:
         return _plugin_names.get(cls, cls.__module__.rpartition(".")[2])
 
 
+Kind = TypeVar("Kind", bound=Component)
 _plugin_names: dict[type, str] = {}
 
 
@@ -61,7 +62,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Catalog:
+class Catalog(Generic[Kind]):
     """The components of one kind: the modules of a package, plus other packages' entry points of the same name.
 
     Args:
@@ -77,7 +78,7 @@ class Catalog:
         own = [p.stem for p in self._folder().glob("*.py") if not p.stem.startswith("_")]
         return sorted({*own, *self._plugins()})
 
-    def load(self, name: str) -> type[Component]:
+    def load(self, name: str) -> type[Kind]:
         """Import the one module called ``name`` and return its component.
 
         Raises:
@@ -90,7 +91,7 @@ class Catalog:
                      and value.__module__ == module.__name__ and not value.__name__.startswith("_")]
             if len(found) != 1:
                 raise TypeError(f"{module.__file__} must define exactly one public component, defines {found}")
-            return found[0]
+            return cast(type[Kind], found[0])  # a package holds components of one kind
         if plugin := self._plugins().get(name):
             component = plugin.load()
             _plugin_names[component] = name

@@ -128,7 +128,8 @@ def measure(predictors: dict[str, Predictor], batches: Iterable[Batch], tasks: d
 
 def to_native(prediction: Tensor, batch: Batch, task: str) -> Tensor:
     """A raw prediction brought from the image's size to that of the labels, whose padding it leaves at zero."""
-    size, image_size = tuple(batch.valid[task].shape[-2:]), tuple(batch.image.shape[-2:])
+    valid, image_size = batch.valid[task], tuple(batch.image.shape[-2:])
+    size = (valid.shape[-2], valid.shape[-1])
     if all(info.content == image_size and info.native == size for info in batch.info):
         return resize(prediction, size)
     result = prediction.new_zeros(*prediction.shape[:2], *size)

@@ -23,6 +23,9 @@ class Network(nn.Module):
     from a checkpoint normalizes as it did in training.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, encoder: Encoder, decoder: Decoder):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder

@@ -81,10 +81,10 @@ class Schedule:
         if self.kind == "step":
             return self.factor ** -(step // self.period)
         if self.kind == "warm_restarts":
-            cycle = float(self.period)
-            while step >= cycle:
-                step, cycle = step - cycle, cycle * self.factor
-            progress = step / cycle
+            position, cycle = float(step), float(self.period)
+            while position >= cycle:
+                position, cycle = position - cycle, cycle * self.factor
+            progress = position / cycle
         else:
             progress = min(step / steps, 1.0)
         if self.kind == "polynomial":

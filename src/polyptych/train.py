@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from polyptych import distributed
+from polyptych.balancers._base import Balancer
 from polyptych.checkpoint import TrainingState, load_state, save_state, write_tensors
 from polyptych.data.cache import cached
 from polyptych.data.loading import TrainingBatches
@@ -60,8 +62,8 @@ def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
             except RuntimeError:  # the signal also ended a loader process, perhaps in the middle of a step
                 if not stop.asked:
                     raise
-                raise Interrupted(f"stopped at step {trainer.state.step} of {run.steps}; go on from the last checkpoint "
-                                  f"with `polyptych resume {folder}`") from None
+                raise Interrupted(f"stopped at step {trainer.state.step} of {run.steps}; go on from the last "
+                                  f"checkpoint with `polyptych resume {folder}`") from None
         return finish(folder, trainer.display.say)
 
 
@@ -96,7 +98,7 @@ class Trainer:
         network = run.build_network(self.tasks, pretrained=not self.resumed)
         if run.execution.sync_batch_norm and distributed.world() > 1:
             network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network.to(self.device, memory_format=self.memory_format)
+        network.to(self.device).to(memory_format=self.memory_format)
         balancer = run.build_balancer(self.tasks).to(self.device)
         return TrainingState(
             network=network, balancer=balancer, optimizer=run.optimizer.build(network, balancer),
@@ -135,6 +137,7 @@ class Trainer:
                   for task in self.tasks}
         means = {task: torch.zeros((), device=self.device) for task in self.tasks}
         weights: dict[str, float | Tensor] = {}
+        balancer = cast(Balancer, state.balancer)
         scale = state.scaler.scale(torch.ones((), device=self.device))
         for batch in batches:
             with self._synchronized(batch is batches[-1]):
@@ -143,7 +146,7 @@ class Trainer:
                 # Processes average their gradients; the sum over them is what the global count asks for.
                 sums = {name: total_loss(task, name, output, batch).sum for name, task in self.tasks.items()}
                 losses = {name: value * distributed.world() / counts[name].clamp(min=1) for name, value in sums.items()}
-                weights = state.balancer.backward(losses, state.network, output, scale)
+                weights = balancer.backward(losses, state.network, output, scale)
             means = {name: means[name] + losses[name].detach() for name in losses}
         distributed.average_gradients(state.balancer.parameters())
         state.scaler.unscale_(state.optimizer)
@@ -167,8 +170,9 @@ class Trainer:
 
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are exchanged between processes once per step, with the last micro-batch."""
-        parallel = isinstance(self.model, torch.nn.parallel.DistributedDataParallel)
-        return self.model.no_sync() if parallel and not last else contextlib.nullcontext()
+        if isinstance(self.model, torch.nn.parallel.DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
 
     @torch.no_grad()
     def _update_average(self) -> None:

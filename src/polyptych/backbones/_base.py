@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from polyptych.component import Catalog, Component
 from polyptych.types import Features, FeatureSpec
 
-CATALOG = Catalog("backbone", "polyptych.backbones")
+CATALOG: Catalog[Backbone] = Catalog("backbone", "polyptych.backbones")
 
 
 class Backbone(nn.Module, Component, ABC):
@@ -35,14 +34,14 @@ class Backbone(nn.Module, Component, ABC):
         catalog = CATALOG
 
         def build(self) -> Backbone:
-            return self.owner(self)  # type: ignore[return-value,call-arg]
+            return self.owner(self)
 
         def without_weights(self) -> Backbone.Config:
             """The same network, not fetching any weights, for when a checkpoint is about to fill it."""
             return self
 
     spec: FeatureSpec
-    stages: Sequence[nn.Module]
+    stages: nn.ModuleList
     multiple: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

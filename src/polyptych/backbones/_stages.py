@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, TypeGuard, cast
 
 from jaxtyping import Float
-from timm.models._features import FeatureGetterNet, FeatureListNet
+from timm.models._features import FeatureGetterNet, FeatureInfo, FeatureListNet
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.hrnet import HighResolutionNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
@@ -54,7 +55,7 @@ def cut(network: nn.Module, finest: int) -> Cut:
         return _cut_hrnet(network)
     if isinstance(network, FeatureGetterNet) and _is_plain_transformer(network.model):
         return _cut_transformer(network.model)
-    info = network.feature_info
+    info = cast(FeatureInfo, network.feature_info)
     strides = info.reduction()
     plain = len(strides) > 1 and len(set(strides)) == 1
     kept = [len(strides) - 1] if plain else [i for i, stride in enumerate(strides) if stride >= finest]
@@ -135,7 +136,7 @@ def _cut_hrnet(network: HighResolutionNetFeatures) -> Cut:
     stages = [stem, network.layer1,
               *(HighResolutionStage(getattr(network, f"transition{i - 1}"), getattr(network, f"stage{i}"))
                 for i in (2, 3, 4))]
-    info = network.feature_info
+    info = cast(FeatureInfo, network.feature_info)  # declared as the list that it is made of
     return Cut(stages, None, info.channels(), info.reduction())
 
 
@@ -157,7 +158,7 @@ class HighResolutionStage(nn.Module):
 # -- plain vision transformers ---------------------------------------------------------------------------------------
 
 
-def _is_plain_transformer(model: nn.Module) -> bool:
+def _is_plain_transformer(model: nn.Module) -> TypeGuard[VisionTransformer]:
     return (isinstance(model, VisionTransformer)
             and type(model).forward_intermediates is VisionTransformer.forward_intermediates)
 
@@ -168,7 +169,7 @@ def _cut_transformer(model: VisionTransformer) -> Cut:
     bounds = [round(i * len(blocks) / 4) for i in range(5)]
     groups = [blocks[a:b] for a, b in pairwise(bounds) if b > a]
     stages = [TokenEmbedding(model), *(TokenBlocks(group, last=group is groups[-1]) for group in groups)]
-    info = model.feature_info[-1]
+    info: Any = model.feature_info[-1]
     return Cut(stages, (len(stages) - 1,), [info["num_chs"]], [info["reduction"]], plain=True)
 
 
@@ -179,7 +180,7 @@ class TokenEmbedding(nn.Module):
     def __init__(self, model: VisionTransformer):
         super().__init__()
         self.model = model
-        model.blocks = nn.Identity()  # they belong to the stages that follow
+        model.blocks = nn.Sequential()  # they belong to the stages that follow
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Tensor | list[Tensor]:
         model = self.model

@@ -77,6 +77,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     tensors."""
     if not path.is_file():
         raise InputError(path, "no such file", "a .safetensors or .pth file", "check --backbone.weights")
+    content: Any
     try:
         if path.suffix == ".safetensors":
             content = load_safetensors(path)

@@ -5,6 +5,7 @@ Source: Wightman, PyTorch Image Models, https://github.com/huggingface/pytorch-i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -66,17 +67,18 @@ class Timm(Backbone):
         if not 0 <= config.drop_path < 1:
             raise InputError("backbone.drop_path", str(config.drop_path), "a probability in [0, 1)", "change it")
         network = _create(config)
+        published: Any = network.pretrained_cfg
         cut_network = cut(network, FINEST_STRIDE)
         self.stages = nn.ModuleList(cut_network.stages)
         self._taps, self._concatenate = cut_network.taps, cut_network.concatenate
         self.pyramid = None
-        declared = cut_network.strides
+        declared: Sequence[int] = cut_network.strides
         if cut_network.plain:
             self.pyramid = SimpleFeaturePyramid(cut_network.channels[-1], declared[-1])
             declared = self.pyramid.strides
-        self.spec, self.multiple = self._measure(config, max(declared), network.pretrained_cfg["input_size"][-1])
+        self.spec, self.multiple = self._measure(config, max(declared), published["input_size"][-1])
         if config.pretrained or config.weights is not None:
-            self.mean, self.std = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
+            self.mean, self.std = tuple(published["mean"]), tuple(published["std"])
 
     def features(self, states: list[Any]) -> Features:
         maps = states[-1] if self._taps is None else [self._tapped(states[i]) for i in self._taps]
@@ -162,4 +164,5 @@ def _options(config: Timm.Config) -> dict[str, Any]:
 
 def _strides(model: str, options: dict[str, Any]) -> list[int]:
     with torch.device("meta"):
-        return timm.create_model(model, features_only=True, **options).feature_info.reduction()
+        network: Any = timm.create_model(model, features_only=True, **options)
+        return network.feature_info.reduction()

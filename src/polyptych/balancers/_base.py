@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from polyptych.component import Catalog, Component
 from polyptych.types import Output
 
-CATALOG = Catalog("balancer", "polyptych.balancers")
+CATALOG: Catalog[Balancer] = Catalog("balancer", "polyptych.balancers")
 
 
 class Balancer(nn.Module, Component, ABC):
@@ -24,7 +24,7 @@ class Balancer(nn.Module, Component, ABC):
 
         def build(self, *, standard_weights: dict[str, float]) -> Balancer:
             """``standard_weights`` maps every task of the run to the weight that is customary in the field."""
-            return self.owner(self, standard_weights=standard_weights)  # type: ignore[return-value,call-arg]
+            return self.owner(self, standard_weights=standard_weights)
 
     @abstractmethod
     def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,5 +18,5 @@ class Equal(Balancer):
 
     def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output,
                  scale: float | Tensor = 1.0) -> dict[str, float | Tensor]:
-        (sum(losses.values()) * scale).backward()
+        (sum(losses.values(), torch.zeros(())) * scale).backward()
         return dict.fromkeys(losses, 1.0)

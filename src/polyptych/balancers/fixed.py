@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,5 +43,5 @@ class Fixed(Balancer):
 
     def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output,
                  scale: float | Tensor = 1.0) -> dict[str, float | Tensor]:
-        (sum(self.weights[task] * loss for task, loss in losses.items()) * scale).backward()
+        (sum((self.weights[task] * loss for task, loss in losses.items()), torch.zeros(())) * scale).backward()
         return {task: self.weights[task] for task in losses}

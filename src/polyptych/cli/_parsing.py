@@ -46,7 +46,7 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            extra = {} if default is None else {"default": default}
+            extra: dict[str, Any] = {} if default is None else {"default": default}
             doc = sys.modules[f"{__package__}.{command}"].__doc__ or ""
             return tyro.cli(kind, args=arguments, prog=f"polyptych {command}",
                             description="\n\n".join(part for part in (doc, note) if part), **extra)

@@ -9,7 +9,7 @@ from polyptych.component import Catalog, Component
 from polyptych.errors import InputError
 from polyptych.types import LabelInfo, Sample
 
-CATALOG = Catalog("dataset", "polyptych.datasets")
+CATALOG: Catalog[Dataset] = Catalog("dataset", "polyptych.datasets")
 
 SPLITS = ("train", "val", "test")
 
@@ -34,7 +34,7 @@ class Dataset(Component, ABC):
             Raises:
                 InputError: files are missing or not as expected, or a task has no labels here.
             """
-            return self.owner(self, split=split, tasks=tasks)  # type: ignore[return-value,call-arg]
+            return self.owner(self, split=split, tasks=tasks)
 
     labels: dict[str, LabelInfo]
     protocol: str

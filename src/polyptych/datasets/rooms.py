@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ class Rooms(Dataset):
 
     config: Config
 
-    labels: ClassVar[dict[str, LabelInfo]] = {
+    labels: dict[str, LabelInfo] = {  # noqa: RUF012 (nobody changes it; other datasets make their own)
         "semseg": LabelInfo(classes=c.CLASSES, colors=c.CLASS_COLORS),
         "depth": LabelInfo(unit="m", note="distance along the optical axis; no label on window glass"),
         "normals": LabelInfo(note="exact; no label on window glass"),

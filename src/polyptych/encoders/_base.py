@@ -12,7 +12,7 @@ from polyptych.backbones._base import Backbone
 from polyptych.component import Catalog, Component
 from polyptych.types import FeatureSpec, TaskFeatures
 
-CATALOG = Catalog("encoder", "polyptych.encoders")
+CATALOG: Catalog[Encoder] = Catalog("encoder", "polyptych.encoders")
 
 
 class Encoder(nn.Module, Component, ABC):
@@ -28,7 +28,7 @@ class Encoder(nn.Module, Component, ABC):
         catalog = CATALOG
 
         def build(self, *, backbone: Backbone.Config, tasks: tuple[str, ...]) -> Encoder:
-            return self.owner(self, backbone=backbone, tasks=tasks)  # type: ignore[return-value,call-arg]
+            return self.owner(self, backbone=backbone, tasks=tasks)
 
     spec: dict[str, FeatureSpec]
     multiple: int

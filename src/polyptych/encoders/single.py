@@ -19,9 +19,10 @@ class Single(Encoder):
 
     def __init__(self, config: Encoder.Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__()
-        self.backbones = nn.ModuleDict({task: backbone.build() for task in tasks})
-        self.spec = {task: own.spec for task, own in self.backbones.items()}
-        any_backbone = self.backbones[tasks[0]]
+        backbones = {task: backbone.build() for task in tasks}
+        self.backbones = nn.ModuleDict(backbones)
+        self.spec = {task: own.spec for task, own in backbones.items()}
+        any_backbone = backbones[tasks[0]]
         self.multiple, self.mean, self.std = any_backbone.multiple, any_backbone.mean, any_backbone.std
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Averaged(Metric):
         over: ``image`` or ``batch``.
     """
 
-    def __init__(self, make: type[Metric] | object, over: str = "image"):
+    def __init__(self, make: Callable[[], Metric], over: str = "image"):
         super().__init__()
         self._make, self._over = make, over
 
@@ -64,7 +65,7 @@ class Averaged(Metric):
         step = 1 if self._over == "image" else len(valid)
         for start in range(0, len(valid), step):
             part = slice(start, start + step)
-            metric: Metric = self._make()  # type: ignore[operator]
+            metric = self._make()
             metric.update(prediction[part], target[part], valid[part])
             for name, value in metric.compute().items():
                 if value == value:  # an image without a label has no value and no weight

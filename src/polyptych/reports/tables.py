@@ -171,7 +171,7 @@ def class_rows(values: Mapping[str, float | None]) -> list[ClassRow]:
     known = {name: value for name, value in values.items() if is_number(value)}
     full = 100.0 if any(value > 1 for value in known.values()) else 1.0
     digits = 1 if full == 100 else 3
-    return [ClassRow(name, f"{value:.{digits}f}", min(1.0, max(0.0, value / full))) if name in known  # type: ignore
+    return [ClassRow(name, f"{value:.{digits}f}", min(1.0, max(0.0, value / full))) if is_number(value)
             else ClassRow(name, ABSENT, 0.0) for name, value in values.items()]
 
 
@@ -201,7 +201,8 @@ def format_pair(value: float | None, other: float | None) -> tuple[str, str]:
     else:
         style = ",.0f" if largest >= 1e4 else ".1f" if largest >= 1e3 else ".2f" if largest >= 10 else ".3f"
         style = ".4f" if 0 < largest < 1 else style
-    return tuple(format(v, style) if is_number(v) else ABSENT for v in (value, other))  # type: ignore[return-value]
+    first, second = (format(v, style) if is_number(v) else ABSENT for v in (value, other))
+    return first, second
 
 
 def format_skill(skill: float | None) -> str:

@@ -17,7 +17,7 @@ from polyptych.data.geometry import Geometry
 from polyptych.metrics._base import Metric
 from polyptych.types import LabelInfo, Loss
 
-CATALOG = Catalog("task", "polyptych.tasks")
+CATALOG: Catalog[Task] = Catalog("task", "polyptych.tasks")
 
 
 class Task(Component, ABC):
@@ -44,13 +44,13 @@ class Task(Component, ABC):
         catalog = CATALOG
 
         def build(self, *, labels: LabelInfo) -> Task:
-            return self.owner(self, labels=labels)  # type: ignore[return-value,call-arg]
+            return self.owner(self, labels=labels)
 
     channels: int
     headline: ClassVar[str]
     higher_is_better: ClassVar[dict[str, bool]]
     perfect: ClassVar[float]
-    standard_weight: ClassVar[float] = 1.0
+    standard_weight: float = 1.0
 
     def __init__(self, config: Config, *, labels: LabelInfo):
         self.config, self.labels = config, labels

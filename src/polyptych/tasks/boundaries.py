@@ -39,7 +39,7 @@ class Boundaries(BinaryMap):
 
     headline: ClassVar[str] = "F"
     higher_is_better: ClassVar[dict[str, bool]] = {"F": True, "precision": True, "recall": True}
-    standard_weight: ClassVar[float] = 50.0
+    standard_weight: float = 50.0
     config: Config
 
     def __init__(self, config: Config, *, labels: LabelInfo):

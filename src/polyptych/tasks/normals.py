@@ -46,7 +46,7 @@ class Normals(Task):
     higher_is_better: ClassVar[dict[str, bool]] = {
         name: name.startswith("within") for name in AngularError.names}
     perfect: ClassVar[float] = 0.0
-    standard_weight: ClassVar[float] = 10.0
+    standard_weight: float = 10.0
     config: Config
 
     def full_size_loss(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"],

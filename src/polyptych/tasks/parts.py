@@ -1,7 +1,5 @@
 """Part segmentation: which part of a person (or another object) every pixel shows."""
 
-from typing import ClassVar
-
 from polyptych.tasks._class_map import ClassMap
 
 
@@ -13,4 +11,4 @@ class PartSegmentation(ClassMap):
     A dataset marks an image that shows no part at all as invalid; published protocols leave such images out.
     """
 
-    standard_weight: ClassVar[float] = 2.0
+    standard_weight: float = 2.0

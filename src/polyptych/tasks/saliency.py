@@ -33,7 +33,7 @@ class Saliency(BinaryMap):
 
     headline: ClassVar[str] = "maxF"
     higher_is_better: ClassVar[dict[str, bool]] = {"maxF": True, "mIoU": True}
-    standard_weight: ClassVar[float] = 5.0
+    standard_weight: float = 5.0
     config: Config
 
     def __init__(self, config: Config, *, labels: LabelInfo):

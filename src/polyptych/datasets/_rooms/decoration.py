@@ -7,7 +7,7 @@ from random import Random
 
 from polyptych.datasets._rooms import classes as c
 from polyptych.datasets._rooms.furniture import Maker, Piece, Style, plant, shade, table_lamp, textile
-from polyptych.datasets._rooms.materials import Material
+from polyptych.datasets._rooms.materials import Material, any_color, darker
 from polyptych.datasets._rooms.solids import Builder, turned
 
 
@@ -31,8 +31,8 @@ def picture(b: Builder, rng: Random, style: Style) -> Piece:
     b.begin(c.PICTURE)
     w, h = rng.uniform(0.35, 1.0), rng.uniform(0.35, 0.8)
     frame = b.material(Material(shade(rng.choice((style.wood_dark, style.white, style.metal, style.wood)), rng)))
-    colors = [tuple(rng.uniform(0.1, 0.9) for _ in range(3)) for _ in range(2)]
-    canvas = b.material(Material(*colors, "art", (w, h), seed=rng.randrange(1, 200)))  # type: ignore[arg-type]
+    first, second = any_color(rng, 0.1, 0.9), any_color(rng, 0.1, 0.9)
+    canvas = b.material(Material(first, second, "art", (w, h), seed=rng.randrange(1, 200)))
     b.box((0, 0.012, 0), (w, 0.024, h), frame)
     b.box((0, 0.014, 0), (w - 0.07, 0.026, h - 0.07), canvas)
     return Piece((w, 0.03, h))
@@ -43,7 +43,7 @@ def door(b: Builder, rng: Random, style: Style) -> Piece:
     b.begin(c.DOOR)
     w, h = rng.uniform(0.82, 0.95), rng.uniform(2.0, 2.1)
     color = shade(rng.choice((style.white, style.wood, style.wood_dark)), rng)
-    leaf = b.material(Material(color, tuple(v * 0.7 for v in color), "wood", (0.16, 0.5)))  # type: ignore[arg-type]
+    leaf = b.material(Material(color, darker(color, 0.7), "wood", (0.16, 0.5)))
     trim, knob = b.material(Material(shade(style.white, rng))), b.material(Material(style.metal, gloss=0.8))
     b.box((0, 0.015, h / 2), (w, 0.03, h), leaf)
     for s in (-1, 1):
@@ -91,8 +91,8 @@ def books(b: Builder, rng: Random, style: Style) -> Piece:
     z = 0.0
     for _ in range(rng.randint(1, 4)):
         h, w, d = rng.uniform(0.02, 0.045), rng.uniform(0.14, 0.2), rng.uniform(0.2, 0.27)
-        color = tuple(rng.uniform(0.1, 0.85) for _ in range(3))
-        b.box((rng.uniform(-0.01, 0.01), 0, z + h / 2), (w, d, h), b.material(Material(color)),  # type: ignore[arg-type]
+        color = any_color(rng, 0.1, 0.85)
+        b.box((rng.uniform(-0.01, 0.01), 0, z + h / 2), (w, d, h), b.material(Material(color)),
               rotation=turned(2, rng.uniform(-0.3, 0.3)))
         z += h
     return Piece((0.2, 0.27, z))
@@ -139,8 +139,8 @@ def carton(b: Builder, rng: Random, style: Style) -> Piece:
 def ball(b: Builder, rng: Random, style: Style) -> Piece:
     b.begin(c.OBJECT)
     r = rng.uniform(0.09, 0.13)
-    colors = [tuple(rng.uniform(0.15, 0.95) for _ in range(3)) for _ in range(2)]
-    b.sphere((0, 0, r), r, b.material(Material(*colors, "stripes", (0.06, 0.06), 0.3)))  # type: ignore[arg-type]
+    first, second = any_color(rng, 0.15, 0.95), any_color(rng, 0.15, 0.95)
+    b.sphere((0, 0, r), r, b.material(Material(first, second, "stripes", (0.06, 0.06), 0.3)))
     return Piece((2 * r, 2 * r, 2 * r))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from polyptych.datasets._rooms import classes as c
-from polyptych.datasets._rooms.materials import Color, Material
+from polyptych.datasets._rooms.materials import Color, Material, darker
 from polyptych.datasets._rooms.solids import Builder, turned
 
 
@@ -41,7 +41,8 @@ Maker = Callable[[Builder, Random, Style], Piece]
 def shade(color: Color, rng: Random, amount: float = 0.06) -> Color:
     """A slightly different color, so that no two things are exactly alike."""
     tone = rng.uniform(-amount, amount)
-    return tuple(min(max(v + tone + rng.uniform(-amount, amount) / 3, 0.02), 0.98) for v in color)  # type: ignore
+    red, green, blue = (min(max(v + tone + rng.uniform(-amount, amount) / 3, 0.02), 0.98) for v in color)
+    return red, green, blue
 
 
 def wooden(b: Builder, rng: Random, style: Style) -> int:
@@ -49,8 +50,7 @@ def wooden(b: Builder, rng: Random, style: Style) -> int:
     if rng.random() < 0.25:
         return b.material(Material(shade(rng.choice((style.white, style.accent, style.metal)), rng), gloss=0.15))
     base = shade(rng.choice((style.wood, style.wood_dark)), rng)
-    dark = tuple(v * 0.62 for v in base)
-    return b.material(Material(base, dark, "wood", (0.11, 0.5), 0.12, seed=rng.randrange(200)))  # type: ignore
+    return b.material(Material(base, darker(base, 0.62), "wood", (0.11, 0.5), 0.12, seed=rng.randrange(200)))
 
 
 def textile(b: Builder, rng: Random, style: Style, plain: float = 0.6) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -15,7 +16,7 @@ from polyptych.datasets._rooms import furniture as furn
 from polyptych.datasets._rooms.casting import Camera, look
 from polyptych.datasets._rooms.furniture import Style, shade
 from polyptych.datasets._rooms.lighting import Atmosphere, Light, illuminate
-from polyptych.datasets._rooms.materials import Color, Material
+from polyptych.datasets._rooms.materials import Color, Material, darker
 from polyptych.datasets._rooms.people import person
 from polyptych.datasets._rooms.placing import Placed, Room
 from polyptych.datasets._rooms.solids import Builder, Solids, Surfaces
@@ -119,10 +120,10 @@ def _shell(b: Builder, rng: Random, style: Style) -> tuple[tuple[int, int], ...]
             Material((0.90, 0.89, 0.87), (0.72, 0.71, 0.70), "bricks", (0.24, 0.08)),
             Material(color, second, "dots", (0.16, 0.16)))))
     which = rng.choice((0, 1, 3, 3))
-    dark = tuple(v * 0.55 for v in style.wood)
+    dark = darker(style.wood, 0.55)
     floor = b.material(rng.choice((
-        Material(style.wood, dark, "planks", (0.13, 1.3), 0.25, seed=rng.randrange(200)),  # type: ignore[arg-type]
-        Material(style.wood, dark, "planks", (0.09, 0.8), 0.25, seed=rng.randrange(200)),  # type: ignore[arg-type]
+        Material(style.wood, dark, "planks", (0.13, 1.3), 0.25, seed=rng.randrange(200)),
+        Material(style.wood, dark, "planks", (0.09, 0.8), 0.25, seed=rng.randrange(200)),
         Material((0.80, 0.78, 0.74), (0.55, 0.54, 0.52), "tiles", (0.42, 0.42), 0.4),
         Material((0.88, 0.86, 0.82), (0.35, 0.36, 0.38), "checker", (0.4, 0.4), 0.4),
         Material(shade((0.62, 0.58, 0.52), rng), pattern="fabric", second=(0.6, 0.6, 0.6)))))
@@ -136,7 +137,7 @@ def _openings(room: Room, style: Style, size: tuple[float, float, float]) -> lis
     for _ in range(room.rng.choice((1, 1, 1, 2, 2, 3))):
         width, height = room.rng.uniform(0.9, 2.0), room.rng.uniform(1.1, 1.5)
         z = room.rng.uniform(0.85, 0.95) + height / 2
-        found = room.mount(lambda b, r, s, w=width, h=height: deco.window(b, r, s, width=w, height=h), style,
+        found = room.mount(partial(deco.window, width=width, height=height), style,
                            z=min(z, size[2] - 0.15 - height / 2), walls="nnewewn")
         if found:
             windows.append(found)
@@ -165,7 +166,8 @@ def _curtains(room: Room, style: Style, window: Placed) -> None:
 
 def _program(room: Room, style: Style) -> list[Placed]:
     """Place the furniture that the use of the room asks for."""
-    rng, found = room.rng, []
+    rng = room.rng
+    found: list[Placed] = []
 
     def against(*makers: furn.Maker, walls: str = "nnew") -> list[Placed]:
         pieces = [room.against(maker, style, walls=walls) for maker in makers]
@@ -222,7 +224,7 @@ def _ceiling_lamps(room: Room, style: Style) -> list[tuple[float, float, float]]
         x, y = room.size[0] * room.rng.uniform(0.3, 0.7), room.size[1] * room.rng.uniform(0.45, 0.75)
         piece = deco.ceiling_lamp(room.b, room.rng, style)
         room.b.place(x, y, room.size[2], room.rng.uniform(0, 6))
-        positions.append((x, y, room.size[2] + piece.shine[2]))  # type: ignore[index]
+        positions.append((x, y, room.size[2] + piece.shine[2]))  # type: ignore[index]  # a ceiling lamp always shines
     return positions
 
 
@@ -271,7 +273,8 @@ def _scatter(room: Room, style: Style, placed: list[Placed], clutter: float) -> 
 
 def _populate(room: Room, placed: list[Placed], max_people: int, empty: float) -> list[Person]:
     """People sit where seats are in view, or stand where the floor is free."""
-    rng, people = room.rng, []
+    rng = room.rng
+    people: list[Person] = []
     if rng.random() < empty or max_people < 1:
         return people
     seats = [(*p.world(*seat), p.yaw) for p in placed for seat in p.piece.seats]

@@ -84,10 +84,10 @@ def illuminate(rng: Random, windows: list[Placed], ceiling: list[tuple[float, fl
         lights.append(Light((x, y, z), (x, y + 1e-3, 0), (1.2 * power, 0.9 * power, 0.55 * power)))
     level = rng.uniform(0.10, 0.18) if day else rng.uniform(0.07, 0.14)
     warm = rng.uniform(-0.07, 0.07)
-    floor = style.wood
+    red, green, blue = (level * (0.55 + 0.5 * v) for v in style.wood)  # of the floor
     return lights, Atmosphere(
         sky=(level * (0.95 if day else 1.05), level, level * (1.06 if day else 0.9)),
-        bounce=tuple(level * (0.55 + 0.5 * v) for v in floor),  # type: ignore[arg-type]
+        bounce=(red, green, blue),
         exposure=rng.uniform(0.82, 1.22), balance=(1 + warm, 1 + rng.uniform(-0.015, 0.015), 1 - warm),
         vignette=rng.uniform(0.05, 0.3), noise=rng.uniform(0.003, 0.014))
 
@@ -99,14 +99,14 @@ def _sun(rng: Random, window: Placed, size: tuple[float, float, float]) -> Light
     inner = window.world(side, 1.0, -slope)
     direction = [a - b for a, b in zip(inner, center, strict=True)]
     length = math.hypot(*direction)
-    position = tuple(p - 14 * d / length for p, d in zip(center, direction, strict=True))
+    x, y, z = (p - 14 * d / length for p, d in zip(center, direction, strict=True))
     width, _, height = window.piece.size
     facing_x = abs(math.sin(window.yaw)) > 0.5
     axis, along = (0, center[1]) if facing_x else (1, center[0])
     aperture = (axis, center[axis], along - width / 2 + 0.05, along + width / 2 - 0.05,
                 center[2] - height / 2 + 0.05, center[2] + height / 2 - 0.05)
     power = rng.uniform(1.6, 2.8)
-    return Light(position, center, (1.1 * power, 0.98 * power, 0.8 * power), spread=0.3, falloff=False,  # type: ignore
+    return Light((x, y, z), center, (1.1 * power, 0.98 * power, 0.8 * power), spread=0.3, falloff=False,
                  shadows=192, aperture=aperture)
 
 
@@ -144,7 +144,7 @@ class Reach:
         return np.array(light.color, np.float32)[:, None] * strength
 
     def _through_aperture(self, points: np.ndarray, ray: np.ndarray) -> np.ndarray:
-        axis, plane, low, high, z_low, z_high = self.light.aperture  # type: ignore[misc]
+        axis, plane, low, high, z_low, z_high = self.light.aperture  # type: ignore[misc]  # only called with one
         t = (np.float32(plane) - points[axis]) / ray[axis]
         along, z = points[1 - axis] + t * ray[1 - axis], points[2] + t * ray[2]
         # Mullions as in decoration.window: one upright in the middle, one bar above it.

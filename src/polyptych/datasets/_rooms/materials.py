@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from random import Random
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -34,6 +35,15 @@ class Material:
     emission: float = 0.0
     glass: bool = False
     seed: int = 0
+
+
+def darker(color: Color, factor: float) -> Color:
+    red, green, blue = color
+    return red * factor, green * factor, blue * factor
+
+
+def any_color(rng: Random, low: float, high: float) -> Color:
+    return rng.uniform(low, high), rng.uniform(low, high), rng.uniform(low, high)
 
 
 @cache

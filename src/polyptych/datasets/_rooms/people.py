@@ -86,9 +86,9 @@ def _trunk(b: Builder, size: float, girth: float, hip_z: float, shoulders: list[
            shirt: int, trousers: int, skin: int) -> None:
     neck = (0.0, shoulders[0][1] + 0.005, shoulders[0][2] + 0.01 * size)
     base = (0.0, 0.0, hip_z + 0.02)
-    middle = tuple(0.42 * p + 0.58 * q for p, q in zip(base, neck, strict=True))
+    x, y, z = (0.42 * p + 0.58 * q for p, q in zip(base, neck, strict=True))
     axes = towards(base, neck)
-    b.ellipsoid(middle, (0.178 * girth, 0.122 * girth, 0.30 * size), shirt, rotation=_upright(axes), part=c.TORSO)
+    b.ellipsoid((x, y, z), (0.178 * girth, 0.122 * girth, 0.30 * size), shirt, rotation=_upright(axes), part=c.TORSO)
     b.ellipsoid((0, 0, hip_z + 0.09 * size), (0.155 * girth, 0.12 * girth, 0.17 * size), shirt, part=c.TORSO)
     b.ellipsoid((0, 0, hip_z - 0.01), (0.158 * girth, 0.125 * girth, 0.10 * size), trousers, part=c.TORSO)
     b.capsule(shoulders[0], shoulders[1], 0.062 * girth, shirt, part=c.TORSO)
@@ -135,7 +135,7 @@ def _arms(b: Builder, rng: Random, size: float, girth: float, shoulders: list[Ve
         down, side, front = math.cos(out), math.sin(out), math.sin(swing)
         upward = down * math.cos(swing)
         first = (s * side, front * down, -upward)
-        elbow = tuple(p + upper * q for p, q in zip(shoulder, first, strict=True))
+        elbow = _beyond(shoulder, first, upper)
         if pose == "raise":
             second = (s * side * 0.4, front * 0.3, 1.0)
         else:
@@ -143,11 +143,17 @@ def _arms(b: Builder, rng: Random, size: float, girth: float, shoulders: list[Ve
             second = (s * (side * math.cos(bend) - math.sin(bend) * inward), math.sin(angle) * (1 - 0.5 * abs(inward)),
                       -math.cos(angle))
         length = math.hypot(*second)
-        wrist = tuple(p + lower * q / length for p, q in zip(elbow, second, strict=True))
-        hand = tuple(p + (lower + 0.06 * size) * q / length for p, q in zip(elbow, second, strict=True))
+        wrist = _beyond(elbow, second, lower, length)
+        hand = _beyond(elbow, second, lower + 0.06 * size, length)
         b.capsule(shoulder, elbow, 0.05 * girth, shirt, part=c.UPPER_ARM)
         b.capsule(elbow, wrist, 0.038 * girth, sleeves, part=c.LOWER_ARM)
         b.sphere(hand, 0.048 * size, skin, part=c.LOWER_ARM)
         elbows.append(elbow)
         wrists.append(wrist)
-    return elbows, wrists  # type: ignore[return-value]
+    return elbows, wrists
+
+
+def _beyond(point: Vector, direction: Vector, distance: float, length: float = 1.0) -> Vector:
+    """The point at a distance from another, in a direction of the given length."""
+    x, y, z = (p + distance * q / length for p, q in zip(point, direction, strict=True))
+    return x, y, z
