@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import tyro
 
 from polyptych.cli._parsing import parse
-from polyptych.component import Catalog, Description
+from polyptych.component import Catalog, Component, Description
 from polyptych.errors import InputError, nearest
 
 KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "balancers")
@@ -39,5 +39,5 @@ def descriptions(kind: str) -> list[Description]:
         from polyptych.recipes._catalog import descriptions
 
         return descriptions()
-    catalog = Catalog(kind.removesuffix("s"), f"polyptych.{kind}")
+    catalog: Catalog[Component] = Catalog(kind.removesuffix("s"), f"polyptych.{kind}")
     return [catalog.describe(name) for name in catalog.names()]
