@@ -23,8 +23,9 @@ ARGUMENTS = ["--steps", "10", "--batch-size", "2", "--size", "48", "64", "--data
 
 
 def polyptych(*arguments: str | Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "polyptych", *map(str, arguments)], text=True, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen([sys.executable, "-m", "polyptych", *map(str, arguments)], text=True,
+                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def finished(process: subprocess.Popen) -> None:

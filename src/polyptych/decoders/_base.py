@@ -10,7 +10,7 @@ from torch import nn
 from polyptych.component import Catalog, Component
 from polyptych.types import FeatureSpec, Output, TaskFeatures
 
-CATALOG = Catalog("decoder", "polyptych.decoders")
+CATALOG: Catalog[Decoder] = Catalog("decoder", "polyptych.decoders")
 
 
 class Decoder(nn.Module, Component, ABC):
@@ -22,7 +22,7 @@ class Decoder(nn.Module, Component, ABC):
 
         def build(self, *, features: dict[str, FeatureSpec], channels: dict[str, int]) -> Decoder:
             """``features`` describes each task's pyramid, ``channels`` says how many each task predicts."""
-            return self.owner(self, features=features, channels=channels)  # type: ignore[return-value,call-arg]
+            return self.owner(self, features=features, channels=channels)
 
     @abstractmethod
     def forward(self, features: TaskFeatures) -> Output:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from polyptych.errors import InputError, nearest
 from polyptych.tasks._base import resize
-from polyptych.types import Features, FeatureSpec
+from polyptych.types import Features, FeatureSpec, TaskFeatures
 
 
 class Head(nn.Module):
@@ -34,7 +37,7 @@ class Head(nn.Module):
 
 def upsample_and_concatenate(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b s h w"]:
     """All maps at the resolution of the first, stacked along the channels."""
-    size = tuple(maps[0].shape[-2:])
+    size = (maps[0].shape[-2], maps[0].shape[-1])
     return torch.cat([resize(x, size) for x in maps], dim=1)
 
 
@@ -134,11 +137,132 @@ class FPNHead(Head):
         self.predict = nn.Conv2d(width, channels, 1)
 
     def forward(self, gathered: tuple[Tensor, ...]) -> Float[Tensor, "b c h w"]:
-        finest = tuple(gathered[0].shape[-2:])
+        finest = (gathered[0].shape[-2], gathered[0].shape[-1])
         above, total = None, None
         for x, lateral, smooth in reversed(list(zip(gathered, self.lateral, self.smooth, strict=True))):
             x = lateral(x)
-            above = x if above is None else x + resize(above, tuple(x.shape[-2:]))
+            above = x if above is None else x + resize(above, (x.shape[-2], x.shape[-1]))
             smoothed = resize(smooth(above), finest)
             total = smoothed if total is None else total + smoothed
         return self.predict(total)
+
+
+class Fusion(nn.Module):
+    """HRNetV2's fusion of a pyramid: all scales at the finest one, concatenated, one 1x1 convolution with bias,
+    BatchNorm, ReLU. Wang et al., TPAMI 2020, arXiv 1908.07919. ``channels`` is the sum over the pyramid."""
+
+    def __init__(self, spec: FeatureSpec):
+        super().__init__()
+        self.channels = sum(spec.channels)
+        self.mix = nn.Sequential(nn.Conv2d(self.channels, self.channels, 1), nn.BatchNorm2d(self.channels),
+                                 nn.ReLU(inplace=True))
+
+    def forward(self, features: Features) -> Float[Tensor, "b s h w"]:
+        return self.mix(upsample_and_concatenate(features.maps))
+
+
+def residual(block: type[BasicBlock] | type[Bottleneck], channels_in: int, channels_out: int) -> nn.Module:
+    """A residual block of He et al., CVPR 2016, arXiv 1512.03385, that keeps the resolution; the shortcut is a 1x1
+    convolution with BatchNorm where the number of channels changes. A Bottleneck's output is 4 times its inside, so
+    ``channels_out`` must then be a multiple of 4."""
+    shortcut = None
+    if channels_in != channels_out:
+        shortcut = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, bias=False), nn.BatchNorm2d(channels_out))
+    return block(channels_in, channels_out // block.expansion, downsample=shortcut)
+
+
+class BottleneckHead(nn.Module):
+    """Two bottlenecks give a task's features, a 1x1 convolution its raw prediction from them: the initial and final
+    heads of PAD-Net, PAP-Net and EMA-Net in the survey's code (Vandenhende et al., TPAMI 2021, arXiv 2004.13379).
+
+    Args:
+        width: channels of the features (published: 256 for initial heads), a multiple of 4.
+        channels: channels of the prediction; 0 makes features only, and the prediction is None.
+    """
+
+    def __init__(self, channels_in: int, width: int, channels: int):
+        super().__init__()
+        self.refine = nn.Sequential(residual(Bottleneck, channels_in, width), residual(Bottleneck, width, width))
+        self.predict = nn.Conv2d(width, channels, 1) if channels else None
+
+    def forward(self, x: Float[Tensor, "b s h w"]) -> tuple[Float[Tensor, "b d h w"], Tensor | None]:
+        features = self.refine(x)
+        return features, None if self.predict is None else self.predict(features)
+
+
+class Distillation(nn.Module):
+    """Every target's features plus what gates let through of the other tasks'; 3x3 convolutions without bias.
+
+    Xu, Ouyang, Wang, Sebe, CVPR 2018, arXiv 1805.04409 (PAD-Net, module C). With features F and one message
+    convolution W_{ta} for every pair, target t becomes
+
+        F_t + sum_{a != t} sigmoid(G_t * F_t) . (W_{ta} * F_a)       gate="target", PAD-Net: one gate for every target
+        F_t + sum_{a != t} sigmoid(G_{ta} * F_a) . (W_{ta} * F_a)    gate="source", MTI-Net: one for every pair
+
+    Args:
+        targets: tasks that receive.
+        sources: tasks that send; a task does not send to itself.
+        width: channels of all features.
+    """
+
+    def __init__(self, targets: Sequence[str], sources: Sequence[str], width: int, gate: Literal["target", "source"]):
+        super().__init__()
+
+        def convolutions(names: Sequence[str]) -> nn.ModuleDict:
+            return nn.ModuleDict({name: nn.Conv2d(width, width, 3, padding=1, bias=False) for name in names})
+
+        others = {target: [source for source in sources if source != target] for target in targets}
+        self.gate_is_target = gate == "target"
+        # Any: type checkers do not know what a container of containers holds.
+        self.message: Any = nn.ModuleDict({target: convolutions(names) for target, names in others.items()})
+        self.gate: Any = nn.ModuleDict({target: convolutions([target] if self.gate_is_target and names else names)
+                                        for target, names in others.items()})
+
+    def forward(self, features: dict[str, Float[Tensor, "b c h w"]]) -> dict[str, Float[Tensor, "b c h w"]]:
+        """``features`` of all sources and targets; the result has the targets."""
+        refined = {}
+        for target, messages in self.message.items():
+            gates = {name: torch.sigmoid(gate(features[name])) for name, gate in self.gate[target].items()}
+            refined[target] = features[target]
+            for source, message in messages.items():
+                gate = gates[target if self.gate_is_target else source]
+                refined[target] = refined[target] + gate * message(features[source])
+        return refined
+
+
+def common_spec(features: dict[str, FeatureSpec], decoder: str) -> FeatureSpec:
+    """The shape of the pyramid that all tasks have, for decoders that pass features from task to task.
+
+    Raises:
+        InputError: tasks have pyramids of different shapes.
+    """
+    first, *others = set(features.values())
+    if others:
+        got = "; ".join(f"{task}: channels {spec.channels}, strides {spec.strides}" for task, spec in features.items())
+        raise InputError(f"decoder '{decoder}'", got, "pyramids of one shape for all tasks", "choose another encoder")
+    return first
+
+
+def for_each_pyramid(module: nn.Module, features: TaskFeatures) -> dict[str, Tensor]:
+    """``module`` of every task's pyramid, computed once where tasks share it."""
+    results, previous, result = {}, None, None
+    for task, pyramid in features.items():
+        if pyramid is not previous:
+            previous, result = pyramid, module(pyramid)
+        results[task] = result
+    return results
+
+
+def with_a_final_head(auxiliary: Sequence[str], tasks: Iterable[str]) -> tuple[str, ...]:
+    """The tasks of a run without those that only help the others.
+
+    Raises:
+        InputError: an auxiliary task that the run does not have, or no other task.
+    """
+    tasks = tuple(tasks)
+    for task in auxiliary:
+        if task not in tasks:
+            raise InputError("decoder.auxiliary_tasks", f"'{task}'", nearest(task, tasks), "name tasks of this run")
+    if rest := tuple(task for task in tasks if task not in auxiliary):
+        return rest
+    raise InputError("decoder.auxiliary_tasks", "every task", "a task that the others help", "name fewer")
