@@ -1,0 +1,107 @@
+"""Which method, at what cost: polyptych compare RECIPE [--networks A,B] [--balancers A,B] [--seeds 3] ..."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polyptych.cli._parsing import parse, take
+from polyptych.errors import InputError
+
+if TYPE_CHECKING:
+    from polyptych.comparison.results import Comparison
+
+SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
+
+NOTE = """Trains every network with every balancer and every seed, and a single-task reference beside them; what is
+finished is not repeated, what was interrupted goes on. Writes comparison.html, .md, .csv and .json:
+
+--networks A,B,...: an encoder, a decoder, or both joined by +, with options as :option=value, for instance
+single,shared,shared+heads:head=fpn; what is not named is the recipe's (the recipe's own network);
+--balancers A,B,...: likewise (the recipe's own);
+--seeds N: the seeds 0 to N-1; or a list, 4,7 (3);
+--out DIR: folder of the comparison (comparisons/RECIPE);
+--on local|ray: one process per device here, or a Ray task per run (local);
+--from RUN RUN ...: no training: a table from the folders of finished runs, the first of which with encoder single is
+the reference.
+
+--dataset, --backbone, --encoder, --decoder, --balancer NAME and --tasks A,B change the recipe itself. All other
+options are those of `polyptych train` and hold for every run:"""
+
+
+def main(arguments: list[str]) -> None:
+    from polyptych.compare import compare
+    from polyptych.recipes._catalog import load, names
+    from polyptych.run import Run, with_components, with_tasks
+
+    if "--from" in arguments:
+        _from_folders(arguments)
+        return
+    chosen, rest = take(arguments, {*SLOTS, "tasks", "networks", "balancers", "seeds", "out", "on"})
+    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    if recipe is None and not {"-h", "--help"} & set(rest):
+        raise InputError("polyptych compare", "no recipe", f"a recipe ({', '.join(names())})",
+                         "for instance `polyptych compare rooms --networks single,shared`")
+    run = load(recipe or "rooms")()
+    if "tasks" in chosen:
+        run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
+    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
+    if any(argument.partition("=")[0] == "--seed" for argument in rest):
+        raise InputError("--seed", "one seed", "the seeds of all runs", "use --seeds, for instance `--seeds 4,7`")
+    run = parse(Run, rest, "compare", default=run, note=NOTE)
+    on = chosen.get("on", "local")
+    if on not in ("local", "ray"):
+        raise InputError("--on", f"'{on}'", "local or ray", "choose one")
+    out = Path(chosen.get("out", Path("comparisons") / (run.recipe or "run")))
+    result = compare(run, out, networks=_listed(chosen.get("networks", "")),
+                     balancers=_listed(chosen.get("balancers", "")), seeds=seeds(chosen.get("seeds", "3")),
+                     on=on)  # type: ignore[arg-type]
+    _show(result, out)
+
+
+def seeds(text: str) -> list[int]:
+    """``3`` is 0, 1, 2; ``4,7`` is these two; ``7,`` is this one."""
+    try:
+        if "," in text:
+            return [int(part) for part in text.split(",") if part.strip()]
+        if int(text) < 1:
+            raise ValueError
+        return list(range(int(text)))
+    except ValueError:
+        raise InputError("--seeds", f"'{text}'", "a number of seeds, or a list of them",
+                         "for instance `--seeds 3` or `--seeds 4,7`") from None
+
+
+def _listed(text: str) -> list[str]:
+    from polyptych.comparison.specification import split
+
+    return split(text, ",")
+
+
+def _from_folders(arguments: list[str]) -> None:
+    from polyptych.compare import compare_runs
+
+    start = arguments.index("--from")
+    chosen, rest = take(arguments[:start] + arguments[start + 1:], {"out"})
+    if unknown := [argument for argument in rest if argument.startswith("-")]:
+        raise InputError(unknown[0], "an option that trains", "only --out beside --from",
+                         "remove it, or leave --from out to train what is missing")
+    if not rest:
+        raise InputError("--from", "no folder", "folders of finished runs",
+                         "for instance `polyptych compare --from runs/single runs/shared`")
+    out = Path(chosen.get("out", Path("comparisons") / "runs"))
+    _show(compare_runs([Path(folder) for folder in rest], out), out)
+
+
+def _show(result: Comparison, out: Path) -> None:
+    from rich.console import Console
+
+    from polyptych.reports.comparison import terminal_table
+
+    console = Console()
+    console.print(terminal_table(result, console.width))
+    print(out / "comparison.html")
+    if result.failed:
+        run, error = next(iter(result.failed.items()))
+        raise InputError(f"{len(result.failed)} runs failed, the first: {run}", error, "every run to finish",
+                         "correct the cause and repeat the command; finished runs are kept")

@@ -1,0 +1,110 @@
+"""The same test images through all methods: truth and every method's prediction, painted."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+
+from polyptych.datasets._base import Dataset
+from polyptych.predict import load_network, paint_all, predict_image
+from polyptych.reports.panels import cell_size, contact_sheet, strip
+from polyptych.run import Run, read_run
+
+MOST = 4  # images; the page must stay a file that one can send
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of the page; ``alt`` says it in words."""
+
+    picture: UInt8[np.ndarray, "h w 3"]
+    alt: str
+
+    @property
+    def uri(self) -> str:
+        data = io.BytesIO()
+        Image.fromarray(self.picture).save(data, "PNG", optimize=True)
+        return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width at which it is shown: a whole multiple or fraction of its own."""
+        return cell_size(self.picture)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test image: the input, and rows of pictures by task, the truth first."""
+
+    id: str
+    image: Cell
+    rows: dict[str, dict[str, Cell]]
+
+    @property
+    def crisp(self) -> bool:
+        """It is so small that a page enlarges it; pixels of a label stay squares."""
+        return max(self.image.picture.shape) < max(self.image.size)
+
+    def save(self, path: Path) -> None:
+        """All rows as one picture file."""
+        strips = [strip(self.image.picture, {task: cell.picture for task, cell in row.items()}, caption=label)
+                  for label, row in self.rows.items()]
+        Image.fromarray(contact_sheet(strips)).save(path)
+
+
+def examples(folders: dict[str, Path], most: int = MOST) -> list[Example]:
+    """Evenly spaced test images through the network of every folder.
+
+    Args:
+        folders: a finished run for each label; all have the same data and tasks.
+    """
+    first = read_run(next(iter(folders.values())))[0]
+    dataset = first.build_dataset("test")
+    found = [_truth(dataset, position, first) for position in _positions(len(dataset), most, first)]
+    for label, folder in folders.items():
+        run, tasks, network, _ = load_network(folder)
+        for example in found:
+            image = example.image.picture
+            decoded = predict_image(network, tasks, torch.from_numpy(image).permute(2, 0, 1), run.size)
+            example.rows[label] = _cells(paint_all(tasks, decoded, image), label, example.id)
+    return found
+
+
+def _positions(length: int, most: int, run: Run) -> list[int]:
+    """Of images that the run's own report shows too, where it shows as many."""
+    number = min(most, run.monitoring.examples or most, length)
+    return [index * length // number for index in range(number)]
+
+
+def _truth(dataset: Dataset, position: int, run: Run) -> Example:
+    sample = dataset.read(position)
+    image = sample.image.permute(1, 2, 0).numpy()
+    tasks = run.build_tasks(dataset.labels)
+    painted = {name: tasks[name].paint_target(target, sample.valid[name], image)
+               for name, target in sample.target.items()}
+    return Example(sample.info.id, Cell(image, f"test image {sample.info.id}"),
+                   {"truth": _cells(painted, "truth", sample.info.id)})
+
+
+def _cells(painted: dict[str, np.ndarray], label: str, image: str) -> dict[str, Cell]:
+    return {task: Cell(picture, f"{task}, {label}, image {image}") for task, picture in painted.items()}
+
+
+def write_examples(found: Sequence[Example], out: Path) -> list[Path]:
+    """``pictures/000.png`` ... for the Markdown form; returns their paths."""
+    folder = out / "pictures"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    paths = [folder / f"{index:03}.png" for index in range(len(found))]
+    for example, path in zip(found, paths, strict=True):
+        example.save(path)
+    return paths

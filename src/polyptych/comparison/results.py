@@ -1,0 +1,228 @@
+"""The result of a comparison: typed, with everything that its tables, figures and files show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from polyptych import __version__
+from polyptych.comparison.plan import Entry, Method
+from polyptych.comparison.statistics import CONFIDENCE, Estimate, delta_mtl, deltas, mean_ranks
+from polyptych.errors import InputError
+from polyptych.profile import Cost
+from polyptych.record import encode, read_json, write_json
+from polyptych.reports.page import read_events
+from polyptych.reports.tables import Evaluation
+from polyptych.run import Run
+
+SPLIT = "test"
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """One task of the comparison: what its numbers mean, and what the best constant prediction scores."""
+
+    headline: str
+    higher_is_better: dict[str, bool]
+    unit: str
+    note: str
+    trivial: dict[str, float]
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One row of the table.
+
+    Attributes:
+        metrics: estimates over seeds by task and metric.
+        deltas: relative gain over the single-task reference by task, percent.
+        delta_mtl: their mean, percent; both are paired by seed and None where no seed has a reference.
+        mean_rank: over tasks, among the rows of this table; NaN where a headline is missing.
+        training_seconds: spent in optimizer steps.
+        cost: None until measured.
+        runs: folder by seed.
+    """
+
+    network: str
+    balancer: str
+    reference: bool
+    metrics: dict[str, dict[str, Estimate]]
+    deltas: dict[str, Estimate | None]
+    delta_mtl: Estimate | None
+    mean_rank: float
+    training_seconds: Estimate
+    cost: Cost | None = None
+    runs: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.network} · {self.balancer}"
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.runs)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every number of a comparison. All belong to one protocol and one split.
+
+    Attributes:
+        recipe: the name all runs started from.
+        run: the choices they share (those of the reference).
+        seeds: that were asked for; a method with a failed run has fewer.
+        images: of the test split.
+        methods: rows of the table, the single-task reference first.
+        machines, commits: on which and from which the runs were trained, from their records.
+        failed: error by run, for runs that did not finish.
+        confidence: of the intervals.
+    """
+
+    recipe: str
+    protocol: str
+    split: str
+    images: int
+    seeds: tuple[int, ...]
+    run: Run
+    tasks: dict[str, TaskFacts]
+    methods: tuple[MethodResult, ...]
+    machines: tuple[str, ...]
+    commits: tuple[str, ...]
+    failed: dict[str, str] = field(default_factory=dict)
+    confidence: float = CONFIDENCE
+
+    @property
+    def reference(self) -> MethodResult | None:
+        return next((method for method in self.methods if method.reference), None)
+
+    @property
+    def directions(self) -> dict[str, bool]:
+        """Whether higher is better, for the headline of every task."""
+        return {name: task.higher_is_better[task.headline] for name, task in self.tasks.items()}
+
+    def write(self, path: Path) -> None:
+        """As JSON; what a number is not (NaN) is null."""
+        write_json(path, _without_nan({"version": __version__, **encode(self)}))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one finished run left in its folder."""
+
+    entry: Entry
+    evaluation: Evaluation
+    training_seconds: float
+    environment: Mapping[str, Any]
+
+    @staticmethod
+    def read(entry: Entry) -> Finished:
+        path = entry.folder / "evaluation" / f"{SPLIT}.json"
+        events = read_events(entry.folder / "metrics.jsonl")
+        seconds = [event["seconds"] for event in events if event.get("event") == "train"]
+        environment = entry.folder / "environment.json"
+        return Finished(entry, Evaluation.read(read_json(path), path), seconds[-1] if seconds else math.nan,
+                        read_json(environment) if environment.exists() else {})
+
+    @property
+    def headlines(self) -> dict[str, float]:
+        return {name: _number(task.metrics[task.headline]) for name, task in self.evaluation.tasks.items()}
+
+
+def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
+    """Read all tested runs and compute the table.
+
+    Args:
+        entries: the runs, those of one method together; what is not tested is left out.
+        failed: error by label of run, to be reported with the table.
+
+    Raises:
+        InputError: nothing is finished, or the runs belong to different protocols.
+    """
+    finished = [Finished.read(entry) for entry in entries if entry.tested]
+    if not finished:
+        reason = next(iter(failed.values()), "none was trained")
+        raise InputError("the comparison", f"no finished run ({reason})", "at least one", "correct it and repeat")
+    refuse_other_protocols(finished)
+    first = finished[0]
+    seeds = tuple(dict.fromkeys(entry.seed for entry in entries))
+    tasks = {name: TaskFacts(task.headline, dict(task.higher_is_better), task.unit, task.note,
+                             {metric: _number(value) for metric, value in task.trivial.items()})
+             for name, task in first.evaluation.tasks.items()}
+    return Comparison(
+        recipe=first.entry.run.recipe, protocol=first.evaluation.protocol, split=SPLIT,
+        images=first.evaluation.images or 0, seeds=seeds, run=first.entry.method.run, tasks=tasks,
+        methods=_rows(finished, tasks), machines=_distinct(_machine(run.environment) for run in finished),
+        commits=_distinct(str(run.environment.get("commit", "")) for run in finished), failed=dict(failed))
+
+
+def refuse_other_protocols(finished: Sequence[Finished]) -> None:
+    """Numbers of different protocols never stand in one table."""
+    first = finished[0]
+    for other in finished[1:]:
+        if other.evaluation.protocol != first.evaluation.protocol:
+            raise InputError(other.entry.folder, f"numbers of protocol {other.evaluation.protocol}",
+                             f"protocol {first.evaluation.protocol}, that of {first.entry.folder}",
+                             "compare runs of one protocol only")
+        if other.evaluation.images != first.evaluation.images:
+            raise InputError(other.entry.folder, f"numbers on {other.evaluation.images} {SPLIT} images",
+                             f"the {first.evaluation.images} of {first.entry.folder}", "evaluate both on the same ones")
+
+
+def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple[MethodResult, ...]:
+    methods: dict[int, tuple[Method, list[Finished]]] = {}
+    for run in finished:
+        methods.setdefault(id(run.entry.method), (run.entry.method, []))[1].append(run)
+    reference = {run.entry.seed: run.headlines for run in finished if run.entry.method.reference}
+    directions = {name: task.higher_is_better[task.headline] for name, task in tasks.items()}
+    rows = [_row(method, runs, reference, directions) for method, runs in methods.values()]
+    ranks = mean_ranks([{name: row.metrics[name][task.headline].mean for name, task in tasks.items()} for row in rows],
+                       directions)
+    return tuple(replace(row, mean_rank=rank) for row, rank in zip(rows, ranks, strict=True))
+
+
+def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mapping[str, float]],
+         directions: Mapping[str, bool]) -> MethodResult:
+    first = runs[0].evaluation
+    metrics = {name: {metric: Estimate.of({run.entry.seed: _number(run.evaluation.tasks[name].metrics[metric])
+                                           for run in runs})
+                      for metric in task.metrics} for name, task in first.tasks.items()}
+    paired = [run for run in runs if run.entry.seed in reference]
+
+    def estimate(by_seed: dict[int, float]) -> Estimate | None:
+        return Estimate.of(by_seed) if by_seed else None
+
+    by_task = {run.entry.seed: deltas(run.headlines, reference[run.entry.seed], directions) for run in paired}
+    overall = {run.entry.seed: delta_mtl(run.headlines, reference[run.entry.seed], directions) for run in paired}
+    return MethodResult(
+        network=method.network, balancer=method.balancer, reference=method.reference, metrics=metrics,
+        deltas={name: estimate({seed: found[name] for seed, found in by_task.items()}) for name in directions},
+        delta_mtl=estimate(overall), mean_rank=math.nan,
+        training_seconds=Estimate.of({run.entry.seed: run.training_seconds for run in runs}),
+        runs={run.entry.seed: str(run.entry.folder) for run in runs})
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    accelerator = environment.get("accelerator")
+    if accelerator not in (None, "", "none"):
+        return str(accelerator)
+    cores = environment.get("cores")
+    return f"{environment.get('processor', '')}{f', {cores} cores' if cores else ''}"
+
+
+def _distinct(values: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(value for value in values if value))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

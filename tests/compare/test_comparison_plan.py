@@ -1,0 +1,106 @@
+"""The grid: what is in it, where it goes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from comparison_runs import pretend_finished, two_tasks
+
+from polyptych.balancers.equal import Equal
+from polyptych.comparison.plan import Plan, check_parts, first_difference, folder_name, make_plan, reference_run
+from polyptych.encoders.single import Single
+from polyptych.errors import InputError
+from polyptych.record import decode
+from polyptych.run import Run
+
+NETWORKS = ["shared", "shared+heads:head=aspp"]
+
+
+@pytest.fixture
+def base(small_run) -> Run:
+    return two_tasks(small_run)
+
+
+def plan(base: Run, out: Path, networks=NETWORKS, balancers=("fixed", "equal"), seeds=(0, 1)) -> Plan:
+    return make_plan(base, out, list(networks), list(balancers), list(seeds))
+
+
+def test_the_reference_comes_first_with_every_seed(base: Run, tmp_path: Path) -> None:
+    found = plan(base, tmp_path)
+    assert [(m.network, m.balancer, m.reference) for m in found.methods] == [
+        ("single", "fixed", True), ("shared", "fixed", False), ("shared", "equal", False),
+        ("shared+heads:head=aspp", "fixed", False), ("shared+heads:head=aspp", "equal", False)]
+    assert [entry.seed for entry in found.of(found.methods[0])] == [0, 1]
+    assert found.methods[0].run == replace(base, encoder=Single.Config())
+    assert len({str(entry.folder).lower() for entry in found.entries}) == len(found.entries) == 10
+
+
+def test_a_reference_that_was_asked_for_is_not_trained_twice(base: Run, tmp_path: Path) -> None:
+    found = plan(base, tmp_path, ["shared", "single+heads"], ["equal", "fixed"])
+    assert found.methods[0].network == "single+heads" and found.methods[0].balancer == "fixed"
+    assert len(found.methods) == 4
+
+
+def test_the_reference_trains_every_task_as_if_alone(base: Run) -> None:
+    """A balancer whose weights depend on the other tasks would tie the reference's tasks together."""
+    assert reference_run(replace(base, balancer=Equal.Config())).balancer == Equal.Config()
+    assert reference_run(base).balancer == base.balancer
+
+
+def test_without_names_the_recipe_is_compared_with_its_reference(base: Run, tmp_path: Path) -> None:
+    found = make_plan(base, tmp_path, [], [], [3])
+    assert [method.run.encoder.name for method in found.methods] == ["single", "shared"]
+    assert [entry.run.seed for entry in found.entries] == [3, 3]
+
+
+def test_the_plan_is_recorded_so_that_each_run_can_be_rebuilt(base: Run, tmp_path: Path) -> None:
+    found = plan(base, tmp_path)
+    found.record(tmp_path)
+    record = json.loads((tmp_path / "plan.json").read_text())
+    for written, entry in zip(record["runs"], found.entries, strict=True):
+        assert decode(Run, written["run"], "plan.json") == entry.run and tmp_path / written["folder"] == entry.folder
+
+
+def test_folder_names_are_safe_and_tell_every_method_apart(base: Run, tmp_path: Path) -> None:
+    texts = ['fixed:weights={"semseg":1}', 'fixed:weights={"semseg":2}', 'fixed:weights={"depth":0.25}',
+             "fixed", "equal"]
+    names = [folder_name(method) for method in plan(base, tmp_path, ["shared"], texts).methods]
+    assert len(set(map(str.lower, names))) == len(names)
+    assert all(not set(name) & set('\\/:*?"<>|{} ') and len(name) < 140 for name in names)
+
+
+@pytest.mark.parametrize(("change", "parts"), [
+    ({"seeds": (0, 1, 0)}, ["--seeds: got 0 twice"]),
+    ({"seeds": ()}, ["--seeds: got no seed"]),
+    ({"networks": ["shared", "shared"]}, ["--networks: got shared twice"]),
+    ({"networks": ["shared", "shared+heads"]}, ["which are the same"]),
+    ({"networks": ["shard"]}, ["nearest: shared"]),
+])
+def test_a_plan_that_does_not_hold_together_is_refused(base: Run, tmp_path: Path, change: dict, parts: list) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(base, tmp_path, **change)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_a_folder_of_another_run_is_refused_with_the_first_difference(base: Run, tmp_path: Path) -> None:
+    entry = plan(base, tmp_path).entries[3]
+    pretend_finished(entry, 10, 1)
+    assert plan(base, tmp_path).entries[3].finished
+    changed = replace(base, optimizer=replace(base.optimizer, learning_rate=0.5))
+    with pytest.raises(InputError) as caught:
+        plan(changed, tmp_path)
+    said = str(caught.value)
+    rate = base.optimizer.learning_rate
+    assert f"{entry.folder}: got a run of another recipe (optimizer.learning_rate is {rate})" in said
+    assert "needs optimizer.learning_rate 0.5; choose another --out" in said
+    assert first_difference(base, base) is None
+
+
+def test_parts_that_cannot_be_built_are_refused_before_training(base: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"decoder\.width: got -1"):
+        check_parts(plan(base, tmp_path, ["heads:width=-1"]))
+    with pytest.raises(InputError, match="a weight for 'parts'"):
+        check_parts(plan(base, tmp_path, ["shared"], ['fixed:weights={"parts":1}']))
