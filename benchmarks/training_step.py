@@ -24,7 +24,7 @@ from polyptych.cli._parsing import parse, take
 from polyptych.data.loading import TrainingBatches
 from polyptych.recipes._catalog import load
 from polyptych.run import Run
-from polyptych.train import Trainer, total_loss
+from polyptych.training import Trainer, total_loss
 from polyptych.types import Batch
 
 

@@ -19,7 +19,7 @@ from polyptych.comparison.plan import Plan, make_plan
 from polyptych.comparison.results import Comparison, collect
 from polyptych.comparison.statistics import half_width
 from polyptych.errors import InputError
-from polyptych.profile import Cost
+from polyptych.profiling.profile import Cost
 from polyptych.reports.comparison import Page, terminal_table, write_comparison
 
 VALUES = {  # (mIoU, RMSE) by network and seed

@@ -13,15 +13,15 @@ import pytest
 from comparison_runs import pretend_finished, two_tasks
 
 from polyptych.cli import main
-from polyptych.compare import compare
 from polyptych.comparison import costs, on_ray, worker
 from polyptych.comparison.board import Board, duration
+from polyptych.comparison.compare import compare
 from polyptych.comparison.on_local import Device, devices
 from polyptych.comparison.plan import make_plan
 from polyptych.comparison.progress import Progress, time_left
 from polyptych.comparison.worker import Request, lock, work
 from polyptych.errors import InputError
-from polyptych.profile import Cost
+from polyptych.profiling.profile import Cost
 from polyptych.run import read_run
 
 SMALL = ["--size", "48", "64", "--dataset.size", "48", "64", "--backbone.model", "test_resnet", "--tasks", "depth"]

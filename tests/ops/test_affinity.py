@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -13,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyptych._profiling.memory import peak
 from polyptych.ops import _affinity_autograd, _affinity_grid, affinity
 from polyptych.ops._affinity_grid import Grid
 from polyptych.ops.affinity import affinity_diffusion, cross_task_affinity, operations
+from polyptych.profiling.memory import peak
 
 METHODS = ("linear", "streamed")
 
@@ -86,7 +89,7 @@ def test_equals_the_published_layout(method: str) -> None:
 sizes = st.sampled_from([(1, 1), (1, 5), (3, 2), (7, 5), (2, 9), (6, 6)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(method=st.sampled_from(METHODS), size=sizes, targets=st.integers(1, 5), other=st.none() | st.integers(1, 5),
        k=st.sampled_from([1, 3, 5]), shared=st.booleans(), batch=st.integers(1, 2), single=st.booleans(),
        bias_learns=st.booleans(), seed=st.integers(0, 999))
@@ -240,19 +243,25 @@ def test_export_agrees(shared: bool, unchecked: None) -> None:
     assert distance(exported.module()(*x), cross_task_affinity(*x, method="materialized")) < 1e-12
     traced = torch.jit.trace(Layer(), x, check_trace=False)
     assert distance(traced(*x), cross_task_affinity(*x, method="materialized")) < 1e-12
-    assert all("aten" in str(node.target) or "getitem" in str(node.target)
-               for node in exported.graph.nodes if node.op == "call_function")
+    called = {str(node.target) for node in exported.run_decompositions().graph.nodes if node.op == "call_function"}
+    assert all(name.startswith("aten.") for name in called)
+
+
+COMPILED = """
+import torch, test_affinity as t
+x = t.inputs(h=4, w=5, batch=1)
+y = torch.compile(t.cross_task_affinity, fullgraph=True)(*x, method="{method}")
+mine = [y, *torch.autograd.grad(y, x, t.downstream(y))]
+for a, b in zip(mine, t.with_gradients(x, method="materialized"), strict=True):
+    assert t.distance(a, b) < 1e-12
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_compiled_equals_eager(method: str, unchecked: None) -> None:
-    x = inputs(h=5, w=6)
-    compiled = torch.compile(cross_task_affinity, fullgraph=True)
-    y = compiled(*x, method=method)
-    mine = [y, *torch.autograd.grad(y, x, downstream(y))]
-    for a, b in zip(mine, with_gradients(x, method="materialized"), strict=True):
-        assert distance(a, b) < 1e-12
+def test_compiled_equals_eager(method: str) -> None:
+    """In a process of its own, without the type checks of these tests, which torch cannot trace."""
+    subprocess.run([sys.executable, "-c", COMPILED.format(method=method)], cwd=Path(__file__).parent, check=True)
 
 
 def diffused(features: Tensor, values: Tensor, weights: Tensor, *, nonnegative: bool, steps: int) -> Tensor:

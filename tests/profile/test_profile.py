@@ -11,10 +11,6 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from polyptych._profiling.memory import StorageWatch, Supervision, peak, training_peak
-from polyptych._profiling.operators import count
-from polyptych._profiling.structure import sharing
-from polyptych._profiling.timing import LARGEST_BATCH, throughput
 from polyptych.backbones._base import Backbone
 from polyptych.backbones.timm import Timm
 from polyptych.decoders._base import Decoder
@@ -24,7 +20,11 @@ from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
 from polyptych.errors import InputError
 from polyptych.network import Network
-from polyptych.profile import cost, profile
+from polyptych.profiling.memory import StorageWatch, Supervision, peak, training_peak
+from polyptych.profiling.operators import count
+from polyptych.profiling.profile import cost, profile
+from polyptych.profiling.structure import sharing
+from polyptych.profiling.timing import LARGEST_BATCH, throughput
 from polyptych.types import Auxiliary, Features, FeatureSpec, Output, TaskFeatures
 
 N = 6 * 8  # pixels of the toys' images

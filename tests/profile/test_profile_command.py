@@ -11,7 +11,7 @@ import torch
 
 from polyptych.cli import main
 from polyptych.errors import InputError
-from polyptych.profile import profile_run
+from polyptych.profiling.profile import profile_run
 from polyptych.recipes.nyuv2 import nyuv2
 from polyptych.run import Facts, Run, with_tasks, write_run
 from polyptych.types import LabelInfo

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from polyptych._profiling.operators import count
 from polyptych.backbones.timm import Timm
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
 from polyptych.network import Network
+from polyptych.profiling.operators import count
 
 
 def by_hand(network: Network, size: tuple[int, int]) -> tuple[int, int]:

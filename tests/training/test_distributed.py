@@ -23,7 +23,7 @@ from polyptych.datasets.rooms import Rooms
 from polyptych.optim import Optimizer, Schedule
 from polyptych.recipes.rooms import rooms
 from polyptych.run import Execution, Loading, Monitoring, with_tasks
-from polyptych.train import Trainer
+from polyptych.training import Trainer
 
 out, batch_size = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import torch
 from polyptych.data.loading import TrainingBatches
 from polyptych.errors import InputError
 from polyptych.run import Execution, Run, read_run
-from polyptych.train import Trainer, train
+from polyptych.training import Trainer, train
 from polyptych.types import Batch
 
 

@@ -30,7 +30,7 @@ options are those of `polyptych train` and hold for every run:"""
 
 
 def main(arguments: list[str]) -> None:
-    from polyptych.compare import compare
+    from polyptych.comparison.compare import compare
     from polyptych.recipes._catalog import load, names
     from polyptych.run import Run, with_components, with_tasks
 
@@ -79,7 +79,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _from_folders(arguments: list[str]) -> None:
-    from polyptych.compare import compare_runs
+    from polyptych.comparison.compare import compare_runs
 
     start = arguments.index("--from")
     chosen, rest = take(arguments[:start] + arguments[start + 1:], {"out"})

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "evaluate")
     from rich.console import Console
 
-    from polyptych.evaluate import evaluate as evaluate_run
+    from polyptych.evaluation import evaluate as evaluate_run
     from polyptych.reports.tables import terminal_table
 
     results = evaluate_run(options.folder, splits=(options.split,), weights=options.weights)

@@ -27,7 +27,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "predict")
-    from polyptych.predict import predict as predict_run
+    from polyptych.prediction import predict as predict_run
 
     written = predict_run(options.folder, list(options.inputs), options.out, arrays=options.arrays,
                           weights=options.weights)

@@ -16,7 +16,7 @@ from polyptych.errors import InputError, nearest
 from polyptych.record import write_json
 
 if TYPE_CHECKING:
-    from polyptych.profile import Profile
+    from polyptych.profiling.profile import Profile
     from polyptych.run import Run
     from polyptych.types import LabelInfo
 
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
         run.dataset, run.backbone, run.encoder, run.decoder, run.size, run.execution.device, run.execution.precision))
     run = replace(run, dataset=options.dataset, backbone=options.backbone, encoder=options.encoder,
                   decoder=options.decoder)
-    from polyptych.profile import profile_run
+    from polyptych.profiling.profile import profile_run
 
     result = profile_run(
         run, labels=labels, channels=_channels(chosen["channels"]) if "channels" in chosen else None,
@@ -115,7 +115,7 @@ def _channels(text: str) -> dict[str, int]:
 def _show(result: Profile, path: Path | None) -> None:
     from rich.console import Console
 
-    from polyptych._profiling.tables import terminal_profile
+    from polyptych.profiling.tables import terminal_profile
 
     if path == Path("-"):
         print(json_text.dumps(result.to_json(), indent=2))

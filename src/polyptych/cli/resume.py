@@ -19,6 +19,6 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "resume")
     from polyptych.run import read_run
-    from polyptych.train import train as train_run
+    from polyptych.training import train as train_run
 
     train_run(read_run(options.folder)[0], options.folder, resume=True)

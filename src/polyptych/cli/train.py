@@ -19,7 +19,7 @@ NOTE = """These name things, and come before the options that they bring:
 def main(arguments: list[str]) -> None:
     from polyptych.recipes._catalog import load, names
     from polyptych.run import Run, read_run, with_components, with_tasks
-    from polyptych.train import train as train_run
+    from polyptych.training import train as train_run
 
     chosen, rest = take(arguments, {*SLOTS, "tasks", "from", "out"})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from polyptych.errors import InputError
 from polyptych.logbook import environment
-from polyptych.profile import Cost, cost
+from polyptych.profiling.profile import Cost, cost
 from polyptych.record import decode, encode, read_json, write_json
 from polyptych.run import Facts, Run, read_run
 

@@ -21,7 +21,7 @@ def gather(folders: Sequence[Path]) -> list[Entry]:
     The first single-task run (encoder ``single``) decides which method is the reference.
 
     Raises:
-        InputError: as :func:`polyptych.compare.compare_runs`.
+        InputError: as :func:`polyptych.compare_runs`.
     """
     runs = {folder: read_run(folder)[0] for folder in folders}
     refuse_repeats("--from", [folder.resolve() for folder in folders])

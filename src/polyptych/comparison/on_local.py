@@ -20,7 +20,7 @@ from polyptych.comparison.board import LOOK_EVERY, Board
 from polyptych.comparison.progress import Progress
 from polyptych.comparison.worker import LOG, Request
 from polyptych.run import Run
-from polyptych.train import Interrupted
+from polyptych.training import Interrupted
 
 GRACE = 60.0  # seconds in which a worker that is asked to stop may save
 

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from polyptych.datasets._base import Dataset
-from polyptych.predict import load_network, paint_all, predict_image
+from polyptych.prediction import load_network, paint_all, predict_image
 from polyptych.reports.panels import cell_size, contact_sheet, strip
 from polyptych.run import Run, read_run
 

@@ -12,7 +12,7 @@ from polyptych import __version__
 from polyptych.comparison.plan import Entry, Method
 from polyptych.comparison.statistics import CONFIDENCE, Estimate, delta_mtl, deltas, mean_ranks
 from polyptych.errors import InputError
-from polyptych.profile import Cost
+from polyptych.profiling.profile import Cost
 from polyptych.record import encode, read_json, write_json
 from polyptych.reports.page import read_events
 from polyptych.reports.tables import Evaluation

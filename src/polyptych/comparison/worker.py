@@ -22,7 +22,7 @@ from polyptych.record import decode, encode
 from polyptych.reports.examples import write_examples
 from polyptych.reports.page import write_report
 from polyptych.run import Run
-from polyptych.train import train
+from polyptych.training import train
 
 try:
     import fcntl
@@ -65,7 +65,7 @@ def work(request: Request) -> None:
     ``sys.argv`` becomes the command that asked for the comparison, which is what the run records.
 
     Raises:
-        InputError: another process trains in the folder, or as :func:`polyptych.train.train`.
+        InputError: another process trains in the folder, or as :func:`polyptych.training.train`.
     """
     folder = Path(request.folder)
     folder.mkdir(parents=True, exist_ok=True)

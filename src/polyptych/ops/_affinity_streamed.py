@@ -36,9 +36,9 @@ def backward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor
              kernel: Float[Tensor, "r p s kk"], gradient: Float[Tensor, "b p re"]
              ) -> tuple[Float[Tensor, "b q sc"], Float[Tensor, "b p re"], Float[Tensor, "r p s kk"]]:
     """Gradients of the three inputs, float32 at least."""
-    kernels, _, sources, kk = kernel.shape
+    (b, q, sc), (kernels, _, sources, kk) = features.shape, kernel.shape
     dtype = torch.promote_types(features.dtype, torch.float32)
-    d_features = features.new_zeros(len(features), sources, features.shape[1], features.shape[2] // sources, dtype=dtype)
+    d_features = features.new_zeros(b, sources, q, sc // sources, dtype=dtype)
     d_values, d_kernel = torch.zeros_like(values, dtype=dtype), torch.zeros_like(kernel, dtype=dtype)
     summands, d_summands, outgoing = (x.unflatten(2, (kernels, -1)) for x in (values, d_values, gradient))
 

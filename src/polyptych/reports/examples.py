@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from polyptych.errors import InputError
-from polyptych.predict import load_network, paint_all, predict_image
+from polyptych.prediction import load_network, paint_all, predict_image
 from polyptych.reports.panels import panel
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from polyptych._profiling.structure import Node
-from polyptych.profile import Profile
+from polyptych.profiling.profile import Profile
+from polyptych.profiling.structure import Node
 
 
 def terminal_profile(profile: Profile) -> RenderableType:

@@ -23,7 +23,7 @@ from polyptych.data.cache import cached
 from polyptych.data.loading import TrainingBatches
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
-from polyptych.evaluate import Evaluator, finish
+from polyptych.evaluation import Evaluator, finish
 from polyptych.logbook import Logbook, environment
 from polyptych.optim import set_learning_rate
 from polyptych.progress import Display

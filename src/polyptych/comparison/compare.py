@@ -1,6 +1,6 @@
 """A comparison from beginning to end: plan, train what is missing, measure, and write the table.
 
-    result = polyptych.compare.compare("rooms", networks=["single", "shared"], seeds=[0, 1, 2])
+    result = polyptych.compare("rooms", networks=["single", "shared"], seeds=[0, 1, 2])
     print(result.methods[1].delta_mtl)
 
 The parts are in :mod:`polyptych.comparison`.

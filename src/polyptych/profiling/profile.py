@@ -1,7 +1,7 @@
 """What a network costs: parameters, multiply-adds, memory and time, for any encoder with any decoder.
 
-    profile = polyptych.profile.profile(network, size=(288, 384))
-    profile = polyptych.profile.profile_run(Path("runs/rooms"), device="cuda", precision="bfloat16")
+    profile = polyptych.profile(network, size=(288, 384))
+    profile = polyptych.profile_run(Path("runs/rooms"), device="cuda", precision="bfloat16")
 
 The network itself is never run: a copy is, so that its mode, gradients and statistics stay as they are.
 """
@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from polyptych._profiling.memory import Memory, peak, standing
-from polyptych._profiling.operators import Operator, count
-from polyptych._profiling.structure import Node, Part, Sharing, parts, sharing, tree
-from polyptych._profiling.subject import Precision, Setting, Subject, find_device, trainable
-from polyptych._profiling.timing import Latency, Rate, Throughput, is_out_of_memory, latency, throughput
 from polyptych.errors import InputError
 from polyptych.network import Network
+from polyptych.profiling.memory import Memory, peak, standing
+from polyptych.profiling.operators import Operator, count
+from polyptych.profiling.structure import Node, Part, Sharing, parts, sharing, tree
+from polyptych.profiling.subject import Precision, Setting, Subject, find_device, trainable
+from polyptych.profiling.timing import Latency, Rate, Throughput, is_out_of_memory, latency, throughput
 from polyptych.record import encode
 from polyptych.run import Run, read_run
 from polyptych.types import LabelInfo

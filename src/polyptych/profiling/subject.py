@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from polyptych import distributed
-from polyptych._profiling.memory import training_peak
 from polyptych.errors import InputError
 from polyptych.logbook import environment
 from polyptych.network import Network
+from polyptych.profiling.memory import training_peak
 from polyptych.types import Output
 
 Precision = Literal["float32", "bfloat16", "float16"]

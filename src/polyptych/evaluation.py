@@ -15,7 +15,7 @@ from polyptych import distributed
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
-from polyptych.predict import load_network
+from polyptych.prediction import load_network
 from polyptych.record import write_json
 from polyptych.reports.examples import write_examples
 from polyptych.reports.page import write_report

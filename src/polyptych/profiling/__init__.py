@@ -1,0 +1,1 @@
+"""How :mod:`polyptych.profiling` measures: operators, structure, memory and time, each in a file of its own."""
