@@ -61,9 +61,10 @@ def seconds(x: list[Tensor], method: str, repeats: int) -> tuple[float, float]:
 
 
 def now(device: torch.device) -> float:
+    """Seconds. With a single thread those that the processor spent on it, so that other programs do not count."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def rate(x: list[Tensor]) -> float:
