@@ -66,4 +66,5 @@ assert record["name"] == "from_elsewhere" and decode(Decoder.Config, record, "x"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "from_elsewhere" in done.stdout and "A decoder from elsewhere." in done.stdout and "Nobody, 2026" in done.stdout
+    for part in ("from_elsewhere", "A decoder from elsewhere.", "Nobody, 2026"):
+        assert part in done.stdout
