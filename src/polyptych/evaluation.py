@@ -20,7 +20,7 @@ from polyptych.record import write_json
 from polyptych.reports.examples import write_examples
 from polyptych.reports.page import write_report
 from polyptych.reports.tables import terminal_table
-from polyptych.run import Run, read_run
+from polyptych.run import Run
 from polyptych.tasks._base import Task, Trivial, resize
 from polyptych.types import Batch
 
@@ -154,8 +154,9 @@ def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = 
     Returns:
         The records by split.
     """
-    device = distributed.local_device(read_run(folder)[0].execution.device)
-    run, tasks, network, step = load_network(folder, weights, device)
+    run, tasks, network, step = load_network(folder, weights)
+    device = distributed.local_device(run.execution.device)
+    network.to(device)
     evaluator, results = Evaluator(run, tasks, device), {}
     for split in splits:
         results[split] = evaluator.evaluate(network, split) | {"step": step, "weights": weights or run.select}

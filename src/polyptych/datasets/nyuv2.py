@@ -133,15 +133,16 @@ class NYUv2(Dataset):
 
 def _labels(layout: Layout, classes: int) -> dict[str, LabelInfo]:
     """What the layout has labels for."""
-    origin = "as stored in the dataset" if layout.has("boundaries") else "derived from the segmentation"
+    stored = layout.has("boundaries")
+    origin = "as stored in the dataset" if stored else "derived from the segmentation"
+    made_from = {"boundaries": "boundaries" if stored else "semseg"}
     labels = {
         "semseg": LabelInfo(classes=NAMES[classes], colors=COLORS[classes], note=layout.semseg_note),
         "depth": LabelInfo(unit="m"),
         "normals": LabelInfo(note=layout.normals_note),
         "boundaries": LabelInfo(note=origin),
     }
-    return {task: info for task, info in labels.items()
-            if layout.has(task) or (task == "boundaries" and layout.has("semseg"))}
+    return {task: info for task, info in labels.items() if layout.has(made_from.get(task, task))}
 
 
 def _open(config: NYUv2.Config) -> Layout:

@@ -55,7 +55,7 @@ class AlwaysPositive(Trivial):
     """Everything positive: of all constants it has the best F measure and IoU, whatever the labels are."""
 
     def update(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> None:
-        pass
+        """Nothing to learn."""
 
     def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:
         return torch.full((1, 1, *size), 10.0)
