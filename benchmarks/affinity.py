@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyptych.host_memory import keep_freed_memory
 from polyptych.ops.affinity import cross_task_affinity, operations
 from polyptych.profiling.memory import peak
 
@@ -68,14 +69,20 @@ def now(device: torch.device) -> float:
 
 
 def rate(x: list[Tensor]) -> float:
-    """Multiply-adds per second of the product of all values with all features."""
-    values, features = x[1].detach().flatten(3).flatten(1, 2)[0], x[0].detach().flatten(3).flatten(1, 2)[0]
-    best = float("inf")
-    for _ in range(5):
-        start = now(values.device)
-        values @ features.T
-        best = min(best, now(values.device) - start)
-    return values.numel() * len(features) / best
+    """Multiply-adds per second of the product of all values with all features, or of a convolution of all features to
+    all values, whichever is the faster."""
+    device = x[0].device
+    values, features = (a.detach().flatten(1, 2).to(memory_format=torch.channels_last) for a in (x[1], x[0]))
+    weight = torch.randn(values.shape[1], features.shape[1], 3, 3, device=device, dtype=x[0].dtype)
+    weight = weight.to(memory_format=torch.channels_last)
+    rows, columns = values.flatten(2)[0], features.flatten(2)[0]
+    amount, rates = rows.numel() * len(columns), []
+    for times, step in ((1, lambda: rows @ columns.T), (9, lambda: F.conv2d(features, weight, padding=1))):
+        for _ in range(5):
+            start = now(device)
+            step()
+            rates.append(times * amount / (now(device) - start))
+    return max(rates)
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, float | str]]:
@@ -168,6 +175,7 @@ def main() -> None:
     parser.add_argument("--calibrate", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     if options.calibrate:
         return calibrate()
     name = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else "CPU"

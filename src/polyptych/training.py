@@ -24,6 +24,7 @@ from polyptych.data.loading import TrainingBatches
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
 from polyptych.evaluation import Evaluator, finish
+from polyptych.host_memory import keep_freed_memory
 from polyptych.logbook import Logbook, environment
 from polyptych.optim import set_learning_rate
 from polyptych.progress import Display
@@ -75,6 +76,8 @@ class Trainer:
         self.device = distributed.local_device(run.execution.device)
         self.last = folder / "checkpoints" / "last.safetensors"
         self.resumed = resume and self.last.exists()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         seed_everything(run.seed)
         dataset = open_dataset(run, "train")
         self.tasks = run.build_tasks(dataset.labels)

@@ -10,6 +10,7 @@ from polyptych.errors import InputError
 
 if TYPE_CHECKING:
     from polyptych.comparison.results import Comparison
+    from polyptych.run import Run
 
 SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
 
@@ -30,32 +31,44 @@ options are those of `polyptych train` and hold for every run:"""
 
 
 def main(arguments: list[str]) -> None:
-    from polyptych.comparison.compare import compare
-    from polyptych.recipes._catalog import load, names
-    from polyptych.run import Run, with_components, with_tasks
-
     if "--from" in arguments:
         _from_folders(arguments)
         return
-    chosen, rest = take(arguments, {*SLOTS, "tasks", "networks", "balancers", "seeds", "out", "on"})
+    run, chosen = choose(arguments, "compare", {"networks", "balancers", "seeds", "out", "on"}, NOTE,
+                         "polyptych compare rooms --networks single,shared")
+    train_and_show(run, chosen, listed(chosen.get("networks", "")), Path("comparisons") / (run.recipe or "run"))
+
+
+def choose(arguments: list[str], command: str, names: set[str], note: str, example: str) -> tuple[Run, dict[str, str]]:
+    """The recipe of a command line with everything it changes, and the values of ``names``."""
+    from polyptych.recipes._catalog import load
+    from polyptych.recipes._catalog import names as recipes
+    from polyptych.run import Run, with_components, with_tasks
+
+    chosen, rest = take(arguments, {*SLOTS, "tasks", *names})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if recipe is None and not {"-h", "--help"} & set(rest):
-        raise InputError("polyptych compare", "no recipe", f"a recipe ({', '.join(names())})",
-                         "for instance `polyptych compare rooms --networks single,shared`")
+        raise InputError(f"polyptych {command}", "no recipe", f"a recipe ({', '.join(recipes())})",
+                         f"for instance `{example}`")
     run = load(recipe or "rooms")()
     if "tasks" in chosen:
         run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
     run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     if any(argument.partition("=")[0] == "--seed" for argument in rest):
         raise InputError("--seed", "one seed", "the seeds of all runs", "use --seeds, for instance `--seeds 4,7`")
-    run = parse(Run, rest, "compare", default=run, note=NOTE)
+    return parse(Run, rest, command, default=run, note=note), chosen
+
+
+def train_and_show(run: Run, chosen: dict[str, str], networks: list[str], out: Path) -> None:
+    """Compare networks as the options say, and show the table."""
+    from polyptych.comparison.compare import compare
+
     on = chosen.get("on", "local")
     if on not in ("local", "ray"):
         raise InputError("--on", f"'{on}'", "local or ray", "choose one")
-    out = Path(chosen.get("out", Path("comparisons") / (run.recipe or "run")))
-    result = compare(run, out, networks=_listed(chosen.get("networks", "")),
-                     balancers=_listed(chosen.get("balancers", "")), seeds=seeds(chosen.get("seeds", "3")),
-                     on=on)  # type: ignore[arg-type]
+    out = Path(chosen.get("out", out))
+    result = compare(run, out, networks=networks, balancers=listed(chosen.get("balancers", "")),
+                     seeds=seeds(chosen.get("seeds", "3")), on=on)  # type: ignore[arg-type]
     _show(result, out)
 
 
@@ -72,7 +85,7 @@ def seeds(text: str) -> list[int]:
                          "for instance `--seeds 3` or `--seeds 4,7`") from None
 
 
-def _listed(text: str) -> list[str]:
+def listed(text: str) -> list[str]:
     from polyptych.comparison.specification import split
 
     return split(text, ",")

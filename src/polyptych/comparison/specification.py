@@ -87,16 +87,20 @@ def component(text: str, catalog: Catalog, current: Component.Config) -> Compone
     return dataclasses.replace(config, **values)
 
 
-def spell(*configs: Component.Config) -> str:
-    """The text that names components: the inverse of reading it. Options at their default are left out."""
-    return "+".join(":".join([config.name, *_changed(config)]) for config in configs)
+def spell(*configs: Component.Config, given: Component.Config | None = None) -> str:
+    """The text that names components: the inverse of reading it. Options at their default are left out.
+
+    Args:
+        given: the component of the run for which the text is read, whose options hold unless the text says otherwise.
+    """
+    return "+".join(":".join([config.name, *_changed(config, given)]) for config in configs)
 
 
-def _changed(config: Component.Config) -> Iterator[str]:
-    default = type(config)()
+def _changed(config: Component.Config, given: Component.Config | None) -> Iterator[str]:
+    before = given if type(given) is type(config) else type(config)()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value != getattr(default, field.name):
+        if value != getattr(before, field.name):
             plain = encode(value)
             yield f"{field.name}={plain if isinstance(plain, str) else json.dumps(plain, separators=(',', ':'))}"
 

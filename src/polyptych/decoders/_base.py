@@ -24,6 +24,11 @@ class Decoder(nn.Module, Component, ABC):
             """``features`` describes each task's pyramid, ``channels`` says how many each task predicts."""
             return self.owner(self, features=features, channels=channels)
 
+        def ablation(self) -> dict[str, Decoder.Config]:
+            """What remains of this decoder without its parts: a description and a configuration for every step, from
+            the least to the whole, then variations of the whole. Empty where its paper takes nothing apart."""
+            return {}
+
     @abstractmethod
     def forward(self, features: TaskFeatures) -> Output:
         """Predictions at any resolution; the network brings ``final`` to the size of the image."""

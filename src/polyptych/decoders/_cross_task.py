@@ -25,8 +25,9 @@ The paper's tables could not be read when this was written; layers, widths, gamm
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,27 @@ class CrossTaskConfig(Decoder.Config):
         self.require("gamma", 0 <= self.gamma <= 1, "a share from 0 to 1")
         self.require("size", min(self.size) > 0, "a positive height and width")
         self.require("width", self.width > 0 and self.width % 4 == 0, "a positive multiple of 4")
+
+    def parts(self) -> dict[str, str]:
+        """What the paper's ablation adds one after the other, and the option that does it."""
+        return {"CTAL": "affinity", "deep supervision": "deep_supervision"}
+
+    def ablation(self) -> dict[str, Decoder.Config]:
+        """The paper's: without any part, then with one more at a time; then the whole on the other grids on which
+        positions can be compared."""
+        parts = self.parts()
+        config = self.switched(False, *parts.values())
+        steps: dict[str, Decoder.Config] = {"none of its parts": config}
+        for name, option in parts.items():
+            config = config.switched(True, option)
+            steps[f"+ {name}"] = config
+        return steps | {f"positions compared at 1/{scale}": replace(config, scale=scale)
+                        for scale in (4, 8, 16) if scale != self.scale}
+
+    def switched(self, on: bool, *options: str) -> CrossTaskConfig:
+        """The same with these options on or off."""
+        values: dict[str, Any] = dict.fromkeys(options, on)
+        return replace(self, **values)
 
     def require(self, option: str, good: bool, needs: str) -> None:
         """Refuse an option that is not ``good``."""
@@ -136,10 +158,10 @@ class CrossTaskAffinity(nn.Module):
         maps = features.unbind(1)
         if self.ratio > 1:
             maps = tuple(F.avg_pool2d(x, self.ratio, ceil_mode=True) for x in maps)
-        values = torch.stack([project(x) for project, x in zip(self.values, maps, strict=True)], dim=1)
+        values = side_by_side([project(x) for project, x in zip(self.values, maps, strict=True)])
         with torch.autocast(features.device.type, enabled=False):
             precision = torch.promote_types(features.dtype, torch.float32)
-            unit = F.normalize(torch.stack(maps, dim=1).to(precision), dim=2, eps=SMALLEST_LENGTH)
+            unit = F.normalize(side_by_side(maps).to(precision), dim=2, eps=SMALLEST_LENGTH)
             kernel, bias = self.filters((maps[0].shape[-2], maps[0].shape[-1]))
             if self.shared:
                 kernel, bias = kernel[0], bias[0]
@@ -175,10 +197,16 @@ class CrossTaskHeads(nn.Module):
 
     def forward(self, features: dict[str, Float[Tensor, "b _ h w"]]) -> dict[str, Float[Tensor, "b _ _ _"]]:
         """Predictions at twice the resolution of the features."""
-        entered = torch.stack([enter(features[task]) for task, enter in self.enter.items()], dim=1)
+        entered = side_by_side([enter(features[task]) for task, enter in self.enter.items()])
         mixed = entered if self.affinity is None else self.affinity(entered)
         return {task: self.heads[task](enlarge(x))[1]
                 for (task, enlarge), x in zip(self.enlarge.items(), mixed.unbind(1), strict=True)}
+
+
+def side_by_side(maps: Sequence[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b t c h w"]:
+    """Stacked as channels of one image: unlike :func:`torch.stack` that keeps maps whose channels are last in memory as
+    they are, and convolutions need no copies."""
+    return torch.cat(list(maps), dim=1).unflatten(1, (len(maps), -1))
 
 
 def grid_of(size: tuple[int, int], stride: int, coarsest: int) -> tuple[int, int]:

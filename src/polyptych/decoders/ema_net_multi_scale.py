@@ -37,6 +37,9 @@ class EMANetMultiScale(Decoder):
         """Over what the masks of feature propagation sum to one: the tasks (the paper of MTI-Net), or consecutive
         channels of mostly one task (the published code of both)."""
 
+        def parts(self) -> dict[str, str]:
+            return {"CTAL": "affinity", "fusion of scales": "cross_scale", "deep supervision": "deep_supervision"}
+
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()
         spec = common_spec(features, "ema_net_multi_scale")

@@ -1,4 +1,4 @@
-"""The gradient of cross-task affinity, for both forms that never store an N x N matrix."""
+"""The gradient of cross-task affinity, for the forms that never store an N x N matrix."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyptych.ops import _affinity_convolved as convolved
 from polyptych.ops import _affinity_linear as linear
 from polyptych.ops import _affinity_plain as plain
 from polyptych.ops import _affinity_streamed as streamed
@@ -21,24 +22,33 @@ class Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Float[Tensor, "b s c h w"], values: Float[Tensor, "b t d h w"],
                 kernel: Float[Tensor, "r n s k k"], method: str) -> Float[Tensor, "b t d h w"]:
-        grid, rows = _rows(features, values, kernel)
-        if method == "linear":
-            correlations = [linear.lagged_correlations(grid, *rows[:2], kernel.shape[2], len(kernel))]
-            result = linear.forward(grid, *rows, *correlations)
+        correlations: list[Tensor] = []
+        if method == "linear" and convolved.is_preferred(features):
+            correlations = [convolved.lagged_correlations(features, values, kernel.shape[-1])]
+            result = convolved.forward(features, values, kernel, *correlations)
         else:
-            correlations, result = [], streamed.forward(grid, *rows)
+            grid, rows = _rows(features, values, kernel)
+            if method == "linear":
+                correlations = [linear.lagged_correlations(grid, *rows[:2], kernel.shape[2], len(kernel))]
+                result = grid.image(linear.forward(grid, *rows, *correlations)).view_as(values)
+            else:
+                result = grid.image(streamed.forward(grid, *rows)).view_as(values)
         ctx.save_for_backward(features, values, kernel, *correlations)
-        return grid.image(result).view_as(values)
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "b t d h w"]) -> tuple[Tensor | None, ...]:
         *inputs, = ctx.saved_tensors[:3]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a gradient that will be differentiated
             return *torch.autograd.grad(plain.linear(*inputs), inputs, gradient, create_graph=True), None
+        kept = ctx.saved_tensors[3:]
         with torch.autocast(gradient.device.type, enabled=False):
+            if kept and convolved.is_preferred(inputs[0]):
+                return *convolved.backward(*inputs, *kept, gradient), None
             grid, rows = _rows(*inputs)
-            form = linear if len(ctx.saved_tensors) > 3 else streamed
-            found = form.backward(grid, *rows, *ctx.saved_tensors[3:], grid.rows(gradient.flatten(1, 2)))
+            outgoing = grid.rows(gradient.flatten(1, 2))
+            found = (linear.backward(grid, *rows, *kept, outgoing) if kept
+                     else streamed.backward(grid, *rows, outgoing))
         filters = grid.image(found[2].flatten(2)).flatten(2).transpose(1, 2)
         images = grid.unbordered(found[0]), grid.image(found[1]), filters
         return *(image.reshape(x.shape).to(x.dtype) for image, x in zip(images, inputs, strict=True)), None

@@ -90,8 +90,8 @@ def operations(positions: int, *, sources: int, targets: int, channels: int, val
             "streamed": positions**2 * (sources * channels + targets * value_channels + NEIGHBOR * window)}
 
 
-NEIGHBOR = 50
-"""Measured on a CPU, gradients included: ``python benchmarks/affinity.py --calibrate`` (40 to 58 for 1 to 5 tasks)."""
+NEIGHBOR = 100
+"""Measured on a CPU, gradients included: ``python benchmarks/affinity.py --calibrate`` (68 to 115 for 1 to 5 tasks)."""
 
 
 def affinity_diffusion(

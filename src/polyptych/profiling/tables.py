@@ -20,6 +20,19 @@ def terminal_profile(profile: Profile) -> RenderableType:
                  _memory(profile), "", _time(profile), "", _tree(profile))
 
 
+def cost_table(title: str, profiles: dict[str, Profile]) -> RenderableType:
+    """Several networks, a row for each."""
+    table = _grid(title, "parameters", "multiply-adds", "inference", "training", "latency")
+    for name, profile in profiles.items():
+        memory = profile.memory
+        table.add_row(name, f"{profile.parameters:,}", count_text(profile.multiply_adds), bytes_text(memory.inference),
+                      bytes_text(memory.training) if memory.training is not None else "",
+                      seconds_text(profile.latency.median))
+    about = next(iter(profiles.values())).setting
+    return Group(f"[dim]one image of {about.size[0]}x{about.size[1]}, {about.precision}, {about.device}: "
+                 f"{about.hardware}[/dim]", table)
+
+
 def count_text(number: float) -> str:
     """Three or more digits and a unit: ``4.09 M``."""
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

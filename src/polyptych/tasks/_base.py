@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from polyptych.component import Catalog, Component
 from polyptych.data.geometry import Geometry
 from polyptych.metrics._base import Metric
+from polyptych.ops.resize import resize
 from polyptych.types import LabelInfo, Loss
 
 CATALOG: Catalog[Task] = Catalog("task", "polyptych.tasks")
@@ -128,10 +128,3 @@ class Trivial(ABC):
     @abstractmethod
     def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 c h w"]:
         """The constant as a raw prediction of the given size, to be decoded and measured like a network's."""
-
-
-def resize(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:
-    """Bilinear (align_corners=False); nothing is done when the size is right already."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,44 @@
+"""Freed memory stays with the process, so that the next tensors need no new pages."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, torch
+from polyptych.host_memory import keep_freed_memory
+if {keep}:
+    assert keep_freed_memory()
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def work():
+    large = [torch.ones(2**22) for _ in range(8)]  # 8 x 16 MiB
+    del large
+
+for _ in range(3):
+    work()
+before = faults()
+for _ in range(5):
+    work()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_a_loop_that_frees_and_allocates_needs_no_new_pages() -> None:
+    kept, returned = (int(subprocess.run([sys.executable, "-c", SCRIPT.format(keep=keep)], check=True,
+                                         capture_output=True, text=True).stdout) for keep in (True, False))
+    assert kept < 1000 < returned
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] == "glibc", reason="glibc")
+def test_other_libraries_say_that_they_cannot() -> None:
+    from polyptych.host_memory import keep_freed_memory
+
+    assert not keep_freed_memory()
