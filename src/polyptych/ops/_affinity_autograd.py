@@ -44,10 +44,11 @@ class Gather(torch.autograd.Function):
         kept = ctx.saved_tensors[3:]
         with torch.autocast(gradient.device.type, enabled=False):
             if kept and convolved.is_preferred(inputs[0]):
-                return *convolved.backward(*inputs, *kept, gradient), None
+                features, values, kernel = inputs
+                return *convolved.backward(features, values, kernel, kept[0], gradient), None
             grid, rows = _rows(*inputs)
             outgoing = grid.rows(gradient.flatten(1, 2))
-            found = (linear.backward(grid, *rows, *kept, outgoing) if kept
+            found = (linear.backward(grid, *rows, kept[0], outgoing) if kept
                      else streamed.backward(grid, *rows, outgoing))
         filters = grid.image(found[2].flatten(2)).flatten(2).transpose(1, 2)
         images = grid.unbordered(found[0]), grid.image(found[1]), filters
