@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError(f"command '{name}'", "an unknown name", nearest(name, commands()),
                              "see `polyptych --help`")
         else:
-            importlib.import_module(f"{__name__}.{name}").main(rest)
+            importlib.import_module(f"{__name__}.{name.replace('-', '_')}").main(rest)
     except InputError as error:
         print(f"polyptych: {error}", file=sys.stderr)
         return 2
@@ -36,13 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def commands() -> dict[str, str]:
-    """The files of this folder, with the first line of their docstrings."""
+    """The files of this folder, a hyphen for each underscore, with the first line of their docstrings."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {p.stem: (ast.get_docstring(ast.parse(p.read_text())) or "").partition("\n")[0] for p in files}
+    return {p.stem.replace("_", "-"): (ast.get_docstring(ast.parse(p.read_text())) or "").partition("\n")[0]
+            for p in files}
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{summary}" for name, summary in commands().items()]
+    width = max(map(len, commands())) + 2
+    lines = [f"  {name:<{width}}{summary}" for name, summary in commands().items()]
     return "\n".join(["usage: polyptych COMMAND [ARGUMENTS]", "",
                       "Multi-task learning of dense prediction: one image in, every panel of the scene out.", "",
                       *lines, "", "`polyptych COMMAND --help` explains a command."])

@@ -48,7 +48,7 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
         with contextlib.redirect_stderr(said):
             extra: dict[str, Any] = {} if default is None else {"default": default}
             doc = sys.modules[f"{__package__}.{command}"].__doc__ or ""
-            return tyro.cli(kind, args=arguments, prog=f"polyptych {command}",
+            return tyro.cli(kind, args=arguments, prog=f"polyptych {command.replace('_', '-')}",
                             description="\n\n".join(part for part in (doc, note) if part), **extra)
     except SystemExit as stop:
         if not stop.code:
@@ -60,6 +60,7 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
 def _error(box: str, command: str, flags: list[str]) -> InputError:
     """The substance of tyro's message, with the nearest of the command's flags where one is unknown."""
     text = " ".join(line.strip("│╭╮╰╯─ ") for line in box.splitlines())
+    command = command.replace("_", "-")
     see = f"see `polyptych {command} --help`"
     if found := re.search(r"Unrecognized options: (--?[^\s,=]+)", text):
         # A forgotten prefix is as common as a typo: the last part of a flag counts like the whole.

@@ -1,0 +1,1 @@
+"""The boundary benchmark step by step: suppress, threshold, thin, match one to one, count, summarize."""
