@@ -26,7 +26,8 @@ def reading(path: Path, needs: str) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(path, "no such file", needs, "copy the file again or restore it") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        raise InputError(path, f"an unreadable file ({type(error).__name__}: {error})", needs,
+        said = " ".join(str(error).split())  # some errors of numpy have several lines
+        raise InputError(path, f"an unreadable file ({type(error).__name__}: {said})", needs,
                          "copy the file again; it is damaged or of another format") from error
 
 
@@ -66,10 +67,14 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     """One variable of a MATLAB file (version 7.2 or older)."""
     from scipy.io import loadmat  # a tenth of a second that other layouts need not spend
 
-    with reading(path, f"a MATLAB file (at most version 7.2) with the variable '{key}'"):
-        variables = loadmat(path, variable_names=[key])
+    needs = f"a MATLAB file (at most version 7.2) with the variable '{key}'"
+    with reading(path, needs), open(path, "rb") as file:  # loadmat itself does not say that a file is missing
+        variables = loadmat(file, variable_names=[key])
     if key not in variables:
         raise InputError(path, "a MATLAB file without it", f"the variable '{key}'",
+                         "check that the file belongs to this dataset")
+    if not isinstance(variables[key], np.ndarray):
+        raise InputError(path, f"'{key}' as {type(variables[key]).__name__}", "an array",
                          "check that the file belongs to this dataset")
     return variables[key]
 
@@ -118,3 +123,39 @@ def require_files(where: Path, wanted: Iterable[str], have: Collection[str],
         raise InputError(where, f"{len(wanted) - len(missing)} of {len(wanted)} listed files "
                          f"(the first missing one is {expected(missing[0])})",
                          "every listed file", "copy the dataset again, or shorten its list of ids")
+
+
+def flat(array: np.ndarray, path: Path | str) -> np.ndarray:
+    """(h w) real numbers, from (h w) or (h w 1). ``path`` names the file in messages, here and below."""
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "biuf":
+        raise InputError(path, f"{array.dtype} of shape {array.shape}", "real numbers of shape (h, w)",
+                         "check that the file belongs to this dataset")
+    return array
+
+
+def class_ids(array: np.ndarray, path: Path | str, lowest: int, highest: int,
+              void: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids counted from 0 (uint16) and the mask of labeled pixels, from (h w) ids ``lowest..highest`` and
+    ``void``."""
+    array = flat(array, path)
+    labeled = array != void
+    wrong = labeled & ~((array >= lowest) & (array <= highest) & (array == np.floor(array)))  # NaN included
+    if wrong.any():
+        raise InputError(path, f"class id {array[wrong][0]:g}",
+                         f"whole numbers from {lowest} to {highest}, or {void} where there is no label",
+                         "check that the segmentation has these classes")
+    return np.where(labeled, array - lowest, 0).astype(np.uint16), labeled
+
+
+def read_npy_color(path: Path) -> UInt8[Tensor, "3 h w"]:
+    """A picture stored as floats (h w 3) in [0, 1], rounded to 8 bits, from which it was made."""
+    array = read_npy(path)
+    if array.ndim != 3 or array.shape[-1] != 3 or not array.size or array.dtype.kind != "f":
+        raise InputError(path, f"{array.dtype} of shape {array.shape}", "floating point of shape (h, w, 3)",
+                         "check that the file holds an image")
+    if not (array.min() >= 0 and array.max() <= 1):  # NaN included
+        raise InputError(path, f"values from {array.min():g} to {array.max():g}", "values from 0 to 1",
+                         "divide the image by 255")
+    return torch.from_numpy(np.rint(array * 255).astype(np.uint8)).permute(2, 0, 1)

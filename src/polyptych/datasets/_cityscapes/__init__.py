@@ -1,0 +1,1 @@
+"""What Cityscapes looks like on disk (one file per layout) and its classes."""

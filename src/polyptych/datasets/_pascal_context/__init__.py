@@ -1,0 +1,1 @@
+"""What PASCAL-Context looks like on disk, its classes and its body parts."""

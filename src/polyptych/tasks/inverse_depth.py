@@ -1,0 +1,176 @@
+"""Inverse depth: how near every pixel is, as disparity or a multiple of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from polyptych.data.geometry import Geometry
+from polyptych.errors import InputError
+from polyptych.metrics._base import Metric, ratio
+from polyptych.tasks._accumulation import Accumulation, accumulated
+from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._pictures import to_bytes
+from polyptych.types import LabelInfo, Loss
+
+
+class InverseDepth(Task):
+    """Inverse depth or disparity: larger is nearer, 0 is infinitely far and may be a valid label. Target, raw
+    prediction and decoded form: float (h w) in the dataset's unit (``labels.unit``: ``px``, or none for a
+    fraction). The loss is \\|p - y\\| per valid pixel (MTAN, LibMTL, CAGrad, Auto-Lambda).
+
+    Decoding sets negative predictions to 0, where the published code leaves them; that can only lessen the error.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Task.Config):
+        zoom: Literal["multiply", "divide", "keep"] = "multiply"
+        """What a zoom does to the label: what looks nearer has more inverse depth. ``divide`` is what the code of
+        CAGrad and its successors does, which treats it as depth; ``keep`` is AdaShare's."""
+        smallest: float = 0.0
+        """Labels up to this count neither in training nor in metrics, if above 0. 3e-5 (AdaShare, AutoMTL) leaves
+        out what is infinitely far in MTAN's Cityscapes."""
+        accumulation: Accumulation = "global"
+        """Errors over all pixels of the set, or for every image or batch (MTAN, CAGrad) and then the mean."""
+        brightest: float | None = None
+        """Value that pictures show as the brightest; by default 64 for disparities in pixels and 0.25
+        otherwise."""
+
+    channels = 1
+    headline: ClassVar[str] = "abs"
+    higher_is_better: ClassVar[dict[str, bool]] = {
+        "abs": False, "rel": False, "RMSE": False, "delta1": True, "delta2": True, "delta3": True}
+    perfect: ClassVar[float] = 0.0
+    config: Config
+
+    def __init__(self, config: Config, *, labels: LabelInfo):
+        super().__init__(config, labels=labels)
+        if not 0 <= config.smallest < float("inf"):
+            raise InputError("inverse_depth.smallest", str(config.smallest), "a number from 0 on",
+                             "0 lets every label count")
+        if config.brightest is not None and not 0 < config.brightest < float("inf"):
+            raise InputError("inverse_depth.brightest", str(config.brightest), "a number above 0",
+                             "leave it out for a default that suits streets")
+
+    def full_size_loss(self, prediction: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b h w"],
+                       valid: Bool[Tensor, "b h w"]) -> Loss:
+        """\\|p - y\\|, summed over valid pixels."""
+        return Loss(torch.where(valid, prediction[:, 0] - target, 0).abs().sum(), valid.sum())
+
+    def decode(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b h w"]:
+        """The raw prediction, at least 0."""
+        return prediction[:, 0].clamp(min=0)
+
+    def metric(self) -> Metric:
+        """See :class:`InverseDepthError`."""
+        return accumulated(partial(InverseDepthError, self.config.smallest), self.config.accumulation)
+
+    def trivial(self) -> Trivial:
+        return MedianInverseDepth(self.config.smallest)
+
+    def paint(self, decoded: Float[Tensor, "h w"],
+              image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Viridis from dark blue (infinitely far) to yellow (``brightest`` and nearer), as for depth."""
+        from matplotlib import colormaps  # slow to import, and training paints nothing
+
+        brightest = self.config.brightest or (64 if self.labels.unit == "px" else 0.25)
+        nearness = decoded.float().cpu().numpy() / brightest
+        return colormaps["viridis"](to_bytes(nearness), bytes=True)[..., :3].copy()
+
+    def move(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"],
+             geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
+        """Nearest neighbor; the zoom changes values as ``zoom`` says. Training moves every label, so ``smallest``
+        takes effect here."""
+        target, valid = super().move(target, valid & counted(target, self.config.smallest), geometry)
+        match self.config.zoom:
+            case "multiply":
+                return target * geometry.zoom, valid
+            case "divide":
+                return target / geometry.zoom, valid
+            case "keep":
+                return target, valid
+
+    def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
+        wrong = valid & ~((target >= 0) & (target < float("inf")))  # NaN fails the comparisons
+        count = int(wrong.sum())
+        if not count:
+            return None
+        return f"inverse depth {float(target[wrong][0]):g} ({count} such pixels; it is 0 or more)"
+
+
+def counted(target: Float[Tensor, "*shape"], smallest: float) -> Bool[Tensor, "*shape"]:
+    """Which labels count; with ``smallest`` at 0 all do, even 0 itself."""
+    return target > smallest if smallest > 0 else torch.ones_like(target, dtype=torch.bool)
+
+
+class InverseDepthError(Metric):
+    """Errors of an inverse depth ``p`` against the truth ``y`` over all valid pixels with ``y > smallest`` (all of
+    them if that is 0).
+
+    ``abs`` = mean \\|p-y\\| and ``RMSE`` = sqrt(mean (p-y)^2), in the unit of the labels. The others are over
+    ``y > 0``: ``rel`` = mean \\|p-y\\|/y, a ratio and no percentage; ``delta1..3`` = percentage of pixels with
+    max(p/y, y/p) < 1.25^k, strictly (AdaShare: <=), where p counts as at least 1e-9.
+
+    On MTAN's Cityscapes ``rel`` is dominated by pixels that are infinitely far (y = 1.5e-5): published values are
+    27 to 47, and 0.3 to 0.4 with ``smallest`` = 3e-5. The two are never to be compared.
+    """
+
+    names = ("abs", "rel", "RMSE", "delta1", "delta2", "delta3")
+
+    def __init__(self, smallest: float = 0.0):
+        super().__init__()
+        self._smallest = smallest
+
+    @property
+    def options(self) -> dict[str, bool | float | str]:
+        return {"smallest": self._smallest}
+
+    def update(self, prediction: Float[Tensor, "b h w"], target: Float[Tensor, "b h w"],
+               valid: Bool[Tensor, "b h w"]) -> None:
+        valid = valid & counted(target, self._smallest)
+        # Masked pixels become a perfect prediction of 1, which adds nothing to any sum of errors.
+        y = torch.where(valid, target, 1).double()
+        p = torch.where(valid, prediction, 1).double()
+        error = (p - y).abs()
+        positive = y > 0
+        divisor = torch.where(positive, y, 1)
+        at_least = p.clamp(min=1e-9)
+        ratios = torch.maximum(at_least / divisor, divisor / at_least)
+        finite = valid & positive
+        self.add(count=valid.sum(), positive=finite.sum(), abs=error.sum(), squared=error.square().sum(),
+                 rel=torch.where(positive, error / divisor, 0).sum(),
+                 **{f"delta{k}": (finite & (ratios < 1.25**k)).sum() for k in (1, 2, 3)})
+
+    def compute(self) -> dict[str, float]:
+        if not self.sums:
+            return dict.fromkeys(self.names, float("nan"))
+        s = self.sums
+        return {"abs": ratio(s["abs"], s["count"]), "rel": ratio(s["rel"], s["positive"]),
+                "RMSE": ratio(s["squared"], s["count"]) ** 0.5,
+                **{f"delta{k}": 100 * ratio(s[f"delta{k}"], s["positive"]) for k in (1, 2, 3)}}
+
+
+class MedianInverseDepth(Trivial):
+    """The median of the training pixels everywhere: of all constants it has the least absolute error."""
+
+    def __init__(self, smallest: float):
+        self._smallest = smallest
+        # Labels come from integers, so a table of distinct values stays small where a list of pixels would not.
+        self._values, self._counts = np.empty(0, np.float32), np.empty(0, np.int64)
+
+    def update(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> None:
+        seen = target[valid & counted(target, self._smallest)].cpu().numpy()
+        values, counts = np.unique(seen, return_counts=True)
+        self._values, where = np.unique(np.concatenate([self._values, values]), return_inverse=True)
+        self._counts = np.bincount(where, np.concatenate([self._counts, counts]), len(self._values)).astype(np.int64)
+
+    def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:
+        total = self._counts.cumsum()
+        median = float(self._values[np.searchsorted(total, total[-1] / 2)]) if len(total) else 0.0
+        return torch.full((1, 1, *size), median)
