@@ -16,16 +16,26 @@ from torch import Tensor
 
 from polyptych.data._contours import contours_across_void
 from polyptych.datasets._base import Dataset
+from polyptych.datasets._nyuv2.adashare import AdaShareLayout
 from polyptych.datasets._nyuv2.classes import COLORS, FORTY_TO_THIRTEEN, NAMES
-from polyptych.datasets._nyuv2.folder import FolderLayout
+from polyptych.datasets._nyuv2.folder import ASTMTLayout, FolderLayout, InvPTLayout, SurveyLayout
 from polyptych.datasets._nyuv2.frames import FramesLayout
 from polyptych.datasets._nyuv2.layout import Layout
 from polyptych.datasets._nyuv2.mtan import MTANLayout
+from polyptych.datasets._nyuv2.official import OfficialLayout
 from polyptych.datasets._nyuv2.split import held_out
 from polyptych.errors import InputError
 from polyptych.types import LabelInfo, Sample, SampleInfo
 
-_LAYOUTS: dict[str, type[Layout]] = {"folder": FolderLayout, "mtan": MTANLayout, "frames": FramesLayout}
+# In the order in which `auto` looks.
+_LAYOUTS: dict[str, type[Layout]] = {
+    "folder": FolderLayout, "mtan": MTANLayout, "frames": FramesLayout, "official": OfficialLayout,
+    "adashare": AdaShareLayout, "astmt": ASTMTLayout, "survey": SurveyLayout, "invpt": InvPTLayout}
+
+_FULL = (480, 640)
+# Rows and columns that lie inside the white border. The toolbox says mask(45:471, 41:601) in MATLAB, which counts from
+# 1 and includes the last one.
+_CROPS = {"toolbox": (slice(44, 471), slice(40, 601)), "gupta": (slice(45, 470), slice(40, 600))}
 
 Label = tuple[Tensor, Tensor]
 
@@ -44,11 +54,17 @@ class NYUv2(Dataset):
     class Config(Dataset.Config):
         root: Path = Path("data/nyuv2")
         """Folder of the dataset."""
-        classes: Literal[13, 40] = 40
-        """Number of semantic classes."""
-        layout: Literal["auto", "folder", "mtan", "frames"] = "auto"
-        """How the files lie on disk: folder (NYUD_MT, 480x640), mtan (arrays of 288x384, 13 classes), frames
-        (compressed frames); auto looks."""
+        classes: Literal[13, 40, 41] = 40
+        """Number of semantic classes; with 41, unlabeled pixels are a class of their own, background (ASTMT)."""
+        layout: Literal["auto", "folder", "astmt", "survey", "invpt", "mtan", "official", "adashare", "frames"] = "auto"
+        """How the files lie on disk: folder (NYUD_MT of any packing; astmt, survey and invpt insist on one), mtan
+        (arrays of 288x384, 13 classes), official (the .mat files of the authors), adashare, frames (compressed
+        frames); auto looks."""
+        crop: Literal["none", "toolbox", "gupta"] = "none"
+        """Cut the white border off frames of 480x640: the toolbox's rows and columns leave 427x561, Gupta's
+        425x560, which is the size of the published NYUD_MT."""
+        raw_depth: bool = False
+        """Use the depth of the sensor, with its holes, instead of the in-painted one (official only)."""
         validation: float = 0.1
         """Share of the official training images that is set aside as val; 0 trains on all of them."""
 
@@ -56,13 +72,15 @@ class NYUv2(Dataset):
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
         self.layout = _open(config)
-        self.labels = _labels(self.layout, config.classes)
+        self.labels = _labels(self.layout, config)
         super().__init__(config, split=split, tasks=tasks)
         self.frames = self._split_frames()
         self.layout.require(self.frames, self._kinds())
-        height, width = self.layout.size(self.frames[0])
+        height, width = self._cropped_size()
         layout = next(name for name, kind in _LAYOUTS.items() if kind is type(self.layout))
-        self.protocol = f"nyuv2-{config.classes}-{height}x{width}-{layout}"
+        self.protocol = "-".join([f"nyuv2-{config.classes}-{height}x{width}-{layout}",
+                                  *([config.crop] if config.crop in _CROPS else []),
+                                  *(["raw"] if config.raw_depth else [])])
         self._readers: dict[str, Callable[[str], Label]] = {
             "semseg": self._semseg, "depth": self._depth, "normals": self._normals,
             "boundaries": self._boundaries}
@@ -80,7 +98,29 @@ class NYUv2(Dataset):
             if (got := tuple(valid[task].shape)) != size:
                 raise InputError(self._label_path(frame, task), f"a label of {got[0]}x{got[1]} pixels",
                                  f"the size of the image, {size[0]}x{size[1]}", "resize the one or the other")
-        return Sample(image, target, valid, SampleInfo(frame, size, size))
+        return self._cropped(Sample(image, target, valid, SampleInfo(frame, size, size)))
+
+    def _cropped_size(self) -> tuple[int, int]:
+        size = self.layout.size(self.frames[0])
+        if self.config.crop not in _CROPS:
+            return size
+        if size != _FULL:
+            raise InputError("crop of nyuv2", f"'{self.config.crop}' with frames of {size[0]}x{size[1]}",
+                             f"whole frames of {_FULL[0]}x{_FULL[1]}", "leave the crop out")
+        rows, columns = _CROPS[self.config.crop]
+        return rows.stop - rows.start, columns.stop - columns.start
+
+    def _cropped(self, sample: Sample) -> Sample:
+        if self.config.crop not in _CROPS:
+            return sample
+        if sample.info.native != _FULL:
+            raise InputError(self.layout.path(sample.info.id, "image"), "{}x{} pixels".format(*sample.info.native),
+                             f"{_FULL[0]}x{_FULL[1]} like the other frames", "copy the file again")
+        window = (..., *_CROPS[self.config.crop])
+        image, size = sample.image[window], self._cropped_size()
+        return Sample(image, {task: target[window] for task, target in sample.target.items()},
+                      {task: valid[window] for task, valid in sample.valid.items()},
+                      SampleInfo(sample.info.id, size, size))
 
     def _split_frames(self) -> list[str]:
         where = f"{self.split} split of {self.layout.root}"
@@ -99,6 +139,8 @@ class NYUv2(Dataset):
         return list(dict.fromkeys(["image", *(self._kind(task) for task in self.tasks)]))
 
     def _kind(self, task: str) -> str:
+        if self.config.raw_depth and task == "depth":
+            return "raw_depth"
         return task if self.layout.has(task) else "semseg"  # only boundaries can be derived
 
     def _label_path(self, frame: str, task: str) -> Path:
@@ -106,12 +148,15 @@ class NYUv2(Dataset):
 
     def _semseg(self, frame: str) -> Label:
         ids, labeled = self.layout.semseg(frame)
-        if self.config.classes < self.layout.classes:
+        if self.config.classes == 41:
+            ids, labeled = np.where(labeled, ids + 1, 0), np.ones_like(labeled)
+        elif self.config.classes == 13 and 40 in self.layout.classes:
             ids = FORTY_TO_THIRTEEN[ids]
         return torch.from_numpy(ids).long(), torch.from_numpy(labeled)
 
     def _depth(self, frame: str) -> Label:
-        depth = torch.from_numpy(np.asarray(self.layout.depth(frame), np.float32))
+        meters = self.layout.raw_depth(frame) if self.config.raw_depth else self.layout.depth(frame)
+        depth = torch.from_numpy(np.asarray(meters, np.float32))
         valid = depth > 0  # False for NaN
         return torch.where(valid, depth, 0), valid
 
@@ -131,14 +176,14 @@ class NYUv2(Dataset):
         return torch.from_numpy(edge).float(), torch.from_numpy(valid)
 
 
-def _labels(layout: Layout, classes: int) -> dict[str, LabelInfo]:
+def _labels(layout: Layout, config: NYUv2.Config) -> dict[str, LabelInfo]:
     """What the layout has labels for."""
     stored = layout.has("boundaries")
     origin = "as stored in the dataset" if stored else "derived from the segmentation"
     made_from = {"boundaries": "boundaries" if stored else "semseg"}
     labels = {
-        "semseg": LabelInfo(classes=NAMES[classes], colors=COLORS[classes], note=layout.semseg_note),
-        "depth": LabelInfo(unit="m"),
+        "semseg": LabelInfo(classes=NAMES[config.classes], colors=COLORS[config.classes], note=layout.semseg_note),
+        "depth": LabelInfo(unit="m", note="of the sensor, with holes" if config.raw_depth else ""),
         "normals": LabelInfo(note=layout.normals_note),
         "boundaries": LabelInfo(note=origin),
     }
@@ -158,11 +203,15 @@ def _open(config: NYUv2.Config) -> Layout:
     if not kind.matches(root):
         raise InputError(f"root of nyuv2 ({root})", f"a folder without {kind.looks_for}",
                          f"the layout '{name}'", "correct the path, or let --layout auto look")
-    if config.classes > kind.classes:
+    if config.classes not in kind.classes:
         raise InputError("classes of nyuv2", f"{config.classes} with the layout '{name}'",
-                         f"{kind.classes}, all that this layout distinguishes",
-                         f"set classes to {kind.classes}")
-    return kind(root)
+                         f"{' or '.join(map(str, kind.classes))}, all that this layout distinguishes",
+                         f"set classes to {kind.classes[0]}")
+    layout = kind(root)
+    if config.raw_depth and not layout.has("raw_depth"):
+        raise InputError("raw_depth of nyuv2", f"the layout '{name}' of {root}, which has none",
+                         "the layout 'official' with the variable 'rawDepths'", "leave it out")
+    return layout
 
 
 def _detect(root: Path) -> str:

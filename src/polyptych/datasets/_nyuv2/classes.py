@@ -32,8 +32,13 @@ _THIRTEEN = (
     ("table", "table"), ("tv", "television"), ("wall", "wall"), ("window", "window"),
 )
 
-NAMES = {40: tuple(name for name, _ in _FORTY), 13: tuple(name for name, _ in _THIRTEEN)}
-COLORS = {40: tuple(color for _, color in _FORTY), 13: tuple(dict(_FORTY)[twin] for _, twin in _THIRTEEN)}
+# ASTMT counts what is unlabeled as a class of its own, which comes first.
+_BACKGROUND = ("background", (44, 44, 44))
+
+NAMES = {41: tuple(name for name, _ in (_BACKGROUND, *_FORTY)), 40: tuple(name for name, _ in _FORTY),
+         13: tuple(name for name, _ in _THIRTEEN)}
+COLORS = {41: tuple(color for _, color in (_BACKGROUND, *_FORTY)), 40: tuple(color for _, color in _FORTY),
+          13: tuple(dict(_FORTY)[twin] for _, twin in _THIRTEEN)}
 
 FORTY_TO_THIRTEEN = np.array([
     11, 4, 5, 0, 3, 8, 9, 11, 12, 5, 7, 5, 12, 9, 5, 12, 5, 6, 6, 4,

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from polyptych.data._files import files_by_stem, read_color, read_gray, read_lines
-from polyptych.datasets._nyuv2.layout import Files, Layout, class_ids, picture_vectors
+from polyptych.data._files import class_ids, files_by_stem, read_color, read_gray, read_lines
+from polyptych.datasets._nyuv2.layout import Files, Layout, picture_vectors
 from polyptych.errors import InputError
 
 _KINDS = {"image": ("images", ".jpg"), "semseg": ("seg40", ".png"), "depth": ("depth", ".webp"),
@@ -21,6 +21,7 @@ class FramesLayout(Layout):
     25.5 m) ``normals/ID.jpg`` (v / 127.5 - 1, a third of the size) with the lists ``{train,test}.txt``."""
 
     looks_for = "images/, seg40/ and train.txt"
+    classes = (40, 13)  # not 41, because otherprop would be background in train only
     semseg_note = "in train, otherprop cannot be told from unlabeled and is not labeled"
     normals_note = "derived from 8-bit depth, about 8 degrees off; not the normals of published tables"
 

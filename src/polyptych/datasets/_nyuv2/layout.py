@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from polyptych.data._files import picture_size, require_files
+from polyptych.data._files import flat, picture_size, require_files
 from polyptych.errors import InputError
 
 Files = dict[str, dict[str, Path]]
@@ -24,13 +24,15 @@ class Layout(ABC):
 
     Attributes:
         looks_for: what identifies the layout, for messages.
-        classes: number of classes that its segmentation distinguishes.
+        classes: numbers of classes that its segmentation can be read with, the finest first; 41 where unlabeled
+            pixels are told apart from all others.
         normals_note: where its normals come from, as far as known.
-        files: for ``image`` and every kind of label, the path of each frame that is there.
+        files: for ``image`` and every kind of label, the path of each frame that is there. ``raw_depth`` is a
+            kind of its own, because one layout holds both.
     """
 
     looks_for: ClassVar[str]
-    classes: ClassVar[int] = 40
+    classes: ClassVar[tuple[int, ...]] = (41, 40, 13)
     semseg_note: ClassVar[str] = ""
     normals_note: ClassVar[str]
 
@@ -56,7 +58,7 @@ class Layout(ABC):
         """Where a file would be."""
 
     def has(self, kind: str) -> bool:
-        return bool(self.files[kind])
+        return bool(self.files.get(kind))
 
     def path(self, frame: str, kind: str) -> Path:
         return self.files[kind][frame]
@@ -90,35 +92,35 @@ class Layout(ABC):
         """The stored boundary map, bool (h w), where the layout has one."""
         raise NotImplementedError
 
+    def raw_depth(self, frame: str) -> np.ndarray:
+        """As :meth:`depth`, but with the holes that the sensor left, where the layout has it."""
+        raise NotImplementedError
 
-def class_ids(array: np.ndarray, path: Path, lowest: int, highest: int,
-              void: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids counted from 0 (uint8) and the mask of labeled pixels, from ids ``lowest..highest`` and
-    ``void``."""
+
+def meters(array: np.ndarray, path: Path | str) -> np.ndarray:
+    """Depth (h w); whole numbers are refused, because they would be millimeters or a code."""
     array = flat(array, path)
-    labeled = array != void
-    seen = array[labeled]
-    if seen.size and not (lowest <= seen.min() <= seen.max() <= highest and (seen == np.floor(seen)).all()):
-        wrong = seen[(seen < lowest) | (seen > highest) | (seen != np.floor(seen))][0]
-        raise InputError(path, f"class id {wrong:g}",
-                         f"whole numbers from {lowest} to {highest}, or {void} where there is no label",
-                         "check that the segmentation has these classes")
-    return np.where(labeled, array - lowest, 0).astype(np.uint8), labeled
-
-
-def flat(array: np.ndarray, path: Path) -> np.ndarray:
-    """(h w), from (h w) or (h w 1)."""
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 2 or (not np.issubdtype(array.dtype, np.number) and array.dtype != bool):
-        raise InputError(path, f"{array.dtype} of shape {array.shape}", "numbers of shape (h, w)",
-                         "check that the file belongs to this dataset")
+    if array.dtype.kind != "f":
+        raise InputError(path, f"depth as {array.dtype}", "meters as floating point",
+                         "divide by the scale that the file was written with")
     return array
 
 
-def vectors(array: np.ndarray, path: Path) -> Float[Tensor, "3 h w"]:
+def edges(array: np.ndarray, path: Path | str, top: int) -> np.ndarray:
+    """Bool (h w), from a map that is 0 without and ``top`` with an edge; values between are cut in the middle."""
+    array = flat(array, path)
+    if array.dtype.kind != "b":
+        highest, lowest = (array.max(), array.min()) if array.size else (0, 0)
+        if not (lowest >= 0 and (highest == 0 or top / 2 < highest <= top)):  # NaN included
+            raise InputError(path, f"values from {lowest:g} to {highest:g}", f"0 without and {top} with an edge",
+                             "check that the file holds boundaries and is scaled that way")
+        array = array > top / 2
+    return array
+
+
+def vectors(array: np.ndarray, path: Path | str) -> Float[Tensor, "3 h w"]:
     """From (h w 3) with components in [-1, 1]; NaN counts as unknown."""
-    if array.ndim != 3 or array.shape[-1] != 3 or not np.issubdtype(array.dtype, np.floating):
+    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype.kind != "f" or not array.size:
         raise InputError(path, f"{array.dtype} of shape {array.shape}", "floating point of shape (h, w, 3)",
                          "check that the file holds surface normals")
     planes = np.ascontiguousarray(array.transpose(2, 0, 1), np.float32)

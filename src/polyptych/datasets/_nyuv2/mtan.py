@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from polyptych.data._files import files_by_stem, read_npy, reading
-from polyptych.datasets._nyuv2.layout import Files, Layout, class_ids, flat, vectors
-from polyptych.errors import InputError
+from polyptych.data._files import class_ids, files_by_stem, read_npy, read_npy_color, reading
+from polyptych.datasets._nyuv2.layout import Files, Layout, meters, vectors
 
 _PARTS = {"train": "train", "test": "val"}
 _KINDS = {"image": "image", "semseg": "label", "depth": "depth", "normals": "normal"}
@@ -23,7 +21,7 @@ class MTANLayout(Layout):
     were made."""
 
     looks_for = "train/image/ and train/label/ with .npy files"
-    classes = 13
+    classes = (13,)
     normals_note = "estimated by Eigen and Fergus from depth, resized by the authors of MTAN; axes as stored"
 
     @classmethod
@@ -53,16 +51,7 @@ class MTANLayout(Layout):
         return height, width
 
     def image(self, frame: str) -> UInt8[Tensor, "3 h w"]:
-        path = self.path(frame, "image")
-        array = read_npy(path)
-        if array.ndim != 3 or array.shape[-1] != 3 or array.dtype.kind != "f":
-            raise InputError(path, f"{array.dtype} of shape {array.shape}",
-                             "floating point of shape (h, w, 3)",
-                             "check that the file holds an image")
-        if not (array.min() >= 0 and array.max() <= 1):  # NaN included
-            raise InputError(path, f"values from {array.min():g} to {array.max():g}", "values from 0 to 1",
-                             "divide the image by 255")
-        return torch.from_numpy(np.rint(array * 255).astype(np.uint8)).permute(2, 0, 1)
+        return read_npy_color(self.path(frame, "image"))
 
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
         path = self.path(frame, "semseg")
@@ -70,7 +59,7 @@ class MTANLayout(Layout):
 
     def depth(self, frame: str) -> np.ndarray:
         path = self.path(frame, "depth")
-        return flat(read_npy(path), path)
+        return meters(read_npy(path), path)
 
     def normals(self, frame: str) -> Float[Tensor, "3 h w"]:
         path = self.path(frame, "normals")

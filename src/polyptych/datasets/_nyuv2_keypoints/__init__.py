@@ -1,0 +1,1 @@
+"""How frames of rooms with keypoints lie on disk."""

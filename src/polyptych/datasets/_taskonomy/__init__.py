@@ -1,0 +1,1 @@
+"""What Taskonomy looks like on disk, its Tiny split and its encodings."""
