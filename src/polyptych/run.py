@@ -181,6 +181,11 @@ def with_components(run: Run, names: dict[str, str]) -> Run:
 
 
 def with_tasks(run: Run, names: list[str]) -> Run:
-    """The run with these tasks; those it had already keep their options."""
-    catalog = Task.Config.catalog
-    return dataclasses.replace(run, tasks={name: run.tasks.get(name) or catalog.load(name).Config() for name in names})
+    """The run with these tasks; those it had already keep their options. A task whose name is not that of its kind is
+    given as ``name:kind``, unless the dataset knows its kind."""
+    catalog, known = Task.Config.catalog, run.dataset.kinds()
+    tasks: dict[str, Task.Config] = {}
+    for name, _, kind in (entry.partition(":") for entry in names):
+        kind, kept = kind or known.get(name, name), run.tasks.get(name)
+        tasks[name] = kept if kept is not None and kept.name == kind else catalog.load(kind).Config()
+    return dataclasses.replace(run, tasks=tasks)

@@ -193,3 +193,11 @@ def test_an_unwritable_folder_is_named(noise, tmp_path):
 def _swap(built, folder):
     dataset, tasks = built
     return dataset, folder, tasks
+
+
+def test_the_stream_of_a_copy_is_that_of_the_original(noise, tmp_path, monkeypatch):
+    """A mixture draws its parts by weight; its copy must too."""
+    dataset, tasks = noise()
+    monkeypatch.setattr(dataset, "index_at", lambda position, seed: 10 - position - seed)
+    copy = cached(dataset, tmp_path, tasks)
+    assert [copy.index_at(position, 1) for position in range(3)] == [9, 8, 7]

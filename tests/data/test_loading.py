@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyptych.data.loading import TrainingBatches, check, evaluation_batches, shuffled
+from polyptych.data.loading import TrainingBatches, check, evaluation_batches
+from polyptych.data.order import shuffled
 from polyptych.data.transforms import Augment, collate
 from polyptych.errors import InputError
 

@@ -51,9 +51,9 @@ def choose(arguments: list[str], command: str, names: set[str], note: str, examp
         raise InputError(f"polyptych {command}", "no recipe", f"a recipe ({', '.join(recipes())})",
                          f"for instance `{example}`")
     run = load(recipe or "rooms")()
+    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     if "tasks" in chosen:
         run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
-    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     if any(argument.partition("=")[0] == "--seed" for argument in rest):
         raise InputError("--seed", "one seed", "the seeds of all runs", "use --seeds, for instance `--seeds 4,7`")
     return parse(Run, rest, command, default=run, note=note), chosen

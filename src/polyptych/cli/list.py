@@ -10,7 +10,7 @@ from polyptych.cli._parsing import parse
 from polyptych.component import Catalog, Component, Description
 from polyptych.errors import InputError, nearest
 
-KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "balancers")
+KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "balancers", "protocols")
 
 
 @dataclass(frozen=True)
@@ -39,5 +39,9 @@ def descriptions(kind: str) -> list[Description]:
         from polyptych.recipes._catalog import descriptions
 
         return descriptions()
+    if kind == "protocols":
+        from polyptych.protocols.catalog import PROTOCOLS
+
+        return [Description(protocol.id, protocol.summary, protocol.source) for protocol in PROTOCOLS.values()]
     catalog: Catalog[Component] = Catalog(kind.removesuffix("s"), f"polyptych.{kind}")
     return [catalog.describe(name) for name in catalog.names()]

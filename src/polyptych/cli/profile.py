@@ -70,9 +70,9 @@ def main(arguments: list[str]) -> None:
     from polyptych.run import with_components, with_tasks
 
     run, labels = _load(name or "rooms")
+    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     if "tasks" in chosen:
         run = with_tasks(run, [task for task in chosen["tasks"].split(",") if task])
-    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     options = parse(Arguments, rest, "profile", note=NOTE, default=Arguments(
         run.dataset, run.backbone, run.encoder, run.decoder, run.size, run.execution.device, run.execution.precision))
     run = replace(run, dataset=options.dataset, backbone=options.backbone, encoder=options.encoder,

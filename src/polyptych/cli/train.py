@@ -12,7 +12,7 @@ SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
 NOTE = """These name things, and come before the options that they bring:
 --out DIR: folder of the run, which must not exist yet (runs/RECIPE);
 --dataset, --backbone, --encoder, --decoder, --balancer NAME: another component (see `polyptych list`);
---tasks A,B,...: what is predicted;
+--tasks A,B,...: what is predicted; NAME:KIND for a task with a name of its own, for instance material:semseg;
 --from RUN: in place of a recipe, the choices of an earlier run (a folder or its run.json)."""
 
 
@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> None:
         raise InputError("polyptych train", "no recipe" if recipe is None else "both a recipe and --from",
                          f"a recipe ({', '.join(names())}) or --from RUN", "for instance `polyptych train rooms`")
     run = read_run(Path(chosen["from"]))[0] if "from" in chosen else load(recipe or "rooms")()
+    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     if "tasks" in chosen:
         run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
-    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     run = parse(Run, rest, "train", default=run, note=NOTE)
     train_run(run, Path(chosen.get("out", Path("runs") / (run.recipe or "run"))))

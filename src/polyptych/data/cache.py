@@ -79,6 +79,7 @@ class CachedDataset(Dataset):
     def __init__(self, dataset: Dataset, folder: Path):
         self.labels, self.protocol = dataset.labels, dataset.protocol
         super().__init__(dataset.config, split=dataset.split, tasks=dataset.tasks)
+        self._original = dataset
         index = json.loads((folder / _INDEX).read_text())
         self.folder = folder
         self._samples: list[dict[str, Any]] = index["samples"]
@@ -95,6 +96,9 @@ class CachedDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    def index_at(self, position: int, seed: int) -> int:
+        return self._original.index_at(position, seed)
 
     def read(self, index: int) -> Sample:
         sample = self._samples[index]

@@ -7,9 +7,7 @@ skipped and recorded.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from typing import Literal
 import torch
 from torch.utils.data import DataLoader
 
+from polyptych.data.order import hashed
 from polyptych.data.transforms import Augment, augment, collate, resize_image
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
@@ -46,27 +45,6 @@ def check(sample: Sample, tasks: Mapping[str, Task]) -> None:
         if fault := tasks[name].fault(target, valid):
             raise InputError(where, fault, "values that the task allows",
                              "repair the file, or skip faulty samples")
-
-
-def shuffled(position: int, length: int, seed: int) -> int:
-    """The index that stands at ``position`` of an endless stream in which every ``length`` positions are a
-    permutation of the dataset, a new one in each epoch.
-
-    A Feistel network over pairs (a, b) with a + rows * b = index: every round is a bijection, so the whole is
-    one, and a single place of the permutation is found without making all of it, which an endless dataset
-    needs.
-    """
-    epoch, index = divmod(position, length)
-    rows = math.isqrt(length - 1) + 1
-    columns = -(-length // rows)
-    while True:
-        b, a = divmod(index, rows)
-        for turn in range(6):
-            a = (a + _hash(seed, epoch, turn, b)) % rows
-            b = (b + _hash(seed, epoch, -1 - turn, a)) % columns
-        index = a + rows * b
-        if index < length:  # the pairs are a few more than the indices: walk on until inside
-            return index
 
 
 class Batches(ABC, Iterable[Batch]):
@@ -136,8 +114,9 @@ class TrainingBatches(Batches):
     """An endless stream of augmented batches.
 
     Batch ``k`` of process ``rank`` holds the ``batch_size`` positions of the global stream from
-    ``(k * world + rank) * batch_size`` on. A position decides which sample stands there (:func:`shuffled`)
-    and, with the seed, how it is augmented. An incomplete batch never occurs: an epoch ends within a batch.
+    ``(k * world + rank) * batch_size`` on. A position and the seed decide which sample stands
+    there (``index_at`` of the dataset) and how it is augmented. An incomplete batch never occurs: an epoch ends
+    within a batch.
 
     Args:
         size: (h, w) of the batches.
@@ -167,9 +146,9 @@ class TrainingBatches(Batches):
         return [self._sample(position, faults) for position in range(first, first + self.batch_size)]
 
     def _sample(self, position: int, faults: _Faults) -> Sample:
-        generator = torch.Generator().manual_seed(_hash(self.seed, position))
+        generator = torch.Generator().manual_seed(hashed(self.seed, position))
         for candidate in range(position, position + _TRIES):
-            index = shuffled(candidate, len(self.dataset), self.seed)
+            index = self.dataset.index_at(candidate, self.seed)
             with faults.at(index):
                 return augment(self._read(index), self.tasks, self.size, generator, self.augment)
         raise InputError(f"{self.dataset.split} split of {self.dataset.config.name}",
@@ -253,9 +232,3 @@ class _Numbers(torch.utils.data.Sampler[int]):
 
 def _as_it_is(batch: object) -> object:
     return batch
-
-
-def _hash(*integers: int) -> int:
-    """64 bits that depend on all arguments; the same on every machine."""
-    text = ",".join(map(str, integers)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from polyptych.component import Catalog, Component
+from polyptych.data.order import shuffled
 from polyptych.errors import InputError
 from polyptych.types import LabelInfo, Sample
 
@@ -36,6 +37,10 @@ class Dataset(Component, ABC):
             """
             return self.owner(self, split=split, tasks=tasks)
 
+        def kinds(self) -> dict[str, str]:
+            """The kind of every task that is called otherwise than its kind: ``{"people": "semseg"}``."""
+            return {}
+
     labels: dict[str, LabelInfo]
     protocol: str
 
@@ -51,6 +56,13 @@ class Dataset(Component, ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples; an endless dataset gives a large number."""
+
+    def index_at(self, position: int, seed: int) -> int:
+        """The sample at ``position`` of the endless stream that training reads. It depends on nothing but its
+        arguments, so that a run resumes by asking for a later position. By default every ``len(self)``
+        positions are a permutation of all samples, a new one in each epoch; a dataset that weighs its samples
+        overrides it."""
+        return shuffled(position, len(self), seed)
 
     @abstractmethod
     def read(self, index: int) -> Sample:

@@ -1,0 +1,1 @@
+"""The ten domains of the Visual Decathlon, their annotations and their layout."""

@@ -1,0 +1,177 @@
+"""Dense labels: how classes, normals and binary maps are stored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from polyptych.data._files import read_color
+from polyptych.datasets._folder.arrays import PICTURES, flat
+from polyptych.datasets._folder.labels import FileLabels, Label
+from polyptych.errors import InputError, nearest
+from polyptych.types import LabelInfo
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMaps(FileLabels):
+    """One class for each pixel, as an id (of palette pictures the index) or as a color."""
+
+    classes: tuple[str, ...]
+    """Names of the classes."""
+    encoding: Literal["ids", "colors"] = "ids"
+    """Whether numbers or colors stand for classes."""
+    ids: tuple[int | tuple[int, ...], ...] = ()
+    """The stored number (or several) of each class; 0, 1, 2, ... without it."""
+    ignore: tuple[int, ...] = (255,)
+    """Stored numbers that mean no label."""
+    colors: tuple[RGB, ...] = ()
+    """Of each class, for pictures, and where colors stand for classes."""
+    ignore_colors: tuple[RGB, ...] = ()
+    """Colors that mean no label."""
+    mirror: tuple[tuple[str, str], ...] = ()
+    """Pairs of classes that a mirror image swaps."""
+
+    def info(self, root: Path, where: str) -> LabelInfo:
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"{where}.classes", f"{len(self.classes)} names, {len(set(self.classes))} different ones",
+                             "a different name for every class", "correct it")
+        for name, values in (("ids", self.ids), ("colors", self.colors)):
+            if values and len(values) != len(self.classes):
+                raise InputError(f"{where}.{name}", f"{len(values)} entries",
+                                 f"{len(self.classes)}, one for each class", "correct it")
+        if self.encoding == "colors" and not self.colors:
+            raise InputError(f"{where}.colors", "nothing", "the color of every class, [red, green, blue]",
+                             "add it, or set encoding = \"ids\"")
+        if not all(0 <= v <= 255 for color in (*self.colors, *self.ignore_colors) for v in color):
+            raise InputError(f"{where}.colors", "a number outside 0..255", "colors of eight bits", "correct it")
+        codes = [code for group in self._codes() for code in group]
+        if len(set(codes)) < len(codes):
+            raise InputError(f"{where}.{'ids' if self.encoding == 'ids' else 'colors'}", "one value for two classes",
+                             "different values", "correct it")
+        return LabelInfo(classes=self.classes, colors=self.colors, note=self.note,
+                         mirror=pairs(self.mirror, self.classes, f"{where}.mirror"))
+
+    def load(self, path: Path) -> np.ndarray:
+        if self.encoding == "colors" and path.suffix.lower() in PICTURES:
+            return read_color(path).permute(1, 2, 0).numpy()
+        return super().load(path)
+
+    def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
+        array = _color_codes(array, path) if self.encoding == "colors" else flat(array, path)
+        groups = self._codes()
+        known: dict[int, int] = dict.fromkeys(self._ignored(), -1)  # a value that is a class too is that class
+        known.update((code, number) for number, group in enumerate(groups) for code in group)
+        values = np.array(sorted(known))
+        place = np.searchsorted(values, array).clip(max=len(values) - 1)
+        hit = values[place] == array  # False for NaN and for fractions
+        if not hit.all():
+            wrong = array[~hit]
+            text = f"#{wrong[0]:06x}" if self.encoding == "colors" else f"{float(wrong[0]):g}"
+            raise InputError(path, f"the {self.encoding.removesuffix('s')} {text} ({wrong.size} such pixels)",
+                             f"what {where} says of classes and of what to ignore",
+                             f"add it to a class or to {where}.{self._ignore_option()}")
+        ids = torch.from_numpy(np.array([known[int(value)] for value in values])[place])
+        return ids.clamp(min=0), ids >= 0
+
+    def _codes(self) -> list[tuple[int, ...]]:
+        """The stored values of each class."""
+        if self.encoding == "colors":
+            return [(_code(color),) for color in self.colors]
+        given = self.ids or tuple(range(len(self.classes)))
+        return [(value,) if isinstance(value, int) else value for value in given]
+
+    def _ignored(self) -> tuple[int, ...]:
+        return tuple(_code(color) for color in self.ignore_colors) if self.encoding == "colors" else self.ignore
+
+    def _ignore_option(self) -> str:
+        return "ignore_colors" if self.encoding == "colors" else "ignore"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalMaps(FileLabels):
+    """Unit vectors (h w 3) or (3 h w). Whole numbers are decoded as 2 v / (largest number of the type) - 1, that is
+    v / 127.5 - 1 for eight bits. No label where a vector is zero (shorter than 0.1) or NaN, or where all three whole
+    numbers are zero."""
+
+    axes: tuple[str, str, str] = ("x", "y", "z")
+    """Which stored channel, with which sign, points right, down and forward: ["x", "-y", "-z"] if stored normals are
+    x right, y up, z towards the camera."""
+
+    def info(self, root: Path, where: str) -> LabelInfo:
+        if sorted(axis.removeprefix("-") for axis in self.axes) != ["x", "y", "z"]:
+            raise InputError(f"{where}.axes", repr(list(self.axes)), "x, y and z once each, with or without a minus",
+                             "for instance [\"x\", \"-y\", \"-z\"]")
+        return LabelInfo(note=self.note)
+
+    def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
+        if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
+            array = array.transpose(1, 2, 0)
+        if array.ndim != 3 or array.shape[-1] != 3 or array.dtype.kind == "b":
+            raise InputError(path, f"{array.dtype} of shape {array.shape}", "vectors of shape (h, w, 3)",
+                             "check `files` and `key`")
+        known = np.isfinite(array).all(-1)
+        if array.dtype.kind in "iu":
+            known = array.any(-1)
+            array = array * (2 / np.iinfo(array.dtype).max) - 1
+        planes = np.where(known, np.moveaxis(array, -1, 0), 0).astype(np.float32)
+        stored = dict(zip("xyz", planes, strict=True))
+        vectors = np.stack([-stored[axis[1]] if axis.startswith("-") else stored[axis] for axis in self.axes])
+        length = np.sqrt(np.square(vectors).sum(0))
+        valid = length >= 0.1
+        wrong = valid & ~((length >= 0.5) & (length <= 1.5))
+        if wrong.any():
+            raise InputError(path, f"a vector of length {length[wrong][0]:g} ({int(wrong.sum())} such pixels)",
+                             "vectors of length 1, or 0 where there is no label",
+                             "normalize them; pictures store (n + 1) * 127.5")
+        unit = vectors / np.where(valid, length, 1) * valid
+        return torch.from_numpy(unit), torch.from_numpy(valid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryMaps(FileLabels):
+    """Boundaries or saliency: yes or no for each pixel. NaN means no label."""
+
+    threshold: float = 0.5
+    """Stored values above it are positive: 0.5 suits 0/1 and 0/255, 127.5 gray pictures of eight bits."""
+    invert: bool = False
+    """Positive is what is not above the threshold (dark lines on white)."""
+    ignore: tuple[float, ...] = ()
+    """Stored values that mean no label."""
+
+    def info(self, root: Path, where: str) -> LabelInfo:
+        if not math.isfinite(self.threshold):
+            raise InputError(f"{where}.threshold", str(self.threshold), "a number", "0.5 suits 0/1 and 0/255")
+        return LabelInfo(note=self.note)
+
+    def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
+        stored = flat(array, path)
+        valid = ~np.isnan(stored) & ~np.isin(stored, self.ignore)
+        positive = (stored > self.threshold) != self.invert
+        return torch.from_numpy((positive & valid).astype(np.float32)), torch.from_numpy(valid)
+
+
+def pairs(names: tuple[tuple[str, str], ...], classes: tuple[str, ...], where: str) -> tuple[tuple[int, int], ...]:
+    """Numbers of the classes that pairs name."""
+    for name in (name for pair in names for name in pair):
+        if name not in classes:
+            raise InputError(where, repr(name), nearest(name, classes), "correct it")
+    return tuple((classes.index(a), classes.index(b)) for a, b in names)
+
+
+def _code(color: RGB) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def _color_codes(array: np.ndarray, path: Path) -> np.ndarray:
+    if array.ndim != 3 or array.shape[-1] < 3 or array.dtype != np.uint8:
+        raise InputError(path, f"{array.dtype} of shape {array.shape}", "colors as uint8 (h, w, 3)",
+                         "set encoding = \"ids\" if numbers stand for classes")
+    red, green, blue = (array[..., channel].astype(np.int64) for channel in range(3))
+    return red << 16 | green << 8 | blue

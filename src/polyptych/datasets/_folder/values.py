@@ -1,0 +1,118 @@
+"""Dense labels that are one number for each pixel: depth, inverse depth, responses of a detector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from polyptych.datasets._folder.arrays import flat
+from polyptych.datasets._folder.labels import FileLabels, Label
+from polyptych.errors import InputError
+from polyptych.types import LabelInfo
+
+FARTHEST = 1000.0  # meters, the largest depth that the task allows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueMaps(FileLabels):
+    """Value = scale * stored value + offset. NaN and infinity mean no label."""
+
+    scale: float = 1.0
+    """Multiplies the stored value."""
+    offset: float = 0.0
+    """Is then added."""
+    invalid: tuple[float, ...] = ()
+    """Stored values that mean no label."""
+
+    lowest: ClassVar[float] = -math.inf
+    highest: ClassVar[float] = math.inf
+
+    def info(self, root: Path, where: str) -> LabelInfo:
+        if not (math.isfinite(self.scale) and self.scale and math.isfinite(self.offset)):
+            raise InputError(f"{where}.scale", f"{self.scale:g} (offset {self.offset:g})",
+                             "finite numbers, scale not 0", "correct it")
+        return LabelInfo(note=self.note)
+
+    def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
+        value, labeled = self.scaled(array, path)
+        wrong = labeled & ~((value >= self.lowest) & (value <= self.highest))
+        if wrong.any():
+            raise InputError(path, f"a value of {value[wrong][0]:g} ({int(wrong.sum())} such pixels)",
+                             f"values from {self.lowest:g} to {self.highest:g}",
+                             f"correct scale or offset of {where}, or list the stored value in its `invalid`")
+        return torch.from_numpy(value.astype(np.float32)), torch.from_numpy(labeled)
+
+    def scaled(self, array: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Values (float64, 0 without a label) and where there is a label."""
+        stored = flat(array, path)
+        labeled = np.isfinite(stored) & ~np.isin(stored, self.invalid)
+        value = np.where(labeled, stored, 0).astype(np.float64) * self.scale + self.offset
+        return np.where(labeled, value, 0), labeled
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseDepthMaps(ValueMaps):
+    """Inverse depth or disparity in a unit of its own; 0 is infinitely far, and a label unless ``invalid`` names it."""
+
+    unit: str = ""
+    """For tables: px for disparities in pixels."""
+
+    lowest: ClassVar[float] = 0.0
+
+    def info(self, root: Path, where: str) -> LabelInfo:
+        return LabelInfo(unit=self.unit, note=super().info(root, where).note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseMaps(ValueMaps):
+    """Responses of a detector, from -1 (none) to 1 (the strongest)."""
+
+    lowest: ClassVar[float] = -1.0
+    highest: ClassVar[float] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthMaps(ValueMaps):
+    """Depth in meters = scale * stored value + offset, or what ``unit`` makes of it."""
+
+    unit: Literal["m", "mm", "disparity"] = "m"
+    """Of scale * value + offset; disparity is in pixels and needs baseline and focal."""
+    baseline: float = 0.0
+    """Distance of the two cameras in meters, for disparity."""
+    focal: float = 0.0
+    """Focal length in pixels, for disparity."""
+    invalid: tuple[float, ...] = (0.0,)
+    """Stored values that mean no label."""
+    maximum: float = FARTHEST
+    """Meters; what is farther has no label."""
+
+    def info(self, root: Path, where: str) -> LabelInfo:
+        if self.unit == "disparity":
+            for name in ("baseline", "focal"):
+                if not 0 < getattr(self, name) < math.inf:
+                    raise InputError(f"{where}.{name}", f"{getattr(self, name):g}", "a number above 0 for disparity",
+                                     "take it from the calibration of the cameras")
+        if not 0 < self.maximum <= FARTHEST:
+            raise InputError(f"{where}.maximum", f"{self.maximum:g}", f"meters, above 0 and at most {FARTHEST:g}",
+                             "correct it")
+        return LabelInfo(unit="m", note=super().info(root, where).note)
+
+    def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
+        value, labeled = self.scaled(array, path)
+        if self.unit == "disparity":
+            labeled = labeled & (value != 0)  # 0 is infinitely far
+            value = self.baseline * self.focal / np.where(labeled, value, 1)
+        elif self.unit == "mm":
+            value = value / 1000
+        wrong = labeled & ~((value > 0) & ((value <= FARTHEST) | (self.maximum < FARTHEST)))
+        if wrong.any():
+            raise InputError(path, f"a depth of {value[wrong][0]:g} m ({int(wrong.sum())} such pixels)",
+                             f"depth above 0 and at most {FARTHEST:g} m",
+                             f"correct unit, scale or offset of {where}, or list the stored value in its `invalid`")
+        valid = labeled & (value <= self.maximum)
+        return torch.from_numpy(np.where(valid, value, 0).astype(np.float32)), torch.from_numpy(valid)

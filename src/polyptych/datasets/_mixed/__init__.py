@@ -1,0 +1,1 @@
+"""Several sets of samples in one stream: who stands where."""

@@ -1,0 +1,49 @@
+"""Reading the TOML files in which users describe data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+from polyptych.errors import InputError
+from polyptych.record import decode
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Contents = TypeVar("Contents")
+
+
+def decode_toml(kind: type[Contents], tables: dict[str, Any], path: Path) -> Contents:
+    """The tables as a dataclass, checked field by field (:func:`polyptych.record.decode`).
+
+    Raises:
+        InputError: naming the file and the entry.
+    """
+    try:
+        return decode(kind, tables, "")
+    except InputError as error:
+        raise InputError(f"{path}: {error.where.lstrip('.')}", error.got, error.needs, error.do) from None
+
+
+def read_toml(path: Path, needs: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+        needs: what the file must be, for messages.
+
+    Raises:
+        InputError: it is missing or is not TOML; the message gives the line.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", needs, "write it or correct the path") from None
+    except OSError as error:
+        raise InputError(path, f"an unreadable file ({error.strerror})", needs, "correct the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(path, f"a file that is not TOML ({said})", needs, "correct it") from None

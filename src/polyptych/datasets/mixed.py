@@ -1,0 +1,172 @@
+"""Several datasets in one run, each with labels for its own tasks, sampled by weight.
+
+Source: the settings NYUv2+seg and NYUv2+kpts of GradNorm, Chen et al., ICML 2018, arXiv 1711.02257
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polyptych.datasets._base import Dataset
+from polyptych.datasets._mixed.mixture import Mixture, checked_weights
+from polyptych.datasets._toml import decode_toml, read_toml
+from polyptych.errors import InputError, nearest
+from polyptych.types import LabelInfo, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What the file of ``--dataset.description`` holds."""
+
+    parts: dict[str, Dataset.Config]
+    weights: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class Mixed(Dataset):
+    """The samples of all parts; a sample has the labels that its part has.
+
+    Training draws from the parts in proportion to their weights, whatever their sizes: any stretch of the stream holds
+    every part as often as its weight says, up to rounding, and each part goes through its own samples in an order of
+    its own. Evaluation reads every sample of every part once, so the weights change no metric's definition.
+
+    Labels of one task must mean the same in all parts: the same classes, mirror pairs and unit. The sizes of the
+    parts' images may differ, which needs ``--size``.
+
+    On the command line the parts come from a TOML file, whose options are those of each dataset; recipes may give them
+    as Configs::
+
+        [parts.rooms]
+        name = "rooms"
+        frames = 500
+
+        [parts.mine]
+        name = "folder"
+        root = "data/mine"
+
+        [weights]
+        rooms = 1
+        mine = 3
+
+        [tasks]                  # optional: what a part is used for
+        rooms = ["depth", "normals"]
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Dataset.Config):
+        description: Path | None = None
+        """A TOML file with parts, weights and tasks, in place of the options below."""
+        parts: dict[str, Dataset.Config] = field(default_factory=dict)
+        """The datasets, by a name for each."""
+        weights: dict[str, float] = field(default_factory=dict)
+        """How often training draws from a part, relative to the others; 1 for parts that are not named here."""
+        tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+        """Tasks that a part is used for; all that it has labels for if it is not named here."""
+
+        def kinds(self) -> dict[str, str]:
+            parts = _describe(self)[1].parts if self.description or self.parts else {}
+            return {name: kind for part in parts.values() for name, kind in part.kinds().items()}
+
+    config: Config
+
+    def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
+        where, description = _describe(config)
+        offered = {name: _offered(where, name, part, split, description) for name, part in description.parts.items()}
+        self.labels = _agreed(where, offered)
+        super().__init__(config, split=split, tasks=tasks)
+        self.parts = {name: part.build(split=split, tasks=tuple(task for task in tasks if task in offered[name]))
+                      for name, part in description.parts.items()}
+        for name, part in self.parts.items():
+            if not len(part):
+                raise InputError(f"{where}: part '{name}'", f"no samples in its {split} split", "at least one",
+                                 "check its files and options")
+        datasets = list(self.parts.values())
+        weights = checked_weights(description.weights, self.parts, where)
+        self._mixture = Mixture([len(part) for part in datasets], weights, [part.index_at for part in datasets])
+        self.protocol = f"mixed({'+'.join(part.protocol for part in datasets)})"
+
+    def __len__(self) -> int:
+        return len(self._mixture)
+
+    def index_at(self, position: int, seed: int) -> int:
+        return self._mixture.index_at(position, seed)
+
+    def read(self, index: int) -> Sample:
+        """The part's sample; its id begins with the part's name."""
+        number, own = self._mixture.locate(index)
+        name = list(self.parts)[number]
+        sample = self.parts[name].read(own)
+        return dataclasses.replace(sample, info=dataclasses.replace(sample.info, id=f"{name}/{sample.info.id}"))
+
+
+def _describe(config: Mixed.Config) -> tuple[str, Description]:
+    """The place for messages, and the parts from wherever they are given."""
+    if config.description is not None:
+        where = str(config.description)
+        if config.parts or config.weights or config.tasks:
+            raise InputError(f"description of mixed ({where})", "both a file and options", "one of them",
+                             "move the options into the file")
+        tables = read_toml(config.description, "a TOML file with a table for each part")
+        description = decode_toml(Description, tables, config.description)
+    else:
+        where = "dataset mixed"
+        description = Description(parts=config.parts, weights=config.weights, tasks=config.tasks)
+    if not description.parts:
+        raise InputError(f"{where}: parts", "none", "at least one dataset",
+                         "describe them in a TOML file, for instance [parts.a] with name = \"rooms\", and pass it as "
+                         "--dataset.description")
+    for name in description.tasks:
+        if name not in description.parts:
+            raise InputError(f"{where}: tasks of '{name}'", "an unknown part", nearest(name, description.parts),
+                             "correct it")
+    return where, description
+
+
+def _offered(where: str, name: str, part: Dataset.Config, split: str,
+             description: Description) -> Mapping[str, LabelInfo]:
+    """What a part has labels for, as far as it is used."""
+    labels = part.build(split=split, tasks=()).labels
+    used = description.tasks.get(name, tuple(labels))
+    for task in used:
+        if task not in labels:
+            raise InputError(f"{where}: tasks of '{name}'", f"'{task}', for which it has no labels",
+                             nearest(task, labels), "correct it")
+    return {task: labels[task] for task in used}
+
+
+def _agreed(where: str, offered: Mapping[str, Mapping[str, LabelInfo]]) -> dict[str, LabelInfo]:
+    """One description of the labels of each task.
+
+    Raises:
+        InputError: parts mean different things by a task.
+    """
+    agreed: dict[str, LabelInfo] = {}
+    first: dict[str, str] = {}
+    for name, labels in offered.items():
+        for task, info in labels.items():
+            if task not in agreed:
+                agreed[task], first[task] = info, name
+                continue
+            known = agreed[task]
+            for attribute in ("classes", "mirror", "unit"):
+                a, b = getattr(known, attribute), getattr(info, attribute)
+                if a != b:
+                    raise InputError(f"{where}: task '{task}' of part '{name}'",
+                                     f"{_difference(attribute, a, b)} where part '{first[task]}' differs",
+                                     "labels that mean the same in all parts",
+                                     f"leave '{task}' out of one part with [tasks], or choose other options for it")
+            if info.note and info.note not in known.note:
+                agreed[task] = dataclasses.replace(known, note="; ".join(filter(None, (known.note, info.note))))
+    return agreed
+
+
+def _difference(attribute: str, known: object, other: object) -> str:
+    if not (isinstance(known, tuple) and isinstance(other, tuple)):
+        return f"the {attribute} {other!r}"
+    if len(known) != len(other):
+        return f"{len(other)} {attribute} (not {len(known)})"
+    place, (a, b) = next((i, pair) for i, pair in enumerate(zip(known, other, strict=True)) if pair[0] != pair[1])
+    return f"{attribute} number {place} {b!r} (not {a!r})"
