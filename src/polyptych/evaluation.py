@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from polyptych import distributed
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
-from polyptych.metrics._base import Metric
+from polyptych.metrics._accumulation import number_name
+from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.prediction import load_network
+from polyptych.protocols.qualification import qualify
 from polyptych.record import write_json
 from polyptych.reports.examples import write_examples
 from polyptych.reports.page import write_report
@@ -26,6 +29,9 @@ from polyptych.types import Batch
 
 Predictor = Callable[[Batch], dict[str, Tensor]]
 """Decoded predictions for a batch, by task, at the size of the labels."""
+
+LONGEST_ID = 256
+"""Bytes of an image's id and size that processes exchange."""
 
 
 class Evaluator:
@@ -39,8 +45,10 @@ class Evaluator:
         self.run, self.tasks, self.device = run, tasks, device
         self._trivial_metrics: dict[str, dict[str, Metric]] = {}
 
-    def evaluate(self, network: nn.Module, split: str) -> dict[str, Any]:
-        """The record that evaluation/SPLIT.json holds (all but the facts that the caller knows: step, weights)."""
+    def evaluate(self, network: nn.Module, split: str, *, final: bool = False) -> dict[str, Any]:
+        """What evaluation/SPLIT.json is made of (all but the facts that the caller knows: step, weights), with the
+        names of the tasks' own metrics; :func:`finished_record` makes the rest. ``final`` also measures what takes too
+        long to be watched."""
         start = time.monotonic()
         predictors: dict[str, Predictor] = {"network": self._network_predictor(network)}
         if split not in self._trivial_metrics:
@@ -49,24 +57,33 @@ class Evaluator:
         batches = evaluation_batches(
             dataset, self.tasks, self.run.size, self.run.batch_size, rank=distributed.rank(),
             world=distributed.world(), workers=self.run.loading.workers, on_fault=self.run.loading.on_fault)
-        metrics = measure(predictors, batches, self.tasks, self.device)
+        seen: list[str] = []
+        metrics = measure(predictors, _noting(batches, seen), self.tasks, self.device, final=final)
+        ids, sizes = _all_images(seen, len(dataset), self.device)
         if "trivial" in metrics:
             self._trivial_metrics[split] = metrics["trivial"]
-        tasks = {name: self._entry(task, metrics["network"][name], self._trivial_metrics[split][name])
-                 for name, task in self.tasks.items()}
+        tasks = {name: self._entry(task, metrics["network"][name], self._trivial_metrics[split][name],
+                                   metrics["final"].get(name)) for name, task in self.tasks.items()}
         size = self.run.size
         return {
             "protocol": dataset.protocol, "split": split, "images": len(dataset),
             "skipped": list(batches.faults.values()),
-            "input_size": list(size) if size else None, "seconds": time.monotonic() - start,
+            "input_size": list(size) if size else None, "label_size": sizes[0] if len(sizes) == 1 else None,
+            "image_ids": ids, "batch_size": self.run.batch_size, "processes": distributed.world(),
+            "seed": self.run.seed, "seconds": time.monotonic() - start,
             "tasks": tasks, "skill": sum(entry["skill"] for entry in tasks.values()) / len(tasks),
         }
 
-    def _entry(self, task: Task, metric: Metric, trivial: Metric) -> dict[str, Any]:
+    def _entry(self, task: Task, metric: Metric, trivial: Metric, final: Metric | None) -> dict[str, Any]:
         values, baseline = metric.compute(), trivial.compute()
+        options, directions = metric.options, task.higher_is_better
+        if isinstance(final, FinalMetric):
+            values, options = values | final.compute(), options | final.options
+            directions = directions | final.higher_is_better
         return {
             "headline": task.headline, "metrics": values, "trivial": baseline,
-            "higher_is_better": task.higher_is_better, "unit": task.labels.unit, "note": task.labels.note,
+            "accumulation": metric.accumulation, "ignores": metric.ignores, "options": options,
+            "higher_is_better": directions, "unit": task.labels.unit, "note": task.labels.note,
             "skill": skill(values[task.headline], baseline[task.headline], task.perfect), "classes": metric.breakdown(),
         }
 
@@ -113,17 +130,62 @@ class Evaluator:
 
 @torch.inference_mode()
 def measure(predictors: dict[str, Predictor], batches: Iterable[Batch], tasks: dict[str, Task],
-            device: torch.device) -> dict[str, dict[str, Metric]]:
-    """Metrics of several predictors in one pass over the data, added up over processes."""
+            device: torch.device, *, final: bool = False) -> dict[str, dict[str, Metric]]:
+    """Metrics of several predictors in one pass over the data, added up over processes; under ``final`` those of the
+    tasks that have such, of the predictor ``network``, or none."""
     metrics = {who: {name: task.metric() for name, task in tasks.items()} for who in predictors}
+    slow = {name: task.final_metric() for name, task in tasks.items()} if final else {}
+    metrics["final"] = {name: metric for name, metric in slow.items() if metric is not None}
     for batch in batches:
         batch = batch.to(device)
         for who, predict in predictors.items():
             for name, decoded in predict(batch).items():
                 metrics[who][name].update(decoded, batch.target[name], batch.valid[name])
+                if who == "network" and name in metrics["final"]:
+                    metrics["final"][name].update(decoded, batch.target[name], batch.valid[name])
     for metric in (metric for group in metrics.values() for metric in group.values()):
         distributed.merge(metric)
     return metrics
+
+
+def _noting(batches: Iterable[Batch], seen: list[str]) -> Iterator[Batch]:
+    """The batches as they are; ``seen`` gets the native size and id of every image."""
+    for batch in batches:
+        seen += [f"{info.native[0]}x{info.native[1]} {info.id}" for info in batch.info]
+        yield batch
+
+
+def _all_images(seen: Sequence[str], length: int, device: torch.device) -> tuple[list[str], list[list[int]]]:
+    """The ids of the images that any process saw, and the native sizes that occur."""
+    if distributed.world() > 1:
+        # Every process fills in its own rows of a table of bytes, so that the sum over processes is the whole.
+        table = torch.zeros(length, LONGEST_ID, dtype=torch.uint8)
+        for row, text in enumerate(seen):
+            code = text.encode()[:LONGEST_ID]
+            table[distributed.rank() + row * distributed.world(), :len(code)] = torch.tensor(list(code)).byte()
+        rows = distributed.total(table.to(device)).cpu()
+        seen = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows if bool(row.any())]
+    sizes = sorted({text.partition(" ")[0] for text in seen})
+    return ([text.partition(" ")[2] for text in seen], [[int(side) for side in size.split("x")] for size in sizes])
+
+
+def finished_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of one evaluation as it is written: names of numbers that say their accumulation, the image list as
+    count and SHA-256 (of the sorted ids, one a line), and the protocols that the numbers belong to."""
+    record = dict(record)
+    ids = record.pop("image_ids")
+    digest = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    record["image_list"] = {"count": len(ids), "sha256": digest}
+    record["tasks"] = {name: _named(entry) for name, entry in record["tasks"].items()}
+    found = qualify(record)
+    return record | {"protocols": found.notes, "other_protocols": found.reasons}
+
+
+def _named(entry: dict[str, Any]) -> dict[str, Any]:
+    how = entry["accumulation"]
+    return entry | {"headline": number_name(entry["headline"], how)} | {
+        part: {number_name(name, how): value for name, value in entry[part].items()}
+        for part in ("metrics", "trivial", "higher_is_better")}
 
 
 def to_native(prediction: Tensor, batch: Batch, task: str) -> Tensor:
@@ -146,7 +208,8 @@ def skill(value: float, trivial: float, perfect: float) -> float:
 
 
 def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = "") -> dict[str, dict[str, Any]]:
-    """Measure a run's network and write ``evaluation/SPLIT.json`` for every split.
+    """Measure a run's network and write ``evaluation/SPLIT.json`` for every split, and the ids of its images into
+    ``evaluation/SPLIT.images.txt``.
 
     Args:
         weights: ``last`` or ``best``; empty takes what the run selects.
@@ -159,9 +222,12 @@ def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = 
     network.to(device)
     evaluator, results = Evaluator(run, tasks, device), {}
     for split in splits:
-        results[split] = evaluator.evaluate(network, split) | {"step": step, "weights": weights or run.select}
+        measured = evaluator.evaluate(network, split, final=True) | {"step": step, "weights": weights or run.select}
+        results[split] = finished_record(measured)
         if distributed.is_main():
             (folder / "evaluation").mkdir(exist_ok=True)
+            ids = folder / "evaluation" / f"{split}.images.txt"
+            ids.write_text("".join(f"{name}\n" for name in measured["image_ids"]), encoding="utf-8")
             write_json(folder / "evaluation" / f"{split}.json", results[split])
     return results
 

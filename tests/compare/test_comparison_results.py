@@ -250,3 +250,57 @@ def test_a_protocol_that_changed_between_runs_is_refused(plan: Plan) -> None:
         pretend_finished(entry, 1.0, 1.0, protocol="rooms-1-48x64" if index else "rooms-2-48x64")
     with pytest.raises(InputError, match=r"numbers of protocol rooms-1-48x64; needs protocol rooms-2-48x64"):
         collect(plan.entries, {})
+
+
+def rewrite(entry, **changes) -> None:
+    """Add fields of newer evaluations to a finished run; ``depth`` and ``semseg`` go into the tasks."""
+    path = entry.folder / "evaluation" / "test.json"
+    record = json.loads(path.read_text())
+    for task in record["tasks"]:
+        record["tasks"][task] |= changes.pop(task, {})
+    path.write_text(json.dumps(record | changes))
+
+
+RULES = {"semseg": {"accumulation": "global", "ignores": "pixels without a label"}, "depth": {"accumulation": "global"}}
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"image_list": {"count": 4, "sha256": "b"}}, "numbers on other test images (evaluation/test.images.txt); needs"),
+    ({"depth": {"accumulation": "image"}}, "depth with accumulation image; needs accumulation global, as "),
+    ({"semseg": {"options": {"require_tp": True}}}, "semseg with accumulation global, require tp True, ignoring pixels"),
+])
+def test_numbers_that_came_about_differently_are_refused(finished: Plan, change: dict, said: str) -> None:
+    for entry in finished.entries:
+        rewrite(entry, image_list={"count": 4, "sha256": "a"}, **RULES)
+    assert collect(finished.entries, {}).rules["semseg"] == "accumulation global, ignoring pixels without a label"
+    assert collect(finished.entries, {}).image_list.sha256 == "a"
+    rewrite(finished.entries[3], **change)
+    with pytest.raises(InputError) as caught:
+        collect(finished.entries, {})
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(finished.entries[3].folder))
+
+
+def test_evaluations_of_older_versions_still_make_a_table(finished: Plan) -> None:
+    rewrite(finished.entries[0], image_list={"count": 4, "sha256": "a"}, **RULES)
+    found = collect(finished.entries, {})
+    assert len(found.methods) == 3 and found.protocols == {}
+
+
+def test_published_rows_stand_below_methods_of_their_protocol_only(finished: Plan, tmp_path: Path) -> None:
+    write_comparison(collect(finished.entries, {}), [], tmp_path)
+    for name in ("comparison.md", "comparison.html"):
+        assert "Published" not in (tmp_path / name).read_text()
+    for entry in finished.entries:
+        rewrite(entry, protocols={"SURV-N": ["RMSE over all pixels"]}, other_protocols={"INVPT-N": "input 4x4"})
+    comparison = collect(finished.entries, {})
+    write_comparison(comparison, [], tmp_path)
+    text = (tmp_path / "comparison.md").read_text()
+    assert "## Published under protocol SURV-N" in text and "comparable with SURV-N" in text
+    assert "| **shared · fixed** |  | 43.00 | 0.5550 | – |  |" in text  # noqa: RUF001
+    assert "| cross-stitch | ResNet-50 | 44.20 | 0.5700 | +1.61 | R-delta |" in text
+    assert "- RMSE over all pixels" in text and "input 4x4" in text
+    page = (tmp_path / "comparison.html").read_text()
+    assert "cross-stitch" in page and "arXiv 2004.13379" in page
+    with (tmp_path / "comparison.csv").open() as file:
+        assert {row["comparable_with"] for row in csv.DictReader(file)} == {"SURV-N"}

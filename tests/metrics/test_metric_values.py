@@ -170,7 +170,7 @@ def test_boundary_f_in_closed_form():
 
 
 def saliency_by_hand(p, y, valid, double=False):
-    """Both measures pixel by pixel in numpy, after the facts in protocols 4.7."""
+    """All measures pixel by pixel in numpy, after the facts in protocols 4.7."""
     p, y = p.numpy(), y.numpy() > 0.5
     valid = valid.numpy()
     twice = (1 / (1 + np.exp(-p))).astype(np.float32) if double else p
@@ -181,15 +181,19 @@ def saliency_by_hand(p, y, valid, double=False):
         if tp:
             precision, recall = tp / positive.sum(), tp / (y & valid).sum()
             best_f = max(best_f, 1.3 * precision * recall / (0.3 * precision + recall))
-    best_iou = 0.0
+    best_iou = best_f1 = 0.0
     for t in np.arange(4, 19) / 20:
-        ious = []
+        ious, precisions, recalls = [], [], []
         for image in range(len(p)):
             if valid[image].any():
                 a, b = (p[image] > np.float32(t)) & valid[image], y[image] & valid[image]
                 ious.append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.0)
+                precisions.append((a & b).sum() / (a.sum() + 1e-12))
+                recalls.append((a & b).sum() / (b.sum() + 1e-12))
         best_iou = max(best_iou, np.mean(ious))
-    return {"maxF": 100 * best_f, "mIoU": 100 * best_iou}
+        precision, recall = np.mean(precisions), np.mean(recalls)
+        best_f1 = max(best_f1, 2 * precision * recall / (precision + recall))
+    return {"maxF": 100 * best_f, "mIoU_per_image": 100 * best_iou, "maxF_beta1_per_image": 100 * best_f1}
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -205,9 +209,10 @@ def test_saliency_agrees_with_numpy(double):
 
 def test_saliency_thresholds_are_inclusive_for_f_and_exclusive_for_iou():
     p, y = torch.tensor([[[0.95, 0.0]]]), torch.tensor([[[1.0, 0.0]]])
-    assert measure(SaliencyF(), p, y, everywhere(y)) == {"maxF": 100, "mIoU": 100}
+    assert set(measure(SaliencyF(), p, y, everywhere(y)).values()) == {100}
     barely = torch.tensor([[[0.2, 0.05]]])  # 0.2 reaches 0.2 but does not exceed it
-    assert measure(SaliencyF(), barely, y, everywhere(y)) == {"maxF": 100, "mIoU": 0}
+    assert measure(SaliencyF(), barely, y, everywhere(y)) == {
+        "maxF": 100, "mIoU_per_image": 0, "maxF_beta1_per_image": 0}
 
 
 @pytest.mark.parametrize(("threshold", "probability"), [

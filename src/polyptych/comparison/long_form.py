@@ -14,20 +14,21 @@ from polyptych.reports.tables import is_number
 
 def write_csv(comparison: Comparison, path: Path) -> None:
     """One number a line (long form), with its values by seed; empty fields are absent."""
+    comparable = " ".join(comparison.protocols)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["protocol", "split", "network", "balancer", "reference", "task", "metric", "better",
-                         "mean", "half_width", "seeds", "by_seed"])
+        writer.writerow(["protocol", "comparable_with", "split", "network", "balancer", "reference", "task", "metric",
+                         "better", "mean", "half_width", "seeds", "by_seed"])
         for method in comparison.methods:
             for task, metric, better, estimate in _quantities(comparison, method):
                 writer.writerow([
-                    comparison.protocol, comparison.split, method.network, method.balancer,
+                    comparison.protocol, comparable, comparison.split, method.network, method.balancer,
                     "yes" if method.reference else "no", task, metric, better, _written(estimate.mean),
                     _written(estimate.half_width), " ".join(map(str, estimate.by_seed)),
                     " ".join(map(_written, estimate.by_seed.values()))])
         for task, facts in comparison.tasks.items():
             for metric, value in facts.trivial.items():
-                writer.writerow([comparison.protocol, comparison.split, "trivial", "", "no", task, metric,
+                writer.writerow([comparison.protocol, comparable, comparison.split, "trivial", "", "no", task, metric,
                                  _better(facts.higher_is_better.get(metric)), _written(value), "", "", ""])
 
 

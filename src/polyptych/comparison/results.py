@@ -15,7 +15,7 @@ from polyptych.errors import InputError
 from polyptych.profiling.profile import Cost
 from polyptych.record import encode, read_json, write_json
 from polyptych.reports.page import read_events
-from polyptych.reports.tables import Evaluation
+from polyptych.reports.tables import Evaluation, ImageList
 from polyptych.run import Run
 
 SPLIT = "test"
@@ -79,6 +79,9 @@ class Comparison:
         machines, commits: on which and from which the runs were trained, from their records.
         failed: error by run, for runs that did not finish.
         confidence: of the intervals.
+        rules: by task, how its numbers were accumulated and what does not count; empty for older evaluations.
+        image_list: on which all runs were tested; None for older evaluations.
+        protocols, other_protocols: published protocols that the numbers belong to, with notes, and why not to others.
     """
 
     recipe: str
@@ -93,6 +96,10 @@ class Comparison:
     commits: tuple[str, ...]
     failed: dict[str, str] = field(default_factory=dict)
     confidence: float = CONFIDENCE
+    rules: dict[str, str] = field(default_factory=dict)
+    image_list: ImageList | None = None
+    protocols: dict[str, list[str]] = field(default_factory=dict)
+    other_protocols: dict[str, str] = field(default_factory=dict)
 
     @property
     def reference(self) -> MethodResult | None:
@@ -155,11 +162,17 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
         recipe=first.entry.run.recipe, protocol=first.evaluation.protocol, split=SPLIT,
         images=first.evaluation.images or 0, seeds=seeds, run=first.entry.method.run, tasks=tasks,
         methods=_rows(finished, tasks), machines=_distinct(_machine(run.environment) for run in finished),
-        commits=_distinct(str(run.environment.get("commit", "")) for run in finished), failed=dict(failed))
+        commits=_distinct(str(run.environment.get("commit", "")) for run in finished), failed=dict(failed),
+        rules={name: task.rule for name, task in first.evaluation.tasks.items() if task.rule},
+        image_list=first.evaluation.image_list, protocols=first.evaluation.protocols,
+        other_protocols=first.evaluation.other_protocols)
 
 
 def refuse_other_protocols(finished: Sequence[Finished]) -> None:
-    """Numbers of different protocols never stand in one table."""
+    """Numbers of different protocols, of different images or accumulated differently never stand in one table.
+
+    What an older evaluation does not record is not compared.
+    """
     first = finished[0]
     for other in finished[1:]:
         if other.evaluation.protocol != first.evaluation.protocol:
@@ -169,6 +182,15 @@ def refuse_other_protocols(finished: Sequence[Finished]) -> None:
         if other.evaluation.images != first.evaluation.images:
             raise InputError(other.entry.folder, f"numbers on {other.evaluation.images} {SPLIT} images",
                              f"the {first.evaluation.images} of {first.entry.folder}", "evaluate both on the same ones")
+        lists = [run.evaluation.image_list for run in (first, other)]
+        if None not in lists and lists[0] != lists[1]:
+            raise InputError(other.entry.folder, f"numbers on other {SPLIT} images (evaluation/{SPLIT}.images.txt)",
+                             f"those of {first.entry.folder}", "evaluate both on the same ones")
+        for name, task in other.evaluation.tasks.items():
+            rule, needed = task.rule, first.evaluation.tasks[name].rule if name in first.evaluation.tasks else ""
+            if rule and needed and rule != needed:
+                raise InputError(other.entry.folder, f"{name} with {rule}", f"{needed}, as {first.entry.folder} has",
+                                 "evaluate both the same way")
 
 
 def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple[MethodResult, ...]:

@@ -33,13 +33,22 @@ class ConfusionMatrix(Metric):
         require_tp: average only over classes with at least one true positive, as AdaShare's and AutoMTL's
             code does. A class that is never hit is dropped, which inflates the number; only for comparison
             with theirs.
+        union_unlabeled: a class predicted where nothing is labeled enlarges its union, as in MTAN's code of 2019
+            (with ``Averaged`` over images); only for comparison with its numbers, on labels that all have one size,
+            as padding has no label either.
     """
 
     def __init__(self, num_classes: int, names: Sequence[str] = (), absent: Absent = "skip",
-                 require_tp: bool = False):
+                 require_tp: bool = False, union_unlabeled: bool = False):
         super().__init__()
         self.num_classes, self.absent, self.require_tp = num_classes, absent, require_tp
+        self.union_unlabeled = union_unlabeled
+        self.ignores = f"pixels without a label, labels outside 0..{num_classes - 1}"
         self.names = tuple(names) or tuple(str(k) for k in range(num_classes))
+
+    @property
+    def options(self) -> dict[str, bool | float | str]:
+        return {"absent": self.absent, "require_tp": self.require_tp, "union_unlabeled": self.union_unlabeled}
 
     def update(self, prediction: Int[Tensor, "b h w"], target: Int[Tensor, "b h w"],
                valid: Bool[Tensor, "b h w"]) -> None:
@@ -49,6 +58,8 @@ class ConfusionMatrix(Metric):
         column = torch.where((prediction >= 0) & (prediction < k), prediction.long(), k)
         index = torch.where(seen, target.long() * (k + 1) + column, k * (k + 1))
         self.add(confusion=histogram(index, k * (k + 1) + 1)[:-1].view(k, k + 1))
+        if self.union_unlabeled:
+            self.add(unlabeled=histogram(torch.where(seen, k, column), k + 1)[:-1])
 
     def compute(self) -> dict[str, float]:
         matrix, iou = self._matrix(), self._iou()
@@ -77,5 +88,7 @@ class ConfusionMatrix(Metric):
 
     def _iou(self) -> Float[Tensor, k]:
         matrix = self._matrix()
-        hits = matrix.diagonal()
-        return hits / (matrix.sum(1) + matrix[:, :-1].sum(0) - hits)
+        hits, predicted = matrix.diagonal(), matrix[:, :-1].sum(0)
+        if "unlabeled" in self.sums:
+            predicted = predicted + self.sums["unlabeled"].cpu()
+        return hits / (matrix.sum(1) + predicted - hits)

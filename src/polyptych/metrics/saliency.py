@@ -1,4 +1,4 @@
-"""Saliency: maximal F measure over thresholds (ATRC) and mean IoU per image (ASTMT)."""
+"""Saliency: maximal F measure over thresholds (ATRC, ASTMT) and mean IoU per image (ASTMT)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,34 @@ IOU_THRESHOLDS = range(4, 19)  # 0.20 .. 0.90
 
 
 class SaliencyF(Metric):
-    """Two measures of a saliency map in percent, each at its best threshold. Never compare one with the
-    other.
+    """Three measures of a saliency map in percent, each at its best threshold. Never compare one with another.
 
     ``maxF``: counts over all pixels of all images, salient where p >= t, t = 0.05, 0.10 .. 0.95;
     F = (1 + b) P R / (b P + R) with b = beta^2 = 0.3; maximum over t. This is ATRC's (Brüggemann et al., ICCV
     2021, arXiv 2104.13874) and what papers after it report (82-85 on PASCAL-Context).
 
-    ``mIoU``: IoU of the salient region of every image by itself (1 where both are empty), salient where p >
+    ``mIoU_per_image``: IoU of the salient region of every image by itself (1 where both are empty), salient where p >
     t, t = 0.20, 0.25 .. 0.90; mean over images; maximum over t. This is ASTMT's (Maninis et al., CVPR 2019,
     arXiv 1904.08918) and the survey's (65-68), which read p from 8-bit files where we do not round.
+
+    ``maxF_beta1_per_image``: at the thresholds of that IoU, precision tp / (tp + fp) and recall tp / (tp + fn) of
+    every image (0 where undefined), means over images, F = 2 P R / (P + R) of the means (beta^2 = 1); maximum over t.
+    ASTMT's and the survey's code print it beside the IoU.
 
     Args:
         double_sigmoid: apply a sigmoid to the probabilities once more before ``maxF``, as InvPT's code does:
             only thresholds 0.55 to 0.70 then tell anything. For comparison with its numbers.
     """
 
+    names = ("maxF", "mIoU_per_image", "maxF_beta1_per_image")
+
     def __init__(self, double_sigmoid: bool = False):
         super().__init__()
         self.double_sigmoid = double_sigmoid
+
+    @property
+    def options(self) -> dict[str, bool | float | str]:
+        return {"double_sigmoid": self.double_sigmoid}
 
     def update(self, prediction: Float[Tensor, "b h w"], target: Float[Tensor, "b h w"],
                valid: Bool[Tensor, "b h w"]) -> None:
@@ -45,20 +54,27 @@ class SaliencyF(Metric):
 
         passed = _passed(p, IOU_THRESHOLDS, inclusive=False)
         hits, predicted = _cumulate(_per_image(passed, true, valid, len(IOU_THRESHOLDS)))
-        union = predicted + (true & valid).sum((1, 2))[:, None] - hits
+        salient = (true & valid).sum((1, 2))[:, None]
+        union = predicted + salient - hits
         iou = torch.where(union > 0, hits / union.clamp(min=1).double(), 1)
         labelled = valid.any(2).any(1)
-        self.add(iou=torch.where(labelled[:, None], iou, 0).sum(0), images=labelled.sum())
+        # An image without a label has no hits: its precision and recall add nothing without being masked.
+        self.add(iou=torch.where(labelled[:, None], iou, 0).sum(0), images=labelled.sum(),
+                 precision=(hits / predicted.clamp(min=1).double()).sum(0),
+                 recall=(hits / salient.clamp(min=1).double()).sum(0))
 
     def compute(self) -> dict[str, float]:
         sums = {name: value.cpu().double() for name, value in self.sums.items()}
         nan = float("nan")
         if not sums or not sums["pixels"]:
-            return {"maxF": nan, "mIoU": nan}
+            return dict.fromkeys(self.names, nan)
         # (1 + b) P R / (b P + R) without its divisions by zero.
         f = (1 + BETA_SQUARED) * sums["hits"] / (BETA_SQUARED * sums["true"] + sums["predicted"])
+        precision, recall = sums["precision"] / sums["images"], sums["recall"] / sums["images"]
+        f1 = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny)
         return {"maxF": 100 * float(f.max()) if sums["true"] else nan,
-                "mIoU": 100 * float((sums["iou"] / sums["images"]).max())}
+                "mIoU_per_image": 100 * float((sums["iou"] / sums["images"]).max()),
+                "maxF_beta1_per_image": 100 * float(f1.max()) if sums["true"] else nan}
 
 
 def _passed(p: Float[Tensor, "b h w"], twentieths: range, inclusive: bool) -> Int[Tensor, "b h w"]:

@@ -26,6 +26,7 @@ from polyptych.comparison.statistics import Estimate
 from polyptych.record import encode
 from polyptych.reports import scatter
 from polyptych.reports.cells import Cell, Column, duration, estimated, exact, short, signed
+from polyptych.reports.published import PublishedTable, published_tables
 from polyptych.reports.tables import ABSENT, TIMES, escape_markdown, format_pair, is_number
 
 
@@ -114,7 +115,8 @@ class Page:
             "Balancers": ", ".join(balancers),
             "Reference": f"{reference.label}, trained the same way with a network per task" if reference
             else "none finished: there is no delta",
-            "Data": f"{_count(of.images, 'image')} of the {of.split} split, protocol {of.protocol}",
+            "Data": f"{_count(of.images, 'image')} of the {of.split} split, protocol {of.protocol}"
+                    + (f", comparable with {', '.join(of.protocols)}" if of.protocols else ""),
             "Budget": f"{run.steps:,} steps of {run.batch_size * run.accumulate} images{size}; {self.seeds_in_words()}",
             "Machine": "; ".join(of.machines),
             "Commit": ", ".join(of.commits),
@@ -142,8 +144,18 @@ class Page:
             ("Trivial", "the best constant prediction learned from training labels."),
             ("Selection", f"weights: {self._selection()} The {self.comparison.split} split was evaluated once per "
              "run, after its training; nothing was chosen on it."),
-            *((name, facts.note) for name, facts in self.comparison.tasks.items() if facts.note),
+            *((name, "; ".join(part for part in (facts.note, self.comparison.rules.get(name, "")) if part))
+              for name, facts in self.comparison.tasks.items() if facts.note or name in self.comparison.rules),
+            *((f"Not {name}", f"the numbers do not belong to this published protocol: {reason}.")
+              for name, reason in self.comparison.other_protocols.items()),
         ]
+
+    @cached_property
+    def published(self) -> list[PublishedTable]:
+        """Published rows below the methods, for protocols that their numbers belong to."""
+        own = {method.label: {task: {name: estimate.mean for name, estimate in metrics.items()}
+                              for task, metrics in method.metrics.items()} for method in self.methods}
+        return published_tables(own, self.comparison.protocols)
 
     @property
     def settings(self) -> list[tuple[str, str]]:

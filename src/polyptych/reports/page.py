@@ -19,8 +19,10 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from polyptych.errors import InputError
+from polyptych.metrics._accumulation import metric_name
 from polyptych.record import read_json
 from polyptych.reports import curves, tables
+from polyptych.reports.published import PublishedTable, published_tables
 
 MOST_PANELS = 24  # that go into the page; it must stay a file that one can send
 
@@ -85,6 +87,19 @@ class ReportData:
     def table(self) -> tables.MetricTable | None:
         return tables.metric_table(self.main) if self.main else None
 
+    @cached_property
+    def published(self) -> list[PublishedTable]:
+        """Published rows beside this run's test numbers, for protocols that these belong to."""
+        if not self.main:
+            return []
+        return published_tables({self.name: {name: task.metrics for name, task in self.main.tasks.items()}},
+                                self.main.protocols)
+
+    @property
+    def unpublished(self) -> list[tuple[str, str]]:
+        """Protocols on the same dataset that these numbers do not belong to, and why."""
+        return list(self.main.other_protocols.items()) if self.main else []
+
     @property
     def classes(self) -> dict[str, list[tables.ClassRow]]:
         """Per-class rows of every task that has classes."""
@@ -102,7 +117,9 @@ class ReportData:
 
     @cached_property
     def plots(self) -> list[curves.Plot]:
-        headlines = {name: task.headline for name, task in self.main.tasks.items()} if self.main else {}
+        # The log of the training has the tasks' own names.
+        headlines = {name: metric_name(task.headline, task.accumulation)
+                     for name, task in self.main.tasks.items()} if self.main else {}
         return curves.plots(self.events, headlines)
 
     @property

@@ -26,7 +26,8 @@ ABSENT, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What an evaluation says about one task; the fields of ``evaluation/*.json``."""
+    """What an evaluation says about one task; the fields of ``evaluation/*.json``. Accumulation, ignored pixels and
+    options of the metric are empty in files of older versions."""
 
     metrics: dict[str, float | None]
     headline: str = ""
@@ -36,11 +37,40 @@ class TaskResult:
     unit: str = ""
     note: str = ""
     classes: dict[str, float | None] = field(default_factory=dict)
+    accumulation: str = ""
+    ignores: str = ""
+    options: dict[str, bool | float | str] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> str:
+        """How the numbers came about: accumulation, options of the metric, what does not count."""
+        options = [f"{name.replace('_', ' ')} {value}" for name, value in self.options.items() if value is not False]
+        parts = [f"accumulation {self.accumulation}", *options, f"ignoring {self.ignores}" if self.ignores else ""]
+        return ", ".join(part for part in parts if part) if self.accumulation else ""
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the numbers must know."""
+        return "; ".join(part for part in (self.note, self.rule) if part)
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """How many images were measured, and the SHA-256 of their sorted ids."""
+
+    count: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An ``evaluation/*.json``; what older or foreign files lack is left out of the caption."""
+    """An ``evaluation/*.json``; what older or foreign files lack is left out of the caption.
+
+    Attributes:
+        label_size: native height and width of the labels; None where images differ.
+        protocols: notes by id of each published protocol that the numbers belong to.
+        other_protocols: why they do not belong to others on the same dataset, by id.
+    """
 
     tasks: dict[str, TaskResult]
     skill: float | None = None
@@ -52,6 +82,12 @@ class Evaluation:
     weights: str = ""
     input_size: tuple[int, int] | None = None
     seconds: float | None = None
+    label_size: tuple[int, int] | None = None
+    image_list: ImageList | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    protocols: dict[str, list[str]] = field(default_factory=dict)
+    other_protocols: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def read(data: Mapping[str, Any], where: str | Path = "evaluation") -> Evaluation:
@@ -121,7 +157,7 @@ def metric_table(evaluation: Mapping[str, Any] | Evaluation) -> MetricTable:
     """
     found = evaluation if isinstance(evaluation, Evaluation) else Evaluation.read(evaluation)
     rows = tuple(row for name, task in found.tasks.items() for row in _task_rows(name, task))
-    notes = tuple((name, task.note) for name, task in found.tasks.items() if task.note)
+    notes = tuple((name, note) for name, task in found.tasks.items() if (note := task.remark))
     return MetricTable(rows, caption(found), found.skill, notes)
 
 
@@ -186,6 +222,8 @@ def caption(evaluation: Evaluation) -> str:
         f"step {evaluation.step:,}" if evaluation.step is not None else "",
         f"{evaluation.weights} weights" if evaluation.weights else "",
         f"input {size[0]} {TIMES} {size[1]} (height {TIMES} width)" if size else "",
+        f"seed {evaluation.seed}" if evaluation.seed is not None else "",
+        f"comparable with {', '.join(evaluation.protocols)}" if evaluation.protocols else "",
     ]
     text = ", ".join(part for part in parts if part)
     facts = f"{text[0].upper()}{text[1:]}. " if text else ""

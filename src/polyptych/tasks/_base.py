@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyptych.component import Catalog, Component
 from polyptych.data.geometry import Geometry
-from polyptych.metrics._base import Metric
+from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.ops.resize import resize
 from polyptych.types import LabelInfo, Loss
 
@@ -80,6 +80,11 @@ class Task(Component, ABC):
     @abstractmethod
     def metric(self) -> Metric:
         """A fresh accumulator; its ``update`` takes decoded predictions."""
+
+    def final_metric(self) -> FinalMetric | None:
+        """A further accumulator, for numbers that take too long to be watched; their names are not those of
+        :meth:`metric`."""
+        return None
 
     @abstractmethod
     def trivial(self) -> Trivial:

@@ -41,8 +41,11 @@ class ClassMap(Task):
         require_tp: bool = False
         """Average the IoU only over classes that were hit at least once (AdaShare, AutoMTL; inflates the
         number)."""
+        union_unlabeled: bool = False
+        """Predictions on pixels without a label enlarge the union, as in MTAN's code of 2019 (with accumulation
+        image)."""
         accumulation: Accumulation = "global"
-        """One confusion matrix over the set, or the mean over those of every image or batch (MTAN 2019)."""
+        """One confusion matrix over the set, or the mean over those of every image (MTAN 2019) or batch."""
 
     headline: ClassVar[str] = "mIoU"
     higher_is_better: ClassVar[dict[str, bool]] = {
@@ -62,6 +65,9 @@ class ClassMap(Task):
         if not 0 <= config.label_smoothing <= 1:
             raise InputError(f"{name}.label_smoothing", str(config.label_smoothing), "a number from 0 to 1",
                              "0.1 is customary")
+        if config.absent == "nan" and config.accumulation != "global":
+            raise InputError(f"{name}.absent", f"nan with accumulation {config.accumulation}", "skip or zero",
+                             "choose one: few images show every class, so most would drop out of the mean")
         self._weights = torch.tensor(config.class_weights) if config.class_weights else None
 
     def full_size_loss(self, prediction: Float[Tensor, "b c h w"], target: Int[Tensor, "b h w"],
@@ -82,7 +88,7 @@ class ClassMap(Task):
         """See :class:`polyptych.metrics.confusion.ConfusionMatrix`, whose ``breakdown`` gives the IoU of
         each."""
         return accumulated(partial(ConfusionMatrix, self.channels, self.labels.classes, self.config.absent,
-                                   self.config.require_tp), self.config.accumulation)
+                                   self.config.require_tp, self.config.union_unlabeled), self.config.accumulation)
 
     def trivial(self) -> Trivial:
         return MajorityClass(self.channels)

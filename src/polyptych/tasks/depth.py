@@ -49,8 +49,8 @@ class Depth(Task):
         silog_lambda: float = 0.5
         """Weight of the squared mean in silog: 0 is log_l2, 1 ignores the scale of the scene."""
         accumulation: Accumulation = "global"
-        """Errors over all pixels of the set, or for every image (ASTMT) or batch (MTAN, CAGrad) and then the
-        mean."""
+        """Errors over all pixels of the set, or for every image (ASTMT) or batch (MTAN, CAGrad; AdaShare:
+        batch_weighted) and then the mean."""
         max_depth: float = 10.0
         """Distance in meters that pictures show as the darkest; labels and predictions share the scale."""
 

@@ -32,7 +32,7 @@ class Saliency(BinaryMap):
         """Measure maxF as InvPT's code does, which applies the sigmoid twice."""
 
     headline: ClassVar[str] = "maxF"
-    higher_is_better: ClassVar[dict[str, bool]] = {"maxF": True, "mIoU": True}
+    higher_is_better: ClassVar[dict[str, bool]] = dict.fromkeys(SaliencyF.names, True)
     standard_weight: float = 5.0
     config: Config
 

@@ -1,0 +1,24 @@
+"""Over what values are computed before they are averaged, and how the name of a number says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+Accumulation = Literal["global", "image", "batch", "batch_weighted"]
+"""``global``: nothing is averaged, all pixels of the set count equally. ``image``: every image by itself. ``batch``:
+every batch by itself, all with equal weight, so that the result depends on the batch size and favors a short last
+batch. ``batch_weighted``: a batch weighs as much as it has images."""
+
+_SUFFIXES: Mapping[str, str] = {"global": "", "image": "_per_image", "batch": "_per_batch",
+                                "batch_weighted": "_per_weighted_batch"}
+
+
+def number_name(metric: str, accumulation: str) -> str:
+    """``RMSE``, or ``RMSE_per_image``: the name of a number says how it was accumulated unless that was globally."""
+    return metric + _SUFFIXES[accumulation]
+
+
+def metric_name(number: str, accumulation: str) -> str:
+    """The inverse of :func:`number_name`; a number whose accumulation is not recorded keeps its name."""
+    return number.removesuffix(_SUFFIXES.get(accumulation, ""))
