@@ -157,3 +157,12 @@ def test_predict_refuses_what_is_no_image(capsys, trained: Path, tmp_path: Path)
         capsys, "predict", str(trained), str(tmp_path / "notes.jpg"), "--out", str(tmp_path / "out"))
     (tmp_path / "empty").mkdir()
     assert "a folder without images" in refused(capsys, "predict", str(trained), str(tmp_path / "empty"))
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = [sys.executable, "-m", "polyptych", "train", "rooms", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()

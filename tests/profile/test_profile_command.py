@@ -66,7 +66,7 @@ def test_size_of_the_data_where_the_run_has_none(small_run):
 
 @pytest.mark.parametrize(("arguments", "text"), [
     ([], "polyptych profile: got neither a recipe nor a run"),
-    (["romos"], "recipe or run 'romos': got neither a recipe nor a folder; needs the folder of a run, or one of nyuv2"),
+    (["romos"], "recipe or run 'romos': got neither a recipe nor a folder; needs the folder of a run, or one of"),
     (["rooms", "--size", "0", "64", *FAST], "--size: got (0, 64); needs a positive number"),
     (["rooms", "--device", "gpu"], "--device: got 'gpu'; needs one of auto, cpu"),
     (["rooms", "--channels", "semseg"], "--channels: got 'semseg'; needs every task once, with a number"),

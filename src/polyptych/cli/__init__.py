@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"polyptych: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, for instance `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        return 141
     except KeyboardInterrupt as error:  # Interrupted is one, with a message that says how to go on
         print(f"polyptych: {error or 'interrupted'}", file=sys.stderr)
         return 130
