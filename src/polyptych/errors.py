@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -13,6 +14,9 @@ class InputError(ValueError):
         needs: what is needed there.
         do: what the user can do about it.
     """
+
+    missing: tuple[Path, ...] = ()
+    """All files that are not there, where that is what is wrong."""
 
     def __init__(self, where: object, got: str, needs: str, do: str):
         self.where, self.got, self.needs, self.do = str(where), got, needs, do

@@ -267,7 +267,8 @@ RULES = {"semseg": {"accumulation": "global", "ignores": "pixels without a label
 @pytest.mark.parametrize(("change", "said"), [
     ({"image_list": {"count": 4, "sha256": "b"}}, "numbers on other test images (evaluation/test.images.txt); needs"),
     ({"depth": {"accumulation": "image"}}, "depth with accumulation image; needs accumulation global, as "),
-    ({"semseg": {"options": {"require_tp": True}}}, "semseg with accumulation global, require tp True, ignoring pixels"),
+    ({"semseg": {"options": {"require_tp": True}}},
+     "semseg with accumulation global, require tp True, ignoring pixels"),
 ])
 def test_numbers_that_came_about_differently_are_refused(finished: Plan, change: dict, said: str) -> None:
     for entry in finished.entries:

@@ -120,9 +120,12 @@ def require_files(where: Path, wanted: Iterable[str], have: Collection[str],
     wanted = list(wanted)
     missing = [name for name in wanted if name not in have]
     if missing:
-        raise InputError(where, f"{len(wanted) - len(missing)} of {len(wanted)} listed files "
-                         f"(the first missing one is {expected(missing[0])})",
-                         "every listed file", "copy the dataset again, or shorten its list of ids")
+        paths = tuple(map(expected, missing))
+        error = InputError(where, f"{len(wanted) - len(missing)} of {len(wanted)} listed files "
+                           f"(the first missing one is {paths[0]})",
+                           "every listed file", "copy the dataset again, or shorten its list of ids")
+        error.missing = paths
+        raise error
 
 
 def flat(array: np.ndarray, path: Path | str) -> np.ndarray:

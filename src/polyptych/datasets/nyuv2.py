@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from polyptych.data._contours import contours_across_void
+from polyptych.data.preparation.derived import note
 from polyptych.datasets._base import Dataset
 from polyptych.datasets._nyuv2.adashare import AdaShareLayout
 from polyptych.datasets._nyuv2.classes import COLORS, FORTY_TO_THIRTEEN, NAMES
@@ -184,7 +185,7 @@ def _labels(layout: Layout, config: NYUv2.Config) -> dict[str, LabelInfo]:
     labels = {
         "semseg": LabelInfo(classes=NAMES[config.classes], colors=COLORS[config.classes], note=layout.semseg_note),
         "depth": LabelInfo(unit="m", note="of the sensor, with holes" if config.raw_depth else ""),
-        "normals": LabelInfo(note=layout.normals_note),
+        "normals": LabelInfo(note=note(layout.root / "normals") or layout.normals_note),
         "boundaries": LabelInfo(note=origin),
     }
     return {task: info for task, info in labels.items() if layout.has(made_from.get(task, task))}

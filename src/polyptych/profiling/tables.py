@@ -25,8 +25,8 @@ def cost_table(title: str, profiles: dict[str, Profile]) -> RenderableType:
     table = _grid(title, "parameters", "multiply-adds", "inference", "training", "latency")
     for name, profile in profiles.items():
         memory = profile.memory
-        table.add_row(name, count_text(profile.parameters), count_text(profile.multiply_adds), bytes_text(memory.inference),
-                      bytes_text(memory.training) if memory.training is not None else "",
+        table.add_row(name, count_text(profile.parameters), count_text(profile.multiply_adds),
+                      bytes_text(memory.inference), "" if memory.training is None else bytes_text(memory.training),
                       seconds_text(profile.latency.median))
     about = next(iter(profiles.values())).setting
     return Group(f"[dim]one image of {about.size[0]}x{about.size[1]}, {about.precision}, {about.device}: "

@@ -1,0 +1,128 @@
+"""What `polyptych data` shows."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from polyptych.data.preparation.facts import about, configure, fixtures, offered, with_files
+from polyptych.data.preparation.verification import Verification
+from polyptych.datasets._about import About
+from polyptych.datasets._base import CATALOG
+from polyptych.errors import InputError
+
+_SHOWN = 50  # faults; more are counted
+
+
+def dataset_table() -> Table:
+    """Every dataset with its tasks, license and source."""
+    table = _table("name", "what", "tasks", "license", "where", lines=True)
+    table.expand, table.columns[0].no_wrap = True, True
+    for column, ratio in zip(table.columns[1:], (16, 16, 23, 28), strict=True):  # so that an address fits on a line
+        column.ratio = ratio
+    for name in CATALOG.names():
+        stated = about(name)
+        title = re.split(r" \(|: ", CATALOG.describe(name).summary if stated is None else stated.title)[0]
+        license, where = ("", "") if stated is None else (stated.license, _pages(stated))
+        table.add_row(f"[bold]{name}", *map(escape, (title, ", ".join(tasks_of(name)) or "as described", license,
+                                                     where)))
+    return table
+
+
+def tasks_of(name: str) -> list[str]:
+    """The tasks that a dataset has labels for in any layout, as its miniatures show; those of its class without any."""
+    found: dict[str, None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for layout, write in fixtures(name).items() if name in with_files() else ():
+            root = Path(folder) / layout
+            root.mkdir()
+            write(root)
+            with suppress(InputError):  # a layout may need an option, such as its number of classes
+                found.update(dict.fromkeys(offered(configure(name, root)).labels))
+    return list(found or getattr(CATALOG.load(name), "labels", {}))
+
+
+def print_info(name: str, console: Console) -> None:
+    """Downloads, layouts, counts and notes of one dataset.
+
+    Raises:
+        InputError: there is nothing to download.
+    """
+    stated = about(name)
+    if stated is None:
+        raise InputError(f"dataset {name}", "one that is not downloaded", f"one of {', '.join(with_files())}",
+                         f"see `polyptych train RECIPE --dataset {name} --help`")
+    console.print(f"[bold]{escape(stated.title)}")
+    console.print(escape(f"License: {stated.license}"))
+    if stated.downloads:
+        files = _table("file", "from", "size", title="downloads")
+        for file in stated.downloads:
+            known = [file.page, file.url, f"sha256 {file.sha256}" if file.sha256 else ""]
+            files.add_row(*map(escape, (file.file, "\n".join(filter(None, known)), file.size or "not stated")))
+        console.print("", files)
+        if not any(file.sha256 for file in stated.downloads):
+            console.print("No checksum is known.")
+    layouts = _table("layout", "looks for", "official images", "note", title="layouts on disk", lines=True)
+    for layout, facts in stated.layouts.items():
+        counts = "\n".join(f"{split} {count}" for split, count in facts.counts.items())
+        layouts.add_row(*map(escape, (layout, facts.looks_for, counts or "not known", facts.note)))
+    console.print("", layouts)
+    for note in stated.notes:
+        console.print(escape(f"- {note}"))
+
+
+def print_verification(config: Any, found: Verification, console: Console) -> None:
+    """What was found at a root, and all that is wrong."""
+    layout = f", layout {found.layout}" if found.layout else ""
+    console.print(escape(f"{config.name} at {config.root}{layout}"), style="bold", soft_wrap=True)
+    if found.protocol:
+        console.print(escape(f"protocol {found.protocol}"), soft_wrap=True)
+    counts = _table("split", "images")
+    for split, count in found.counts.items():
+        counts.add_row(split, str(count))
+    for split, (here, published) in found.official.items():
+        counts.add_row(f"official {split}", f"{here} of {published}")
+    console.print(counts)
+    console.print(escape(f"{found.opened} of {sum(found.counts.values())} opened with {', '.join(found.tasks)}"))
+    if not found.faults:
+        console.print("[green]no fault")
+        return
+    table = _table("where", "found", "needed", title="damaged or missing")
+    for fault in found.faults[:_SHOWN]:
+        table.add_row(*map(escape, (fault.where.replace(f"{config.root}/", ""), fault.got, fault.needs)))
+    console.print(table)
+    if len(found.faults) > _SHOWN:
+        console.print(f"and {len(found.faults) - _SHOWN} more")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, called with (done, total); total 0 is unknown."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        line = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(line, completed=done, total=total or None)
+
+
+def _table(*titles: str, title: str | None = None, lines: bool = False) -> Table:
+    """A table without vertical lines, whose long paths and addresses are folded, never cut."""
+    table = Table(title=title, title_justify="left", box=box.HORIZONTALS, show_lines=lines, pad_edge=False)
+    for column in titles:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _pages(stated: About) -> str:
+    """Each page once, without what it says after its name."""
+    pages = (file.page.partition(",")[0].removeprefix("https://") for file in stated.downloads)
+    return "; ".join(dict.fromkeys(pages)) or "not released"

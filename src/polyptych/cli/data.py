@@ -1,0 +1,269 @@
+"""Get data and make it fast: polyptych data list | info NAME | verify NAME | prepare NAME | fixture NAME DIR"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from polyptych.cli._parsing import parse
+from polyptych.datasets._base import Dataset
+from polyptych.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from polyptych.data.preparation.verification import Verification
+
+USAGE = """  polyptych data list                     every dataset: tasks, license, where to get it
+  polyptych data info NAME                files to download, layouts on disk, counts, what is uncertain
+  polyptych data verify NAME --root DIR   open and check every file; a table of what is damaged or missing
+  polyptych data prepare NAME --root DIR  unpack, verify, derive normals, write the folder that training reads fastest
+  polyptych data fixture NAME DIR         the dataset in miniature, with made-up images, to try things out
+
+`polyptych data verify NAME --help` and `polyptych data prepare NAME --help` list the options."""
+
+
+@dataclass(frozen=True)
+class VerifyArguments:
+    dataset: Dataset.Config
+    """Its options."""
+    root: Path | None = None
+    """Folder of the dataset; short for --dataset.root."""
+    tasks: tuple[str, ...] = ()
+    """Tasks whose labels are used, as A,B; all that the dataset has if none is given."""
+    quick: bool = False
+    """Open 20 samples of each split only."""
+    subset: bool = False
+    """Fewer images than published are fine."""
+
+
+@dataclass(frozen=True)
+class PrepareArguments(VerifyArguments):
+    archives: Annotated[tuple[Path, ...], tyro.conf.arg(name="from")] = ()
+    """Archives to unpack into the root first (.zip, .tar, .tar.gz, ...)."""
+    download: bool = False
+    """Fetch the archives that have a plain address, into archives/ in the root, and unpack them."""
+    out: Path | None = None
+    """Folder that receives the prepared dataset; ROOT-prepared without it."""
+    size: tuple[int, int] | None = None
+    """Height and width of images and labels; without it they keep their own, and all must agree."""
+    normals: bool = True
+    """Derive normals from depth where the dataset has none and its camera is known."""
+    intrinsics: tuple[float, float, float, float] | None = None
+    """fx, fy, cx, cy of the depth maps in pixels, where the dataset does not know them."""
+    window: int = 21
+    """Side of the square that a plane is fitted in to find a normal, in pixels."""
+
+
+@dataclass(frozen=True)
+class FixtureArguments:
+    folder: tyro.conf.Positional[Path]
+    """Folder to write to; must be new or empty."""
+    layout: str = field(default="")
+    """How the files lie on disk; the first layout of `polyptych data info NAME` without it."""
+
+
+def main(arguments: list[str]) -> None:
+    commands = {"list": _list, "info": _info, "verify": _verify, "prepare": _prepare, "fixture": _fixture}
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if not arguments or name in ("-h", "--help"):
+        print(f"{sys.modules[__name__].__doc__}\n\n{USAGE}")
+        raise SystemExit(0)
+    if name not in commands:
+        raise InputError(f"polyptych data {name}", "an unknown name", nearest(name, commands),
+                         "see `polyptych data --help`")
+    commands[name](rest)
+
+
+def _list(rest: list[str]) -> None:
+    from polyptych.cli._data_tables import dataset_table
+
+    if rest:
+        raise InputError("polyptych data list", f"'{rest[0]}'", "nothing more", "leave it out")
+    _console().print(dataset_table())
+
+
+def _info(rest: list[str]) -> None:
+    from polyptych.cli._data_tables import print_info
+
+    name = _name(rest, "info")
+    if rest:
+        raise InputError("polyptych data info", f"'{rest[0]}' after the name", "one name", "leave it out")
+    print_info(name, _console())
+
+
+def _verify(rest: list[str]) -> None:
+    config, options = _options(VerifyArguments, rest, "verify")
+    _verified(config, options)
+
+
+def _prepare(rest: list[str]) -> None:
+    from polyptych.data.preparation import conversion, derivation
+    from polyptych.data.preparation.facts import offered
+    from polyptych.data.preparation.normals import Intrinsics, PlaneFit
+
+    config, options = _options(PrepareArguments, rest, "prepare")
+    fit = PlaneFit(window=options.window, stride=2 if options.window > 9 else 1)
+    out = options.out or Path(f"{config.root}-prepared")
+    conversion.require_new(out)
+    archives = [*(_fetch(config) if options.download else []), *options.archives]
+    for archive in archives:
+        _unpack(archive, config.root)
+    config = _found(config) if archives else config
+    # What can be refused is refused before anything that takes long.
+    lens = None
+    if options.normals and derivation.lacks_normals(config):
+        lens = Intrinsics(*options.intrinsics) if options.intrinsics else derivation.find_camera(config)
+    _verified(config, options)
+    if lens is not None:
+        with _progress("normals from depth") as report:
+            print(f"normals, derived from depth: {derivation.derive_normals(config, fit, lens, report)}")
+    tasks = options.tasks or tuple(offered(config).labels)
+    with _progress("converting") as report:
+        manifest = conversion.convert(config, out, tasks, options.size,
+                                      lambda split, done, total: report(done, total))
+    size = sum(manifest.files.values()) / 2**20
+    print(f"{out}: {size:.1f} MiB, protocol {manifest.protocol}")
+    print(f"polyptych train RECIPE --dataset prepared --dataset.root {out} --tasks {','.join(tasks)}")
+
+
+def _fixture(rest: list[str]) -> None:
+    from polyptych.data.preparation.facts import fixtures
+
+    name = _name(rest, "fixture")
+    options = parse(FixtureArguments, rest, "data")
+    layouts = fixtures(name)
+    if not layouts:
+        raise InputError(f"dataset {name}", "one without a miniature", "a dataset that has files", "choose another")
+    layout = options.layout or next(iter(layouts))
+    if layout not in layouts:
+        raise InputError("--layout", f"'{layout}'", nearest(layout, layouts), "choose one")
+    if options.folder.exists() and (not options.folder.is_dir() or any(options.folder.iterdir())):
+        raise InputError(options.folder, "something that exists", "a new or empty folder", "name another")
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        layouts[layout](options.folder)
+    except OSError as error:
+        raise InputError(options.folder, f"{error.strerror or error} while writing", "a writable folder",
+                         "name another") from error
+    print(f"{options.folder}: {name}, layout {layout}, made-up images")
+    print(f"polyptych data verify {name} --root {options.folder} --subset")
+
+
+# -- steps -------------------------------------------------------------------------------------------------
+
+
+def _verified(config: Any, options: VerifyArguments) -> Verification:
+    """Verify and show the result.
+
+    Raises:
+        InputError: something is wrong; the table says what.
+    """
+    from polyptych.cli._data_tables import print_verification
+    from polyptych.data.preparation.verification import verify
+
+    with _progress("opening files") as report:
+        found = verify(config, options.tasks, options.quick, options.subset, report)
+    print_verification(config, found, _console())
+    if found.faults:
+        count = len(found.faults)
+        raise InputError(f"root of {config.name} ({config.root})",
+                         f"{count} fault{'s' * (count > 1)} (the table above)", "whole files, all of them",
+                         "get these files again; --subset if the images are fewer on purpose")
+    return found
+
+
+def _fetch(config: Any) -> list[Path]:
+    from polyptych.data.preparation.downloads import download
+    from polyptych.data.preparation.facts import about
+
+    stated = about(config.name)
+    plain = [file for file in stated.downloads if file.url] if stated else []
+    if not plain:
+        raise InputError("--download", f"{config.name}, whose files have no plain address", "files fetched by hand",
+                         f"see `polyptych data info {config.name}`, then give them to --from")
+    with _progress("downloading") as report:
+        return [download(file.url, config.root / "archives" / file.file, file.sha256, report) for file in plain]
+
+
+def _unpack(archive: Path, root: Path) -> None:
+    from polyptych.data.preparation.archives import extract
+
+    done = 0
+    with _progress(f"unpacking {archive.name}") as report:
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            report(done, 0)
+
+        files = extract(archive, root, progress=count)
+    print(f"{archive}: {len(files)} files")
+
+
+def _found(config: Any) -> Any:
+    """The dataset where it is after unpacking: at the root, or in a folder of its own there (NYUD_MT/)."""
+    from polyptych.data.preparation.facts import offered
+
+    try:
+        offered(config)
+        return config
+    except InputError:
+        for folder in sorted(path for path in config.root.iterdir() if path.is_dir()):
+            below = dataclasses.replace(config, root=folder)
+            try:
+                offered(below)
+            except InputError:
+                continue
+            return below
+        raise
+
+
+# -- the command line --------------------------------------------------------------------------------------
+
+
+def _options(kind: Any, rest: list[str], command: str) -> tuple[Any, Any]:
+    """The dataset's options and the command's, for ``polyptych data COMMAND NAME ...``."""
+    from polyptych.data.preparation.facts import configure
+
+    if rest and rest[0] in ("-h", "--help"):
+        rest = ["nyuv2", *rest]  # options of the command are the same for all datasets
+    name = _name(rest, command)
+    options = parse(kind, rest, "data", default=kind(configure(name)),
+                    note=f"Options of `polyptych data {command} {name}`:")
+    config: Any = options.dataset
+    tasks = tuple(task for part in options.tasks for task in part.split(",") if task)
+    root = options.root or config.root
+    if root is None:
+        raise InputError(f"polyptych data {command} {name}", "no root", "--root, the folder of the data",
+                         f"for instance `polyptych data {command} {name} --root data/{name}`")
+    return dataclasses.replace(config, root=Path(root)), dataclasses.replace(options, tasks=tasks)
+
+
+def _name(rest: list[str], command: str) -> str:
+    """Take the name of a dataset off the arguments."""
+    from polyptych.datasets._base import CATALOG
+
+    if not rest or rest[0].startswith("-"):
+        raise InputError(f"polyptych data {command}", "no dataset", f"one of {', '.join(CATALOG.names())}",
+                         "see `polyptych data list`")
+    if rest[0] not in CATALOG.names():
+        raise InputError(f"dataset '{rest[0]}'", "an unknown name", nearest(rest[0], CATALOG.names()),
+                         "see `polyptych data list`")
+    return rest.pop(0)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _progress(title: str) -> Any:
+    from polyptych.cli._data_tables import progress
+
+    return progress(title)

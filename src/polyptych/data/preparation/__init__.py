@@ -1,0 +1,1 @@
+"""From the archives that authors publish to data that training reads fast: unpack, verify, derive, convert."""

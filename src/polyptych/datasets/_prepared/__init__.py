@@ -1,0 +1,1 @@
+"""What the dataset `prepared` is made of."""

@@ -1,0 +1,62 @@
+"""``prepared.json``: what a prepared folder holds, so that nothing else is needed to train on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polyptych.errors import InputError
+from polyptych.record import decode, encode, read_json, write_json
+from polyptych.types import LabelInfo
+
+NAME = "prepared.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """
+    Attributes:
+        dataset: the options of the dataset that was prepared, as run.json has them.
+        protocol: that of the copy.
+        labels: of every task.
+        splits: the folder of each split.
+        files: of every file, its size in bytes, by which a copy that is cut off is noticed.
+        kinds: of the tasks that are called otherwise than their kind.
+        version: of this form.
+    """
+
+    dataset: dict[str, Any]
+    protocol: str
+    labels: dict[str, LabelInfo]
+    splits: dict[str, str]
+    files: dict[str, int]
+    kinds: dict[str, str] = field(default_factory=dict)
+    version: int = VERSION
+
+
+def read_manifest(root: Path) -> Manifest:
+    """
+    Raises:
+        InputError: the folder was not written by ``polyptych data prepare``, or only in part.
+    """
+    path = root / NAME
+    if not path.is_file():
+        raise InputError(path, "no such file", "a folder written by `polyptych data prepare`",
+                         "prepare the dataset (again), or correct the path")
+    manifest: Manifest = decode(Manifest, read_json(path), str(path))
+    if manifest.version != VERSION:
+        raise InputError(path, f"version {manifest.version}", f"version {VERSION}", "prepare the dataset again")
+    for name, size in manifest.files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(path, f"the file '{name}'", "files inside the folder", "prepare the dataset again")
+        file = root / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise InputError(file, f"{file.stat().st_size} bytes" if file.is_file() else "no such file",
+                             f"{size} bytes", "copy the prepared folder again, or prepare the dataset again")
+    return manifest
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    write_json(root / NAME, encode(manifest))
