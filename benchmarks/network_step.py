@@ -27,11 +27,11 @@ from torch import Tensor
 from polyptych.comparison.specification import with_network
 from polyptych.host_memory import keep_freed_memory
 from polyptych.logbook import environment
+from polyptych.passes import total_loss
 from polyptych.profiling.memory import StorageWatch
 from polyptych.profiling.operators import count
 from polyptych.recipes._catalog import load
 from polyptych.run import Run
-from polyptych.training import total_loss
 from polyptych.types import Batch, LabelInfo, SampleInfo
 
 NETWORKS = ("heads", "pad_net", "pad_net:gate=source", "pap_net", "jtrl", "mti_net", "ema_net", "ema_net:fusion=shared",

@@ -22,9 +22,10 @@ import torch
 import polyptych.cli.train  # noqa: F401 (parse shows its docstring as help)
 from polyptych.cli._parsing import parse, take
 from polyptych.data.loading import TrainingBatches
+from polyptych.passes import total_loss
 from polyptych.recipes._catalog import load
 from polyptych.run import Run
-from polyptych.training import Trainer, total_loss
+from polyptych.training import Trainer
 from polyptych.types import Batch
 
 

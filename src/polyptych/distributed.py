@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 
 
@@ -37,8 +38,21 @@ def group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise InputError(f"process {rank()} of {world()}", f"no answer from another one ({str(error).splitlines()[0]})",
+                         "every process of the run", "look for the error of the one that ended first, then start "
+                         "`polyptych resume` with the folder of the run") from error
     finally:
         dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether another process went away in the middle of an exchange."""
+    text = str(error).lower()
+    signs = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
 
 
 def local_device(name: str) -> torch.device:
@@ -50,11 +64,36 @@ def local_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network, with gradients averaged over processes in its backward pass where there are several."""
+def parallel(network: nn.Module, device: torch.device, unused: Iterable[nn.Parameter] = ()) -> nn.Module:
+    """The network, with gradients averaged over processes in its backward pass where there are several.
+
+    Args:
+        unused: trainable parameters that reach no loss. Nobody waits for their gradients. (Told to look for them by
+            itself, torch would start from every tensor in the output, used or not.)
+    """
     if world() == 1:
         return network
-    return nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    spread_from_main(network)
+    left_out = {id(p) for p in unused}
+    wrapper = nn.parallel.DistributedDataParallel
+    wrapper._set_params_and_buffers_to_ignore_for_model(
+        network, [name for name, p in network.named_parameters() if id(p) in left_out])
+    return wrapper(network, device_ids=[device] if device.type == "cuda" else None)
+
+
+def spread_from_main(network: nn.Module) -> None:
+    """Every process gets the main one's parameters and buffers."""
+    if world() > 1:
+        for value in network.state_dict().values():
+            value.copy_(from_main(value))
+
+
+def share_buffers(networks: Iterable[nn.Module | None]) -> None:
+    """Every process gets the main one's buffers (batch statistics), as if it had always been so."""
+    if world() > 1:
+        for network in networks:
+            for buffer in network.buffers() if network is not None else ():
+                buffer.copy_(from_main(buffer))
 
 
 def total(value: Tensor) -> Tensor:
@@ -65,12 +104,54 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average ``.grad`` over processes, for parameters outside the network (a balancer's own)."""
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    return total(value) / world() if world() > 1 else value
+
+
+def from_main(value: Tensor) -> Tensor:
+    """The main process's value of a tensor, in every process."""
     if world() > 1:
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = total(parameter.grad) / world()
+        carried = value.detach().to(_device(), copy=True)
+        dist.broadcast(carried, 0)
+        value = carried.to(value.device)
+    return value
+
+
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Average tensors over processes, in place; those of one type in one exchange."""
+    if world() == 1:
+        return
+    for dtype in sorted({x.dtype for x in tensors}, key=str):
+        alike = [x for x in tensors if x.dtype == dtype]
+        flat = alike[0].view(-1) if len(alike) == 1 and alike[0].is_contiguous() else torch.cat(
+            [x.flatten() for x in alike])
+        dist.all_reduce(flat)
+        flat /= world()
+        if flat.data_ptr() != alike[0].data_ptr():
+            for x, part in zip(alike, flat.split([x.numel() for x in alike]), strict=True):
+                x.copy_(part.view(x.shape))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average ``.grad`` over processes. One that has no gradient in some processes counts as zero there; one that has
+    none anywhere stays without."""
+    if world() == 1:
+        return
+    parameters = list(parameters)
+    if not parameters:
+        return
+    present = torch.tensor([float(p.grad is not None) for p in parameters], device=_device())
+    used = [p for p, number in zip(parameters, total(present).tolist(), strict=True) if number]
+    for parameter in used:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    average_([p.grad for p in used if p.grad is not None])
+
+
+def _device() -> torch.device:
+    """Where tensors must be to be exchanged."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def merge(metric: Metric) -> None:
@@ -80,10 +161,9 @@ def merge(metric: Metric) -> None:
     described: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{} for _ in range(world())]
     dist.all_gather_object(described, {name: (tuple(v.shape), v.dtype) for name, v in metric.sums.items()})
     everything = {name: form for part in described for name, form in part.items()}
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     for name, (shape, dtype) in sorted(everything.items()):
         value = metric.sums.get(name, torch.zeros(shape, dtype=dtype))
-        metric.sums[name] = total(value.to(device))
+        metric.sums[name] = total(value.to(_device()))
 
 
 def barrier() -> None:

@@ -40,17 +40,20 @@ class Optimizer:
         return maker(groups, lr=self.learning_rate, betas=(self.momentum, self.beta2))
 
     def _groups(self, network: nn.Module, balancer: nn.Module) -> list[dict]:
-        """Parameters by (learning rate, weight decay), in a fixed order; a balancer's own are never decayed."""
+        """Parameters by (learning rate, weight decay), in a fixed order; a balancer's own stand last and
+        are never decayed."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 scale = self.backbone_scale if name.startswith("encoder.") else 1.0
                 decay = self.weight_decay if self.decay_everything or parameter.ndim > 1 else 0.0
                 groups.setdefault((self.learning_rate * scale, decay), []).append(parameter)
-        for parameter in balancer.parameters():
-            groups.setdefault((self.learning_rate, 0.0), []).append(parameter)
-        return [{"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
+        made = [{"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
                 for (peak, decay), parameters in groups.items()]
+        if own := list(balancer.parameters()):
+            peak = self.learning_rate * getattr(balancer, "learning_rate_factor", 1.0)
+            made.append({"params": own, "peak": peak, "lr": peak, "weight_decay": 0.0})
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)

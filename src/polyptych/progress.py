@@ -38,8 +38,12 @@ class Display:
     def step(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
-    def status(self, step: int, losses: dict[str, float], images_per_second: float, learning_rate: float) -> None:
-        parts = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
+    def status(self, step: int, losses: dict[str, float], images_per_second: float, learning_rate: float,
+               weights: dict[str, float] | None = None) -> None:
+        """Losses, each with the weight of its task unless all weigh one."""
+        weights = weights if weights and set(weights.values()) != {1.0} else {}
+        parts = "  ".join(f"{name} {value:.3g}" + (f" (x{weights[name]:.2g})" if name in weights else "")
+                          for name, value in losses.items())
         text = f"{parts}  {images_per_second:.1f} images/s"
         self._bar.update(self._task, completed=step, status=text)
         if not self._live:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import random
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import cast
 
 import numpy as np
@@ -18,6 +14,7 @@ from torch import Tensor
 
 from polyptych import distributed
 from polyptych.balancers._base import Balancer
+from polyptych.balancers._engine import undisturbed
 from polyptych.checkpoint import TrainingState, load_state, save_state, write_tensors
 from polyptych.data.cache import cached
 from polyptych.data.loading import TrainingBatches
@@ -25,17 +22,14 @@ from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
 from polyptych.evaluation import Evaluator, finish
 from polyptych.host_memory import keep_freed_memory
+from polyptych.interruption import Interrupted, StopFlag, stop_on_signal
 from polyptych.logbook import Logbook, environment
 from polyptych.optim import set_learning_rate
+from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
 from polyptych.record import write_json
 from polyptych.run import Facts, Run, write_run
-from polyptych.tasks._base import Task
-from polyptych.types import Batch, Loss, Output
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user asked to stop; everything is saved."""
+from polyptych.types import Batch
 
 
 def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
@@ -57,7 +51,7 @@ def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
                          f"choose another --out, or go on with `polyptych resume {folder}`")
     with distributed.group(distributed.local_device(run.execution.device)):
         trainer = Trainer(run, folder, resume)
-        with _stop_on_signal() as stop, trainer.display:
+        with stop_on_signal() as stop, trainer.display:
             try:
                 trainer.fit(stop)
             except RuntimeError:  # the signal also ended a loader process, perhaps in the middle of a step
@@ -81,17 +75,23 @@ class Trainer:
         seed_everything(run.seed)
         dataset = open_dataset(run, "train")
         self.tasks = run.build_tasks(dataset.labels)
+        size = run.size or dataset.read(0).info.native
         self.state = self._build_state()
+        self.balancer = cast(Balancer, self.state.balancer)
+        self._measure_sharing(size)
+        self.epoch = EpochMeans(tuple(self.tasks), self.device)
         if self.resumed:
             load_state(self.last, self.state)
+            self.epoch.restore(self.state.progress["epoch"])
         self.batches = TrainingBatches(
-            dataset, self.tasks, run.augment, run.size or dataset.read(0).info.native, run.batch_size, run.seed,
+            dataset, self.tasks, run.augment, size, run.batch_size, run.seed,
             start=self.state.step * run.accumulate, rank=distributed.rank(), world=distributed.world(),
             workers=run.loading.workers, pin_memory=self.device.type == "cuda", on_fault=run.loading.on_fault)
-        self.model = distributed.parallel(self.state.network, self.device)
-        self.forward = torch.compile(self.model) if run.execution.compile else self.model
+        self.epoch_length = max(1, len(dataset) // (run.batch_size * run.accumulate * distributed.world()))
+        self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
         self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
+        self.display.say(f"balancer {run.balancer.name}: {self.balancer.reach}")
         self._first_bad = torch.zeros(len(self.tasks), dtype=torch.long, device=self.device)
         self._prepare_folder(dataset)
         self.log = Logbook(folder, self.state.step, run.monitoring.tensorboard) if distributed.is_main() else None
@@ -107,6 +107,28 @@ class Trainer:
             network=network, balancer=balancer, optimizer=run.optimizer.build(network, balancer),
             scaler=torch.amp.GradScaler(self.device.type, enabled=run.execution.precision == "float16"),
             average=copy.deepcopy(network).requires_grad_(False) if run.ema else None)
+
+    def _measure_sharing(self, size: tuple[int, int]) -> None:
+        """Show the balancer which parameters are shared, on an image of nothing."""
+        network = self.state.network.train()
+        image = torch.zeros(min(self.run.batch_size, 2), 3, *size, device=self.device)
+        with undisturbed(network):
+            self.balancer.prepare(network, network(image))
+
+    def _spread(self) -> None:
+        """Compile and distribute the network. A balancer that needs gradients of every task averages them over the
+        processes itself, and gets a network that is compiled in parts, so that the graph still has the cut."""
+        network, compiled = self.state.network, self.run.execution.compile
+        if self.balancer.one_backward:
+            unused = self.balancer.reach.unused if self.balancer.reach else ()
+            self.model = distributed.parallel(network, self.device, unused)
+            self.forward = torch.compile(self.model) if compiled else self.model
+            return
+        distributed.spread_from_main(network)
+        self.model = self.forward = network
+        if compiled:
+            for part in network.children():  # encoder and decoder
+                part.compile()
 
     def fit(self, stop: StopFlag) -> None:
         """Train to the last step."""
@@ -135,23 +157,13 @@ class Trainer:
         run, state = self.run, self.state
         state.network.train()
         self.learning_rate = set_learning_rate(state.optimizer, run.schedule.share(state.step, run.steps))
-        batches = [batch.to(self.device, self.memory_format) for batch in micro_batches]
-        counts = {task: distributed.total(torch.stack([b.valid[task].sum() for b in batches]).sum())
-                  for task in self.tasks}
-        means = {task: torch.zeros((), device=self.device) for task in self.tasks}
-        weights: dict[str, float | Tensor] = {}
-        balancer = cast(Balancer, state.balancer)
-        scale = state.scaler.scale(torch.ones((), device=self.device))
-        for batch in batches:
-            with self._synchronized(batch is batches[-1]):
-                with self.autocast():
-                    output = self.forward(batch.image)
-                # Processes average their gradients; the sum over them is what the global count asks for.
-                sums = {name: total_loss(task, name, output, batch).sum for name, task in self.tasks.items()}
-                losses = {name: value * distributed.world() / counts[name].clamp(min=1) for name, value in sums.items()}
-                weights = balancer.backward(losses, state.network, output, scale)
-            means = {name: means[name] + losses[name].detach() for name in losses}
-        distributed.average_gradients(state.balancer.parameters())
+        passes = Passes(self.model, self.forward, self.tasks, micro_batches, self.device, self.memory_format,
+                        self.autocast)
+        scale: float | Tensor = 1.0
+        if state.scaler.is_enabled():
+            scale = state.scaler.scale(torch.ones((), device=self.device))
+        self.active = passes.active
+        losses, weights = self.balancer.accumulate(passes(), state.network, scale, self.active)
         state.scaler.unscale_(state.optimizer)
         if run.clip:
             torch.nn.utils.clip_grad_norm_(state.network.parameters(), run.clip)
@@ -160,8 +172,13 @@ class Trainer:
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         self._update_average()
-        self._watch(means)
-        return means, weights
+        if self.balancer.wants_after_step:
+            self.balancer.after_step(lambda: passes.again(state.network))
+        self.epoch.add(losses, passes.counts)
+        if state.step % self.epoch_length == 0:
+            self.balancer.on_epoch_end(self.epoch.take())
+        self._watch(losses)
+        return losses, weights
 
     def autocast(self) -> torch.autocast:
         precision = getattr(torch, self.run.execution.precision)
@@ -170,12 +187,6 @@ class Trainer:
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.run.execution.channels_last else torch.contiguous_format
-
-    def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are exchanged between processes once per step, with the last micro-batch."""
-        if isinstance(self.model, torch.nn.parallel.DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return contextlib.nullcontext()
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -208,9 +219,11 @@ class Trainer:
         means = {name: float(distributed.total(value)) / distributed.world() for name, value in losses.items()}
         speed = images * distributed.world() / max(seconds, 1e-9)
         self.state.progress["seconds"] = self.state.progress.get("seconds", 0.0) + seconds
-        self.display.status(self.state.step, means, speed, self.learning_rate)
+        shares = {name: float(weight) for name, weight in weights.items() if name in self.active}
+        self.display.status(self.state.step, means, speed, self.learning_rate, shares)
         if self.log is not None:
-            self.log.write("train", self.state.step, losses=means, weights={k: float(v) for k, v in weights.items()},
+            self.log.write("train", self.state.step, losses=means, weights=shares,
+                           diagnostics={name: float(value) for name, value in self.balancer.diagnostics.items()},
                            learning_rate=self.learning_rate, images_per_second=speed,
                            seconds=self.state.progress["seconds"])
 
@@ -218,9 +231,11 @@ class Trainer:
         """Measure on the validation split and keep the best weights; returns the seconds it took."""
         start = time.monotonic()
         self._check_finite()
+        distributed.share_buffers([self.state.network, self.state.average])
         subject = self.state.average or self.state.network
         result = self.evaluator.evaluate(subject, "val")
         metrics = {name: entry["metrics"] for name, entry in result["tasks"].items()}
+        self.balancer.on_validation(metrics)
         headlines = "  ".join(f"{name} {entry['headline']} {entry['metrics'][entry['headline']]:.3g}"
                               for name, entry in result["tasks"].items())
         self.display.say(f"step {self.state.step}: validation  {headlines}  skill {result['skill']:.3f}")
@@ -236,6 +251,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._check_finite()
+        self.state.progress["epoch"] = self.epoch.saved()
         if distributed.is_main():
             save_state(self.last, self.state)
         distributed.barrier()
@@ -254,17 +270,6 @@ class Trainer:
                              f"{next(iter(faults.values()))}")
 
 
-def total_loss(task: Task, name: str, output: Output, batch: Batch) -> Loss:
-    """A task's loss on its final prediction and on every auxiliary one (deep supervision). The count stays that of
-    the final prediction: auxiliary losses add to the numerator only."""
-    target, valid = batch.target[name], batch.valid[name]
-    loss = task.loss(output.final[name], target, valid)
-    for auxiliary in output.auxiliary:
-        if name in auxiliary.prediction:
-            loss.sum = loss.sum + auxiliary.weight * task.loss(auxiliary.prediction[name], target, valid).sum
-    return loss
-
-
 def open_dataset(run: Run, split: str) -> Dataset:
     """One split of the run's data, through the cache if the run has one."""
     dataset = run.build_dataset(split)
@@ -278,25 +283,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-class StopFlag:
-    """Set by Ctrl-C or SIGTERM; the loop looks at it after every step. A second Ctrl-C stops at once."""
-
-    asked = False
-
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[StopFlag]:
-    flag = StopFlag()
-    before = {number: signal.signal(number, flag.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -153,3 +153,19 @@ def test_long_logs_are_thinned_without_losing_spikes() -> None:
     steps, kept = curves._thinned(np.arange(20_000.0), values)
     assert len(kept) <= curves.MOST_POINTS + 2 and kept.max() == 7.0
     assert steps[kept.argmax()] == 12_345 and steps[0] == 0 and steps[-1] == 19_999
+
+
+def test_gradients_of_the_tasks_are_shown_where_a_balancer_compares_them() -> None:
+    log = [train(step, {"a": 1.0, "b": 2.0}, diagnostics={
+        "gradient_norm/a": 1.0 * step, "gradient_norm/b": 2.0, "cosine/a/b": -0.5, "fallbacks": step - 1.0})
+        for step in (1, 2, 3)]
+    found = {plot.title: plot for plot in plots(log) if plot.group == curves.GRADIENTS}
+    assert list(found) == ["gradient norms", "cosines of gradients", "steps with equal weights"]
+    norms = found["gradient norms"].lines
+    assert [line.label for line in norms] == ["a", "b"] and norms[0].values.tolist() == [1, 2, 3]
+    assert norms[0].color == plots(log)[0].lines[0].color
+    assert found["cosines of gradients"].lines[0].label == "a and b"
+    assert found["steps with equal weights"].remark == "last 2"
+    assert not [plot for plot in plots([train(1, {"a": 1.0}, diagnostics={"fallbacks": 0.0})])
+                if plot.group == curves.GRADIENTS]
+    assert svg(found["gradient norms"], 3).startswith("<svg")

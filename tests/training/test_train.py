@@ -11,7 +11,8 @@ import torch
 
 from polyptych.data.loading import TrainingBatches
 from polyptych.errors import InputError
-from polyptych.run import Execution, Run, read_run
+from polyptych.interruption import StopFlag
+from polyptych.run import Execution, Run, read_run, with_components, with_tasks
 from polyptych.training import Trainer, train
 from polyptych.types import Batch
 
@@ -149,3 +150,33 @@ def test_the_log_is_cut_at_the_resumed_step(tmp_path: Path) -> None:
         file.write('{"event": "train", "st')  # killed while writing
     Logbook(tmp_path, 2, tensorboard=False)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize("balancer", ["nash_mtl", "famo", "dwa", "uncertainty"])
+def test_a_run_with_a_balancer_logs_what_it_saw_and_resumes(balancer: str, small_run: Run, tmp_path: Path) -> None:
+    run = replace(with_components(with_tasks(small_run, ["semseg", "depth"]), {"balancer": balancer}), accumulate=2,
+                  schedule=replace(small_run.schedule, kind="constant"),
+                  monitoring=replace(small_run.monitoring, validate_every=1))
+    trainers = []
+    for folder, stops in (("whole", [4]), ("parts", [2, 4])):
+        for stop in stops:
+            trainer = Trainer(replace(run, steps=stop), tmp_path / folder, resume=stop != stops[0])
+            trainer.epoch_length = 3
+            trainer.fit(StopFlag())
+        trainers.append(trainer)
+    whole, parts = (trainer.state for trainer in trainers)
+    for part in ("network", "balancer"):
+        expected, found = getattr(whole, part).state_dict(), getattr(parts, part).state_dict()
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "train"]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4] and all(line["weights"] for line in steps)
+    assert steps[-1]["diagnostics"]["fallbacks"] == 0
+    assert ("cosine/semseg/depth" in steps[-1]["diagnostics"]) == (balancer == "nash_mtl")
+
+
+def test_a_level_without_shared_features_is_refused_before_the_first_step(small_run: Run, tmp_path: Path) -> None:
+    run = with_components(small_run, {"encoder": "single", "balancer": "mgda"})
+    with pytest.raises(InputError, match=r"--balancer\.level: got .*; needs a shared trunk; choose --encoder shared"):
+        Trainer(run, tmp_path / "run", resume=False)
+    assert not (tmp_path / "run").exists()

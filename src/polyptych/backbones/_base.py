@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polyptych.backbones._states import maps_of
 from polyptych.component import Catalog, Component
 from polyptych.types import Features, FeatureSpec
 
@@ -18,13 +19,16 @@ CATALOG: Catalog[Backbone] = Catalog("backbone", "polyptych.backbones")
 class Backbone(nn.Module, Component, ABC):
     """A feature extractor that can be run whole or stage by stage.
 
-    A *state* is whatever passes from one stage to the next: a tensor, or a list of them where branches run in
-    parallel (HRNet). ``features`` turns the states after all stages into the pyramid, so that
+    A *state* is whatever passes from one stage to the next: a tensor, or a tuple or list of them where branches run in
+    parallel (HRNet). Its floating-point tensors are maps (b c h w); others are private to the network that made them
+    (indices of unpooling). A stage does not write into the state that enters it, because it may have other readers.
+    ``features`` turns the states after all stages into the pyramid, so that
     ``forward(x) == features(states of the stages run in order)`` always holds.
 
     Attributes:
         spec: channels and strides of the pyramid, fine to coarse.
         stages: the stages in order; the first takes the image.
+        has_stem: the first stage gives no map of the pyramid, it only brings the image to the resolution of the second.
         multiple: height and width of the input must be multiples of this; the network pads to it.
         mean, std: of the RGB input in [0, 1] that the weights expect (ImageNet's unless the weights say otherwise).
     """
@@ -42,17 +46,30 @@ class Backbone(nn.Module, Component, ABC):
 
     spec: FeatureSpec
     stages: nn.ModuleList
+    has_stem: bool = False
     multiple: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Features:
-        """``image`` is normalized by ``mean`` and ``std`` and its size a multiple of ``multiple``."""
+        """``image`` is normalized by ``mean`` and ``std`` and its size a multiple of ``multiple``.
+
+        The maps branch off the way through the stages, so that the gradient by one of them does not run through the
+        next (balancers cut the network there).
+        """
+        return Features(tuple(x.view_as(x) for x in self.features(self.run(image)).maps))
+
+    def run(self, image: Float[Tensor, "b 3 h w"]) -> list[Any]:
+        """The state after each stage."""
         states, state = [], image
         for stage in self.stages:
             state = stage(state)
             states.append(state)
-        return self.features(states)
+        return states
+
+    def grids(self, state: Any) -> list[Tensor]:
+        """The maps of a state that lie on a grid over the image: its first ones, usually all."""
+        return maps_of(state)
 
     @abstractmethod
     def features(self, states: list[Any]) -> Features:

@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polyptych import distributed
+from polyptych.balancers._engine import Reach, predictions, reach
 from polyptych.component import Catalog, Component
 from polyptych.types import Output
 
 CATALOG: Catalog[Balancer] = Catalog("balancer", "polyptych.balancers")
 
+Pass = Callable[[], tuple[dict[str, Tensor], Output | None]]
+"""One forward pass: the losses of a micro-batch and the network's output. Each call computes them anew."""
+
 
 class Balancer(nn.Module, Component, ABC):
-    """How tasks are weighed. State (running losses, learned weights) goes into buffers and parameters, so that it is
-    saved, resumed and moved with everything else."""
+    """How tasks are weighed.
+
+    State belongs into buffers and parameters, so that it is saved, resumed and moved with everything else; the number
+    of steps done, the seed and the number of fallbacks are kept here. Parameters (learned weights) are optimized in a
+    group of their own, without weight decay.
+
+    A task is *active* in a step if any process has a valid label for it. The loss of an inactive task is exactly zero;
+    it enters no solver and its state does not move.
+
+    Attributes:
+        tasks: all tasks of the run, in order.
+        reach: who uses which parameters, once that was measured.
+        diagnostics: what is worth watching of the last step, by name (``gradient_norm/depth``, ``fallbacks``).
+        one_backward: whether gradients come from one ordinary backward pass, which DistributedDataParallel may average;
+            where not, the balancer averages them itself and takes the bare network.
+        wants_after_step: whether :meth:`after_step` needs to be called (it costs a forward pass).
+        learning_rate_factor: multiplies the optimizer's learning rate for this balancer's own parameters.
+    """
+
+    one_backward: bool = True
+    wants_after_step: bool = False
+    learning_rate_factor: float = 1.0
+    lazy_buffers: ClassVar[tuple[str, ...]] = ()  # registered when their shape is known; loading a state makes them
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Component.Config):
@@ -26,13 +55,20 @@ class Balancer(nn.Module, Component, ABC):
             """``standard_weights`` maps every task of the run to the weight that is customary in the field."""
             return self.owner(self, standard_weights=standard_weights)
 
+    def __init__(self, config: Config | None = None, *, standard_weights: dict[str, float] | None = None):
+        super().__init__()
+        self.tasks = tuple(standard_weights or ())
+        self.diagnostics: dict[str, float | Tensor] = {}
+        self.steps, self.seed, self.fallbacks = 0, torch.initial_seed() % 2**31, 0
+        self.reach: Reach | None = None
+
     @abstractmethod
-    def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output,
+    def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output | None = None,
                  scale: float | Tensor = 1.0) -> dict[str, float | Tensor]:
         """Add the gradients of the weighed losses to ``.grad`` of the network's parameters.
 
         Args:
-            losses: one scalar per task.
+            losses: one scalar per task. Of several processes, each gives its own; the mean over processes is the loss.
             network: the network that made them.
             output: its output; ``output.shared`` is the cut between shared and private parts.
             scale: multiplies every gradient (loss scaling of float16 training).
@@ -40,3 +76,74 @@ class Balancer(nn.Module, Component, ABC):
         Returns:
             The weight that each task had.
         """
+
+    def accumulate(self, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor = 1.0,
+                   active: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
+        """:meth:`backward` for a step of several micro-batches, whose losses add up.
+
+        Args:
+            passes: one for every micro-batch. A balancer may run one twice, the first time without lasting effect on
+                random numbers and batch statistics.
+            active: the active tasks; None stands for all.
+
+        Returns:
+            The summed losses, detached, and the weight that each task had.
+        """
+        total: dict[str, Tensor] = {}
+        weights: dict[str, float | Tensor] = {}
+        for run in passes:
+            losses, output = run()
+            weights = self.backward(losses, network, output, scale)
+            total = add(total, losses)
+        return total, weights
+
+    def prepare(self, network: nn.Module, output: Output) -> None:
+        """Learn from an output with its graph which parameters are shared, before the first step. Needed where that
+        cannot be seen later (a compiled network) and before a state is loaded into a fresh balancer.
+
+        Raises:
+            InputError: the balancer needs something that this network does not have.
+        """
+        self.reach = reach(network, predictions(output), output.shared)
+
+    def after_step(self, again: Callable[[], dict[str, Tensor]]) -> None:
+        """Called after the optimizer's step, if ``wants_after_step``. ``again()`` gives the losses of the same batch
+        under the new parameters, over all processes, without gradients or effect on batch statistics."""
+
+    def on_epoch_end(self, losses: dict[str, float]) -> None:
+        """Called after every pass through the data with the mean training losses over valid pixels and processes; a
+        task without any label in the epoch is absent."""
+
+    def on_validation(self, metrics: dict[str, dict[str, float]]) -> None:
+        """Called after every validation with the metrics of each task, by name."""
+
+    def random(self) -> torch.Generator:
+        """Random numbers (on the CPU) that depend on the seed and the step only: the same in every process and after a
+        resume. Each call starts anew."""
+        return torch.Generator().manual_seed(self.seed * 2_147_483_629 + self.steps)
+
+    def begin(self) -> None:
+        """The first thing in a step: processes agree on the seed."""
+        if self.steps == 0 and distributed.world() > 1:
+            self.seed = int(distributed.from_main(torch.tensor(self.seed)))
+
+    def positions(self, tasks: Sequence[str]) -> list[int]:
+        """Where tasks stand among all tasks: the rows of a state that belong to them."""
+        return [self.tasks.index(task) for task in tasks]
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.steps, self.seed, self.fallbacks])
+
+    def set_extra_state(self, state: Any) -> None:
+        self.steps, self.seed, self.fallbacks = state.tolist()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self.lazy_buffers:
+            if prefix + name in state_dict and getattr(self, name, None) is None:
+                self.register_buffer(name, torch.empty_like(state_dict[prefix + name]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def add(total: dict[str, Tensor], losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Losses of one more micro-batch, detached, added to those before."""
+    return {task: total[task] + loss.detach() if task in total else loss.detach() for task, loss in losses.items()}

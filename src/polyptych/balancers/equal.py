@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from polyptych.balancers._base import Balancer
-from polyptych.types import Output
+from polyptych.balancers._weighing import LossBalancer
 
 
-class Equal(Balancer):
+class Equal(LossBalancer):
     """``sum_t loss_t``, one backward pass."""
 
-    def __init__(self, config: Balancer.Config, *, standard_weights: dict[str, float]):
-        super().__init__()
+    needs_losses = False
 
-    def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output,
-                 scale: float | Tensor = 1.0) -> dict[str, float | Tensor]:
-        (sum(losses.values(), torch.zeros(())) * scale).backward()
-        return dict.fromkeys(losses, 1.0)
+    def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        return torch.ones_like(losses)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from polyptych.balancers._base import Balancer
+from polyptych.balancers._weighing import LossBalancer
 from polyptych.errors import InputError, nearest
-from polyptych.types import Output
 
 
-class Fixed(Balancer):
+class Fixed(LossBalancer):
     """``sum_t weight_t * loss_t``, one backward pass.
 
     Raises:
@@ -22,13 +20,15 @@ class Fixed(Balancer):
             above zero.
     """
 
+    needs_losses = False
+
     @dataclass(frozen=True, kw_only=True)
-    class Config(Balancer.Config):
+    class Config(LossBalancer.Config):
         weights: dict[str, float] = field(default_factory=dict)
         """Weight by task; a task that is not named has its customary weight (normals 10, boundaries 50, ...)."""
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
-        super().__init__()
+        super().__init__(config, standard_weights=standard_weights)
         for task, weight in config.weights.items():
             if task not in standard_weights:
                 raise InputError("balancer.weights", f"a weight for '{task}'", nearest(task, standard_weights),
@@ -41,7 +41,5 @@ class Fixed(Balancer):
             raise InputError("balancer.weights", "0 for every task", "a task with a weight above 0",
                              "raise a weight, or nothing is learned")
 
-    def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output,
-                 scale: float | Tensor = 1.0) -> dict[str, float | Tensor]:
-        (sum((self.weights[task] * loss for task, loss in losses.items()), torch.zeros(())) * scale).backward()
-        return {task: self.weights[task] for task in losses}
+    def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        return losses.new_tensor([self.weights[task] for task in tasks])

@@ -1,4 +1,4 @@
-"""Curves of a run over its steps: losses, validation, learning rate, throughput, task weights.
+"""Curves of a run over its steps: losses, validation, learning rate, throughput, task weights, gradients.
 
 Each curve is a small plot of its own, so that a page can arrange them for any width; :func:`sheet` draws them
 all as one picture. In the page the plots are transparent and their text takes the color of the text
@@ -26,6 +26,7 @@ PLAIN = "#7d858f"
 TEXT = "#5f6670"  # replaced by currentColor where a plot goes into a page
 PANEL = (3.5, 2.1)  # inches
 RATES = "Learning rate, speed and weights"  # heading of what is neither loss nor metric
+GRADIENTS = "Gradients of the tasks"
 MOST_POINTS = 500  # of one line; what is more than a pixel apart nobody sees
 
 _STYLE: Any = {  # matplotlib types the keys of its settings one by one
@@ -98,6 +99,7 @@ def plots(events: Iterable[Mapping[str, Any]], headlines: Mapping[str, str] | No
         _single(train, "learning_rate", RATES, "learning rate"),
         _single(train, "images_per_second", RATES, "images per second", from_zero=True),
         _weights(train, color),
+        *_gradients(train, color),
     ]
     return [plot for plot in found if plot is not None]
 
@@ -195,6 +197,27 @@ def _weights(train: Sequence[Mapping[str, Any]], color: Mapping[str, str]) -> Pl
     finite = [line.values[np.isfinite(line.values)] for line in lines]
     varies = any(len(values) and np.ptp(values) > 1e-6 * np.abs(values).max() for values in finite)
     return Plot(RATES, "task weights", "", lines) if varies else None
+
+
+def _gradients(train: Sequence[Mapping[str, Any]], color: Mapping[str, str]) -> list[Plot | None]:
+    """What gradient balancers see: the norm of each task's gradient, and the angle between every two."""
+    names = _keys(train, "diagnostics")
+
+    def lines(kind: str, paint: Mapping[str, str]) -> tuple[Line, ...]:
+        found = [name for name in names if name.startswith(f"{kind}/")]
+        return tuple(_line(train, name.partition("/")[2].replace("/", " and "),
+                           paint.get(name.partition("/")[2], COLORS[index % len(COLORS)]),
+                           (event.get("diagnostics", {}).get(name) for event in train))
+                     for index, name in enumerate(found))
+
+    fallbacks = _line(train, "fallbacks", PLAIN, (event.get("diagnostics", {}).get("fallbacks") for event in train))
+    norms, cosines = lines("gradient_norm", color), lines("cosine", {})
+    return [
+        Plot(GRADIENTS, "gradient norms", "", norms, smooth=True) if norms else None,
+        Plot(GRADIENTS, "cosines of gradients", "", cosines, smooth=True) if cosines else None,
+        Plot(GRADIENTS, "steps with equal weights", f"last {_short(_last(fallbacks.values))}", (fallbacks,),
+             from_zero=True) if np.nansum(fallbacks.values) > 0 else None,
+    ]
 
 
 def _few(line: Line) -> bool:

@@ -1,0 +1,208 @@
+"""The small problems behind gradient balancing, in float64 on matrices of one row per task.
+
+Everything here takes the Gram matrix ``G = J J^T`` of the tasks' gradients (the rows of J) and returns weights. The
+solvers are exact up to rounding (active sets, Newton, eigenvectors) rather than iterations that are stopped early, so
+a result does not depend on the scale of the gradients. They scale the matrix to a diagonal of ones first: tasks
+whose losses differ by orders of magnitude are the rule here. A task whose gradient is zero says nothing about a
+direction and is left out; what it gets instead is said at each function.
+
+Where several answers are equally good (gradients that depend on each other), each row gets a tiny component of its
+own (``RIDGE``), which makes the answer unique and the same for the same tasks in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+RIDGE = 1e-10  # of the diagonal; between the noise of a float32 gradient (1e-7, so 1e-14 squared) and what matters
+TINY = 1e-300  # squared lengths below are zero
+
+
+def present(gram: Float[Tensor, "t t"]) -> Bool[Tensor, " t"]:
+    """Which tasks have a gradient at all."""
+    return gram.diagonal() > TINY
+
+
+def cosines(gram: Float[Tensor, "t t"]) -> tuple[Float[Tensor, "t t"], Float[Tensor, " t"]]:
+    """Cosines between gradients, and their lengths, all of which must be above zero."""
+    lengths = gram.diagonal().sqrt()
+    cosine = (gram / lengths[:, None] / lengths).clamp(-1, 1)
+    return cosine.fill_diagonal_(1.0), lengths
+
+
+def where_present(gram: Float[Tensor, "t t"], absent: float,
+                  solve: Callable[[Float[Tensor, "p p"]], Float[Tensor, " p"]]) -> Float[Tensor, " t"]:
+    """``solve`` for the tasks that have a gradient; the others get the weight ``absent``."""
+    here = present(gram)
+    weights = torch.full_like(gram[0], absent)
+    if here.any():
+        weights[here] = solve(gram[here][:, here])
+    return weights
+
+
+def project_to_simplex(values: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """The nearest point whose entries are not negative and sum to 1.
+
+    Source: Held, Wolfe, Crowder, Mathematical Programming 6, 1974
+    """
+    descending = values.sort(descending=True).values
+    excess = (descending.cumsum(0) - 1) / torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
+    return (values - excess[int((descending > excess).sum()) - 1]).clamp(min=0)
+
+
+def shares(weights: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """Weights scaled to sum to 1; equal ones where all are zero."""
+    total = weights.sum()
+    return weights / total if total > 0 else torch.full_like(weights, 1 / len(weights))
+
+
+def nonnegative_quadratic(matrix: Float[Tensor, "t t"], linear: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """``argmin_{x >= 0} x^T A x / 2 - b^T x`` for a positive definite A: nonnegative least squares in normal form.
+
+    An active set method: exact after finitely many linear systems, at most a few per task in practice.
+
+    Source: Lawson and Hanson, Solving Least Squares Problems, 1974, in the form of Bro and De Jong, 1997
+    """
+    scale = matrix.diagonal().rsqrt()
+    matrix, linear = matrix * scale * scale[:, None], linear * scale
+    tolerance = 1e-13 * float(linear.abs().max())
+    x = torch.zeros_like(linear)
+    free = torch.zeros_like(linear, dtype=torch.bool)
+    for _ in range(10 * len(x)):
+        slope = torch.where(free, -torch.inf, linear - matrix @ x)
+        if float(slope.max()) <= tolerance:
+            break
+        free[slope.argmax()] = True
+        while True:
+            goal = torch.zeros_like(x)
+            goal[free] = torch.linalg.solve(matrix[free][:, free], linear[free])
+            blocked = free & (goal <= 0)
+            if not blocked.any():
+                break
+            # As far towards the goal as all entries allow; the entries that stop it leave the free set.
+            steps = torch.where(blocked, x / (x - goal).clamp(min=TINY), torch.inf)
+            x = x + steps.min() * (goal - x)
+            free &= ~(blocked & (steps <= steps.min()))
+            x = torch.where(free, x, 0)
+        x = goal
+    return x * scale
+
+
+def min_norm_point(gram: Float[Tensor, "t t"]) -> Float[Tensor, " t"]:
+    """``argmin w^T G w`` over weights that are not negative and sum to 1: the shortest vector in the convex hull.
+
+    A row of zeros is the shortest vector: such tasks share the weight, and the others get none.
+    """
+    here = present(gram)
+    if not here.all():
+        return (~here).to(gram.dtype) / (~here).sum()
+    ridged = gram + RIDGE * gram.diagonal().diag()
+    # Up to its length, the solution is that of a problem without the constraint on the sum.
+    x = nonnegative_quadratic(ridged / ridged.diagonal().max(), torch.ones_like(gram[0]))
+    return x / x.sum()
+
+
+def project_to_dual_cone(gram: Float[Tensor, "t t"], weights: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """Weights of the vector nearest to ``J^T u`` that has no negative product with any row of J (``weights`` is u).
+
+    They are ``argmin_{v >= u} v^T G v``. G must be positive definite: add a ridge first.
+
+    Source: Lopez-Paz and Ranzato, NeurIPS 2017, arXiv 1706.08840
+    """
+    return weights + nonnegative_quadratic(gram, -(gram @ weights))
+
+
+def balance_point(gram: Float[Tensor, "t t"], power: float = 1.0, *, ridge: float = RIDGE, iterations: int = 200
+                  ) -> Float[Tensor, " t"]:
+    """The weights ``a > 0`` with ``(G + ridge diag G) a = a^-power``; all tasks must be present.
+
+    They are the minimum of a convex function; power 1 is Nash's bargaining solution. Where gradients cancel (at
+    a Pareto stationary point) there is none without the ridge, and with it weights grow to ``ridge^(-1/2)`` times
+    those of tasks that do not interfere (for power 1).
+
+    Both ``a`` and the products ``z = G a`` are kept positive, as in an interior point method, and Newton's equations
+    are written for ``log z + power * log a = 0``: steps are then good however many orders of magnitude a spans.
+    """
+    cosine, lengths = cosines(gram)
+    matrix = cosine + ridge * torch.eye(len(gram), dtype=gram.dtype)
+    # In x = a * lengths the equation is matrix @ x = lengths^(power - 1) * x^-power.
+    target = (power - 1) * lengths.log()
+    x = (target / (1 + power)).exp()
+    z, before = x.clone(), torch.inf
+    for _ in range(iterations):
+        linear, product = z - matrix @ x, target - z.log() - power * x.log()
+        error = max(float((linear / z).abs().max()), float(product.abs().max()))
+        if error < 1e-13 or (error < 1e-3 and error > before / 2):  # solved, or as well as rounding allows
+            break
+        before = error
+        dx = torch.linalg.solve(matrix + (power * z / x).diag(), linear + z * product)
+        dz = z * (product - power * dx / x)
+        shrink = max(float((-dx / x).max()), float((-dz / z).max()), 0.0)
+        step = min(1.0, 0.9 / shrink) if shrink > 0 else 1.0
+        x, z = x + step * dx, z + step * dz
+    return x / lengths
+
+
+def conflict_averse_point(gram: Float[Tensor, "t t"], c: float) -> tuple[Float[Tensor, " t"], float]:
+    """The weights w on the simplex that minimize ``g_w . g_0 + c |g_0| |g_w|``, and the length of g_w over ``c |g_0|``.
+
+    ``g_w = J^T w`` and g_0 is the mean of the rows. With m the returned ratio, g_w is the point of the convex hull of
+    the rows that is nearest to ``-m g_0``, that is, the shortest vector in the hull of the rows ``g_i + m g_0``; so
+    the search is for the one number m with ``|g_w| = m c |g_0|``.
+
+    Source: Liu et al., NeurIPS 2021, arXiv 2110.14048 (the dual problem there); c must be above zero and g_0 not zero
+    """
+    onto_mean = gram.mean(1)
+    squared = onto_mean.mean()
+    radius = c * float(squared.sqrt())
+
+    def excess(ratio: float) -> tuple[float, Tensor]:
+        shifted = gram + ratio * (onto_mean + onto_mean[:, None]) + ratio**2 * squared
+        weights = min_norm_point(shifted)
+        return float((weights @ gram @ weights).clamp(min=0).sqrt()) - ratio * radius, weights
+
+    high = float(gram.diagonal().max().sqrt()) / radius  # no vector of the hull is longer than its longest row
+    low = 1e-6 * high
+    (above, lowest), (below, weights) = excess(low), excess(high)
+    if above <= 0:  # zero is on the border of the hull, and g_w / m no longer changes with m
+        return lowest, low
+    side, ratio = 0, high
+    for _ in range(100):  # regula falsi, in the form that halves the value at an end which stays (Illinois)
+        if high - low <= 1e-14 * high or below == above:
+            break
+        ratio = (low * below - high * above) / (below - above)
+        value, weights = excess(ratio)
+        if abs(value) <= 1e-13 * ratio * radius:
+            break
+        if value > 0:
+            low, above = ratio, value
+            below, side = (below / 2 if side == 1 else below), 1
+        else:
+            high, below = ratio, value
+            above, side = (above / 2 if side == -1 else above), -1
+    return weights, ratio
+
+
+def balanced_transform(gram: Float[Tensor, "t t"], scale: str = "min", *, floor: float = 0.0) -> Float[Tensor, "t t"]:
+    """The symmetric B for which ``B G B`` has equal eigenvalues: gradients become orthogonal and of one length.
+
+    Args:
+        gram: a Gram matrix.
+        scale: that length: of the singular values of J above the floor, the ``min``, ``median`` or root mean square
+            (``rmse``).
+        floor: singular values below this share of the largest are taken as zero, as are those within rounding.
+
+    Source: Senushkin et al., CVPR 2023, arXiv 2305.19000
+    """
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    largest = eigenvalues[-1].clamp(min=TINY)
+    kept = eigenvalues > largest * max(len(gram) * torch.finfo(gram.dtype).eps, floor**2)
+    if not kept.any():
+        return torch.zeros_like(gram)
+    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    chosen = {"min": eigenvalues.min, "median": eigenvalues.median, "rmse": eigenvalues.mean}[scale]()
+    return chosen.sqrt() * (vectors / eigenvalues.sqrt()) @ vectors.T

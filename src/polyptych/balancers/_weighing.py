@@ -1,0 +1,97 @@
+"""Balancers that weigh losses and make one ordinary backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polyptych import distributed
+from polyptych.balancers._base import Balancer, Pass, add
+from polyptych.balancers._engine import undisturbed
+from polyptych.types import Output
+
+
+class LossBalancer(Balancer):
+    """Weights are a function of the losses: ``sum_t weight_t * loss_t``. A subclass implements :meth:`weigh`, or, if it
+    learns parameters, :meth:`objective`.
+
+    The weights belong to the losses of the whole step. With gradient accumulation these are known only after the last
+    forward pass, so every micro-batch runs twice, the first time without gradients; a subclass whose weights do not
+    depend on the current losses sets ``needs_losses`` to False and is spared that. Several processes agree on the
+    weights, because each sees the mean of all losses.
+    """
+
+    needs_losses: bool = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Balancer.Config):
+        pass
+
+    def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        """Constant weights for a step.
+
+        Args:
+            losses: of the active tasks, detached, float32 or float64, on the device, the same in every process. (If
+                not ``needs_losses``: those of the first micro-batch only.)
+            tasks: their names.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither weigh nor objective")
+
+    def objective(self, losses: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """What is minimized, as a differentiable function of the losses of the active tasks and of this balancer's
+        parameters. Its derivatives by the losses are the weights. By default the sum that :meth:`weigh` weighs."""
+        vector = torch.stack(list(losses.values()))
+        return (self.weigh(vector.detach(), tuple(losses)) * vector).sum()
+
+    def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output | None = None,
+                 scale: float | Tensor = 1.0, active: Collection[str] | None = None) -> dict[str, float | Tensor]:
+        return self.accumulate([lambda: (losses, output)], network, scale, active)[1]
+
+    def accumulate(self, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor = 1.0,
+                   active: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
+        self.begin()
+        weights: dict[str, Tensor] | None = None
+        if len(passes) > 1 and self.needs_losses:
+            known: dict[str, Tensor] = {}
+            with undisturbed(network), torch.no_grad():
+                for run in passes:
+                    known = add(known, run()[0])
+            weights = self._weights(known, scale, active)
+        total: dict[str, Tensor] = {}
+        for run in passes:
+            losses, _ = run()
+            weights = self._weights(losses, scale, active) if weights is None else weights
+            # Inactive tasks take part with weight 0: DistributedDataParallel waits for the gradients of their heads.
+            (torch.stack([weights[task] * loss for task, loss in losses.items()]).sum() * scale).backward()
+            total = add(total, losses)
+        self.steps += 1
+        return total, {**(weights or {})}
+
+    def _weights(self, losses: dict[str, Tensor], scale: float | Tensor,
+                 active: Collection[str] | None) -> dict[str, Tensor]:
+        """The derivatives of the objective by the losses; those by this balancer's parameters go to ``.grad``."""
+        tasks = tuple(task for task in losses if active is None or task in active)
+        none = {task: torch.zeros_like(loss.detach()) for task, loss in losses.items()}
+        if not tasks:
+            return none
+        whole = distributed.mean(torch.stack([losses[task].detach() for task in tasks])).requires_grad_()
+        own = list(self.parameters())
+        with torch.enable_grad():
+            objective = self.objective(dict(zip(tasks, whole.unbind(), strict=True)))
+        weights, *gradients = torch.autograd.grad(objective, [whole, *own], allow_unused=True)
+        finite = torch.isfinite(weights).all()
+        for parameter, gradient in zip(own, gradients, strict=True):
+            if gradient is not None:
+                gradient = torch.where(finite & torch.isfinite(gradient), gradient, 0) * scale
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self._count(finite)
+        return none | dict(zip(tasks, torch.where(finite, weights, torch.ones_like(weights)).unbind(), strict=True))
+
+    def _count(self, finite: Tensor) -> None:
+        """Steps with equal weights because the method's were not finite, counted where the tensors are."""
+        before = self.diagnostics.get("fallbacks", torch.zeros((), dtype=torch.long, device=finite.device))
+        self.diagnostics["fallbacks"] = before + (~finite).long()

@@ -1,0 +1,52 @@
+"""Aligned-MTL: gradients are made orthogonal and equally long, by the nearest change that does so.
+
+Source: Senushkin, Patakin, Kuznetsov and Konushin, CVPR 2023, arXiv 2305.19000
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.balancers import _solvers as solvers
+from polyptych.balancers._gradients import GramBalancer
+from polyptych.balancers._task_numbers import check_number
+
+
+class AlignedMTL(GramBalancer):
+    """``w = B 1`` with ``B = s V S^(-1/2) V^T``, where ``G = V S V^T`` are the inner products of the gradients in their
+    eigenvectors, and s is the smallest singular value of the gradients: their condition number becomes 1.
+
+    Singular values below ``floor`` times the largest count as zero. The paper has no floor but rounding; gradients are
+    float32 here, whose inner products do not tell smaller ones from noise, and with the scale of the smallest one the
+    step would shrink to that noise. LibMTL's version does not run on torch 2; torchjd takes the mean of the aligned
+    gradients, this and LibMTL the sum.
+
+    Scale: the method's own; K for orthogonal gradients of one length, less otherwise. Heads get unweighted gradients.
+    Cost per step: by level.
+
+    Raises:
+        InputError: a floor outside of [0, 1).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GramBalancer.Config):
+        weight_heads: bool = False
+        """Whether the parameters of one task alone get its weight too."""
+        scale: Literal["min", "median", "rmse"] = "min"
+        """Length of the aligned gradients: smallest, median or root mean square singular value."""
+        floor: float = 1e-4
+        """Singular values below this share of the largest count as zero."""
+
+    config: Config
+
+    def __init__(self, config: Config, *, standard_weights: dict[str, float]):
+        super().__init__(config, standard_weights=standard_weights)
+        check_number("floor", config.floor, 0 <= config.floor < 1, "a number of at least 0 and below 1")
+
+    def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
+              tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        return solvers.balanced_transform(gram, self.config.scale, floor=self.config.floor).sum(1)

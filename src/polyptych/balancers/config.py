@@ -1,0 +1,50 @@
+"""ConFIG: a step that has the same positive cosine with every task's gradient.
+
+Source: Liu, Chu and Thuerey, ICLR 2025, arXiv 2408.11104
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.balancers import _solvers as solvers
+from polyptych.balancers._gradients import GramBalancer
+
+FLOOR = 1e-8  # eigenvalues of the cosines below this share of the largest are those of dependent gradients
+
+
+class ConFIG(GramBalancer):
+    """The direction d is that of ``sum_t c_t u_t`` with ``C c = 1``, where u are the directions of the gradients and C
+    is the matrix of their cosines; the length is ``sum_t g_t . d``, so that gradients that agree count in full.
+
+    The authors (and torchjd) apply the pseudoinverse to the matrix of all gradients; its result is a function of the
+    cosines, and this takes the pseudoinverse of those. Where gradients point exactly against each other there is no
+    such direction, and the weights are zero. So is that of a task whose gradient is zero.
+
+    Scale: K for gradients of one direction, 1 for orthogonal ones of one length. Heads get unweighted gradients. Cost
+    per step: by level.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GramBalancer.Config):
+        weight_heads: bool = False
+        """Whether the parameters of one task alone get its weight too."""
+
+    def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
+              tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        return solvers.where_present(gram, 0, conflict_free)
+
+
+def conflict_free(gram: Float[Tensor, "t t"]) -> Float[Tensor, " t"]:
+    """The weights of ConFIG; all tasks must have a gradient."""
+    cosine, lengths = solvers.cosines(gram)
+    shares = torch.linalg.pinv(cosine, rtol=FLOOR, hermitian=True).sum(1)
+    projections = cosine @ shares  # of the direction onto each gradient's; the squared length is shares @ projections
+    squared = shares @ projections
+    if float(squared) < FLOOR:
+        return torch.zeros_like(shares)
+    return (lengths @ projections) / squared * shares / lengths

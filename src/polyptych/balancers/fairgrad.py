@@ -1,0 +1,53 @@
+"""FairGrad: a step of alpha-fair improvements, from the sum over the bargain to the worst task.
+
+Source: Ban and Ji, ICML 2024, arXiv 2402.15638
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.balancers import _solvers as solvers
+from polyptych.balancers._gradients import GramBalancer
+from polyptych.balancers._task_numbers import check_number
+
+RIDGE = 1e-8  # of the diagonal; without it gradients that cancel exactly have no answer
+
+
+class FairGrad(GramBalancer):
+    """``G a = a^(-1 / alpha)`` with ``a > 0``; the step is ``K sum_t a_t g_t``, with the factor K of the authors' code.
+
+    alpha is 1 for proportional fairness (Nash-MTL but for scale), it tends to the plain sum near 0 and to the worst
+    task for large values. The authors' experiments have 2, and clip the shared gradient to norm 1. They solve the
+    equations by nonlinear least squares; here it is Newton's method on the same convex problem as in Nash-MTL. LibMTL
+    differs: alpha 1, neither factor nor clipping, heads with weighted gradients. A task whose gradient is zero takes
+    no part and has weight 1.
+
+    Scale: the method's own; weights go with the gradients' size to the power of ``-2 alpha / (alpha + 1)``. Heads get
+    unweighted gradients. Cost per step: by level.
+
+    Raises:
+        InputError: alpha that is not above 0.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GramBalancer.Config):
+        weight_heads: bool = False
+        """Whether the parameters of one task alone get its weight too."""
+        clip_shared: float = 1.0
+        """Largest norm of the gradient of the shared parameters; 0 does not clip."""
+        alpha: float = 2.0
+        """Fairness: 1 is proportional, more favors tasks that improve little."""
+
+    def __init__(self, config: Config, *, standard_weights: dict[str, float]):
+        super().__init__(config, standard_weights=standard_weights)
+        check_number("alpha", config.alpha, config.alpha > 0, "a number above 0")
+        self.alpha = config.alpha
+
+    def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
+              tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        return solvers.where_present(
+            gram, 1, lambda g: len(tasks) * solvers.balance_point(g, 1 / self.alpha, ridge=RIDGE))

@@ -1,0 +1,28 @@
+"""Geometric mean of the losses, whose gradient does not depend on their scales.
+
+Source: Chennupati, Sistu, Yogamani and Rawashdeh, CVPR workshops 2019, arXiv 1904.08492
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.balancers._task_numbers import SMALLEST
+from polyptych.balancers._weighing import LossBalancer
+
+
+class GLS(LossBalancer):
+    """``(prod_t loss_t)^(1/K)``, so task t weighs ``w_t = (prod_u loss_u)^(1/K) / (K loss_t)``.
+
+    Every task has the same share in the total: ``w_t loss_t`` is the geometric mean over K. Losses are positive; one
+    below 1e-8 counts as 1e-8. The mean is taken of logarithms, as the plain product of LibMTL over- and underflows
+    with many tasks. Tasks without a label in a step have no part in the product.
+
+    Scale: the sum of the weights is free; it is 1 where all losses are equal. Heads get weighted gradients. Cost per
+    step: one backward pass.
+    """
+
+    def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        logarithms = losses.clamp(min=SMALLEST).log()
+        return (logarithms.mean() - logarithms).exp() / len(tasks)

@@ -1,0 +1,115 @@
+"""GradNorm: weights that make all tasks train at similar rates, by the sizes of their gradients.
+
+Source: Chen, Badrinarayanan, Lee and Rabinovich, ICML 2018, arXiv 1711.02257
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.balancers._adam import TaskAdam
+from polyptych.balancers._gradients import GramBalancer, Level
+from polyptych.balancers._task_numbers import SMALLEST, check_known, check_number, numbers
+
+LEAST = 1e-4  # of a weight
+
+
+class GradNorm(GramBalancer):
+    """Weights w are learned so that ``w_t n_t`` comes near ``mean_u(w_u n_u) r_t^alpha``.
+
+    n_t is the norm of the gradient of loss_t in the last shared layer, and r_t the inverse training rate: the share
+    of the initial loss that is left, ``loss_t / initial_t``, over its mean over tasks. The objective
+    ``sum_t |w_t n_t - target_t|`` has targets that are constants and norms that do not depend on w, so its gradient
+    is ``sign(w_t n_t - target_t) n_t``: no second differentiation. After each step of an optimizer of their own the
+    weights are scaled to sum to K; they are at least 1e-4. As in the paper's algorithm, a step uses the weights from
+    before its own update.
+
+    Adam takes steps of about its learning rate whatever the size of gradients, ``sgd`` takes them in proportion to
+    it; the paper names neither that choice nor the rate of 0.025 beyond doubt [recall]. The initial loss is that of
+    the first batch, the mean over the first ``initial_steps``, or what ``initial`` names (log C for a cross entropy
+    of C classes). A task without a label in a step keeps its weight and its moments.
+
+    Where scales differ by far more than 1 / ``learning_rate``, the smallest weight is less than a step of Adam and
+    jumps between its bound and a multiple of what it should be: lower the rate, or bring the losses nearer first.
+
+    LibMTL differs: softmax weights in the network's optimizer (with its weight decay), norms over all shared
+    parameters, initial losses of a whole epoch in which nothing is balanced, and heads with unweighted gradients.
+
+    Scale: the weights sum to K. Heads get weighted gradients. Cost per step: one backward pass, and that of the
+    heads alone once more per task.
+
+    Raises:
+        InputError: an option out of range, or an initial loss for a task that the run does not have.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GramBalancer.Config):
+        level: Level = "layer"
+        """Gradients of the last shared layer, as in the paper, of all shared parameters, or of the shared features."""
+        alpha: float = 1.5
+        """How strongly slow tasks are pulled forward; 0 makes all gradients equally large."""
+        learning_rate: float = 0.025
+        """Of the weights."""
+        optimizer: Literal["adam", "sgd"] = "adam"
+        """What moves the weights."""
+        initial_steps: int = 1
+        """Steps over which the initial loss is averaged."""
+        initial: dict[str, float] = field(default_factory=dict)
+        """Initial loss by task, where it is known beforehand."""
+
+    weights: Tensor
+    initial: Tensor
+    seen: Tensor
+
+    def __init__(self, config: Config, *, standard_weights: dict[str, float]):
+        super().__init__(config, standard_weights=standard_weights)
+        check_number("alpha", config.alpha, config.alpha >= 0, "a number of at least 0")
+        check_number("learning_rate", config.learning_rate, config.learning_rate > 0, "a number above 0")
+        check_number("initial_steps", config.initial_steps, config.initial_steps >= 1, "at least 1 step")
+        check_known("initial", config.initial, self.tasks)
+        for task, value in config.initial.items():
+            check_number(f"initial of '{task}'", value, value > 0, "a number above 0")
+        self.alpha, self.rate, self.initial_steps = config.alpha, config.learning_rate, config.initial_steps
+        self.adam = TaskAdam(len(self.tasks), learning_rate=self.rate) if config.optimizer == "adam" else None
+        self.register_buffer("weights", numbers(self.tasks, 1.0))
+        self.register_buffer("initial", numbers(self.tasks))
+        self.register_buffer("seen", torch.zeros(len(self.tasks), dtype=torch.int64))  # losses in ``initial``
+        for task, value in config.initial.items():
+            self.initial[self.tasks.index(task)], self.seen[self.tasks.index(task)] = value, config.initial_steps
+
+    def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
+              tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        here, norms = self.positions(tasks), gram.diagonal().clamp(min=0).sqrt()
+        self._remember(losses, here)
+        left = losses.clamp(min=SMALLEST) / self.initial[here].clamp(min=SMALLEST)
+        weights = self.weights[here]
+        sizes = weights * norms
+        targets = sizes.mean() * (left / left.mean()) ** self.alpha
+        self._move(torch.sign(sizes - targets) * norms, here)
+        return weights
+
+    def _remember(self, losses: Float[Tensor, " t"], here: list[int]) -> None:
+        """Go on averaging the initial losses, of the tasks that have not seen enough of them."""
+        seen, initial = self.seen[here], self.initial[here]
+        more = seen < self.initial_steps
+        self.initial[here] = torch.where(more, (initial * seen + losses) / (seen + 1), initial)
+        self.seen[here] = seen + more
+
+    def _move(self, gradient: Float[Tensor, " t"], here: list[int]) -> None:
+        """One step of the weights; their sum stays."""
+        total = self.weights[here].sum()
+        if self.adam is None:
+            self.weights[here] -= self.rate * gradient
+        else:
+            moving = torch.zeros(len(self.tasks), dtype=torch.bool)
+            moving[here] = True
+            everywhere = torch.zeros_like(self.weights)
+            everywhere[here] = gradient
+            self.adam.step(self.weights, everywhere, moving)
+        moved = self.weights[here].clamp(min=LEAST)
+        self.weights[here] = moved * (total / moved.sum())

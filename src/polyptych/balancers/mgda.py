@@ -1,0 +1,56 @@
+"""MGDA: the shortest vector in the convex hull of the tasks' gradients, along which every loss falls.
+
+Source: Sener and Koltun, NeurIPS 2018, arXiv 1810.04650; Desideri, Comptes Rendus Mathematique 350, 2012
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.balancers import _solvers as solvers
+from polyptych.balancers._gradients import GramBalancer, Level
+from polyptych.balancers._task_numbers import SMALLEST
+
+
+class MGDA(GramBalancer):
+    """``w = argmin |sum_t w_t g_t / s_t|`` over weights that are not negative and sum to 1; the step is
+    ``sum_t w_t g_t``.
+
+    s are the sizes by which gradients are normalized before they are compared: 1, the norm of g, the loss, or their
+    product. As in the authors' code, they do not enter the step [recall]. The default level is the paper's upper bound
+    (MGDA-UB), with gradients of the shared features, sample by sample. LibMTL sums these over the batch first, which
+    is another problem.
+
+    The problem is solved exactly by an active set; the authors and torchjd stop Frank-Wolfe iterations early. A task
+    whose gradient is zero would make zero the answer and stop all others, so it is left out and gets no weight. Two
+    things to know: without normalization the task of the smallest gradient gets nearly all the weight, and near a
+    Pareto stationary point the step is short.
+
+    Scale: the weights sum to 1. Heads get unweighted gradients, as in the paper's algorithm. Cost per step: by level.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GramBalancer.Config):
+        level: Level = "representation"
+        """Gradients of the shared features (the paper's MGDA-UB), of all shared parameters, or of the last layer."""
+        weight_heads: bool = False
+        """Whether the parameters of one task alone get its weight too."""
+        normalization: Literal["none", "l2", "loss", "loss+"] = "l2"
+        """Divide gradients by 1, their norm, the loss, or norm times loss before they are compared."""
+
+    config: Config
+
+    def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
+              tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        here = solvers.present(gram)
+        sizes = gram.diagonal().new_ones(len(gram))
+        if self.config.normalization in ("l2", "loss+"):
+            sizes = sizes * gram.diagonal().sqrt()
+        if self.config.normalization in ("loss", "loss+"):
+            sizes = sizes * losses.clamp(min=SMALLEST)
+        sizes = sizes.where(here, 1)
+        return solvers.where_present(gram / sizes / sizes[:, None], 0, solvers.min_norm_point)

@@ -1,0 +1,49 @@
+"""UPGrad: each gradient is projected to where no task gets worse, and the projections are averaged.
+
+Source: Quinton and Rey, 2024, arXiv 2406.16232
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.balancers import _solvers as solvers
+from polyptych.balancers._gradients import GramBalancer
+from polyptych.balancers._task_numbers import check_number
+
+
+class UPGrad(GramBalancer):
+    """``sum_t P(g_t / K)``, where ``P(x)`` is the vector nearest to x that has no negative product with any gradient.
+
+    The weights of one projection are ``argmin_{v >= u} v^T G v`` with u the weights of what is projected. G is divided
+    by its trace, and ``ridge`` is added to its diagonal, as by the authors (torchjd); these small problems are
+    nonnegative least squares, solved exactly. Unlike there, gradients of any size count, however small.
+
+    Scale: the mean where no gradients conflict, more where they do. Heads get unweighted gradients. Cost per step: by
+    level.
+
+    Raises:
+        InputError: a ridge below 1e-10, where the problem is no longer well posed.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GramBalancer.Config):
+        weight_heads: bool = False
+        """Whether the parameters of one task alone get its weight too."""
+        ridge: float = 1e-4
+        """Added to the diagonal of the inner products, whose trace is 1."""
+
+    def __init__(self, config: Config, *, standard_weights: dict[str, float]):
+        super().__init__(config, standard_weights=standard_weights)
+        check_number("ridge", config.ridge, config.ridge >= solvers.RIDGE, f"a number of at least {solvers.RIDGE:g}")
+        self.ridge = config.ridge
+
+    def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
+              tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        one = torch.eye(len(gram), dtype=gram.dtype)
+        ridged = gram / gram.trace().clamp(min=solvers.TINY) + self.ridge * one
+        return torch.stack([solvers.project_to_dual_cone(ridged, own) for own in one / len(one)]).sum(0)

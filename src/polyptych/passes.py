@@ -1,0 +1,106 @@
+"""The forward passes of an optimizer step: from micro-batches to losses that are normalized over the whole step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from polyptych import distributed
+from polyptych.balancers._base import Pass, add
+from polyptych.balancers._engine import undisturbed
+from polyptych.tasks._base import Task
+from polyptych.types import Batch, Loss, Output
+
+
+class Passes:
+    """One pass for every micro-batch of a step.
+
+    A loss is the sum over valid pixels divided by their number in all micro-batches and processes. Processes average
+    their gradients, so each multiplies its part by their number: the mean is the gradient of the whole batch.
+
+    Attributes:
+        counts: valid pixels of each task in the step, over all processes.
+        active: the tasks that have any.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[[Tensor], Output], tasks: dict[str, Task],
+                 micro_batches: Sequence[Batch], device: torch.device, memory_format: torch.memory_format,
+                 autocast: Callable[[], torch.autocast]):
+        # Counted where the loader left the masks: a device would have to be waited for.
+        counts = torch.tensor([sum(int(b.valid[task].sum()) for b in micro_batches) for task in tasks],
+                              dtype=torch.float64)
+        if distributed.world() > 1:
+            counts = distributed.total(counts.to(device))
+        self.counts = dict(zip(tasks, counts.tolist(), strict=True))
+        self.active = {task for task, count in self.counts.items() if count}
+        self._model, self._forward, self._tasks, self._autocast = model, forward, tasks, autocast
+        self._batches = [batch.to(device, memory_format) for batch in micro_batches]
+        self._random = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def __call__(self) -> list[Pass]:
+        return [partial(self._run, batch) for batch in self._batches]
+
+    def again(self, network: nn.Module) -> dict[str, Tensor]:
+        """The losses of the step as the network is now, over all processes: with the same random numbers as before, and
+        without a trace in gradients, batch statistics and the random numbers to come."""
+        total: dict[str, Tensor] = {}
+        with undisturbed(network), torch.no_grad():
+            torch.set_rng_state(self._random[0])
+            if self._random[1] is not None:
+                torch.cuda.set_rng_state(self._random[1])
+            for run in self():
+                total = add(total, run()[0])
+        return {task: distributed.mean(loss) for task, loss in total.items()}
+
+    def _run(self, batch: Batch) -> tuple[dict[str, Tensor], Output]:
+        with self._synchronized(batch is self._batches[-1]), self._autocast():
+            output = self._forward(batch.image)
+        return {name: total_loss(task, name, output, batch).sum * (distributed.world() / max(self.counts[name], 1))
+                for name, task in self._tasks.items()}, output
+
+    def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """DistributedDataParallel exchanges gradients once per step, with the last micro-batch."""
+        if isinstance(self._model, nn.parallel.DistributedDataParallel) and not last:
+            return self._model.no_sync()
+        return contextlib.nullcontext()
+
+
+class EpochMeans:
+    """Mean training losses of an epoch, over valid pixels and processes."""
+
+    def __init__(self, tasks: Sequence[str], device: torch.device):
+        self._tasks = tuple(tasks)
+        self._sums = torch.zeros(2, len(self._tasks), dtype=torch.float64, device=device)
+
+    def add(self, losses: dict[str, Tensor], counts: dict[str, float]) -> None:
+        """One step more."""
+        number = torch.tensor([counts[task] for task in self._tasks], dtype=torch.float64).to(self._sums.device)
+        self._sums += torch.stack([torch.stack([losses[task] for task in self._tasks]).double() * number, number])
+
+    def take(self) -> dict[str, float]:
+        """The means so far, of the tasks that had labels; begins anew."""
+        sums, numbers = self.saved()
+        self._sums.zero_()
+        return {task: value / number for task, value, number in zip(self._tasks, sums, numbers, strict=True) if number}
+
+    def saved(self) -> list[list[float]]:
+        """What :meth:`restore` needs, as plain numbers; every process must ask."""
+        return distributed.mean(self._sums).tolist()
+
+    def restore(self, saved: list[list[float]]) -> None:
+        self._sums.copy_(torch.tensor(saved, dtype=torch.float64))
+
+
+def total_loss(task: Task, name: str, output: Output, batch: Batch) -> Loss:
+    """A task's loss on its final prediction and on every auxiliary one (deep supervision). The count stays that of
+    the final prediction: auxiliary losses add to the numerator only."""
+    target, valid = batch.target[name], batch.valid[name]
+    loss = task.loss(output.final[name], target, valid)
+    for auxiliary in output.auxiliary:
+        if name in auxiliary.prediction:
+            loss.sum = loss.sum + auxiliary.weight * task.loss(auxiliary.prediction[name], target, valid).sum
+    return loss
