@@ -134,6 +134,11 @@ def test_options_out_of_range_are_refused_by_name(name, options) -> None:
         build(name, **options)
 
 
+def test_a_direction_has_no_weights_to_scale() -> None:
+    with pytest.raises(InputError, match="balancer.sum-to"):
+        build("moco", sum_to="mean")
+
+
 @pytest.mark.parametrize("name", ["mgda", "imtl", "nash_mtl", "aligned_mtl", "config", "upgrad", "dualproj"])
 def test_a_step_improves_every_task(name) -> None:
     """Methods that avoid conflict do so, where a direction without conflict exists."""
