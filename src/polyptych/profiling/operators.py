@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -44,7 +45,7 @@ PER_ELEMENT = _words("""
     cudnn_batch_norm elu glu hardswish hardtanh leaky_relu log_sigmoid_forward logit miopen_batch_norm mish
     native_batch_norm native_group_norm native_layer_norm softplus softshrink threshold
     _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d avg_pool2d avg_pool3d max_pool2d_with_indices
-    max_pool3d_with_indices mkldnn_max_pool2d
+    max_pool3d_with_indices max_unpool2d mkldnn_max_pool2d
     _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact2d grid_sampler_2d grid_sampler_3d
     upsample_bicubic2d upsample_bilinear2d upsample_nearest1d upsample_nearest2d upsample_trilinear3d
     all amax amin any argmax argmin col2im count_nonzero cumsum linalg_vector_norm logsumexp max mean min norm prod std
@@ -52,6 +53,17 @@ PER_ELEMENT = _words("""
     bernoulli native_dropout normal rand rand_like randint randn randn_like randperm uniform
 """)
 """Activations, normalization, pooling, interpolation, reductions and noise: a few operations per element."""
+
+
+def _attention(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, out_shape: Any = None,
+               **__: Any) -> int:
+    """Operations of softmax(Q K^T) V, two per multiply-add; shapes (b heads length width)."""
+    *batch, length, width = query
+    return 2 * prod(batch) * length * key[-2] * (width + value[-1])
+
+
+EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+"""What torch's counter does not know in every version; a formula of its own comes first where it has one."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def count(network: nn.Module, forward: Callable[[], T]) -> tuple[Count, T]:
     Gradients must be recorded meanwhile: without them torch may hand whole layers to fused kernels that have no
     formula.
     """
-    recorder, counter = Recorder(), FlopCounterMode(display=False)
+    recorder, counter = Recorder(), FlopCounterMode(display=False, custom_mapping=EXTRA_FORMULAS)
     with recorder, counter, _attributed(network, counter) as flops:  # the inner one decomposes for the outer one
         result = forward()
     by_operator = {str(packet): n // 2 for packet, n in counter.get_flop_counts().get("Global", {}).items()}
@@ -110,7 +122,7 @@ class Recorder(TorchDispatchMode):
         self.calls: Counter[tuple[str, Kind]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket not in flop_registry:
+        if func.overloadpacket not in flop_registry and func.overloadpacket not in EXTRA_FORMULAS:
             self.calls[str(func.overloadpacket), kind_of(func)] += 1
         return func(*args, **(kwargs or {}))
 
