@@ -71,7 +71,9 @@ class Evaluator:
             "input_size": list(size) if size else None, "label_size": sizes[0] if len(sizes) == 1 else None,
             "image_ids": ids, "batch_size": self.run.batch_size, "processes": distributed.world(),
             "seed": self.run.seed, "seconds": time.monotonic() - start,
-            "tasks": tasks, "skill": sum(entry["skill"] for entry in tasks.values()) / len(tasks),
+            "tasks": tasks,
+            "scores": dataset.scores({name: entry["metrics"] for name, entry in tasks.items()}),
+            "skill": sum(entry["skill"] for entry in tasks.values()) / len(tasks),
         }
 
     def _entry(self, task: Task, metric: Metric, trivial: Metric, final: Metric | None) -> dict[str, Any]:
@@ -94,7 +96,8 @@ class Evaluator:
         def predict(batch: Batch) -> dict[str, Tensor]:
             with torch.autocast(self.device.type, precision, enabled=precision is not torch.float32):
                 raw = network(batch.image).final
-            return {name: task.decode(to_native(raw[name].float(), batch, name)) for name, task in self.tasks.items()}
+            return {name: task.decode(to_native(raw[name].float(), batch, name, task.dense))
+                    for name, task in self.tasks.items()}
 
         return predict
 
@@ -188,9 +191,12 @@ def _named(entry: dict[str, Any]) -> dict[str, Any]:
         for part in ("metrics", "trivial", "higher_is_better")}
 
 
-def to_native(prediction: Tensor, batch: Batch, task: str) -> Tensor:
-    """A raw prediction brought from the image's size to that of the labels, whose padding it leaves at zero."""
+def to_native(prediction: Tensor, batch: Batch, task: str, dense: bool = True) -> Tensor:
+    """A raw prediction brought from the image's size to that of the labels, whose padding it leaves at zero. One that
+    is not dense stays as it is where every image fills its frame."""
     valid, image_size = batch.valid[task], tuple(batch.image.shape[-2:])
+    if not dense and all(info.content == image_size for info in batch.info):
+        return prediction
     size = (valid.shape[-2], valid.shape[-1])
     if all(info.content == image_size and info.native == size for info in batch.info):
         return resize(prediction, size)

@@ -26,24 +26,28 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: Encoder, decoder: Decoder):
+    def __init__(self, encoder: Encoder, decoder: Decoder, whole: frozenset[str] = frozenset()):
         super().__init__()
+        self.whole = whole
         self.encoder, self.decoder = encoder, decoder
         self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1))
 
     @classmethod
     def build(cls, backbone: Backbone.Config, encoder: Encoder.Config, decoder: Decoder.Config,
-              channels: dict[str, int]) -> Network:
+              channels: dict[str, int], whole: frozenset[str] = frozenset()) -> Network:
         """
         Args:
             channels: how many channels each task predicts, in the order of the tasks.
+            whole: tasks that say one thing about the whole image.
         """
         encoder_module = encoder.build(backbone=backbone, tasks=tuple(channels))
-        return cls(encoder_module, decoder.build(features=encoder_module.spec, channels=channels))
+        return cls(encoder_module, decoder.build(features=encoder_module.spec, channels=channels), whole)
 
     def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Output:
-        """RGB, uint8 or float in [0, 1], of any size; ``final`` has the size of the image.
+        """RGB, uint8 or float in [0, 1], of any size; ``final`` has the size of the image, but for the tasks of
+        ``whole``, which keep the decoder's resolution where nothing was padded: thousands of classes would fill the
+        memory with enlarged maps, only to be averaged.
 
         Auxiliary predictions keep their own resolution, unless the image had to be padded: then they are brought to
         the size of the image too, because only there can the padding be cut off exactly.
@@ -70,7 +74,8 @@ class Network(nn.Module):
         padded = (height + below, width + right)
 
         def to_image(predictions: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {task: resize(x, padded)[..., :height, :width] for task, x in predictions.items()}
+            return {task: x if task in self.whole and padded == (height, width) else
+                    resize(x, padded)[..., :height, :width] for task, x in predictions.items()}
 
         auxiliary = output.auxiliary
         if below or right:

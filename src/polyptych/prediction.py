@@ -51,7 +51,8 @@ def predict_image(network: Network, tasks: dict[str, Task], image: Tensor,
     device = next(network.parameters()).device
     native = (int(image.shape[-2]), int(image.shape[-1]))
     output = network(Geometry.resize(native, size or native).image(image)[None].to(device))
-    return {name: task.decode(resize(output.final[name].float(), native))[0].cpu() for name, task in tasks.items()}
+    return {name: task.decode(resize(raw, native) if task.dense else raw)[0].cpu()
+            for name, task in tasks.items() for raw in [output.final[name].float()]}
 
 
 def paint_all(tasks: dict[str, Task], decoded: dict[str, Tensor], image: np.ndarray) -> dict[str, np.ndarray]:

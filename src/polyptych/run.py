@@ -133,7 +133,8 @@ class Run:
         """The network; ``pretrained=False`` fetches no weights, for when a checkpoint is about to fill it."""
         channels = {name: task.channels for name, task in tasks.items()}
         backbone = self.backbone if pretrained else self.backbone.without_weights()
-        return Network.build(backbone, self.encoder, self.decoder, channels)
+        whole = frozenset(name for name, task in tasks.items() if not task.dense)
+        return Network.build(backbone, self.encoder, self.decoder, channels, whole)
 
     def build_balancer(self, tasks: dict[str, Task]) -> Balancer:
         return self.balancer.build(standard_weights={name: task.standard_weight for name, task in tasks.items()})

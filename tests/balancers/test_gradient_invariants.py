@@ -135,7 +135,7 @@ def test_options_out_of_range_are_refused_by_name(name, options) -> None:
 
 
 def test_a_direction_has_no_weights_to_scale() -> None:
-    with pytest.raises(InputError, match="balancer.sum-to"):
+    with pytest.raises(InputError, match=r"balancer\.sum-to"):
         build("moco", sum_to="mean")
 
 

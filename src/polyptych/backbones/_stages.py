@@ -80,7 +80,7 @@ def _cut_list(network: FeatureListNet, finest: int) -> Cut:
               if info[int(index)]["reduction"] >= finest}
     stages, taps = _cut_sequence(network.items(), set(tapped))
     if network.output_fmt.value == "NHWC":
-        stages = [ChannelsFirst(stage, image=i == 0) for i, stage in enumerate(stages)]
+        stages = [ChannelsFirst(stage, enters_last=i > 0, leaves_last=True) for i, stage in enumerate(stages)]
     return Cut(stages, taps, [f["num_chs"] for f in tapped.values()], [f["reduction"] for f in tapped.values()],
                concatenate=network.concat)
 
@@ -118,14 +118,38 @@ def _join(modules: list[nn.Module]) -> nn.Module:
 
 
 class ChannelsFirst(nn.Module):
-    """A stage of a network that works on (b h w c), seen from outside as working on (b c h w)."""
+    """A stage that takes or gives (b h w c), seen from outside as working on (b c h w)."""
 
-    def __init__(self, stage: nn.Module, image: bool):
+    def __init__(self, stage: nn.Module, enters_last: bool, leaves_last: bool):
         super().__init__()
-        self.stage, self.image = stage, image
+        self.stage, self.enters_last, self.leaves_last = stage, enters_last, leaves_last
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        return self.stage(x if self.image else x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = self.stage(x.permute(0, 2, 3, 1) if self.enters_last else x)
+        return y.permute(0, 3, 1, 2) if self.leaves_last else y
+
+
+def put_channels_first(stages: list[nn.Module], states: list[Any], height: int, width: int) -> list[nn.Module]:
+    """Stages whose states are (b c h w), also where some of those between the stages were (b h w c).
+
+    Args:
+        states: what the stages gave for an image of this height and (other) width.
+    """
+    def is_grid(rows: int, columns: int) -> bool:
+        return rows * width == columns * height
+
+    last = [isinstance(x, Tensor) and not is_grid(x.shape[2], x.shape[3]) and is_grid(x.shape[1], x.shape[2])
+            for x in states]
+    return [ChannelsFirst(stage, enters, leaves) if enters or leaves else stage
+            for stage, enters, leaves in zip(stages, [False, *last], last, strict=False)]
+
+
+def leave_inputs_alone(stages: Iterable[nn.Module]) -> None:
+    """Let no stage begin with an activation that writes into the state that enters (VGG's do): it has other readers."""
+    for stage in stages:
+        first: Any = next(module for module in stage.modules() if not any(True for _ in module.children()))
+        if hasattr(first, "inplace"):
+            first.inplace = False
 
 
 # -- HRNet -----------------------------------------------------------------------------------------------------------

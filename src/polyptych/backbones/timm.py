@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from polyptych.backbones._base import Backbone
 from polyptych.backbones._feature_pyramid import SimpleFeaturePyramid
-from polyptych.backbones._stages import cut
+from polyptych.backbones._stages import cut, leave_inputs_alone, put_channels_first
+from polyptych.backbones._states import maps_of
 from polyptych.backbones._weights import create_pretrained, load_file
 from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec
@@ -70,7 +71,9 @@ class Timm(Backbone):
         published: Any = network.pretrained_cfg
         cut_network = cut(network, FINEST_STRIDE)
         self.stages = nn.ModuleList(cut_network.stages)
+        leave_inputs_alone(self.stages)
         self._taps, self._concatenate = cut_network.taps, cut_network.concatenate
+        self.has_stem = len(self.stages) > 1 and (self._taps is None or 0 not in self._taps)
         self.pyramid = None
         declared: Sequence[int] = cut_network.strides
         if cut_network.plain:
@@ -83,6 +86,10 @@ class Timm(Backbone):
     def features(self, states: list[Any]) -> Features:
         maps = states[-1] if self._taps is None else [self._tapped(states[i]) for i in self._taps]
         return Features(tuple(maps if self.pyramid is None else self.pyramid(maps[-1])))
+
+    def grids(self, state: Any) -> list[Tensor]:
+        """Without the prefix tokens of a transformer, which come second."""
+        return maps_of(state)[:1] if self.pyramid is not None and len(self.stages) > 1 else maps_of(state)
 
     def _tapped(self, state: Tensor | tuple[Tensor, ...]) -> Tensor:
         if isinstance(state, Tensor):
@@ -97,13 +104,15 @@ class Timm(Backbone):
         for multiple in (stride, native) if native % stride == 0 else (stride,):
             height, width = 2 * multiple, 3 * multiple
             try:
-                maps = self(torch.zeros(1, 3, height, width)).maps
+                states = self.run(torch.zeros(1, 3, height, width))
+                maps = self.features(states).maps
             except Exception as error:
                 reason = f"{error}".partition("\n")[0]
                 continue
             spec = FeatureSpec(tuple(x.shape[1] for x in maps), tuple(height // x.shape[2] for x in maps))
             if all((x.shape[2] * s, x.shape[3] * s) == (height, width)
                    for x, s in zip(maps, spec.strides, strict=True)):
+                self.stages = nn.ModuleList(put_channels_first(list(self.stages), states, height, width))
                 self.train()
                 return spec, multiple
             reason = f"its maps have sizes {', '.join(f'{x.shape[2]}x{x.shape[3]}' for x in maps)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from polyptych.component import Catalog, Component
@@ -52,6 +53,11 @@ class Dataset(Component, ABC):
             if task not in self.labels:
                 raise InputError(f"task '{task}'", f"dataset {config.name}, which has no labels for it",
                                  f"one of {', '.join(self.labels)}", "leave the task out or choose another dataset")
+
+    def scores(self, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Numbers that this dataset makes of the metrics of all its tasks, by name; none by default. They are written
+        and shown beside the skill and choose nothing."""
+        return {}
 
     @abstractmethod
     def __len__(self) -> int:

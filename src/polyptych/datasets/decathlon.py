@@ -5,6 +5,8 @@ Source: Rebuffi, Bilen, Vedaldi, NeurIPS 2017, arXiv 1705.08045
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from polyptych.datasets._decathlon.annotations import Annotated, Annotations, he
 from polyptych.datasets._decathlon.domains import DOMAINS, REFERENCE
 from polyptych.datasets._mixed.mixture import Mixture, checked_weights
 from polyptych.errors import InputError, nearest
+from polyptych.metrics.decathlon import decathlon_score
 from polyptych.types import LabelInfo, Sample, SampleInfo
 
 
@@ -76,6 +79,13 @@ class Decathlon(Dataset):
 
     def index_at(self, position: int, seed: int) -> int:
         return self._mixture.index_at(position, seed)
+
+    def scores(self, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """The decathlon's score, of a run on all ten domains."""
+        accuracy = {name: values["top1"] for name, values in metrics.items()}
+        if accuracy.keys() != DOMAINS.keys() or any(math.isnan(value) for value in accuracy.values()):
+            return {}
+        return {"decathlon_score": decathlon_score(accuracy)}
 
     def read(self, index: int) -> Sample:
         number, own = self._mixture.locate(index)

@@ -147,6 +147,29 @@ class FPNHead(Head):
         return self.predict(total)
 
 
+class LinearHead(Head):
+    """A 1x1 convolution of the coarsest map, or, with a width, a 3x3 convolution to that many channels and then the 1x1
+    one, with nothing between: both are linear.
+
+    Liu, Johns, Davison, CVPR 2019, arXiv 1803.10704: MTAN's SegNet predicts with width 64. Without width and averaged
+    over the image, as the task ``classification`` does, it is global average pooling and a linear layer, the classifier
+    of MTAN's WRN. (That averages 8x8 of its 9x9 positions; here it is all of them.)
+    """
+
+    def __init__(self, spec: FeatureSpec, channels: int, width: int = 0):
+        super().__init__(spec, channels, width)
+        inside = width or spec.channels[-1]
+        self.mix = nn.Conv2d(spec.channels[-1], width, 3, padding=1) if width else nn.Identity()
+        self.predict = nn.Conv2d(inside, channels, 1)
+
+    @staticmethod
+    def gather(features: Features) -> Float[Tensor, "b s h w"]:
+        return features.maps[-1]
+
+    def forward(self, gathered: Float[Tensor, "b s h w"]) -> Float[Tensor, "b c h w"]:
+        return self.predict(self.mix(gathered))
+
+
 class Fusion(nn.Module):
     """HRNetV2's fusion of a pyramid: all scales at the finest one, concatenated, one 1x1 convolution with bias,
     BatchNorm, ReLU. Wang et al., TPAMI 2020, arXiv 1908.07919. ``channels`` is the sum over the pyramid."""

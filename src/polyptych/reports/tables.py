@@ -70,6 +70,7 @@ class Evaluation:
         label_size: native height and width of the labels; None where images differ.
         protocols: notes by id of each published protocol that the numbers belong to.
         other_protocols: why they do not belong to others on the same dataset, by id.
+        scores: numbers that the dataset makes of the metrics of all tasks, by name.
     """
 
     tasks: dict[str, TaskResult]
@@ -88,6 +89,7 @@ class Evaluation:
     seed: int | None = None
     protocols: dict[str, list[str]] = field(default_factory=dict)
     other_protocols: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def read(data: Mapping[str, Any], where: str | Path = "evaluation") -> Evaluation:
@@ -227,7 +229,9 @@ def caption(evaluation: Evaluation) -> str:
     ]
     text = ", ".join(part for part in parts if part)
     facts = f"{text[0].upper()}{text[1:]}. " if text else ""
-    return f"{facts}Trivial: the best constant prediction. Skill: 0 = trivial, 1 = perfect."
+    scores = "".join(f"{name.replace('_', ' ').capitalize()} {value:.4g}. "
+                     for name, value in evaluation.scores.items())
+    return f"{scores}{facts}Trivial: the best constant prediction. Skill: 0 = trivial, 1 = perfect."
 
 
 def format_pair(value: float | None, other: float | None) -> tuple[str, str]:

@@ -36,6 +36,8 @@ class Task(Component, ABC):
         headline: the entry of the metric's result that stands for the task in tables and in delta_mtl.
         higher_is_better: direction of every entry of the metric's result, by name.
         perfect: the headline's value for a perfect prediction.
+        dense: every pixel has a label of its own. Predictions of a task that is not dense, one label for the whole
+            image, may keep whatever resolution they have: its loss and its decoding take any.
         standard_weight: the loss weight customary in the field (ASTMT, survey and ATRC lines of work).
     """
 
@@ -50,6 +52,7 @@ class Task(Component, ABC):
     headline: ClassVar[str]
     higher_is_better: ClassVar[dict[str, bool]]
     perfect: ClassVar[float]
+    dense: ClassVar[bool] = True
     standard_weight: float = 1.0
 
     def __init__(self, config: Config, *, labels: LabelInfo):

@@ -46,6 +46,7 @@ class Classification(Task):
     headline: ClassVar[str] = "top1"
     higher_is_better: ClassVar[dict[str, bool]] = {"top1": True, "top5": True}
     perfect: ClassVar[float] = 100.0
+    dense: ClassVar[bool] = False
     config: Config
 
     def __init__(self, config: Config, *, labels: LabelInfo):

@@ -1,0 +1,186 @@
+"""SegNet: VGG-16 down, its mirror image up, with the places of the maxima remembered on the way.
+
+Source: Badrinarayanan, Kendall, Cipolla, TPAMI 2017, arXiv 1511.00561; as MTAN uses it: Liu, Johns, Davison, CVPR 2019,
+arXiv 1803.10704
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from polyptych.backbones._attention import Attention, Point
+from polyptych.backbones._base import Backbone
+from polyptych.errors import InputError
+from polyptych.types import Features, FeatureSpec
+
+LAYERS = (2, 2, 3, 3, 3)  # convolutions of VGG-16 between two poolings
+
+
+class Switches(NamedTuple):
+    """What unpooling needs of one pooling: where in the map before each maximum was, and the size of that map."""
+
+    places: Int[Tensor, "b c h w"]
+    size: tuple[int, int]
+
+
+class Pooled(NamedTuple):
+    """The state between two blocks: a map, and the switches of the poolings that have not been undone, finest first."""
+
+    map: Float[Tensor, "b c h w"]
+    switches: tuple[Switches, ...]
+
+
+State: TypeAlias = Tensor | Pooled
+"""What a block takes: the image, or what another block made."""
+
+
+class SegNet(Backbone):
+    """Ten stages: five encoder blocks of 2, 2, 3, 3, 3 convolutions that end in max-pooling, and five decoder blocks of
+    3, 3, 3, 2, 2 that begin with unpooling. Every convolution is 3x3 with bias, followed by BatchNorm and ReLU. The
+    pyramid is the last map: full resolution, 64 channels. 24,943,296 parameters.
+
+    Weights begin as MTAN's do: Xavier-normal, biases 0, no ImageNet; images are not normalized. An image may have any
+    size: pooling rounds up, and unpooling restores the size that was.
+
+    Raises:
+        InputError: a width below 1.
+    """
+
+    multiple = 1
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Backbone.Config):
+        width: int = 64
+        """Channels of the first level; the next three have 2, 4 and 8 times as many."""
+        bottom_width: int = 512
+        """Channels of the coarsest level; 1024 is MTAN's wide network."""
+        doubled: bool = False
+        """Two convolutions in place of each one: MTAN's deep network."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        for option in ("width", "bottom_width"):
+            if getattr(config, option) < 1:
+                raise InputError(f"backbone.{option}", str(getattr(config, option)), "1 or more", "raise it")
+        self.times = 2 if config.doubled else 1
+        widths = [*(config.width * factor for factor in (1, 2, 4, 8)), config.bottom_width]
+        above = [3, *widths[:-1]]
+        encoder = [EncoderBlock([a, *[b] * (n * self.times)], self.times)
+                   for a, b, n in zip(above, widths, LAYERS, strict=True)]
+        above[0] = config.width  # the way up ends with the channels of the first level, not with an image
+        decoder = [DecoderBlock([b, *[a] * (n * self.times)], self.times)
+                   for a, b, n in zip(above, widths, LAYERS, strict=True)]
+        self.stages = nn.ModuleList([*encoder, *reversed(decoder)])
+        self.spec = FeatureSpec((config.width,), (1,))
+        self.attention = Attention(tuple(
+            [Point((c,), (c,), (2**i,), bottom=32 if i == len(LAYERS) - 1 else 0) for i, c in enumerate(widths)]
+            + [Point((b,), (a,), (2**i,)) for i, (a, b) in reversed(list(enumerate(zip(above, widths, strict=True))))]),
+            form="plain")
+
+    def features(self, states: list[Pooled]) -> Features:
+        return Features((states[-1].map,))
+
+    def attention_maps(self, image: Float[Tensor, "b 3 h w"]) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """For every block what masks are computed from and what they multiply: on the way down the results of its first
+        and last convolution, on the way up its unpooled input and the result of its last convolution."""
+        state: State = image
+        pairs = []
+        for block in self._blocks():
+            before = block.enter(state)
+            first = block.first(before)
+            last = block.rest(first)
+            pairs.append(([first if isinstance(block, EncoderBlock) else before], [last]))
+            state = block.leave(state, last)
+        return pairs
+
+    def attended_features(self, attended: list[list[Tensor]]) -> Features:
+        """A task's pyramid from its masked maps, one list for every block: the last of them."""
+        return Features((attended[-1][0],))
+
+    def double_inputs(self) -> None:
+        """Let every block but the first take a pair of states, its own and another network's, whose maps it
+        concatenates (each unpooled by its own switches). The last block keeps twice its width up to its last
+        convolution, as in MTAN's dense network."""
+        for i, block in enumerate(self._blocks()):
+            first, *inner, last = block.channels
+            if i == len(self.stages) - 1:
+                inner = [2 * c for c in inner]
+            if i > 0:
+                self.stages[i] = type(block)([2 * first, *inner, last], self.times)
+
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.stages))
+
+
+class Block(nn.Module):
+    """One level on the way down or up. ``enter`` makes the map that the convolutions see, ``first`` and ``rest`` are
+    the convolutions, ``leave`` makes the state for the next block.
+
+    Args:
+        channels: of the map that enters and after each convolution.
+        first: how many convolutions are the first.
+    """
+
+    def __init__(self, channels: Sequence[int], first: int):
+        super().__init__()
+        self.channels = tuple(channels)
+        self.first = _convolutions(self.channels[:first + 1])
+        self.rest = _convolutions(self.channels[first:])
+
+    def forward(self, state: State | tuple[Pooled, Pooled]) -> Pooled:
+        if isinstance(state, Tensor | Pooled):
+            own, x = state, self.enter(state)
+        else:
+            own, x = state[0], torch.cat([self.enter(one) for one in state], dim=1)
+        return self.leave(own, self.rest(self.first(x)))
+
+    def enter(self, state: State) -> Float[Tensor, "b c h w"]:
+        raise NotImplementedError
+
+    def leave(self, state: State, x: Float[Tensor, "b c h w"]) -> Pooled:
+        raise NotImplementedError
+
+
+class EncoderBlock(Block):
+    """Convolutions, then max-pooling by 2, which rounds up."""
+
+    def enter(self, state: State) -> Float[Tensor, "b c h w"]:
+        return state.map if isinstance(state, Pooled) else state
+
+    def leave(self, state: State, x: Float[Tensor, "b c h w"]) -> Pooled:
+        pooled, places = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
+        open_before = state.switches if isinstance(state, Pooled) else ()
+        return Pooled(pooled, (*open_before, Switches(places, (x.shape[-2], x.shape[-1]))))
+
+
+class DecoderBlock(Block):
+    """Unpooling, which puts every value where the maximum was and zeros elsewhere, then convolutions."""
+
+    def enter(self, state: State) -> Float[Tensor, "b c h w"]:
+        assert isinstance(state, Pooled)  # an encoder block comes before
+        places, size = state.switches[-1]
+        return F.max_unpool2d(state.map, places, (2, 2), output_size=size)
+
+    def leave(self, state: State, x: Float[Tensor, "b c h w"]) -> Pooled:
+        assert isinstance(state, Pooled)
+        return Pooled(x, state.switches[:-1])
+
+
+def _convolutions(channels: Sequence[int]) -> nn.Sequential:
+    """3x3 convolutions with bias, BatchNorm and ReLU from each number of channels to the next."""
+    layers: list[nn.Module] = []
+    for a, b in pairwise(channels):
+        convolution = nn.Conv2d(a, b, 3, padding=1)
+        nn.init.xavier_normal_(convolution.weight)
+        nn.init.zeros_(cast(Tensor, convolution.bias))
+        layers += [convolution, nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,87 @@
+"""Networks side by side: a backbone for every task, all running in step, that exchange features between stages."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polyptych.backbones._base import Backbone
+from polyptych.backbones._states import maps_of, probe, with_maps
+from polyptych.encoders._base import Encoder
+from polyptych.errors import InputError
+from polyptych.types import Features, TaskFeatures
+
+
+class SideBySide(Encoder):
+    """Soft parameter sharing. A unit acts on every map of a state by itself: on every branch of HRNet, on the prefix
+    tokens of a transformer too. What is not a map (indices of unpooling) stays with its task.
+
+    Nothing is computed once for all tasks, so ``shared`` is empty.
+    """
+
+    def __init__(self, backbone: Backbone.Config, tasks: tuple[str, ...], after_stem: bool, after_last: bool):
+        super().__init__()
+        backbones = {task: backbone.build() for task in tasks}
+        self.backbones = nn.ModuleDict(backbones)
+        self.spec = {task: own.spec for task, own in backbones.items()}
+        any_backbone = backbones[tasks[0]]
+        self.multiple, self.mean, self.std = any_backbone.multiple, any_backbone.mean, any_backbone.std
+        _, *states = probe(any_backbone)
+        end = len(states) - int(not after_last and len(states) > 1)
+        self.mixed_stages = range(int(any_backbone.has_stem and not after_stem), end)
+        self.units: Any = nn.ModuleList(
+            nn.ModuleList(self.unit(int(x.shape[1]), len(tasks))
+                          for x in (maps_of(state) if stage in self.mixed_stages else []))
+            for stage, state in enumerate(states))
+
+    @abstractmethod
+    def unit(self, channels: int, tasks: int) -> nn.Module:
+        """A module that takes a list of maps (b c h w), one per task, and gives such a list."""
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
+        backbones: list[Any] = list(self.backbones.values())
+        current: list[Any] = [image] * len(backbones)
+        histories: list[list[Any]] = [[] for _ in backbones]
+        for stage, units in enumerate(self.units):
+            current = [own.stages[stage](state) for own, state in zip(backbones, current, strict=True)]
+            if stage in self.mixed_stages:
+                current = exchange(units, current)
+            for history, state in zip(histories, current, strict=True):
+                history.append(state)
+        return TaskFeatures({task: self.finish(task, own, history) for task, own, history
+                             in zip(self.backbones, backbones, histories, strict=True)})
+
+    def finish(self, task: str, backbone: Backbone, states: list[Any]) -> Features:
+        """A task's pyramid from its states, which have gone through the units."""
+        return backbone.features(states)
+
+
+def exchange(units: nn.ModuleList, states: list[Any]) -> list[Any]:
+    """The states of all tasks after their maps went through the units, one for every map of a state."""
+    mixed = [unit(list(maps)) for unit, maps in zip(units, zip(*map(maps_of, states), strict=True), strict=True)]
+    return [with_maps(state, [maps[task] for maps in mixed]) for task, state in enumerate(states)]
+
+
+def start_weights(own: float, tasks: int) -> Float[Tensor, "t t"]:
+    """``own`` for a task's own features, the rest to 1 in equal parts for the others. A task alone has all."""
+    if tasks == 1:
+        return torch.ones(1, 1)
+    identity = torch.eye(tasks)
+    return own * identity + (1 - own) / (tasks - 1) * (1 - identity)
+
+
+def check_start(own: float, learning_rate_factor: float) -> None:
+    """
+    Raises:
+        InputError: not a share, or not a positive factor.
+    """
+    if not 0 <= own <= 1:
+        raise InputError("encoder.own", str(own), "a share between 0 and 1", "change --encoder.own")
+    if not (learning_rate_factor > 0 and math.isfinite(learning_rate_factor)):
+        raise InputError("encoder.learning_rate_factor", str(learning_rate_factor), "a positive number",
+                         "change --encoder.learning-rate-factor")

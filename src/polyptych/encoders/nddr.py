@@ -1,0 +1,120 @@
+"""NDDR-CNN: a network per task, whose features are concatenated and reduced again after every stage.
+
+Source: Gao, Ma, Zhao, Liu, Yuille, CVPR 2019, arXiv 1801.08297
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from polyptych.backbones._base import Backbone
+from polyptych.backbones._states import probe
+from polyptych.decoders._blocks import SingleValueBatchNorm
+from polyptych.encoders._base import Encoder
+from polyptych.encoders._side_by_side import SideBySide, check_start, start_weights
+from polyptych.ops.resize import resize
+from polyptych.types import Features
+
+
+class Nddr(SideBySide):
+    """After a stage, task i goes on with ReLU(BatchNorm(W_i [x_1; ...; x_T])), where W_i is a 1x1 convolution without
+    bias from T times the channels to the channels. W_i begins as multiples of the identity: cross-stitch with its
+    channels connected.
+
+    The paper begins with networks that were trained for one task each. Weight decay of W, which the paper counts as a
+    part of the layer, is the optimizer's (``--optimizer.weight-decay``), as for any convolution.
+
+    The shortcut variant brings the results of all units to the resolution of the coarsest map and reduces them, with
+    that map, to its channels (1x1 convolution, BatchNorm, activation). How the paper starts that convolution is not
+    known here: it begins as the identity on the coarsest map.
+
+    Raises:
+        InputError: ``own`` is not between 0 and 1, or the learning-rate factor is not positive.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Encoder.Config):
+        own: float = 0.9
+        """Weight of a task's own features at the start; the others share the rest equally (survey: 0.9 and 0.1 for the
+        two tasks of NYUD, 0.8 and four times 0.05 on PASCAL)."""
+        shortcut: bool = False
+        """Feed the results of all units to the coarsest map (NDDR-CNN-Shortcut)."""
+        activation: Literal["relu", "none"] = "relu"
+        """After a unit. ReLU is published, for networks whose stages end with one; none keeps the negative features of
+        transformers and ConvNeXts."""
+        after_stem: bool = True
+        """Mix after the stem too (what comes before the first map of the pyramid)."""
+        momentum: float = 0.05
+        """Of the BatchNorm in the units."""
+        learning_rate_factor: float = 1.0
+        """Multiplies the learning rate of the units. The survey names 100, for SGD, but its code loses it at the first
+        epoch: its numbers belong to 1."""
+
+    def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
+        check_start(config.own, config.learning_rate_factor)
+        self.config = config
+        super().__init__(backbone, tasks, config.after_stem, after_last=True)
+        self.shortcuts = nn.ModuleDict(self._shortcuts(tasks) if config.shortcut else {})
+
+    def unit(self, channels: int, tasks: int) -> nn.Module:
+        return NddrUnit([start_weights(self.config.own, tasks)[task].tolist() for task in range(tasks)], channels,
+                        self.config)
+
+    def _shortcuts(self, tasks: tuple[str, ...]) -> dict[str, nn.Module]:
+        backbone = self.backbones[tasks[0]]
+        assert isinstance(backbone, Backbone)
+        before = [x.shape[1] for x in self._early(backbone, probe(backbone)[1:])]
+        channels = self.spec[tasks[0]].channels[-1]
+        reductions: dict[str, nn.Module] = {}
+        for task in tasks:
+            start = torch.zeros(channels, sum(before) + channels)
+            start[:, -channels:] = torch.eye(channels)
+            reductions[task] = Reduction(start, self.config)
+        return reductions
+
+    def _early(self, backbone: Backbone, states: list[Any]) -> list[Tensor]:
+        """The results of all units before those of the last stage."""
+        return [x for stage in self.mixed_stages[:-1] for x in backbone.grids(states[stage])]
+
+    def finish(self, task: str, backbone: Backbone, states: list[Any]) -> Features:
+        maps = backbone.features(states).maps
+        if not self.config.shortcut:
+            return Features(maps)
+        size = (maps[-1].shape[-2], maps[-1].shape[-1])
+        early = [resize(x, size) for x in self._early(backbone, states)]
+        return Features((*maps[:-1], self.shortcuts[task](torch.cat([*early, maps[-1]], dim=1))))
+
+
+class Reduction(nn.Module):
+    """1x1 convolution without bias, BatchNorm, activation. ``start``: initial weights (channels out, channels in)."""
+
+    def __init__(self, start: Tensor, config: Nddr.Config):
+        super().__init__()
+        self.learning_rate_factor = config.learning_rate_factor
+        channels, channels_in = start.shape
+        self.mix = nn.Conv2d(channels_in, channels, 1, bias=False)
+        with torch.no_grad():
+            self.mix.weight.copy_(start[..., None, None])
+        self.norm = SingleValueBatchNorm(channels, momentum=config.momentum)
+        self.activation = nn.ReLU() if config.activation == "relu" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.mix(x)))
+
+
+class NddrUnit(nn.Module):
+    """The reductions of all tasks at one place. ``starts[i][j]``: what task i begins to take of task j."""
+
+    def __init__(self, starts: list[list[float]], channels: int, config: Nddr.Config):
+        super().__init__()
+        identity = torch.eye(channels)
+        self.reductions = nn.ModuleList(Reduction(torch.cat([share * identity for share in row], dim=1), config)
+                                        for row in starts)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        stacked = torch.cat(maps, dim=1)
+        return [reduction(stacked) for reduction in self.reductions]
