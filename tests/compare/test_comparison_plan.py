@@ -11,6 +11,7 @@ from comparison_runs import pretend_finished, two_tasks
 
 from polyptych.balancers.equal import Equal
 from polyptych.comparison.plan import Plan, check_parts, first_difference, folder_name, make_plan, reference_run
+from polyptych.decoders.pad_net import PADNet
 from polyptych.encoders.single import Single
 from polyptych.errors import InputError
 from polyptych.record import decode
@@ -48,6 +49,17 @@ def test_the_reference_trains_every_task_as_if_alone(base: Run) -> None:
     """A balancer whose weights depend on the other tasks would tie the reference's tasks together."""
     assert reference_run(replace(base, balancer=Equal.Config())).balancer == Equal.Config()
     assert reference_run(base).balancer == base.balancer
+
+
+def test_the_reference_of_a_refining_decoder_has_plain_heads(base: Run, tmp_path: Path) -> None:
+    """Networks per task whose decoder lets the tasks read each other are not single-task networks."""
+    refining = replace(base, decoder=PADNet.Config())
+    found = plan(refining, tmp_path, ["single", "shared"], ["fixed"])
+    assert [(m.network, m.reference) for m in found.methods] == [
+        ("single+heads", True), ("single", False), ("shared", False)]
+    chosen = plan(refining, tmp_path, ["shared", "single+heads:head=aspp", "single+heads:head=fpn"], ["fixed"])
+    assert [(m.network, m.reference) for m in chosen.methods] == [
+        ("single+heads:head=aspp", True), ("shared", False), ("single+heads:head=fpn", False)]
 
 
 def test_without_names_the_recipe_is_compared_with_its_reference(base: Run, tmp_path: Path) -> None:

@@ -102,3 +102,15 @@ def test_bfloat16_autocast(encoder, decoder):
     with torch.autocast("cpu", torch.bfloat16):
         final = network(image()).final
     assert all(tuple(x.shape[2:]) == SIZE and x.isfinite().all() for x in final.values())
+
+
+@pytest.mark.parametrize("decoder", DECODERS.names())
+def test_a_decoder_says_whether_tasks_read_each_other(decoder):
+    """On a network per task, a prediction depends on another task's features if and only if the decoder refines."""
+    network = built("single", decoder)
+    features = network.encoder(network.pad(network.normalize(image())))
+    predictions = network.decoder(features).final
+    (first, *_), (*_, last) = predictions, predictions
+    gradients = torch.autograd.grad(predictions[last].sum(), features[first].maps, allow_unused=True)
+    reads = any(g is not None and bool(g.any()) for g in gradients)
+    assert reads == DECODERS.load(decoder).refines

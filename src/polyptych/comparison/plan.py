@@ -16,6 +16,8 @@ from polyptych import __version__
 from polyptych.balancers.equal import Equal
 from polyptych.balancers.fixed import Fixed
 from polyptych.comparison.specification import spell, with_balancer, with_network
+from polyptych.decoders._base import Decoder
+from polyptych.decoders.heads import Heads
 from polyptych.errors import InputError
 from polyptych.record import encode, write_json
 from polyptych.run import Run, read_run, with_components
@@ -136,21 +138,36 @@ def check_parts(plan: Plan) -> None:
 
 
 def reference_run(base: Run) -> Run:
-    """The recipe with a network per task and its own decoder. Its balancer stays if the weights are constant, as
-    then every task trains as if alone; one that adapts would tie the tasks together, so equal weights replace it."""
+    """The recipe with a network per task: its own decoder, or plain heads where tasks refine each other in that one.
+    Its balancer stays if the weights are constant, as then every task trains as if alone; one that adapts would tie the
+    tasks together, so equal weights replace it."""
     single = with_components(base, {"encoder": "single"})
-    constant = isinstance(base.balancer, (Equal.Config, Fixed.Config))
-    return single if constant else dataclasses.replace(single, balancer=Equal.Config())
+    if single.decoder.owner.refines:
+        single = dataclasses.replace(single, decoder=Heads.Config())
+    return single if _constant(base) else dataclasses.replace(single, balancer=Equal.Config())
+
+
+def _constant(run: Run) -> bool:
+    return isinstance(run.balancer, Equal.Config | Fixed.Config)
 
 
 def _with_reference(base: Run, methods: list[Method]) -> list[Method]:
+    """A listed method with a network per task takes the place of the reference where the recipe has no heads of its own
+    for it: they are then the user's choice."""
     run = reference_run(base)
+    if base.decoder.owner.refines:
+        run = next((method.run for method in methods if _constant(method.run)
+                    and method.run.encoder == run.encoder and not method.run.decoder.owner.refines), run)
     same = [method for method in methods if method.run == run]
     network = same[0].network if same else next(
         (method.network for method in methods if method.run.encoder == run.encoder
-         and method.run.decoder == run.decoder), spell(run.encoder))
+         and method.run.decoder == run.decoder), spell(run.encoder, *_unless_same(run.decoder, base.decoder)))
     reference = Method(network, same[0].balancer if same else spell(run.balancer), run, reference=True)
     return [reference, *(method for method in methods if method.run != run)]
+
+
+def _unless_same(decoder: Decoder.Config, given: Decoder.Config) -> list[Decoder.Config]:
+    return [] if decoder == given else [decoder]
 
 
 def folder_name(method: Method) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -14,7 +15,13 @@ CATALOG: Catalog[Decoder] = Catalog("decoder", "polyptych.decoders")
 
 
 class Decoder(nn.Module, Component, ABC):
-    """How predictions are made, and refined by each other."""
+    """How predictions are made, and refined by each other.
+
+    Attributes:
+        refines: tasks read each other's features here, so that a backbone for each does not make single-task networks.
+    """
+
+    refines: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Component.Config):

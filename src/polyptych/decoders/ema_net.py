@@ -26,6 +26,8 @@ class EMANet(Decoder):
         InputError: a bad option, or tasks whose pyramids differ in shape.
     """
 
+    refines = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(CrossTaskConfig):
         initial_width: int = 256

@@ -28,6 +28,8 @@ class EMANetMultiScale(Decoder):
         InputError: a bad option, or tasks whose pyramids differ in shape.
     """
 
+    refines = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(CrossTaskConfig):
         cross_scale: bool = True

@@ -41,6 +41,8 @@ class JTRL(Decoder):
         InputError: pyramids of different shapes, or a width below one.
     """
 
+    refines = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         width: int = 64

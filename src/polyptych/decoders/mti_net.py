@@ -35,6 +35,8 @@ class MTINet(Decoder):
             not have or that leave no other.
     """
 
+    refines = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         softmax: Literal["tasks", "published"] = "tasks"

@@ -37,6 +37,8 @@ class PADNet(Decoder):
             does not have or that leave no other.
     """
 
+    refines = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         gate: Literal["target", "source"] = "target"

@@ -41,6 +41,8 @@ class PAPNet(Decoder):
             strength outside [0, 1].
     """
 
+    refines = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         normalization: Literal["rows", "published"] = "rows"
