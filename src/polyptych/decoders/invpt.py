@@ -98,13 +98,14 @@ class InvPT(Decoder):
         def ablation(self) -> dict[str, Decoder.Config]:
             """The steps of the paper: the preliminary decoder with one transformer block at 1/32, the stages, message
             passing, encoder features; then the whole in the published code's form."""
+            whole = replace(self, encoder_features="all", message_passing=True)
             plain = replace(self, encoder_features="none", message_passing=False)
             return {
                 "one stage": replace(plain, stages=1),
                 "+ stages of rising resolution": plain,
                 "+ message passing": replace(plain, message_passing=True),
-                "+ encoder features": self,
-                "in the published form": replace(self, encoder_features="published", scale="published", drop_path=0.0),
+                "+ encoder features": whole,
+                "in the published form": replace(whole, encoder_features="published", scale="published", drop_path=0.0),
             }
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
