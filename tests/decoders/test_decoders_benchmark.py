@@ -39,6 +39,7 @@ def test_every_decoder_has_a_network_made_for_the_size(benchmark, run, decoder):
     assert getattr(made.decoder, "size", run.size) == run.size
 
 
+@pytest.mark.slow
 def test_measures_those_that_run_and_names_the_others(benchmark, run, tmp_path):
     subjects, skipped = benchmark.subjects_of(run, ["heads", "heads:width=-1", "pap_net"], 2, CPU)
     assert set(skipped) == {"heads:width=-1"} and skipped["heads:width=-1"].startswith("decoder.width: got -1")
