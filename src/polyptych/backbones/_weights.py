@@ -51,7 +51,7 @@ def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any
     Raises:
         InputError: the file cannot be read, or a tensor that the extractor needs is missing or has another shape.
     """
-    of_extractor = ("feature_location", "out_indices")
+    of_extractor = ("feature_location", "out_indices", "feature_cls")
     whole = timm.create_model(model, **{name: v for name, v in options.items() if name not in of_extractor})
     state = _converted(_read(path), whole, path)
     needed = {name: tensor for name, tensor in network.state_dict().items()
