@@ -53,6 +53,8 @@ class InvPT(Decoder):
         InputError: a bad option, or tasks whose pyramids differ in shape.
     """
 
+    refines = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         width: int = 512
