@@ -50,7 +50,8 @@ def cases(draw):
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (1, 3), (2, 2)]))
     stride, padding, dilation = draw(st.integers(1, 2)), draw(st.integers(0, 2)), draw(st.integers(1, 2))
     h, w = draw(st.integers(5, 7)), draw(st.integers(5, 8))
-    rows, columns = ((n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k in zip((h, w), kernel, strict=True))
+    rows, columns = ((n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+                     for n, k in zip((h, w), kernel, strict=True))
     torch.manual_seed(draw(st.integers(0, 1000)))
     x = torch.randn(2, 4, h, w, dtype=torch.float64)
     scale = draw(st.sampled_from([0.3, 3.0, 30.0]))
