@@ -66,7 +66,7 @@ def _named(each: Path | str, recursive: bool) -> Iterator[tuple[Path, str]]:
     if text.startswith(CAMERA):
         device = text.removeprefix(CAMERA)
         if not device:
-            raise InputError(text, "a camera without a number", "for instance camera:0", "add the number")
+            raise InputError(f"input '{text}'", "a camera without a number", "for instance camera:0", "add the number")
         yield Path(f"camera_{''.join(c if c.isalnum() else '_' for c in device)}"), device
     elif path.is_dir():
         files = sorted(p for p in (path.rglob("*") if recursive else path.iterdir())

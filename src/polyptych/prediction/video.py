@@ -7,6 +7,7 @@ later frames, so it holds none back.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Reader:
                               f"({_reason(error)})") from None
         if not self._container.streams.video:
             self.close()
-            raise self._fault("a file without pictures")
+            raise self._fault("a file without pictures that can be read")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or DEFAULT_RATE)
@@ -112,19 +113,12 @@ class Writer:
 
     Args:
         rate: frames per second, for players that want to know; every frame says itself when it is shown.
-
-    Raises:
-        InputError: the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: Fraction):
         self.path, self._rate = path, rate
         self._av = _import_av(path)
-        try:
-            self._container: Any = self._av.open(str(path), "w", format="mp4", options=FRAGMENTS)
-        except OSError as error:
-            raise InputError(path, f"'{_reason(error)}' while opening it", "a place to write", "choose another --out") \
-                from None
+        self._container: Any = self._av.open(str(path), "w", format="mp4", options=FRAGMENTS)
         self._stream: Any = None
 
     def __enter__(self) -> Writer:
@@ -135,7 +129,11 @@ class Writer:
         self.close()
 
     def write(self, picture: UInt8[np.ndarray, "h w 3"], moment: Moment) -> None:
-        """Append a picture. All have the size of the first one, or are resized to it."""
+        """Append a picture. All have the size of the first one, or are resized to it.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
         if self._stream is None:
             self._start(picture, moment)
         height, width = self._stream.height, self._stream.width
@@ -147,9 +145,12 @@ class Writer:
 
     def close(self) -> None:
         """Write what the encoder still holds."""
-        if self._stream is not None:
-            self._mux(None)
-        self._container.close()
+        try:
+            if self._stream is not None:
+                self._mux(None)
+        finally:
+            with contextlib.suppress(OSError):  # of a full disk, which was said before
+                self._container.close()
 
     def _start(self, picture: UInt8[np.ndarray, "h w 3"], moment: Moment) -> None:
         codec = next(name for name in QUALITY if name in self._av.codecs_available)
