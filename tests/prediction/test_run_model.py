@@ -56,8 +56,8 @@ def test_the_command_with_everything(run_folder, tmp_path, capsys) -> None:
     Image.fromarray(image()).save(tmp_path / "in" / "deep" / "a.png")
     out = tmp_path / "out"
     assert main(["predict", str(run_folder), str(tmp_path / "in"), "--recursive", "--out", str(out), "--arrays",
-                 "--maps", "--overlay", "--opacity", "0.5", "--points", "--intrinsics", "80", "80", "45", "35", "--flip",
-                 "--scales", "0.75", "1", "--tile", "48", "64", "--overlap", "0.5", "--batch", "3",
+                 "--maps", "--overlay", "--opacity", "0.5", "--points", "--intrinsics", "80", "80", "45", "35",
+                 "--flip", "--scales", "0.75", "1", "--tile", "48", "64", "--overlap", "0.5", "--batch", "3",
                  "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "1 images in" in said and "images/s" in said and said.strip().endswith("contact_sheet.png")
