@@ -33,7 +33,7 @@ HOST = "127.0.0.1"
 STATIC = Path(__file__).parent / "static"
 MEBIBYTE = 2**20
 HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
                                "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
                                "frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
