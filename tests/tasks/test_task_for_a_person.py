@@ -106,6 +106,7 @@ def test_binary_maps_mark_only_what_is_there():
     assert task.at(torch.tensor([[0.25]]), 0, 0) == "25 %"
     assert task.stored(torch.tensor([[1.0]])).values.item() == 65535
     assert build("boundaries").tint != task.tint
+    assert task.layer_legend().entries[-1] == ("100 %", task.tint) and task.legend().entries[-1][1] == (255, 255, 255)
 
 
 def test_keypoints():

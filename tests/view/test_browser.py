@@ -231,6 +231,10 @@ def test_legends(page, runs, array) -> None:
         ".card[data-task=semseg] li", "all => all.map(i => [i.textContent, i.querySelector('i').style.background])")
     assert listed == [[name, f"rgb({r}, {g}, {b})"] for name, (r, g, b) in scene.legend("semseg").entries]
     assert page.text_content(".card[data-task=depth] .ticks") == "0 m5 m10 m"
+    last = "document.querySelector('.card[data-task=boundaries] .scale').style.background.split('rgb').at(-1)"
+    assert page.evaluate(last).startswith("(255, 48, 32)"), "of what is laid over the image"
+    page.set_checked("#plain", True)
+    assert page.evaluate(last).startswith("(0, 0, 0)"), "of the panel itself"
 
 
 def test_what_is_no_image(page) -> None:

@@ -130,6 +130,10 @@ class Task(Component, ABC):
         picture = self.paint(decoded, image)
         return np.dstack([picture, np.full_like(picture[..., 0], 255)])
 
+    def layer_legend(self) -> Legend:
+        """What the colors of :meth:`layer` mean, where they are not those of :meth:`paint`."""
+        return self.legend()
+
     def stored(self, decoded: Tensor) -> Stored | None:
         """One decoded prediction as whole numbers for a 16-bit PNG, or None where one channel cannot hold it."""
         return None

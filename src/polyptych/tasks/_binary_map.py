@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._pictures import Legend, Stored, gray, scale_legend, stored, to_bytes
+from polyptych.tasks._pictures import UNLABELLED, Legend, Stored, gray, scale_legend, stored, to_bytes
 
 
 class BinaryMap(Task):
@@ -49,6 +49,11 @@ class BinaryMap(Task):
         """One color, the less transparent the more probable."""
         alpha = to_bytes(decoded.float().cpu().numpy())
         return np.dstack([np.broadcast_to(np.array(self.tint, np.uint8), (*alpha.shape, 3)), alpha])
+
+    def layer_legend(self) -> Legend:
+        """From the gray of some image to the color that is laid over it."""
+        return scale_legend(["0 %", "100 %"], lambda share: to_bytes(
+            (share[:, None] * np.array(self.tint) + (1 - share[:, None]) * UNLABELLED) / 255))
 
     def stored(self, decoded: Float[Tensor, "h w"]) -> Stored:
         return stored(65535 * decoded.float().cpu().numpy(), "probability in 1/65535")

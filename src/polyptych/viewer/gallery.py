@@ -19,6 +19,7 @@ from polyptych.errors import InputError
 from polyptych.prediction.inputs import Pixels
 from polyptych.prediction.predictor import Predictor
 from polyptych.prediction.scene import Scene
+from polyptych.tasks._pictures import Legend
 
 LARGEST_SIDE = 2048
 """Pixels of the longer side; larger images are reduced when they arrive, or a few of them would fill the memory."""
@@ -84,9 +85,7 @@ class Gallery:
     def describe(self) -> list[dict[str, Any]]:
         """Caption and tasks of every model, for the page."""
         return [{"caption": predictor.model.caption, "tasks": [
-            {"name": name, "unit": task.unit, "legend": {
-                "continuous": task.legend().continuous,
-                "entries": [{"name": entry, "color": list(color)} for entry, color in task.legend().entries]}}
+            {"name": name, "unit": task.unit, "legend": _legend(task.legend()), "layer": _legend(task.layer_legend())}
             for name, task in predictor.tasks.items()]} for predictor in self.predictors]
 
     def add(self, data: bytes, name: str = "") -> Drop:
@@ -134,6 +133,11 @@ def png(picture: UInt8[np.ndarray, "h w _"]) -> bytes:
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "PNG", compress_level=1)
     return data.getvalue()
+
+
+def _legend(legend: Legend) -> dict[str, Any]:
+    return {"continuous": legend.continuous,
+            "entries": [{"name": name, "color": list(color)} for name, color in legend.entries]}
 
 
 def _opened(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:

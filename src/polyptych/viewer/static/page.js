@@ -106,7 +106,6 @@ function makeCard(task) {
   picture.height = image.height;
   picture.src = `/api/images/${image.id}`;
   card.querySelector(".layer").alt = `prediction of ${task.name}`;
-  card.querySelector(".legend").replaceChildren(...makeLegend(task.legend));
   const stage = card.querySelector(".stage");
   stage.classList.toggle("small", image.width < 500);
   stage.addEventListener("pointermove", (event) => moved(stage, event));
@@ -122,7 +121,9 @@ function makeCard(task) {
 }
 
 function showLayers() {
-  for (const card of panels.children) {
+  for (const [index, card] of [...panels.children].entries()) {
+    const { legend, layer: over } = models[chosen].tasks[index];
+    card.querySelector(".legend").replaceChildren(...makeLegend(plain.checked ? legend : over));
     const layer = card.querySelector(".layer");
     layer.onload = () => card.classList.remove("waiting");
     layer.src = `${place()}/tasks/${encodeURIComponent(card.dataset.task)}${plain.checked ? "?plain=1" : ""}`;
