@@ -100,7 +100,7 @@ function makeCard(task) {
   card.dataset.task = task.name;
   card.classList.add("waiting");
   card.querySelector("h2").textContent = task.name;
-  card.querySelector(".unit").textContent = task.unit;
+  card.querySelector(".unit").textContent = card.querySelector(".unit").title = task.unit;
   const picture = card.querySelector(".image");
   picture.width = image.width;
   picture.height = image.height;
