@@ -189,6 +189,17 @@ def test_what_is_no_video(tmp_path, monkeypatch, content: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("playlist", [
+    "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{0}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile '{0}'\n",
+    "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/a.mp4\n#EXT-X-ENDLIST\n"])
+def test_a_playlist_in_the_guise_of_a_video(tmp_path, monkeypatch, playlist: str) -> None:
+    """It names another file that ffmpeg would open."""
+    make(tmp_path / "secret.mp4", 3)
+    (tmp_path / "a.mp4").write_text(playlist.format(tmp_path / "secret.mp4"))
+    with pytest.raises(InputError, match=r"a\.mp4: got a file that cannot be opened as video"):
+        run(monkeypatch, [tmp_path / "a.mp4"], tmp_path / "out")
+
+
 def test_a_video_cut_off_before_its_index(tmp_path, monkeypatch) -> None:
     path = make(tmp_path / "a.mp4", 20)
     path.write_bytes(path.read_bytes()[:1500])

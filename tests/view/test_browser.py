@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,8 @@ def address(runs):
         found = re.match(r"(http://127\.0\.0\.1:\d+/) shows all \(rooms-1-48x64\), two ", said)
         assert found, said
         yield found[1]
-        process.terminate()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0, "Ctrl-C is how one stops it"
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ class Counter:
         console = Console(file=sys.stderr)
         self._bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
                              TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"),
-                             TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+                             TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+                             redirect_stdout=sys.stdout.isatty())  # lines that go into a pipe stay there
         self._start = self._spoke = time.monotonic()
         self.done = 0
 

@@ -25,6 +25,9 @@ from polyptych.prediction.inputs import Source
 DEFAULT_RATE = Fraction(25)  # frames per second, where a file does not say
 FRAGMENTS = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
 QUALITY = {"libx264": {"tune": "zerolatency", "preset": "veryfast", "crf": "20"}, "mpeg4": {"qscale": "3"}}
+# Files that are videos themselves; not playlists, which would make ffmpeg open what they name, here or elsewhere.
+TRUSTED = {"protocol_whitelist": "file",
+           "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg"}
 NEEDED = "the package av"
 INSTALL = "pip install 'polyptych[video]'"
 
@@ -182,7 +185,7 @@ def _import_av(where: Source | Path) -> Any:
 def _place(source: Source) -> tuple[str, str | None, dict[str, str]]:
     """Name, format and options by which ffmpeg opens a source."""
     if not source.device:
-        return str(source.path), None, {}
+        return str(source.path), None, TRUSTED
     if sys.platform == "darwin":
         return source.device, "avfoundation", {"framerate": "30"}
     if sys.platform == "win32":
