@@ -179,6 +179,7 @@ def test_published_numbers_of_parameters(config, backbone, head, channels, expec
 @pytest.mark.parametrize(("config", "said"), [
     (CrossStitch.Config(own=1.5), "encoder.own: got 1.5; needs a share between 0 and 1"),
     (Nddr.Config(own=float("nan")), "encoder.own: got nan"),
+    (Nddr.Config(momentum=3.0), "encoder.momentum: got 3.0; needs a share between 0 and 1"),
     (Nddr.Config(learning_rate_factor=0.0), "encoder.learning_rate_factor: got 0.0; needs a positive number"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_refusals(config, said):

@@ -16,6 +16,7 @@ from polyptych.backbones._states import probe
 from polyptych.decoders._blocks import SingleValueBatchNorm
 from polyptych.encoders._base import Encoder
 from polyptych.encoders._side_by_side import SideBySide, check_start, start_weights
+from polyptych.errors import InputError
 from polyptych.ops.resize import resize
 from polyptych.types import Features
 
@@ -34,7 +35,7 @@ class Nddr(SideBySide):
     known here: it begins as the identity on the coarsest map.
 
     Raises:
-        InputError: ``own`` is not between 0 and 1, or the learning-rate factor is not positive.
+        InputError: ``own`` or the momentum is not between 0 and 1, or the learning-rate factor is not positive.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ class Nddr(SideBySide):
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         check_start(config.own, config.learning_rate_factor)
+        if not 0 <= config.momentum <= 1:
+            raise InputError("encoder.momentum", str(config.momentum), "a share between 0 and 1",
+                             "change --encoder.momentum")
         self.config = config
         super().__init__(backbone, tasks, config.after_stem, after_last=True)
         self.shortcuts = nn.ModuleDict(self._shortcuts(tasks) if config.shortcut else {})
