@@ -35,6 +35,11 @@ class Encoder(nn.Module, Component, ABC):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def own_backbone(self, task: str) -> Backbone | None:
+        """The backbone that runs for this task alone, which trained weights can be copied from or into; None where
+        tasks share one."""
+        return None
+
     @abstractmethod
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         """Pyramids for all tasks, with ``shared`` set to the cut between what all tasks share and what follows."""
