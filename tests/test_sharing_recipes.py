@@ -161,7 +161,8 @@ def test_domains_have_attention_and_a_head_of_their_own_and_equal_parts_of_a_bat
     for name in DOMAINS:
         own = [*network.encoder.masks[name].parameters(), *network.decoder.heads[name].parameters()]
         assert all((p.grad is not None) == (name == "dtd") for p in own)
-    assert all(p.grad is not None for p in [*network.encoder.backbone.parameters(), *network.encoder.steps.parameters()])
+    common = [*network.encoder.backbone.parameters(), *network.encoder.steps.parameters()]
+    assert all(p.grad is not None for p in common)
 
 
 def test_predictions_about_whole_images_are_not_enlarged():
