@@ -64,7 +64,8 @@ class TaskPrompter(Decoder):
             _extraction(c, config.inner, config.width) for c in features[task].channels) for task in channels})
         self.weigh = nn.ModuleDict({task: nn.ModuleList(
             nn.Sequential(nn.Conv1d(heads, heads, 1), nn.GELU(), nn.Conv1d(heads, 1, 1))
-            for heads in features[task].affinities) for task in channels} if config.reweight else {})
+            for heads in features[task].affinities)
+            for task in channels if config.reweight and features[task].affinities})
         self.heads = nn.ModuleDict({task: _head(config.width, c) for task, c in channels.items()})
 
     def forward(self, features: TaskFeatures) -> Output:

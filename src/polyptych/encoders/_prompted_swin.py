@@ -5,17 +5,18 @@ Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda (TaskPromp
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers import PatchEmbed
 from timm.models.swin_transformer import (
     SwinTransformerBlock,
     SwinTransformerStage,
     WindowAttention,
     window_partition,
-    window_reverse,
 )
 from torch import Tensor, nn
 
@@ -49,15 +50,15 @@ class PromptedSwin(PromptedStages):
 
     def __init__(self, stages: nn.ModuleList, tasks: int, size: tuple[int, int], windows: int, channel: Channel):
         super().__init__()
-        layers = [_layer(stage) for stage in stages]
-        groups = [list(layer.blocks) for layer in layers]
+        stem: Any = stages[0]
+        groups = [list(_inside(stage).blocks) for stage in stages[1:]]
         widths = [group[-1].dim for group in groups]
         self.heads = tuple(group[-1].attn.num_heads for group in groups)
         self.prompts = new_prompts(tasks, widths[0])
         self.between = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(before), nn.Linear(before, after))
-            for before, after in zip(widths[:-1], widths[1:], strict=True))
-        rows, columns = stages[0].stage[0].patch_size  # type: ignore[index,union-attr]
+            for before, after in pairwise(widths))
+        rows, columns = stem.stage.patch_size
         grids = [(-(-size[0] // (rows << i)), -(-size[1] // (columns << i))) for i in range(len(groups))]
         self.channels: Any = nn.ModuleList(
             nn.ModuleList(ChannelPrompts(width, grid, windows, kind) for kind in kinds)
@@ -66,29 +67,30 @@ class PromptedSwin(PromptedStages):
     @staticmethod
     def fits(stages: nn.ModuleList) -> bool:
         """timm's Swin transformer (the first one, with its own blocks)."""
-        layers = [_layer(stage) for stage in stages]
-        return all(type(layer) is SwinTransformerStage and all(
+        stem, *layers = (_inside(stage) for stage in stages)
+        return isinstance(stem, PatchEmbed) and all(type(layer) is SwinTransformerStage and all(
             type(block) is SwinTransformerBlock and type(block.attn) is WindowAttention
             and block.dim % block.attn.num_heads == 0 for block in layer.blocks) for layer in layers)
 
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
-        first: Any = stages[0]
-        x = first.stage[0](image)
+        x = stages[0](image).permute(0, 2, 3, 1)
         prompts = self.prompts.expand(len(x), -1, -1)
         levels = []
-        for number, (stage, modules) in enumerate(zip(stages, self.channels, strict=True)):
-            layer = _layer(stage)
+        for number, (stage, modules) in enumerate(zip(stages[1:], self.channels, strict=True)):
+            layer = _inside(stage)
             x = layer.downsample(x)
             if number:
                 prompts = self.between[number - 1](prompts)
             for index, (block, channels) in enumerate(zip(layer.blocks, modules, strict=True)):
                 x, prompts, found = self._block(block, channels, x, prompts, last=index == len(modules) - 1)
             head = block.attn.qkv.out_features // 3 // block.attn.num_heads
+            assert found is not None
             levels.append(Level(x.permute(0, 3, 1, 2), *found, head, channels.pixels))
         return levels
 
     def _block(self, block: Any, channels: ChannelPrompts, x: Float[Tensor, "b h w c"],
-               prompts: Float[Tensor, "b t c"], last: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+               prompts: Float[Tensor, "b t c"],
+               last: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         """``x`` and ``prompts`` after the block; of a level's last block also the three kinds of scores."""
         (b, height, width, _), count = x.shape, prompts.shape[1]
         tokens = torch.cat([prompts, x.flatten(1, 2)], dim=1)
@@ -104,8 +106,8 @@ class PromptedSwin(PromptedStages):
         update, channel = channels(asking, patches.permute(0, 3, 1, 2), wanted=last)
         tokens = finish_block(block, tokens, updated(attended, update))
         x, prompts = tokens[:, count:].unflatten(1, (height, width)), tokens[:, :count]
-        if not last:
-            return x, prompts, ()
+        if channel is None:
+            return x, prompts, None
         spatial = scores(queries[:, :, :count], keys[:, :, count:])  # (b*windows heads t pixels)
         heads = spatial.shape[1]
         spatial = _put_back(block, spatial.flatten(1, 2).transpose(1, 2), padded, height, width)
@@ -114,10 +116,9 @@ class PromptedSwin(PromptedStages):
         return x, prompts, (spatial, channel, scores(queries[one, :, :count], keys[one, :, :count]))
 
 
-def _layer(stage: nn.Module) -> Any:
-    """timm's stage inside of one of the backbone's."""
-    inner = stage.stage if isinstance(stage, ChannelsFirst) else stage
-    return inner[-1] if isinstance(inner, nn.Sequential) else inner
+def _inside(stage: nn.Module) -> Any:
+    """timm's part of a stage of the backbone."""
+    return stage.stage if isinstance(stage, ChannelsFirst) else stage
 
 
 def _cut(block: Any, x: Float[Tensor, "b h w c"]) -> tuple[Float[Tensor, "n p c"], Tensor]:
@@ -132,7 +133,10 @@ def _cut(block: Any, x: Float[Tensor, "b h w c"]) -> tuple[Float[Tensor, "n p c"
 def _put_back(block: Any, windows: Float[Tensor, "n p k"], padded: Tensor, height: int,
               width: int) -> Float[Tensor, "b h w k"]:
     """Undo :func:`_cut`."""
-    x = window_reverse(windows.unflatten(1, block.window_size), block.window_size, padded.shape[1], padded.shape[2])
+    rows, columns = block.window_size
+    x = windows.unflatten(1, (rows, columns)).unflatten(
+        0, (padded.shape[0], padded.shape[1] // rows, padded.shape[2] // columns))
+    x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     x = x[:, :height, :width]
     return torch.roll(x, block.shift_size, (1, 2)) if any(block.shift_size) else x
 

@@ -44,7 +44,7 @@ class PromptedViT(PromptedStages):
         width = embedding.model.embed_dim
         rows, columns = embedding.model.patch_embed.patch_size
         grid = (-(-size[0] // rows), -(-size[1] // columns))
-        blocks = [list(stage.blocks) for stage in stages[1:]]  # type: ignore[union-attr,arg-type]
+        blocks = [list(stage.blocks) for stage in stages[1:]]  # type: ignore[arg-type]
         self.heads = tuple(group[-1].attn.num_heads for group in blocks)
         self.prompts = new_prompts(tasks, width)
         self.channels: Any = nn.ModuleList(
@@ -75,19 +75,20 @@ class PromptedViT(PromptedStages):
             patches = tokens[:, -height * width:]
             norm: Any = stage.norm
             x = _map(patches if norm is None else norm(patches), height, width)
+            assert found is not None
             levels.append(Level(x, *found, block.attn.head_dim, channels.pixels))
         return levels
 
     def _block(self, block: Any, channels: ChannelPrompts, tokens: Tensor, height: int, width: int,
-               last: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+               last: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         """``tokens`` after the block; of a level's last block also the three kinds of scores."""
         count, patches = len(self.prompts), height * width
         normed = block.norm1(tokens)
         attended, queries, keys = attention(block.attn, normed)
         update, channel = channels(normed[:, :count], _map(normed[:, -patches:], height, width), wanted=last)
         tokens = finish_block(block, tokens, updated(attended, update))
-        if not last:
-            return tokens, ()
+        if channel is None:
+            return tokens, None
         spatial = scores(queries[:, :, :count], keys[:, :, -patches:]).unflatten(3, (height, width))
         return tokens, (spatial, channel, scores(queries[:, :, :count], keys[:, :, :count]))
 

@@ -41,12 +41,13 @@ class TaskPrompter(Encoder):
     Differs from the published code in two options, ``channel="published", scores="raw"`` being that code: the
     attended value of the channels is used, and scores are divided by the root of the numbers of products in them, as
     in every attention; raw ones are tens of times larger than the features that they multiply. Class and register
-    tokens, which that code drops, stay if the backbone has them.
+    tokens, which that code drops, stay if the backbone has them. In a Swin transformer
+(:class:`polyptych.encoders._prompted_swin.PromptedSwin`) prompts join every window.
 
     The layers of the channel attention belong to the grid of ``size``. Other sizes work, by resizing.
 
     Raises:
-        InputError: a bad option, or a backbone that is neither a plain vision transformer of timm nor its Swin transformer.
+        InputError: a bad option, or a backbone that is neither a plain vision transformer of timm nor its Swin (v1).
     """
 
     example = "test_vit"
@@ -107,7 +108,8 @@ def _build(config: Backbone.Config) -> tuple[Timm, type[PromptedViT | PromptedSw
             if runner.fits(backbone.stages):
                 return backbone, runner
     raise InputError(where, "a network whose attention encoder 'task_prompter' cannot join",
-                     "a plain vision transformer or a Swin transformer (not v2)", "choose for instance --backbone.model vit_base_patch16_384")
+                     "a plain vision transformer or a Swin transformer (not v2)",
+                     "choose for instance --backbone.model vit_base_patch16_384")
 
 
 def _branches(level: Level, kind: Literal["scaled", "raw"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
