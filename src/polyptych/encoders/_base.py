@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ class Encoder(nn.Module, Component, ABC):
     Attributes:
         spec: for every task the channels and strides of its pyramid, fine to coarse.
         multiple, mean, std: as the backbone's; the network pads and normalizes the image accordingly.
+        example: a small network of timm that suits this encoder as a backbone, where one is needed to try it.
     """
+
+    example: ClassVar[str] = "test_resnet"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Component.Config):
