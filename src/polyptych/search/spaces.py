@@ -102,6 +102,10 @@ class Space(ABC):
         return Policy(self.tasks, self.units.names, tuple(pinned), self.units.hash, self.name, self.norms,
                       self.compilation)
 
+    def nearest(self, rows: list[Row]) -> Policy:
+        """A policy of the space that is these choices, or close to them."""
+        return self.policy(rows)
+
     @abstractmethod
     def draw(self, random: Random) -> Policy:
         """A random policy."""
@@ -268,7 +272,7 @@ class Tree(Space):
             for parts in splits.get(unit, ()):
                 blocks = [b for b in blocks if b != tuple(sorted(parts[0] + parts[1]))] + list(parts)
             rows.append(self._row(unit, blocks, random))
-        return self._repaired(rows)
+        return self.nearest(rows)
 
     def _row(self, unit: int, blocks: list[tuple[int, ...]], random: Random) -> Row:
         row = [""] * len(self.tasks)
@@ -303,9 +307,9 @@ class Tree(Space):
             new = "back" if rows[unit][block[0]] == SKIP else SKIP
             for i in block:
                 rows[unit][i] = new
-        return self._repaired([tuple(row) for row in rows])
+        return self.nearest([tuple(row) for row in rows])
 
-    def _repaired(self, rows: list[Row]) -> Policy:
+    def nearest(self, rows: list[Row]) -> Policy:
         """Groups of tasks that have parted before become groups of those that have not."""
         fixed: list[Row] = []
         for unit, row in enumerate(rows):

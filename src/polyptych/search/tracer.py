@@ -51,7 +51,7 @@ class Tracer(fx.Tracer):
         self.leaves = leaves
         self.constants: dict[str, Tensor] = {}
         self.opened: dict[str, nn.Module] = {}
-        self.result: Any = None
+        self.outputs: list[Tensor] = []
         self._computing = 0
         self._names: dict[int, str] = {}
         self._attributes: dict[str, Traced] = {}
@@ -60,7 +60,8 @@ class Tracer(fx.Tracer):
         self._image: Tensor = torch.empty(0)
 
     def run(self, root: nn.Module, leaf: Callable[[nn.Module], bool], image: Tensor) -> fx.Graph:
-        """The graph of ``root(image)``; its output node holds the list of traced tensors of ``result`` in order."""
+        """The graph of ``root(image)``; its output node holds the tensors of the result in order, and ``outputs`` what
+        they are for this image."""
         self._leaf, self._image = leaf, image
         # Functions to be wrapped are looked for in every file that modules come from, not only once one is called.
         homes = {type(module).__module__ for module in root.modules()}
@@ -74,8 +75,9 @@ class Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         def forward(root: nn.Module, image: Traced) -> Any:
-            self.result = root_fn(root, image)
-            return tuple(find_in_order(self.result))
+            result = tuple(find_in_order(root_fn(root, image)))
+            self.outputs = [concrete(x) for x in result]
+            return result
 
         node = self.create_node("placeholder", "image", (), {})
         return forward, [self.root, self._remember(node, self._image)]
