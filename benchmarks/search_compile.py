@@ -25,7 +25,7 @@ import torch
 
 from polyptych.errors import InputError
 from polyptych.search import compile
-from polyptych.search.capture import same
+from polyptych.search.examples import same
 from polyptych.search.structure import take_apart
 
 FAMILIES = Path(__file__).with_name("timm_families.json")

@@ -12,7 +12,7 @@ from polyptych.search.banks import Banks
 from polyptych.search.capture import Capture
 from polyptych.search.plan import Plan, Planner, Step
 from polyptych.search.policy import Compilation, Policy
-from polyptych.search.spaces import Space
+from polyptych.search.space import Space
 from polyptych.search.units import Units
 from polyptych.types import Features, TaskFeatures
 

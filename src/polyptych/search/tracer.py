@@ -15,6 +15,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import math
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -102,7 +103,7 @@ class Tracer(fx.Tracer):
         except Closed:
             raise
         except Exception as error:
-            raise Closed(path, _first_line(error)) from error
+            raise Closed(path, first_line(error)) from error
         if self.is_leaf_module(m, path):
             for hook in list(m._forward_hooks.values()):
                 if path in self.leaves or self._leaf(m):
@@ -144,7 +145,10 @@ class Tracer(fx.Tracer):
         value = self._compute(kind, target, concrete(args), concrete(kwargs))
         node = self.create_node(kind, target, self.create_arg(tuple(args)), self.create_arg(dict(kwargs)), name)
         if written is None:
-            return self._remember(node, value)
+            traced = self._remember(node, value)
+            if target is operator.getitem and isinstance(concrete(args[0]), Tensor) and isinstance(args[0], Traced):
+                traced.item_of = weakref.ref(args[0]), args[1]
+            return traced
         self._rewrite(written, node, value)
         return written
 
@@ -236,10 +240,16 @@ class Tracer(fx.Tracer):
 
     def _rewrite(self, written: Traced, node: fx.Node, value: Any) -> None:
         """Every name of the written value reads the new one. (All names of it are one object; a view is another.)"""
-        names = [x() for x in self._alive.pop(_storage(written.value), ())]
-        if any(x is not None and x is not written for x in names) or written.node.op in ("get_attr", "placeholder"):
+        others = [x for x in (x() for x in self._alive.pop(_storage(written.value), ()))
+                  if x is not None and x is not written]
+        whole, index = (None, None) if written.item_of is None else (written.item_of[0](), written.item_of[1])
+        if written.node.op in ("get_attr", "placeholder") or any(x is not whole for x in others):
             kind = {"get_attr": "a parameter or buffer", "placeholder": "the image"}.get(written.node.op)
             raise Closed(self.scope.module_path, f"it writes into {kind or 'a tensor that has views'}")
+        if whole is not None and others:  # an item of another tensor, which changes too
+            self._alive[_storage(whole.value)] = [weakref.ref(whole)]
+            self.write_item(whole, index, Traced(node, self, value))
+            written.item_of = None
         describe(node, value)
         written.node, written.value = node, value
         self._alive.setdefault(_storage(value), []).append(weakref.ref(written))
@@ -395,5 +405,5 @@ def _storage(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
