@@ -18,7 +18,8 @@ TASKS = ("a", "b", "c")
 SPACES = ("automtl", "tree", "partition", "skip_only")
 FAST = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
 SEVERAL = [*FAST, "resnet18", "mobilenetv2_050", "mobilenetv3_small_050", "hrnet_w18_small", "densenet121",
-           "resnetv2_18", "regnety_002", "test_mambaout", "mobilevit_xxs", "pvt_v2_b0", "levit_128s", "edgenext_xx_small"]
+           "resnetv2_18", "regnety_002", "test_mambaout", "mobilevit_xxs", "pvt_v2_b0", "levit_128s",
+           "edgenext_xx_small"]
 FAMILIES: dict[str, str] = json.loads((Path(__file__).parents[2] / "benchmarks" / "timm_families.json").read_text())
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, fx, nn
 from polyptych.errors import InputError
 from polyptych.search import tracer as tracing
 from polyptych.search.chain import chain
+from polyptych.search.descriptions import describe
 from polyptych.search.examples import Examples, examples, in_evaluation, same
 from polyptych.search.leaves import OPERATIONS, has_random_drops, is_leaf, reads_training
 from polyptych.search.pure import require
 from polyptych.search.sizes import depends_on_size, replay
 from polyptych.search.structure import Structure, take_apart
-from polyptych.search.tracer import describe
 
 LARGEST = 0.5  # of all parameters: a module with more is not closed for the sake of other sizes
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from polyptych.errors import InputError
+from polyptych.search.descriptions import describe
 from polyptych.search.structure import take_apart
-from polyptych.search.tracer import describe
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ Rules (measured on every family of timm):
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import math
 import operator
@@ -24,12 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from polyptych.search.descriptions import depends_on_data, describe, tensors_in
 from polyptych.search.leaves import get_notrace_functions
 from polyptych.search.pure import OPERATORS, filled, require, with_item
-from polyptych.search.traced import SHAPE, Traced, concrete, find
-
-CONSTRUCTORS = ("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "rand", "randn", "tensor",
-                "as_tensor", "is_tensor")
+from polyptych.search.surroundings import traceable_constructors, value_aware_isinstance
+from polyptych.search.traced import Traced, concrete, find
 
 
 class Closed(Exception):
@@ -69,7 +67,8 @@ class Tracer(fx.Tracer):
         self._autowrap_search += [sys.modules[name] for name in sorted(homes) if name in sys.modules]
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self._names = {id(tensor): name for name, tensor in tensors}
-        with torch.no_grad(), _value_aware(root), self._constructors():
+        with (torch.no_grad(), value_aware_isinstance(root),
+              traceable_constructors(lambda: self._computing > 0)):
             return self.trace(root)
 
     # -- what torch.fx asks -------------------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ class Tracer(fx.Tracer):
             self._computing -= 1
 
     def _compute(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-        tensors = list(_tensors((args, kwargs)))
+        tensors = list(tensors_in((args, kwargs)))
         versions = [x._version for x in tensors]
         with self._untraced():
             if kind == "call_module":
@@ -259,7 +258,7 @@ class Tracer(fx.Tracer):
     def decide(self, traced: Traced, kind: Callable[[Any], Any] | None) -> Any:
         """The plain value of a traced fact, with a check that it still holds when the graph runs."""
         value = traced.value if kind is None else kind(traced.value)
-        if isinstance(traced.value, Tensor) or _depends_on_data(traced.node):
+        if isinstance(traced.value, Tensor) or depends_on_data(traced.node):
             raise Closed(self.scope.module_path, "its Python code depends on values of a tensor")
         key = (traced.node, kind in (bool, None) and kind)
         if key not in self._decisions:
@@ -293,65 +292,6 @@ class Tracer(fx.Tracer):
         place = self.scope.module_path or type(self.root).__name__
         self.create_node("call_function", require, (node, expected, place), {})
 
-    # -- Python's own functions ---------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _constructors(self) -> Iterator[None]:
-        """Let ``torch.arange(traced)`` and the like be nodes; torch does not dispatch on their numbers."""
-        originals = {name: getattr(torch, name) for name in CONSTRUCTORS}
-
-        def wrap(name: str, original: Any) -> Any:
-            def constructor(*args: Any, **kwargs: Any) -> Any:
-                if self._computing or not any(True for _ in find(args, kwargs)):
-                    return original(*args, **kwargs)
-                if name == "is_tensor":
-                    return isinstance(concrete(args[0]), Tensor)
-                return self.create_proxy("call_function", original, args, kwargs)
-
-            return constructor
-
-        for name, original in originals.items():
-            setattr(torch, name, wrap(name, original))
-        try:
-            yield
-        finally:
-            for name, original in originals.items():
-                setattr(torch, name, original)
-
-
-@contextlib.contextmanager
-def _value_aware(root: nn.Module) -> Iterator[None]:
-    """Let ``isinstance(traced, Tensor)`` be answered by the value, in the packages that the modules come from."""
-    packages = {type(module).__module__.partition(".")[0] for module in root.modules()} - {"torch"}
-
-    def value_aware(value: Any, kind: Any) -> bool:
-        if builtins.isinstance(value, Traced) and kind is not Traced:
-            return builtins.isinstance(value.value, kind)
-        return builtins.isinstance(value, kind)
-
-    own = __name__.rpartition(".")[0]
-    spaces = [module.__dict__ for name, module in list(sys.modules.items())
-              if name.partition(".")[0] in packages and not name.startswith(own) and module is not None
-              and "isinstance" not in vars(module)]
-    for space in spaces:
-        space["isinstance"] = value_aware
-    try:
-        yield
-    finally:
-        for space in spaces:
-            del space["isinstance"]
-
-
-def describe(node: fx.Node, value: Any) -> None:
-    """Remember on a node what it gives: the shape and type of a tensor, or a plain value."""
-    if isinstance(value, Tensor):
-        node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
-    elif isinstance(value, bool | int | float | torch.Size):
-        node.meta["value"] = tuple(value) if isinstance(value, torch.Size) else value
-    elif isinstance(value, list | tuple):
-        node.meta["parts"] = len(value)
-        node.meta["holds_tensors"] = any(True for _ in _tensors(value))
-
 
 def find_in_order(value: Any) -> Iterator[Any]:
     """The traced tensors (and constant ones) of a result, in the order of its structure."""
@@ -369,36 +309,6 @@ def find_in_order(value: Any) -> Iterator[Any]:
             yield from find_in_order(part)
     elif hasattr(value, "maps"):
         yield from find_in_order(value.maps)
-
-
-def _depends_on_data(node: fx.Node) -> bool:
-    """Whether a plain value was read out of a tensor's elements, not of its shape."""
-    waiting, seen = [node], set()
-    while waiting:
-        current = waiting.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        for below in current.all_input_nodes:
-            if "shape" not in below.meta:
-                waiting.append(below)
-                continue
-            name = current.target if current.op == "call_method" else (
-                current.args[1] if current.target is getattr else getattr(current.target, "__name__", ""))
-            if name not in SHAPE and name != "len":
-                return True
-    return False
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
 
 
 def _storage(value: Tensor) -> int:
