@@ -52,7 +52,7 @@ def extract(supermodel: Supermodel, policy: Policy, *, share_weights: bool = Fal
     plan = supermodel.plan(policy)
     supermodel.banks.materialize([plan])
     banks = supermodel.banks
-    taken = None if share_weights else dict[int, Any]()
+    taken = None if share_weights else dict[Any, Any]()
     home = nn.Module()
     graph = fx.Graph()
     emitted: list[fx.Node] = []
@@ -72,7 +72,7 @@ def extract(supermodel: Supermodel, policy: Policy, *, share_weights: bool = Fal
 
 
 def _emit(graph: fx.Graph, home: nn.Module, banks: Banks, plan: Plan, i: int, emitted: list[fx.Node],
-          cut: dict[int, fx.Node], taken: dict[int, Any] | None) -> fx.Node:
+          cut: dict[int, fx.Node], taken: dict[Any, Any] | None) -> fx.Node:
     step = plan.steps[i]
     node = step.node
     outside = cut if i not in plan.trunk else {}
@@ -90,7 +90,7 @@ def _emit(graph: fx.Graph, home: nn.Module, banks: Banks, plan: Plan, i: int, em
     return graph.create_node(node.op, node.target, args, kwargs)
 
 
-def _settle(home: nn.Module, banks: Banks, plan: Plan, i: int, taken: dict[int, Any] | None) -> str:
+def _settle(home: nn.Module, banks: Banks, plan: Plan, i: int, taken: dict[Any, Any] | None) -> str:
     """Lay what a step needs into the compact network; gives its path there."""
     step = plan.steps[i]
     target, bank = str(step.node.target), step.bank
@@ -110,7 +110,7 @@ def _settle(home: nn.Module, banks: Banks, plan: Plan, i: int, taken: dict[int, 
     return path
 
 
-def _taken(value: Any, memo: dict[int, Any] | None) -> Any:
+def _taken(value: Any, memo: dict[Any, Any] | None) -> Any:
     """The same object, or a copy of it that is tied to other copies as the originals are."""
     return value if memo is None else copy.deepcopy(value, memo)
 

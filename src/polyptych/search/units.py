@@ -100,8 +100,9 @@ def find_units(capture: Capture, granularity: Granularity) -> Units:
             skip = skip_of_operation(capture, group[0])
         elif granularity == "region" and join is not None:
             skip = skip_of_branch(capture, flow, join)
-        in_stage = granularity == "stage" and isinstance(capture.root, Backbone)
-        units.append(Unit(stage_of(group[0].name) if in_stage else _name(group), targets, tuple(t for t in targets if t in weights.norms), frozenset(), 0,
+        named = granularity == "stage" and isinstance(capture.root, Backbone)
+        norms = tuple(target for target in targets if target in weights.norms)
+        units.append(Unit(stage_of(group[0].name) if named else _name(group), targets, norms, frozenset(), 0,
                           sum(parameters.values()), skip))
         nodes.append({node for anchor in group for node in anchor.nodes}
                      | {node for target, node in weights.followers if target in following})
