@@ -1,9 +1,11 @@
 """The type checker that tests put behind every annotation of the package, shapes included."""
 
 from functools import wraps
+from itertools import islice
 
 from beartype import BeartypeConf, beartype
 from torch import fx
+from torch.fx._symbolic_trace import is_fx_tracing
 
 
 def check(function):
@@ -12,16 +14,20 @@ def check(function):
 
     @wraps(function)
     def call(*args, **kwargs):
-        return (function if holds_proxy((args, kwargs)) else checked)(*args, **kwargs)
+        traced = is_fx_tracing() and holds_proxy((args, kwargs))
+        return (function if traced else checked)(*args, **kwargs)
 
     return call
 
 
-def holds_proxy(value) -> bool:
+def holds_proxy(value, depth=3) -> bool:
+    """Whether there is one among the first parts of the value, or of its parts."""
     if isinstance(value, fx.Proxy):
         return True
-    if isinstance(value, list | tuple):
-        return any(map(holds_proxy, value))
     if isinstance(value, dict):
-        return any(map(holds_proxy, value.values()))
-    return holds_proxy(getattr(value, "maps", None)) if hasattr(value, "__dataclass_fields__") else False
+        value = value.values()
+    elif hasattr(value, "maps"):
+        value = value.maps
+    elif not isinstance(value, list | tuple):
+        return False
+    return depth > 0 and any(holds_proxy(part, depth - 1) for part in islice(value, 8))

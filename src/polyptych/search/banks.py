@@ -6,11 +6,11 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from polyptych.search.capture import Capture
-from polyptych.search.plan import BASE, Bank, Plan, Planner, Step
+from polyptych.search.plan import BASE, Bank, Plan, Planner
+from polyptych.search.policy import OWN
 from polyptych.search.skips import Skip
 from polyptych.search.units import Units
 
@@ -31,6 +31,7 @@ class Banks(nn.Module):
         self.copies, self.streams, self.projections = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.tasks = tuple(tasks)
         self._units, self._planner = units, planner
+        self._found: dict[Any, nn.Module] = {}  # a memory of `module`
         for name, value in capture.constants.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -40,28 +41,25 @@ class Banks(nn.Module):
             return getattr(self, target) if target in self._buffers else at(self.backbone, target)
         return at(self.copy_of(self._units.owner[target], bank), target)
 
-    def module(self, step: Step, plan: Plan) -> nn.Module:
-        """The module that a step runs, with the statistics of its stream."""
-        target, bank = str(step.node.target), step.bank
-        module = self.get(target, bank)
-        # Of a bank with one possible user (own) and of all tasks together the statistics are the module's own.
-        if target not in self._planner.statistics or bank is None or bank.kind == "own" or (
-                len(step.tasks) == len(self.tasks)):
-            return module
-        users = [i for i in plan.banks[target, bank] if plan.steps[i].node is step.node]
-        calls = {plan.steps[i].node for i in plan.banks[target, bank]}
-        if len(calls) == 1 and len(users) == 1 and bank.kind == "group":
-            return module
-        name = "-".join([label(bank), *step.tasks])
-        place = self.streams.setdefault(name, Tree()) if False else self._stream(name)
-        if not has(place, target):
-            put(place, target, tied_copy(module))
-        return at(place, target)
+    def module(self, target: str, bank: Bank | None, tasks: Sequence[str]) -> nn.Module:
+        """A module, with the running statistics of the stream of features that these tasks have in common."""
+        key = (target, bank, tuple(tasks))
+        if key not in self._found:
+            self._found[key] = self._module(target, bank, tasks)
+        return self._found[key]
 
-    def _stream(self, name: str) -> nn.Module:
+    def _module(self, target: str, bank: Bank | None, tasks: Sequence[str]) -> nn.Module:
+        module: nn.Module = self.get(target, bank)
+        # The statistics of all tasks together, and those of a task's own copy, are the module's own.
+        if target not in self._planner.statistics or bank is None or bank.kind == OWN or len(tasks) == len(self.tasks):
+            return module
+        name = stream(bank, tasks)
         if name not in self.streams:
             self.streams[name] = Tree()
-        return self.streams[name]
+        tree = self.streams[name]
+        if not has(tree, target):
+            put(tree, target, tied_copy(module))
+        return at(tree, target)
 
     def copy_of(self, unit: int, bank: Bank) -> nn.Module:
         """The tree of a bank that holds its copy of a unit, made if it is not there yet."""
@@ -95,9 +93,10 @@ class Banks(nn.Module):
                 if step.skip is not None:
                     self.projection(step.skip, step.tasks[0])
                 elif step.bank is not None:
-                    self.get(str(step.node.target), step.bank)
                     if step.node.op == "call_module":
-                        self.module(step, plan)
+                        self.module(str(step.node.target), step.bank, step.tasks)
+                    else:
+                        self.get(str(step.node.target), step.bank)
 
 
 class Tree(nn.Module):
@@ -143,12 +142,14 @@ def put(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
 
 def tied_copy(module: nn.Module) -> nn.Module:
     """The same parameters, other buffers."""
-    tied = copy.deepcopy(module, {id(p): p for p in module.parameters()})
-    for parameter in tied.parameters():
-        assert isinstance(parameter, torch.nn.Parameter)
-    return tied
+    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
 
 
 def label(bank: Bank) -> str:
     """The name of a bank in a state dict."""
     return bank.kind if bank == BASE else f"{bank.kind}_{bank.name}"
+
+
+def stream(bank: Bank, tasks: Sequence[str]) -> str:
+    """The name of a stream in a state dict: a bank, and the tasks that have their features in common."""
+    return "-".join([label(bank), *tasks])

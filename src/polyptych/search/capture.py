@@ -6,9 +6,8 @@ size of image and any number of images, or says for which.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,15 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from polyptych.backbones._base import Backbone
 from polyptych.errors import InputError
 from polyptych.search import tracer as tracing
+from polyptych.search.chain import chain
+from polyptych.search.descriptions import describe
+from polyptych.search.examples import Examples, examples, in_evaluation, same
 from polyptych.search.leaves import OPERATIONS, has_random_drops, is_leaf, reads_training
 from polyptych.search.pure import require
 from polyptych.search.sizes import depends_on_size, replay
 from polyptych.search.structure import Structure, take_apart
 
-PROBE = 64  # pixels; the image that a network of any size is captured with is at least as large
 LARGEST = 0.5  # of all parameters: a module with more is not closed for the sake of other sizes
 
 
@@ -96,9 +96,23 @@ def capture(root: nn.Module, *, size: tuple[int, int] | None = None, whole: Sequ
     for module in root.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
-    with as_found(root):
-        root.eval()
-        return _Attempts(root, whole, any_size).capture(*_examples(root, size))
+    found = examples(root, size)
+    try:
+        return _Attempts(root, whole, any_size).capture(found)
+    except InputError:
+        if not whole:
+            raise
+    with in_evaluation(root):
+        graph = chain(root, whole, found.image)
+        for image, expected in ((found.image, found.expected), (found.other, found.expected_other)):
+            if not same(replay(graph, root, {}, image), expected):
+                raise InputError(f"the network {type(root).__name__}", "not the result of the named modules in a row",
+                                 "modules (whole=[...]) between which nothing else happens",
+                                 "name larger modules")
+    paths = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
+    closed = tuple(_closed(root.get_submodule(path), path, "left whole as asked") for path in paths)
+    return Capture(root, graph, found.structure, {}, tuple(found.image.shape), found.resized, closed,
+                   ("its own code could not be followed: it is its named modules in a row",))
 
 
 class _Attempts:
@@ -110,91 +124,86 @@ class _Attempts:
         self.total = sum(p.numel() for p in root.parameters()) or 1
         self.reasons = {path: "left whole as asked" for path in self.modules
                         if path and any(fnmatchcase(path, pattern) for pattern in whole)}
-        self.notes: list[str] = []
 
-    def capture(self, image: Tensor, other: Tensor, expected: list[Tensor], expected_other: list[Tensor],
-                structure: Structure) -> Capture:
-        resized = image.shape[-2:] != other.shape[-2:]
+    def capture(self, found: Examples) -> Capture:
         while True:
             tracer = tracing.Tracer(frozenset(self.reasons))
             try:
-                with as_found(self.root):
-                    self.root.eval()
-                    graph = tracer.run(self.root, lambda module: is_leaf(module) is not None, image)
+                with in_evaluation(self.root):
+                    graph = tracer.run(self.root, lambda module: is_leaf(module) is not None, found.image)
             except tracing.Closed as failure:
                 self._close(failure.place, str(failure))
                 continue
             except Exception as error:
-                raise self._refusal("", tracing._first_line(error)) from error
+                raise self._refusal("", tracing.first_line(error)) from error
             random = [path for path, module in tracer.opened.items()
                       if path and reads_training(type(module)) and has_random_drops(module)]
             if random:
-                for path in random:
-                    self._close(path, "it drops at random in training by code of its own")
+                self._close_all(random, "it drops at random in training by code of its own")
                 continue
             remove_unused(graph)
-            if self._hold_for_other_sizes(graph, tracer, image, other, expected_other):
-                break
-        outputs = list(replay(graph, self.root, tracer.constants, image))
-        if not same(outputs, expected):
-            raise self._refusal("", "a graph that does not give what the network gives")
+            with in_evaluation(self.root):
+                if self._holds_for_other_sizes(graph, tracer, found):
+                    break
+        if not same(tracer.outputs, found.expected):
+            raise self._refusal("", "its result is another one each time")
+        notes = []
+        if reads_training(type(self.root)):
+            notes.append("its own code asks for self.training; captured is what it does in evaluation")
         kept = [node for node in graph.nodes if node.target is require]
         if kept:
-            places = sorted({node.args[2] for node in kept})
-            self.notes.append(f"its structure is that for {image.shape[-2]}x{image.shape[-1]}, checked when it runs: "
-                              + ", ".join(places))
-        return Capture(self.root, graph, structure, tracer.constants, tuple(image.shape), resized and not kept,
-                       tuple(self._closed(tracer)), tuple(self.notes))
+            height, width = found.image.shape[-2:]
+            notes.append(f"its structure is that for {height}x{width}, checked when it runs: "
+                         + ", ".join(sorted({str(node.args[2]) for node in kept})))
+        return Capture(self.root, graph, found.structure, tracer.constants, tuple(found.image.shape),
+                       found.resized and not kept, tuple(self._report(graph)), tuple(notes))
 
-    def _hold_for_other_sizes(self, graph: fx.Graph, tracer: tracing.Tracer, image: Tensor, other: Tensor,
-                              expected: list[Tensor]) -> bool:
+    def _holds_for_other_sizes(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
         """Whether the graph is final. Runs it on another size; what stands in the way is closed or checked for."""
         failed, outputs = None, list[Tensor]()
         shapes: dict[fx.Node, Any] = {}
         try:
-            outputs = list(replay(graph, self.root, tracer.constants, other, shapes))
+            outputs = list(replay(graph, self.root, tracer.constants, found.other, shapes))
         except Exception as error:
-            failed = tracing._first_line(error)
+            failed = tracing.first_line(error)
         if failed is not None:
             at = next(node for node in graph.nodes if node not in shapes)
             if self._may_close(at.meta["place"]):
                 self._close(at.meta["place"], f"its structure depends on the size of the image ({failed})")
                 return False
         depending = depends_on_size(graph, shapes)
-        places = set()
+        places = []
         for node in [node for node in graph.nodes if node.target is require]:
             if node.args[0] not in depending and failed is None:
                 graph.erase_node(node)
             elif self.want_any_size and self._may_close(node.meta["place"]):
-                places.add(node.meta["place"])
-        for place in places:
-            if place not in self.reasons:  # closing one closes those of its class
-                self._close(place, "its structure depends on the size of the image")
+                places.append(node.meta["place"])
         if places:
+            self._close_all(places, "its structure depends on the size of the image")
             return False
         remove_unused(graph)
-        if failed is not None or not same(outputs, expected):
-            self._fix_size(graph, image)
+        if failed is not None or not same(outputs, found.expected_other):
+            _fix_size(graph, found.image, self._takes_any_number(graph, tracer, found))
         return True
 
-    def _fix_size(self, graph: fx.Graph, image: Tensor) -> None:
-        """Check the size of the image itself."""
-        placeholder = next(iter(graph.nodes))
-        with graph.inserting_after(placeholder):
-            shape = graph.call_function(getattr, (placeholder, "shape"))
-        with graph.inserting_after(shape):
-            got = graph.call_function(tuple, (shape,))
-        with graph.inserting_after(got):
-            check = graph.call_function(require, (got, tuple(image.shape), "image"))
-        for node in (shape, got, check):
-            node.meta["place"] = ""
-            tracing.describe(node, torch.Size(image.shape))
+    def _takes_any_number(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
+        """Whether the graph, which holds for one size, holds for another number of images."""
+        try:
+            outputs = replay(graph, self.root, tracer.constants, found.image[:1])
+        except Exception:
+            return False
+        return same(outputs, take_apart(self.root(found.image[:1]))[0])
 
     def _may_close(self, path: str) -> bool:
         module = self.modules.get(path)
         if not path or module is None or path in self.reasons or is_leaf(module) is not None:
             return False
         return sum(p.numel() for p in module.parameters()) <= LARGEST * self.total
+
+    def _close_all(self, paths: Sequence[str], reason: str) -> None:
+        for path in paths:
+            if path not in self.reasons:  # closing one closes those of its class
+                self._close(path, reason)
 
     def _close(self, path: str, reason: str) -> None:
         """The module, or the first around it that is not closed yet, and the others of its class."""
@@ -214,15 +223,30 @@ class _Attempts:
                           "name modules that shall stay whole (whole=['blocks.*']), or wrap the network in a module "
                           "whose forward only calls such modules")
 
-    def _closed(self, tracer: tracing.Tracer) -> Iterator[Closed]:
-        for node in tracer.graph.nodes:
-            if node.op != "call_module":
-                continue
-            module = self.modules[str(node.target)]
-            reason = self.reasons.get(str(node.target)) or is_leaf(module)
-            layers = sum(isinstance(part, OPERATIONS) for part in module.modules())
-            if reason and layers:
-                yield Closed(str(node.target), type(module).__name__, reason, layers)
+    def _report(self, graph: fx.Graph) -> Iterator[Closed]:
+        for path in dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module"):
+            report = _closed(self.modules[path], path, self.reasons.get(path) or is_leaf(self.modules[path]) or "")
+            if report.reason and report.layers:
+                yield report
+
+
+def _closed(module: nn.Module, path: str, reason: str) -> Closed:
+    return Closed(path, type(module).__name__, reason, sum(isinstance(part, OPERATIONS) for part in module.modules()))
+
+
+def _fix_size(graph: fx.Graph, image: Tensor, any_number: bool) -> None:
+    """Let the graph check the size, or the whole shape, of the image itself."""
+    first = 2 if any_number else 0
+    placeholder = next(iter(graph.nodes))
+    with graph.inserting_after(placeholder):
+        shape = graph.call_function(getattr, (placeholder, "shape"))
+    with graph.inserting_after(shape):
+        got = graph.call_function(operator.getitem, (shape, slice(first, None)))
+    with graph.inserting_after(got):
+        check = graph.call_function(require, (got, tuple(image.shape[first:]), "image"))
+    for node in (shape, got, check):
+        node.meta["place"] = ""
+        describe(node, image.shape[first if node is got else 0:])
 
 
 def remove_unused(graph: fx.Graph) -> None:
@@ -231,75 +255,3 @@ def remove_unused(graph: fx.Graph) -> None:
         asserts = node.op == "call_function" and node.target in (require, torch._assert)
         if not node.users and node.op not in ("placeholder", "output") and not asserts:
             graph.erase_node(node)
-
-
-def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    """Bit for bit; NaN equals NaN."""
-    return len(one) == len(other) and all(
-        x.shape == y.shape and x.dtype == y.dtype and bool(((x == y) | ((x != x) & (y != y))).all())
-        for x, y in zip(one, other, strict=True))
-
-
-@contextmanager
-def as_found(root: nn.Module) -> Iterator[None]:
-    """Leave all modules afterwards as they were: mode, attributes, what their code remembers."""
-    found = [(module, {k: dict(v) if isinstance(v, dict) and k in ("_buffers", "_parameters") else v
-                       for k, v in vars(module).items()}) for module in root.modules()]
-    for module, _ in found:
-        if getattr(module, "grad_checkpointing", False) is True:
-            module.grad_checkpointing = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module, attributes in found:
-            vars(module).clear()
-            vars(module).update(attributes)
-
-
-@torch.no_grad()
-def _examples(root: nn.Module, size: tuple[int, int] | None
-              ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], Structure]:
-    """Two images that the network takes, of different sizes and numbers where it can, and what it gives for them."""
-    steps = (32, 64)
-    sizes: list[tuple[int, int]] = [size] if size is not None else [(PROBE, PROBE)]
-    if size is None and isinstance(root, Backbone):
-        side = root.multiple * math.ceil(PROBE / root.multiple)
-        sizes, steps = [(side, side)], (root.multiple, 2 * root.multiple)
-    elif size is None:
-        native = (getattr(root, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-        sizes += [tuple(native[-2:]), (224, 224)]
-    run = _runner(root)
-    reason = ""
-    for height, width in sizes:
-        try:
-            image = _image(root, 2, height, width)
-            expected, structure = run(image)
-        except InputError:
-            raise
-        except Exception as error:
-            reason = tracing._first_line(error)
-            continue
-        try:
-            other = _image(root, 1, height + steps[0], width + steps[1])
-            expected_other, _ = run(other)
-        except Exception:
-            other = image[:1]
-            expected_other, _ = run(other)
-        return image, other, expected, expected_other, structure
-    raise InputError(f"the network {type(root).__name__}", f"no result for images of {sizes} ({reason})",
-                     "a network that takes one image (b 3 h w)", "say the size that it takes (size=(h, w))")
-
-
-def _runner(root: nn.Module) -> Callable[[Tensor], tuple[list[Tensor], Structure]]:
-    def run(image: Tensor) -> tuple[list[Tensor], Structure]:
-        with as_found(root):
-            root.eval()
-            return take_apart(root(image))
-
-    return run
-
-
-def _image(root: nn.Module, batch: int, height: int, width: int) -> Tensor:
-    reference = next((p for p in root.parameters() if p.is_floating_point()), torch.zeros(()))
-    noise = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
-    return noise.to(reference.device, reference.dtype)

@@ -8,7 +8,8 @@ from torch import nn
 
 from polyptych.search.capture import capture
 from polyptych.search.policy import Compilation, Norms
-from polyptych.search.spaces import SpaceName, make_space
+from polyptych.search.space import SpaceName
+from polyptych.search.spaces import make_space
 from polyptych.search.supermodel import Supermodel
 from polyptych.search.units import Granularity, find_units
 

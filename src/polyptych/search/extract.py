@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from polyptych.search.banks import Banks, at, label, put
+from polyptych.search.banks import Banks, at, label, put, stream
 from polyptych.search.plan import BASE, Plan
 from polyptych.search.policy import Policy
 from polyptych.search.structure import Structure
@@ -52,11 +52,7 @@ def extract(supermodel: Supermodel, policy: Policy, *, share_weights: bool = Fal
     plan = supermodel.plan(policy)
     supermodel.banks.materialize([plan])
     banks = supermodel.banks
-    memo: dict[int, Any] = {}
-
-    def taken(value: Any) -> Any:
-        return value if share_weights else copy.deepcopy(value, memo)
-
+    taken = None if share_weights else dict[Any, Any]()
     home = nn.Module()
     graph = fx.Graph()
     emitted: list[fx.Node] = []
@@ -76,50 +72,47 @@ def extract(supermodel: Supermodel, policy: Policy, *, share_weights: bool = Fal
 
 
 def _emit(graph: fx.Graph, home: nn.Module, banks: Banks, plan: Plan, i: int, emitted: list[fx.Node],
-          cut: dict[int, fx.Node], taken: Any) -> fx.Node:
+          cut: dict[int, fx.Node], taken: dict[Any, Any] | None) -> fx.Node:
     step = plan.steps[i]
     node = step.node
-    inside = i in plan.trunk
-
-    def read(n: fx.Node) -> fx.Node:
-        position = step.inputs[n]
-        return emitted[position] if inside or position not in cut else cut[position]
-
+    outside = cut if i not in plan.trunk else {}
+    read = {n: outside.get(position, emitted[position]) for n, position in step.inputs.items()}
     if node.op == "placeholder":
         return graph.placeholder("image")
     if step.skip is not None:
         path = f"projections.{step.tasks[0]}.{step.skip.node}"
-        put(home, path, taken(banks.projection(step.skip, step.tasks[0])))
-        (source,) = step.inputs
-        return graph.call_module(path, (read(source),))
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
+        put(home, path, _taken(banks.projection(step.skip, step.tasks[0]), taken))
+        return graph.call_module(path, tuple(read.values()))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), read.__getitem__)
     if node.op in ("get_attr", "call_module"):
         path = _settle(home, banks, plan, i, taken)
         return graph.get_attr(path) if node.op == "get_attr" else graph.call_module(path, args, kwargs)
     return graph.create_node(node.op, node.target, args, kwargs)
 
 
-def _settle(home: nn.Module, banks: Banks, plan: Plan, i: int, taken: Any) -> str:
+def _settle(home: nn.Module, banks: Banks, plan: Plan, i: int, taken: dict[Any, Any] | None) -> str:
     """Lay what a step needs into the compact network; gives its path there."""
     step = plan.steps[i]
     target, bank = str(step.node.target), step.bank
     path = target if bank in (None, BASE) else f"copies.{label(bank)}.{target}"
     if step.node.op == "get_attr":
         if not _there(home, path):
-            put(home, path, taken(banks.get(target, bank)))
+            put(home, path, _taken(banks.get(target, bank), taken))
         return path
-    module = banks.module(step, plan)
-    users = plan.banks.get((target, bank), [i]) if bank is not None else [i]
-    first = banks.module(plan.steps[users[0]], plan)
-    if module is first:
-        if not _there(home, path):
-            put(home, path, taken(module))
-        return path
-    # The same weights on another stream: statistics of their own, weights tied to those of the first.
-    path = f"streams.{'-'.join([label(bank), *step.tasks])}.{target}"  # type: ignore[arg-type]
+    module = banks.module(target, bank, step.tasks)
+    if bank is not None:
+        first = plan.steps[plan.banks[target, bank][0]]
+        if module is not banks.module(target, bank, first.tasks):
+            # The same weights on another stream: statistics of their own, weights tied to those of the first.
+            path = f"streams.{stream(bank, step.tasks)}.{target}"
     if not _there(home, path):
-        put(home, path, taken(module))
+        put(home, path, _taken(module, taken))
     return path
+
+
+def _taken(value: Any, memo: dict[Any, Any] | None) -> Any:
+    """The same object, or a copy of it that is tied to other copies as the originals are."""
+    return value if memo is None else copy.deepcopy(value, memo)
 
 
 def _there(home: nn.Module, path: str) -> bool:

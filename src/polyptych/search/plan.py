@@ -7,6 +7,7 @@ compact network alike, and what a network costs is a sum over the steps of its p
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from polyptych.search.policy import OWN, SHARED, SKIP, Policy
 from polyptych.search.pure import require
 from polyptych.search.skips import Skip
 from polyptych.search.units import Units
+
+REMEMBERED = 256  # plans
 
 
 class Bank(NamedTuple):
@@ -124,6 +127,7 @@ class Planner:
     capture: Capture
     units: Units
     statistics: frozenset[str] = field(init=False)
+    _plans: OrderedDict[Policy, Plan] = field(init=False, default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         modules = dict(self.capture.root.named_modules())
@@ -132,8 +136,19 @@ class Planner:
         self._skips = {unit.skip.node: i for i, unit in enumerate(self.units) if unit.skip is not None}
         self._by_name = {node.name: node for node in self.capture.graph.nodes}
 
+    def __deepcopy__(self, memo: Any) -> Planner:
+        return self  # facts; no weights
+
     def plan(self, policy: Policy) -> Plan:
-        """The steps of a policy."""
+        """The steps of a policy. Those of the last policies are remembered."""
+        if policy not in self._plans:
+            self._plans[policy] = self._make(policy)
+            while len(self._plans) > REMEMBERED:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(policy)
+        return self._plans[policy]
+
+    def _make(self, policy: Policy) -> Plan:
         live = {task: self._live(policy, task) for task in policy.tasks}
         values: dict[str, dict[fx.Node, int]] = {task: {} for task in policy.tasks}
         keys: list[dict[str, Any]] = []

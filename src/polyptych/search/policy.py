@@ -14,6 +14,7 @@ from polyptych.search.units import GRANULARITIES, Granularity
 SHARED, OWN, SKIP = "shared", "own", "skip"
 FORMAT = 1
 Norms = Literal["stream", "task"]
+Row = tuple[str, ...]  # the choice of every task at a unit
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Policy:
         """The same sharing with the plainest names: a group of one task is ``own``, and the groups of a unit are
         ``shared``, ``b``, ``c``, ... in the order of their first tasks. Policies that differ only by names (and by
         which copies begin their training from trained ones) become equal."""
-        return replace(self, choices=tuple(map(_plain, self.choices)))
+        return replace(self, choices=tuple(map(plain, self.choices)))
 
     # -- JSON ---------------------------------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class Policy:
         return cls.decode(read_json(path), str(path))
 
 
-def groups(row: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+def groups(row: Row) -> dict[str, tuple[int, ...]]:
     """Positions of the tasks of each group at a unit; those of ``own`` and ``skip`` are left out."""
     found: dict[str, list[int]] = {}
     for i, choice in enumerate(row):
@@ -167,7 +168,8 @@ def groups(row: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(members) for name, members in found.items()}
 
 
-def _plain(row: tuple[str, ...]) -> tuple[str, ...]:
+def plain(row: Row) -> Row:
+    """The plainest names of groups, see :meth:`Policy.canonical`."""
     several = [members for members in groups(row).values() if len(members) > 1]
     names = {i: SHARED if n == 0 else chr(ord("a") + n) for n, members in enumerate(several) for i in members}
     return tuple(choice if choice == SKIP else names.get(i, OWN) for i, choice in enumerate(row))

@@ -45,6 +45,7 @@ def require(value: Any, expected: Any, place: str) -> None:
         InputError: it does not: the network was captured for another size of image.
     """
     if value != expected:
+        value = tuple(value) if isinstance(value, tuple) else value
         raise InputError(place, f"{value} where the network was captured with {expected}",
                          "an image of a size for which it has the same structure",
                          "capture it again at this size, or let it run as one piece (any_size=True)")

@@ -9,6 +9,7 @@ from torch import fx, nn
 from polyptych.search.anchors import Anchor
 from polyptych.search.capture import Capture
 from polyptych.search.flow import Flow, Region
+from polyptych.search.skips import skip_of_branch
 
 MOST = 16  # operations in a region: a larger one (a stage of HRNet, a dense block) is looked at for its parts
 MOST_IN_BLOCK = 8  # operations of a module without a shortcut that are one unit
@@ -18,7 +19,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def group_anchors(capture: Capture, flow: Flow, anchors: Sequence[Anchor]
                   ) -> tuple[list[list[Anchor]], list[fx.Node | None]]:
     """The anchors of each unit, and the join of those that are regions, in the order of the graph."""
-    chosen = _choose(flow, anchors)
+    chosen = _choose(capture, flow, anchors)
     regions = {region.join: _within(region, anchors) for region in chosen}
     taken = {id(anchor) for group in regions.values() for anchor in group}
     residual = {id(a) for join, group in regions.items() if not _is_gate(join) for a in group}
@@ -40,9 +41,10 @@ def group_anchors(capture: Capture, flow: Flow, anchors: Sequence[Anchor]
     return [group for group, _ in groups], [join for _, join in groups]
 
 
-def _choose(flow: Flow, anchors: Sequence[Anchor]) -> list[Region]:
+def _choose(capture: Capture, flow: Flow, anchors: Sequence[Anchor]) -> list[Region]:
     """Regions that do not overlap, the largest first. Where one entry has a region that is too large, as in a dense
-    block, whose joins all go back to its beginning, only the smallest of that entry counts."""
+    block, whose joins all go back to its beginning, only the smallest of that entry counts. Parallel branches of
+    several residual blocks (HRNet, DLA) are not a region; their blocks are."""
     by_entry: dict[fx.Node, list[tuple[int, Region]]] = {}
     for region in flow.regions():
         count = len(_within(region, anchors))
@@ -54,6 +56,9 @@ def _choose(flow: Flow, anchors: Sequence[Anchor]) -> list[Region]:
         if len(fitting) < len(found):
             fitting = fitting[:1]
         candidates += fitting
+    blocks = {region for _, region in candidates if skip_of_branch(capture, flow, region.join) is not None}
+    candidates = [(count, region) for count, region in candidates if region in blocks
+                  or sum(block.inside < region.inside for block in blocks) < 2]
     chosen: list[Region] = []
     covered: set[fx.Node] = set()
     for _, region in sorted(candidates, key=lambda pair: -len(pair[1].inside)):

@@ -91,10 +91,10 @@ def depends_on_size(graph: fx.Graph, shapes: Mapping[fx.Node, Any]) -> set[fx.No
 def _varies_in_number(node: fx.Node, varying: Mapping[fx.Node, tuple[bool, ...]]) -> bool:
     """Whether it depends on the size how many tensors a node gives."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    rest = [*node.args[1:], *node.kwargs.values()]
-    if name == "unbind":
-        dimension = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        return varying[node.args[0]][dimension]  # type: ignore[index]
-    given = any(isinstance(x, list | tuple) for x in rest)
-    by_size = name in ("split", "split_with_sizes", "tensor_split") and not given
-    return by_size and any(any(varying[below]) for below in node.all_input_nodes)
+    rest = dict(zip(("sizes", "dim"), node.args[1:], strict=False)) | node.kwargs  # how many, or how large; where
+    along = rest.get("sizes" if name == "unbind" else "dim", rest.get("dim", 0))
+    flags = varying[node.all_input_nodes[0]]
+    if name in ("split", "split_with_sizes", "unbind") and isinstance(along, int):
+        given = name != "unbind" and any(isinstance(x, list | tuple) for x in rest.values())
+        return not given and flags[along]
+    return name not in ("chunk", "tensor_split") and any(any(varying[below]) for below in node.all_input_nodes)

@@ -19,13 +19,18 @@ def group_stages(capture: Capture, groups: Sequence[list[Anchor]]) -> list[list[
     """The groups of each stage together."""
     keys: list[object]
     if isinstance(capture.root, Backbone):
-        keys = [".".join(group[0].name.split(".")[:2]) for group in groups]
+        keys = [stage_of(group[0].name) for group in groups]
     else:
         keys = _by_resolution(groups)
     found: dict[object, list[Anchor]] = {}
     for key, group in zip(keys, groups, strict=True):
         found.setdefault(key, []).extend(group)
     return list(found.values())
+
+
+def stage_of(path: str) -> str:
+    """``stages.2`` of ``stages.2.0.conv1``."""
+    return ".".join(path.split(".")[:2])
 
 
 def _by_resolution(groups: Sequence[list[Anchor]]) -> list[object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from polyptych.search.banks import Banks
 from polyptych.search.capture import Capture
 from polyptych.search.plan import Plan, Planner, Step
 from polyptych.search.policy import Compilation, Policy
-from polyptych.search.spaces import Space
+from polyptych.search.space import Space
 from polyptych.search.units import Units
 from polyptych.types import Features, TaskFeatures
 
@@ -36,7 +35,6 @@ class Supermodel(nn.Module):
         self.tasks = space.tasks
         self.planner = Planner(capture, units)
         self.banks = Banks(capture, units, self.planner, self.tasks)
-        self._plans = lru_cache(maxsize=256)(self.planner.plan)
 
     @property
     def backbone(self) -> nn.Module:
@@ -50,7 +48,7 @@ class Supermodel(nn.Module):
     def plan(self, policy: Policy) -> Plan:
         """What a policy computes."""
         self.space.check_fit(policy)
-        return self._plans(policy)
+        return self.planner.plan(policy)
 
     def materialize(self, policies: Iterable[Policy] | None = None) -> None:
         """Make the copies that these policies use (by default, a copy of every unit for every task), so that an
@@ -88,18 +86,13 @@ class Supermodel(nn.Module):
         if node.op == "get_attr":
             return self.banks.get(str(node.target), step.bank)
         # What is not of the trunk reads a branch of the value, so that gradients can be taken at the cut.
-        inside = i in plan.trunk
-
-        def read(n: fx.Node) -> Any:
-            at = step.inputs[n]
-            return values[at] if inside or at not in cut else cut[at]
-
+        outside = cut if i not in plan.trunk else {}
+        read = {n: outside[at] if at in outside else values[at] for n, at in step.inputs.items()}
         if step.skip is not None:
-            (source,) = step.inputs
-            return self.banks.projection(step.skip, step.tasks[0])(read(source))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
+            return self.banks.projection(step.skip, step.tasks[0])(*read.values())
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read.__getitem__)
         if node.op == "call_module":
-            return self.banks.module(step, plan)(*args, **kwargs)
+            return self.banks.module(str(node.target), step.bank, step.tasks)(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -11,6 +11,7 @@ Reference: torch.fx (Reed et al., MLSys 2022, arXiv 2112.08429), whose proxies k
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ class Traced(fx.Proxy):
         super().__init__(node, tracer)
         self.tracer: Any = tracer
         self.value = value
+        self.item_of: tuple[weakref.ref[Traced], Any] | None = None  # whose item it is, and which
 
     def __repr__(self) -> str:
         return f"Traced({self.node.name})"

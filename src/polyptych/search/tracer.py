@@ -12,9 +12,9 @@ Rules (measured on every family of timm):
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import math
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,12 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from polyptych.search.descriptions import depends_on_data, describe, tensors_in
 from polyptych.search.leaves import get_notrace_functions
 from polyptych.search.pure import OPERATORS, filled, require, with_item
-from polyptych.search.traced import SHAPE, Traced, concrete, find
-
-CONSTRUCTORS = ("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "rand", "randn", "tensor",
-                "as_tensor", "is_tensor")
+from polyptych.search.surroundings import traceable_constructors, value_aware_isinstance
+from polyptych.search.traced import Traced, concrete, find
 
 
 class Closed(Exception):
@@ -51,7 +50,7 @@ class Tracer(fx.Tracer):
         self.leaves = leaves
         self.constants: dict[str, Tensor] = {}
         self.opened: dict[str, nn.Module] = {}
-        self.result: Any = None
+        self.outputs: list[Tensor] = []
         self._computing = 0
         self._names: dict[int, str] = {}
         self._attributes: dict[str, Traced] = {}
@@ -60,22 +59,25 @@ class Tracer(fx.Tracer):
         self._image: Tensor = torch.empty(0)
 
     def run(self, root: nn.Module, leaf: Callable[[nn.Module], bool], image: Tensor) -> fx.Graph:
-        """The graph of ``root(image)``; its output node holds the list of traced tensors of ``result`` in order."""
+        """The graph of ``root(image)``; its output node holds the tensors of the result in order, and ``outputs`` what
+        they are for this image."""
         self._leaf, self._image = leaf, image
         # Functions to be wrapped are looked for in every file that modules come from, not only once one is called.
         homes = {type(module).__module__ for module in root.modules()}
         self._autowrap_search += [sys.modules[name] for name in sorted(homes) if name in sys.modules]
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self._names = {id(tensor): name for name, tensor in tensors}
-        with torch.no_grad(), _value_aware(root), self._constructors():
+        with (torch.no_grad(), value_aware_isinstance(root),
+              traceable_constructors(lambda: self._computing > 0)):
             return self.trace(root)
 
     # -- what torch.fx asks -------------------------------------------------------------------------------------------
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         def forward(root: nn.Module, image: Traced) -> Any:
-            self.result = root_fn(root, image)
-            return tuple(find_in_order(self.result))
+            result = tuple(find_in_order(root_fn(root, image)))
+            self.outputs = [concrete(x) for x in result]
+            return result
 
         node = self.create_node("placeholder", "image", (), {})
         return forward, [self.root, self._remember(node, self._image)]
@@ -100,7 +102,7 @@ class Tracer(fx.Tracer):
         except Closed:
             raise
         except Exception as error:
-            raise Closed(path, _first_line(error)) from error
+            raise Closed(path, first_line(error)) from error
         if self.is_leaf_module(m, path):
             for hook in list(m._forward_hooks.values()):
                 if path in self.leaves or self._leaf(m):
@@ -142,7 +144,10 @@ class Tracer(fx.Tracer):
         value = self._compute(kind, target, concrete(args), concrete(kwargs))
         node = self.create_node(kind, target, self.create_arg(tuple(args)), self.create_arg(dict(kwargs)), name)
         if written is None:
-            return self._remember(node, value)
+            traced = self._remember(node, value)
+            if target is operator.getitem and isinstance(concrete(args[0]), Tensor) and isinstance(args[0], Traced):
+                traced.item_of = weakref.ref(args[0]), args[1]
+            return traced
         self._rewrite(written, node, value)
         return written
 
@@ -157,7 +162,7 @@ class Tracer(fx.Tracer):
             self._computing -= 1
 
     def _compute(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-        tensors = list(_tensors((args, kwargs)))
+        tensors = list(tensors_in((args, kwargs)))
         versions = [x._version for x in tensors]
         with self._untraced():
             if kind == "call_module":
@@ -234,10 +239,16 @@ class Tracer(fx.Tracer):
 
     def _rewrite(self, written: Traced, node: fx.Node, value: Any) -> None:
         """Every name of the written value reads the new one. (All names of it are one object; a view is another.)"""
-        names = [x() for x in self._alive.pop(_storage(written.value), ())]
-        if any(x is not None and x is not written for x in names) or written.node.op in ("get_attr", "placeholder"):
+        others = [x for x in (x() for x in self._alive.pop(_storage(written.value), ()))
+                  if x is not None and x is not written]
+        whole, index = (None, None) if written.item_of is None else (written.item_of[0](), written.item_of[1])
+        if written.node.op in ("get_attr", "placeholder") or any(x is not whole for x in others):
             kind = {"get_attr": "a parameter or buffer", "placeholder": "the image"}.get(written.node.op)
             raise Closed(self.scope.module_path, f"it writes into {kind or 'a tensor that has views'}")
+        if whole is not None and others:  # an item of another tensor, which changes too
+            self._alive[_storage(whole.value)] = [weakref.ref(whole)]
+            self.write_item(whole, index, Traced(node, self, value))
+            written.item_of = None
         describe(node, value)
         written.node, written.value = node, value
         self._alive.setdefault(_storage(value), []).append(weakref.ref(written))
@@ -247,7 +258,7 @@ class Tracer(fx.Tracer):
     def decide(self, traced: Traced, kind: Callable[[Any], Any] | None) -> Any:
         """The plain value of a traced fact, with a check that it still holds when the graph runs."""
         value = traced.value if kind is None else kind(traced.value)
-        if isinstance(traced.value, Tensor) or _depends_on_data(traced.node):
+        if isinstance(traced.value, Tensor) or depends_on_data(traced.node):
             raise Closed(self.scope.module_path, "its Python code depends on values of a tensor")
         key = (traced.node, kind in (bool, None) and kind)
         if key not in self._decisions:
@@ -281,65 +292,6 @@ class Tracer(fx.Tracer):
         place = self.scope.module_path or type(self.root).__name__
         self.create_node("call_function", require, (node, expected, place), {})
 
-    # -- Python's own functions ---------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _constructors(self) -> Iterator[None]:
-        """Let ``torch.arange(traced)`` and the like be nodes; torch does not dispatch on their numbers."""
-        originals = {name: getattr(torch, name) for name in CONSTRUCTORS}
-
-        def wrap(name: str, original: Any) -> Any:
-            def constructor(*args: Any, **kwargs: Any) -> Any:
-                if self._computing or not any(True for _ in find(args, kwargs)):
-                    return original(*args, **kwargs)
-                if name == "is_tensor":
-                    return isinstance(concrete(args[0]), Tensor)
-                return self.create_proxy("call_function", original, args, kwargs)
-
-            return constructor
-
-        for name, original in originals.items():
-            setattr(torch, name, wrap(name, original))
-        try:
-            yield
-        finally:
-            for name, original in originals.items():
-                setattr(torch, name, original)
-
-
-@contextlib.contextmanager
-def _value_aware(root: nn.Module) -> Iterator[None]:
-    """Let ``isinstance(traced, Tensor)`` be answered by the value, in the packages that the modules come from."""
-    packages = {type(module).__module__.partition(".")[0] for module in root.modules()} - {"torch"}
-
-    def value_aware(value: Any, kind: Any) -> bool:
-        if builtins.isinstance(value, Traced) and kind is not Traced:
-            return builtins.isinstance(value.value, kind)
-        return builtins.isinstance(value, kind)
-
-    own = __name__.rpartition(".")[0]
-    spaces = [module.__dict__ for name, module in list(sys.modules.items())
-              if name.partition(".")[0] in packages and not name.startswith(own) and module is not None
-              and "isinstance" not in vars(module)]
-    for space in spaces:
-        space["isinstance"] = value_aware
-    try:
-        yield
-    finally:
-        for space in spaces:
-            del space["isinstance"]
-
-
-def describe(node: fx.Node, value: Any) -> None:
-    """Remember on a node what it gives: the shape and type of a tensor, or a plain value."""
-    if isinstance(value, Tensor):
-        node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
-    elif isinstance(value, bool | int | float | torch.Size):
-        node.meta["value"] = tuple(value) if isinstance(value, torch.Size) else value
-    elif isinstance(value, list | tuple):
-        node.meta["parts"] = len(value)
-        node.meta["holds_tensors"] = any(True for _ in _tensors(value))
-
 
 def find_in_order(value: Any) -> Iterator[Any]:
     """The traced tensors (and constant ones) of a result, in the order of its structure."""
@@ -359,39 +311,9 @@ def find_in_order(value: Any) -> Iterator[Any]:
         yield from find_in_order(value.maps)
 
 
-def _depends_on_data(node: fx.Node) -> bool:
-    """Whether a plain value was read out of a tensor's elements, not of its shape."""
-    waiting, seen = [node], set()
-    while waiting:
-        current = waiting.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        for below in current.all_input_nodes:
-            if "shape" not in below.meta:
-                waiting.append(below)
-                continue
-            name = current.target if current.op == "call_method" else (
-                current.args[1] if current.target is getattr else getattr(current.target, "__name__", ""))
-            if name not in SHAPE and name != "len":
-                return True
-    return False
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
-
-
 def _storage(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0][:200]

@@ -16,12 +16,13 @@ from typing import Literal
 
 from torch import fx
 
+from polyptych.backbones._base import Backbone
 from polyptych.search.anchors import Anchor, Weights, find_weights, tensors_of
 from polyptych.search.capture import Capture
 from polyptych.search.flow import Flow
 from polyptych.search.regions import group_anchors
 from polyptych.search.skips import Skip, skip_of_branch, skip_of_operation
-from polyptych.search.stages import group_stages
+from polyptych.search.stages import group_stages, stage_of
 
 Granularity = Literal["op", "region", "stage"]
 GRANULARITIES: tuple[Granularity, ...] = ("op", "region", "stage")
@@ -99,7 +100,9 @@ def find_units(capture: Capture, granularity: Granularity) -> Units:
             skip = skip_of_operation(capture, group[0])
         elif granularity == "region" and join is not None:
             skip = skip_of_branch(capture, flow, join)
-        units.append(Unit(_name(group), targets, tuple(t for t in targets if t in weights.norms), frozenset(), 0,
+        named = granularity == "stage" and isinstance(capture.root, Backbone)
+        norms = tuple(target for target in targets if target in weights.norms)
+        units.append(Unit(stage_of(group[0].name) if named else _name(group), targets, norms, frozenset(), 0,
                           sum(parameters.values()), skip))
         nodes.append({node for anchor in group for node in anchor.nodes}
                      | {node for target, node in weights.followers if target in following})
