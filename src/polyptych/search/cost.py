@@ -11,7 +11,8 @@ Only the encoder counts: the decoder is the same for every policy.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,6 @@ from polyptych.profiling.memory import StorageWatch
 from polyptych.profiling.operators import EXTRA_FORMULAS
 from polyptych.profiling.timing import latency
 from polyptych.record import decode, encode, read_json, write_json
-from polyptych.search.capture import as_found
 from polyptych.search.plan import Bank, Plan
 from polyptych.search.policy import Policy
 from polyptych.search.pure import require
@@ -124,8 +124,8 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
     root, capture = supermodel.backbone, supermodel.capture
     home = next(root.parameters()).device
     try:
-        with as_found(root), torch.random.fork_rng([place] if place.type == "cuda" else []):
-            root.eval().to(place)
+        with _evaluating(root), torch.random.fork_rng([place] if place.type == "cuda" else []):
+            root.to(place)
             nodes, skips = _measure(supermodel, _image(root, size), place, repeats if timed else 0, seconds)
     except (RuntimeError, AssertionError) as error:
         raise InputError("--size", f"{size[0]} {size[1]}, which the network does not take ({str(error)[:100]})",
@@ -135,6 +135,18 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
     hardware = torch.cuda.get_device_name(place) if place.type == "cuda" else str(environment()["processor"])
     return CostTable(Setting(size, str(place), hardware, torch.get_num_threads(), torch.__version__, timed), nodes,
                      skips)
+
+
+@contextmanager
+def _evaluating(root: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode for a while."""
+    training = {module: module.training for module in root.modules()}
+    root.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _image(root: nn.Module, size: tuple[int, int]) -> Tensor:
