@@ -190,7 +190,8 @@ def _call(node: fx.Node, root: nn.Module, values: dict[fx.Node, Any]) -> Callabl
         return partial(root.get_submodule(str(node.target)), *args, **kwargs)
     if node.op == "call_method":
         return partial(getattr(args[0], str(node.target)), *args[1:], **kwargs)
-    return partial(node.target, *args, **kwargs)  # type: ignore[operator]
+    function: Any = node.target
+    return partial(function, *args, **kwargs)
 
 
 def _projection_row(skip: Skip, source: fx.Node, values: dict[fx.Node, Any], place: torch.device, repeats: int,
