@@ -55,8 +55,7 @@ def leave_out(network: nn.Module, supermodel, unit, task: str) -> None:
         setattr(network.get_submodule(place), name, other)
         return
     end = next(i for i, node in enumerate(nodes) if node.name == unit.skip.node)
-    last = [node.target for node in nodes[:end] if node.op in ("call_module", "get_attr") and node.target in unit.targets
-            and node.op == "call_module"]
+    last = [node.target for node in nodes[:end] if node.op == "call_module" and node.target in unit.targets]
     scales = [t for t in unit.targets if t.endswith(("gamma", ".ls", ".ls1", ".ls2"))]
     target = scales[-1] if scales else last[-1]
     for name, parameter in network.named_parameters():

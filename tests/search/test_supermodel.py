@@ -99,7 +99,7 @@ def test_gradients_are_those_of_a_network_per_task(space):
     for result in results.values():
         sum((result[task] * weight).sum() for task, weight in zip(TASKS, weights, strict=True)).backward()
     assert all(torch.allclose(results["super"][t], results["single"][t], rtol=1e-9) for t in TASKS)
-    tight = dict(compact.graph.named_parameters(remove_duplicate=False))
+    tight = dict(compact.body.named_parameters(remove_duplicate=False))
     loose = dict(supermodel.banks.named_parameters(remove_duplicate=False))
     checked = 0
     for i, unit in enumerate(supermodel.units):
@@ -142,7 +142,7 @@ def test_the_trunk_is_computed_once(name):
         compact = extract(supermodel, policy)
         for model, run in ((supermodel, lambda x, p=policy: supermodel(x, p)), (compact, compact)):
             calls: Counter = Counter()
-            handles = [module.register_forward_hook(lambda *_, path=path: calls.update([path]))
+            handles = [module.register_forward_hook(lambda *_, path=path, calls=calls: calls.update([path]))
                        for path, module in model.named_modules()]
             run(image(supermodel))
             for handle in handles:
@@ -151,7 +151,7 @@ def test_the_trunk_is_computed_once(name):
                 for target in {str(n.target) for n in supermodel.capture.graph.nodes} & set(unit.targets):
                     if target not in modules:
                         continue
-                    where = [f"{home}{bank}{target}" for home in ("graph.", "banks.backbone.", "banks.", "")
+                    where = [f"{home}{bank}{target}" for home in ("body.", "banks.backbone.", "banks.", "")
                              for bank in ("", *(f"copies.own_{task}." for task in TASKS))]
                     assert [calls[path] for path in where if path in calls] == [1] * (1 if i < count else 3), target
 
@@ -175,7 +175,7 @@ def test_every_stream_has_its_own_statistics():
     for _ in range(3):
         supermodel(torch.rand(4, 3, 64, 64, generator=generator), policy)
     compact = extract(supermodel, policy)
-    state = compact.graph.state_dict()
+    state = compact.body.state_dict()
     later = [name for name in state if name.startswith("streams") and name.endswith("running_mean")]
     assert later and all(name.startswith("streams.shared-b.") for name in later)
     for name in later:
@@ -200,7 +200,7 @@ def test_statistics_of_a_tree_in_training():
     compact = extract(supermodel, policy).train()
     x = image(supermodel, 4)
     compact(x)
-    buffers = dict(compact.graph.named_buffers())
+    buffers = dict(compact.body.named_buffers())
     for task, single in singles.items():
         single.train()(x)
         for name, buffer in single.named_buffers():

@@ -18,20 +18,20 @@ from polyptych.types import Features, TaskFeatures
 class Compact(nn.Module):
     """A multi-task network without anything of the search.
 
-    Weights of the backbone keep their names under ``graph``; those of other banks lie under ``graph.copies``.
+    Weights of the backbone keep their names under ``body``; those of other banks lie under ``body.copies``.
 
     Attributes:
-        graph: computes all tensors of all tasks, and the cut, as one flat tuple.
+        body: computes all tensors of all tasks, and the cut, as one flat tuple.
         tasks: names in order.
     """
 
-    def __init__(self, graph: fx.GraphModule, tasks: tuple[str, ...], structure: Structure, counts: tuple[int, int]):
+    def __init__(self, body: fx.GraphModule, tasks: tuple[str, ...], structure: Structure, counts: tuple[int, int]):
         super().__init__()
-        self.graph, self.tasks, self._structure, self._counts = graph, tasks, structure, counts
+        self.body, self.tasks, self._structure, self._counts = body, tasks, structure, counts
 
     def forward(self, image: Tensor) -> dict[str, Any]:
         """For every task what the backbone returns; :class:`TaskFeatures` where that are :class:`Features`."""
-        found = self.graph(image)
+        found = self.body(image)
         per_task, cut = self._counts
         result = {task: self._structure.build(found[i * per_task:(i + 1) * per_task])
                   for i, task in enumerate(self.tasks)}

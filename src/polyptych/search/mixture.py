@@ -40,16 +40,16 @@ class Logits(nn.Module):
         self.choices = tuple(self.space.choices(i) for i in range(len(supermodel.units)))
         self.tables = nn.ParameterList(nn.Parameter(torch.zeros(len(supermodel.tasks), len(c))) for c in self.choices)
 
-    def probabilities(self) -> list[Float[Tensor, "t c"]]:
+    def probabilities(self) -> list[Float[Tensor, "t _"]]:
         """softmax of the logits of each unit."""
         return [table.softmax(-1) for table in self.tables]
 
     def sample(self, temperature: float, *, hard: bool = False, generator: torch.Generator | None = None
-               ) -> list[Float[Tensor, "t c"]]:
+               ) -> list[Float[Tensor, "t _"]]:
         """Gumbel-softmax weights of each unit; ``hard`` gives one-hot ones with the gradient of the soft."""
         return [gumbel_softmax(table, temperature, hard, generator) for table in self.tables]
 
-    def uniform(self) -> list[Float[Tensor, "t c"]]:
+    def uniform(self) -> list[Float[Tensor, "t _"]]:
         """Equal weights: the mean of all choices, with which AutoMTL trains before it searches."""
         return [torch.full_like(table, 1 / table.shape[-1]).detach() for table in self.tables]
 
@@ -96,10 +96,14 @@ class Mixer:
                                   if space.norms == "task")
         self.spans: Spans = find_spans(supermodel.capture, supermodel.units, self.per_task)
         self.choices = tuple(space.choices(i) for i in range(len(supermodel.units)))
+        self._common: set[int] = set()  # units before and at which no task has a choice: they see the same there
+        for i, unit in enumerate(supermodel.units):
+            if unit.before <= self._common and len(self.choices[i]) == 1 and self.choices[i][0] != OWN:
+                self._common.add(i)
         self._skips: dict[str, Skip] = {unit.skip.node: unit.skip for unit in supermodel.units if unit.skip is not None}
         self._by_name = {node.name: node for node in supermodel.capture.graph.nodes}
 
-    def __call__(self, image: Float[Tensor, "b c h w"], weights: Sequence[Float[Tensor, "t c"]],
+    def __call__(self, image: Float[Tensor, "b c h w"], weights: Sequence[Float[Tensor, "t _"]],
                  tasks: Sequence[str] | None = None) -> dict[str, Any]:
         """For every task (of ``tasks``), what the backbone returns with mixed choices.
 
@@ -156,14 +160,17 @@ class Mixer:
                  known: dict[Any, Any]) -> _Value:
         target = str(node.target)
         bank = self._bank(target, task, choice) if node.op in ("call_module", "get_attr") else None
-        statistics = task if target in self.supermodel.planner.statistics else ""
-        key = (node.name, bank, statistics, *(inputs[n].token for n in node.all_input_nodes))
+        tasks: tuple[str, ...] = ()
+        if target in self.supermodel.planner.statistics:
+            common = self.supermodel.units.owner[target] in self._common
+            tasks = self.supermodel.tasks if common else (task,)
+        key = (node.name, bank, tasks, *(inputs[n].token for n in node.all_input_nodes))
         if key not in known:
-            known[key] = self._evaluate(node, bank, task, inputs, image)
+            known[key] = self._evaluate(node, bank, tasks, inputs, image)
         return _Value(key, known[key])
 
-    def _evaluate(self, node: fx.Node, bank: Bank | None, task: str, inputs: Mapping[fx.Node, _Value], image: Tensor
-                  ) -> Any:
+    def _evaluate(self, node: fx.Node, bank: Bank | None, tasks: tuple[str, ...], inputs: Mapping[fx.Node, _Value],
+                  image: Tensor) -> Any:
         banks = self.supermodel.banks
         if node.op == "placeholder":
             return image
@@ -171,7 +178,7 @@ class Mixer:
             return banks.get(str(node.target), bank)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: inputs[n].data)
         if node.op == "call_module":
-            return banks.module(str(node.target), bank, (task,))(*args, **kwargs)
+            return banks.module(str(node.target), bank, tasks)(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
