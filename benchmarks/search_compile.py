@@ -27,9 +27,9 @@ from polyptych.errors import InputError
 from polyptych.search import compile
 from polyptych.search.examples import same
 from polyptych.search.structure import take_apart
+from polyptych.search.units import GRANULARITIES, find_units
 
 FAMILIES = Path(__file__).with_name("timm_families.json")
-GRANULARITIES = ("op", "region", "stage")
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,17 @@ def measure(family: str, model: str, repeats: int) -> Row:
     network = timm.create_model(model).eval()
     parameters = sum(p.numel() for p in network.parameters())
     layers = sum(isinstance(m, torch.nn.Linear | torch.nn.modules.conv._ConvNd) for m in network.modules())
-    seconds, units = [], {}
-    skips = 0
+    seconds = []
     try:
-        for repeat in range(repeats + len(GRANULARITIES) - 1):
-            granularity: Any = "region" if repeat < repeats else ("op", "stage")[repeat - repeats]
+        for _ in range(repeats):
             start = time.perf_counter()
-            supermodel = compile(network, ("first", "second"), granularity=granularity)
-            if granularity == "region":
-                seconds.append(time.perf_counter() - start)
-                skips = sum(unit.skip is not None for unit in supermodel.units)
-            units[granularity] = len(supermodel.units)
+            supermodel = compile(network, ("first", "second"))
+            seconds.append(time.perf_counter() - start)
     except InputError as error:
         return Row(family, model, parameters, 0.0, (0, 0), 0, {}, 0, False, (layers, layers), {}, (), False, str(error))
     capture = supermodel.capture
+    units = {granularity: len(find_units(capture, granularity)) for granularity in GRANULARITIES}
+    skips = sum(unit.skip is not None for unit in supermodel.units)
     image = torch.rand(1, *capture.shape[1:], generator=torch.Generator().manual_seed(1))
     supermodel.eval()
     with torch.no_grad():

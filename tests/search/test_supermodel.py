@@ -24,6 +24,17 @@ def draws(supermodel, number, seed=0):
     return [supermodel.space.draw(random) for _ in range(number)]
 
 
+def assert_as_single(network, supermodel, policy, x, got):
+    """Bit for bit; where branches are left out to rounding, because a sum with zeros may have another memory format
+    than what it was added to, and convolutions sum in another order then."""
+    branches = any(SKIP in row and unit.skip.kind == "branch"
+                   for unit, row in zip(supermodel.units, policy.choices, strict=True))
+    for task, single in single_networks(network, supermodel, policy).items():
+        expected = single(x)
+        same = torch.allclose(got[task], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        assert same if branches else torch.equal(got[task], expected), task
+
+
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
 @torch.no_grad()
 def test_all_shared_and_all_own_are_the_network(name):
@@ -46,8 +57,7 @@ def test_equals_a_network_per_task(name, space):
     x = image(supermodel, 2)
     for policy in policies:
         got = supermodel(x, policy)
-        for task, single in single_networks(network, supermodel, policy).items():
-            assert torch.equal(got[task], single(x)), task
+        assert_as_single(network, supermodel, policy, x, got)
         assert equal(extract(supermodel, policy)(x), got)
 
 
@@ -64,8 +74,7 @@ def test_twenty_policies_for_every_family_and_space(name, space):
         got = supermodel(x, policy)
         assert equal(extract(supermodel, policy)(x), got)
         if i < 4:
-            for task, single in single_networks(network, supermodel, policy).items():
-                assert torch.equal(got[task], single(x)), task
+            assert_as_single(network, supermodel, policy, x, got)
 
 
 @pytest.mark.parametrize("granularity", ["op", "stage"])
