@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,7 +46,8 @@ def new_prompts(tasks: int, width: int) -> nn.Parameter:
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
     """Scores multiply features, so they are not rounded to 16 bits."""
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         yield
 
 
