@@ -131,9 +131,15 @@ class ChannelPrompts(nn.Module):
 
 class PromptedStages(nn.Module):
     """The learned parts of a prompted transformer, one set of them for each kind of transformer. ``forward`` runs the
-    backbone's own stages and gives a :class:`Level` after each."""
+    backbone's own stages and gives a :class:`Level` after each.
+
+    Attributes:
+        heads: of the attention at the end of each stage.
+        prefix_tokens: class and register tokens, where the backbone has them, take part.
+    """
 
     heads: tuple[int, ...]
+    prefix_tokens: bool = True
 
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
         raise NotImplementedError
