@@ -41,7 +41,7 @@ def test_every_component_loads_and_its_config_knows_it(kind: str) -> None:
         assert component.__doc__
 
 
-@pytest.mark.parametrize("name", ["headz", "_blocks", "../heads", ""])
+@pytest.mark.parametrize("name", ["headz", "_blocks", "../heads", "../decoders/heads", ""])
 def test_unknown_names_are_refused_with_the_nearest(name: str) -> None:
     with pytest.raises(InputError, match=r"got an unknown name; needs one of .*; see `polyptych list decoders`"):
         CATALOG.load(name)

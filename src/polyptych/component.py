@@ -84,7 +84,7 @@ class Catalog(Generic[Kind]):
         Raises:
             InputError: no such component; the message lists the nearest names.
         """
-        if (self._folder() / f"{name}.py").is_file() and not name.startswith("_"):
+        if name.isidentifier() and not name.startswith("_") and (self._folder() / f"{name}.py").is_file():
             module = importlib.import_module(f"{self.package}.{name}")
             found = [value for value in vars(module).values()
                      if isinstance(value, type) and issubclass(value, Component)
