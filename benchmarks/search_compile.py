@@ -111,7 +111,7 @@ def table(rows: list[Row]) -> str:
         counts = " / ".join(str(row.units[g]) for g in GRANULARITIES)
         sizes = "any" if row.any_size else f"{row.size[0]}x{row.size[1]}"
         closed, layers = row.closed
-        reasons = "; ".join(f"`{kind}` ({reason})" for kind, reason in row.reasons.items())
+        reasons = "; ".join(f"`{kind}` ({reason.partition(' (')[0]})" for kind, reason in row.reasons.items())
         hidden = f"{closed} of {layers}: {reasons}" if closed else "0"
         cells = (row.family, row.model, counts, row.skips, sizes, hidden, f"{row.seconds:.2f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -122,7 +122,7 @@ def summary(rows: list[Row]) -> str:
     compiled = [row for row in rows if not row.failure]
     exact = sum(row.exact for row in compiled)
     share = 100 * len(compiled) / len(rows)
-    return (f"{len(compiled)} of {len(rows)} compile ({share:.1f} %), {exact} of them equal the network bit for bit; "
+    return (f"{len(compiled)} of {len(rows)} compile ({share:.1f} %), {exact} of them equal the network bit for bit;\n"
             f"{sum(row.any_size for row in compiled)} hold for any size; "
             f"{sum(row.closed[0] > 0 for row in compiled)} have layers in closed modules.")
 
@@ -158,7 +158,8 @@ def page(rows: list[Row], machine: dict[str, Any]) -> str:
     return f"""# Which families of timm compile
 
 The smallest member of every family of timm {machine['timm']}, with torch {machine['torch']}, written by
-`python benchmarks/search_compile.py --document docs/search_families.md`. {summary(rows)}
+`python benchmarks/search_compile.py --document docs/search_families.md`.
+{summary(rows)}
 
 Units are what a policy decides about, in the three granularities. *Sizes*: the graph holds for images of any size, or
 for one (which the network itself wants, or the graph checks). *Layers in closed modules*: convolutions and linear

@@ -13,6 +13,7 @@ from reference import single_networks
 from small import FAST, QUICK, SEVERAL, SPACES, TASKS, Everything, build, equal, image, perturb, slow, tensors
 from torch import nn
 
+from polyptych.errors import InputError
 from polyptych.search import OWN, SHARED, SKIP, compile, extract
 
 spaces = pytest.mark.parametrize("space", SPACES)
@@ -269,6 +270,11 @@ def test_materialize_makes_everything_that_is_ever_used():
         for policy in draws(supermodel, 10):
             supermodel(image(supermodel), policy)
         assert {name for name, _ in supermodel.named_parameters()} == before
+
+
+def test_a_network_without_weights_is_refused():
+    with pytest.raises(InputError, match="no weights that its result depends on"):
+        compile(nn.Sequential(nn.ReLU()), TASKS)
 
 
 def test_one_task_alone():
