@@ -27,9 +27,9 @@ from polyptych.errors import InputError
 from polyptych.search import compile
 from polyptych.search.examples import same
 from polyptych.search.structure import take_apart
+from polyptych.search.units import GRANULARITIES, find_units
 
 FAMILIES = Path(__file__).with_name("timm_families.json")
-GRANULARITIES = ("op", "region", "stage")
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,17 @@ def measure(family: str, model: str, repeats: int) -> Row:
     network = timm.create_model(model).eval()
     parameters = sum(p.numel() for p in network.parameters())
     layers = sum(isinstance(m, torch.nn.Linear | torch.nn.modules.conv._ConvNd) for m in network.modules())
-    seconds, units = [], {}
-    skips = 0
+    seconds = []
     try:
-        for repeat in range(repeats + len(GRANULARITIES) - 1):
-            granularity: Any = "region" if repeat < repeats else ("op", "stage")[repeat - repeats]
+        for _ in range(repeats):
             start = time.perf_counter()
-            supermodel = compile(network, ("first", "second"), granularity=granularity)
-            if granularity == "region":
-                seconds.append(time.perf_counter() - start)
-                skips = sum(unit.skip is not None for unit in supermodel.units)
-            units[granularity] = len(supermodel.units)
+            supermodel = compile(network, ("first", "second"))
+            seconds.append(time.perf_counter() - start)
     except InputError as error:
         return Row(family, model, parameters, 0.0, (0, 0), 0, {}, 0, False, (layers, layers), {}, (), False, str(error))
     capture = supermodel.capture
+    units = {granularity: len(find_units(capture, granularity)) for granularity in GRANULARITIES}
+    skips = sum(unit.skip is not None for unit in supermodel.units)
     image = torch.rand(1, *capture.shape[1:], generator=torch.Generator().manual_seed(1))
     supermodel.eval()
     with torch.no_grad():
@@ -114,7 +111,7 @@ def table(rows: list[Row]) -> str:
         counts = " / ".join(str(row.units[g]) for g in GRANULARITIES)
         sizes = "any" if row.any_size else f"{row.size[0]}x{row.size[1]}"
         closed, layers = row.closed
-        reasons = "; ".join(f"`{kind}` ({reason})" for kind, reason in row.reasons.items())
+        reasons = "; ".join(f"`{kind}` ({reason.partition(' (')[0]})" for kind, reason in row.reasons.items())
         hidden = f"{closed} of {layers}: {reasons}" if closed else "0"
         cells = (row.family, row.model, counts, row.skips, sizes, hidden, f"{row.seconds:.2f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -125,7 +122,7 @@ def summary(rows: list[Row]) -> str:
     compiled = [row for row in rows if not row.failure]
     exact = sum(row.exact for row in compiled)
     share = 100 * len(compiled) / len(rows)
-    return (f"{len(compiled)} of {len(rows)} compile ({share:.1f} %), {exact} of them equal the network bit for bit; "
+    return (f"{len(compiled)} of {len(rows)} compile ({share:.1f} %), {exact} of them equal the network bit for bit;\n"
             f"{sum(row.any_size for row in compiled)} hold for any size; "
             f"{sum(row.closed[0] > 0 for row in compiled)} have layers in closed modules.")
 
@@ -161,7 +158,8 @@ def page(rows: list[Row], machine: dict[str, Any]) -> str:
     return f"""# Which families of timm compile
 
 The smallest member of every family of timm {machine['timm']}, with torch {machine['torch']}, written by
-`python benchmarks/search_compile.py --document docs/search_families.md`. {summary(rows)}
+`python benchmarks/search_compile.py --document docs/search_families.md`.
+{summary(rows)}
 
 Units are what a policy decides about, in the three granularities. *Sizes*: the graph holds for images of any size, or
 for one (which the network itself wants, or the graph checks). *Layers in closed modules*: convolutions and linear

@@ -167,6 +167,29 @@ def test_or_is_opened_and_checks_the_size():
         captured(rand(1, 3, 20, 30))
 
 
+@pytest.mark.parametrize("mode", ["precision", "gradient mode"])
+def test_code_that_sets_a_mode_stays_whole(mode):
+    """A graph has no precision or gradient mode of its own: what runs under one must stay under it."""
+    class Sets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            if mode == "precision":
+                with torch.autocast("cpu", enabled=False):
+                    return self.two(torch.relu(self.one(x.float())))
+            with torch.no_grad():
+                x = self.one(x)
+            return self.two(x)
+
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), Sets(), nn.Conv2d(4, 5, 1)).eval()
+    captured = capture(network)
+    assert [(c.path, c.layers, c.reason) for c in captured.closed] == [("1", 2, f"its code sets the {mode} itself")]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert equal([captured(rand(1, 3, 9, 9))], [network(rand(1, 3, 9, 9))])
+
+
 @torch.no_grad()
 def test_the_size_of_the_example_may_be_given():
     captured = capture(Sized().eval(), size=(40, 60))

@@ -10,18 +10,30 @@ from random import Random
 import pytest
 import torch
 from reference import single_networks
-from small import FAST, SEVERAL, SPACES, TASKS, Everything, build, equal, image, perturb, tensors
+from small import FAST, QUICK, SEVERAL, SPACES, TASKS, Everything, build, equal, image, perturb, slow, tensors
 from torch import nn
 
+from polyptych.errors import InputError
 from polyptych.search import OWN, SHARED, SKIP, compile, extract
 
 spaces = pytest.mark.parametrize("space", SPACES)
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SEVERAL if name not in FAST]
+SLOW = slow(SEVERAL[len(FAST):])
 
 
 def draws(supermodel, number, seed=0):
     random = Random(seed)
     return [supermodel.space.draw(random) for _ in range(number)]
+
+
+def assert_as_single(network, supermodel, policy, x, got):
+    """Bit for bit; where branches are left out to rounding, because a sum with zeros may have another memory format
+    than what it was added to, and convolutions sum in another order then."""
+    branches = any(SKIP in row and unit.skip.kind == "branch"
+                   for unit, row in zip(supermodel.units, policy.choices, strict=True))
+    for task, single in single_networks(network, supermodel, policy).items():
+        expected = single(x)
+        same = torch.allclose(got[task], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        assert same if branches else torch.equal(got[task], expected), task
 
 
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
@@ -36,7 +48,7 @@ def test_all_shared_and_all_own_are_the_network(name):
 
 
 @spaces
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [*QUICK, *slow(FAST[len(QUICK):])])
 @torch.no_grad()
 def test_equals_a_network_per_task(name, space):
     """P3: fresh weights everywhere, both ways to compute them; every node of the graph is in one of the spaces."""
@@ -46,8 +58,7 @@ def test_equals_a_network_per_task(name, space):
     x = image(supermodel, 2)
     for policy in policies:
         got = supermodel(x, policy)
-        for task, single in single_networks(network, supermodel, policy).items():
-            assert torch.equal(got[task], single(x)), task
+        assert_as_single(network, supermodel, policy, x, got)
         assert equal(extract(supermodel, policy)(x), got)
 
 
@@ -64,8 +75,7 @@ def test_twenty_policies_for_every_family_and_space(name, space):
         got = supermodel(x, policy)
         assert equal(extract(supermodel, policy)(x), got)
         if i < 4:
-            for task, single in single_networks(network, supermodel, policy).items():
-                assert torch.equal(got[task], single(x)), task
+            assert_as_single(network, supermodel, policy, x, got)
 
 
 @pytest.mark.parametrize("granularity", ["op", "stage"])
@@ -131,7 +141,7 @@ def bank_of(policy, unit, i, target, task):
     return "backbone" if choice in (SHARED, SKIP) else f"copies.group_{choice}"
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [*QUICK, *slow(FAST[len(QUICK):])])
 @torch.no_grad()
 def test_the_trunk_is_computed_once(name):
     """P5: calls of modules. Shared by all: once each; own: once per task; in between: once per group."""
@@ -260,6 +270,11 @@ def test_materialize_makes_everything_that_is_ever_used():
         for policy in draws(supermodel, 10):
             supermodel(image(supermodel), policy)
         assert {name for name, _ in supermodel.named_parameters()} == before
+
+
+def test_a_network_without_weights_is_refused():
+    with pytest.raises(InputError, match="no weights that its result depends on"):
+        compile(nn.Sequential(nn.ReLU()), TASKS)
 
 
 def test_one_task_alone():

@@ -26,7 +26,7 @@ from polyptych.search.pure import require
 from polyptych.search.sizes import depends_on_size, replay
 from polyptych.search.structure import Structure, take_apart
 
-LARGEST = 0.5  # of all parameters: a module with more is not closed for the sake of other sizes
+LARGEST = 0.5  # of all layers: a module with more of them is not closed for the sake of other sizes
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Attempts:
     def __init__(self, root: nn.Module, whole: Sequence[str], any_size: bool):
         self.root, self.want_any_size = root, any_size
         self.modules = dict(root.named_modules())
-        self.total = sum(p.numel() for p in root.parameters()) or 1
+        self.total = _layers(root)
         self.reasons = {path: "left whole as asked" for path in self.modules
                         if path and any(fnmatchcase(path, pattern) for pattern in whole)}
 
@@ -198,7 +198,7 @@ class _Attempts:
         module = self.modules.get(path)
         if not path or module is None or path in self.reasons or is_leaf(module) is not None:
             return False
-        return sum(p.numel() for p in module.parameters()) <= LARGEST * self.total
+        return _layers(module) <= LARGEST * self.total
 
     def _close_all(self, paths: Sequence[str], reason: str) -> None:
         for path in paths:
@@ -231,7 +231,11 @@ class _Attempts:
 
 
 def _closed(module: nn.Module, path: str, reason: str) -> Closed:
-    return Closed(path, type(module).__name__, reason, sum(isinstance(part, OPERATIONS) for part in module.modules()))
+    return Closed(path, type(module).__name__, reason, _layers(module))
+
+
+def _layers(module: nn.Module) -> int:
+    return sum(isinstance(part, OPERATIONS) for part in module.modules())
 
 
 def _fix_size(graph: fx.Graph, image: Tensor, any_number: bool) -> None:

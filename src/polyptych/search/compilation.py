@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from polyptych.errors import InputError
 from polyptych.search.capture import capture
 from polyptych.search.policy import Compilation, Norms
 from polyptych.search.space import SpaceName
@@ -40,5 +41,8 @@ def compile(backbone: nn.Module, tasks: Sequence[str], *, space: SpaceName = "tr
     how = Compilation(chosen, any_size, tuple(whole), size)
     captured = capture(backbone, size=size, whole=whole, any_size=any_size)
     units = find_units(captured, chosen)
+    if not units:
+        raise InputError(f"the network {type(backbone).__name__}", "no weights that its result depends on",
+                         "at least one layer with weights", "choose another network")
     return Supermodel(captured, units, make_space(space, units, tuple(tasks), how, norms=norms, skip=skip,
                                                   pinned=pinned or {}))

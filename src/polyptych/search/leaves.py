@@ -31,10 +31,9 @@ def is_leaf(module: nn.Module) -> str | None:
         if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
             return None
         return "a module of torch with layers inside" if any(True for _ in module.children()) else ""
-    if kind in get_notrace_modules():
-        return "timm marks it as not traceable"
-    if reads_training(kind) and not any(True for child in module.children() for _ in child.parameters()):
-        return ""  # stochastic depth, norms of their own
+    marked = kind in get_notrace_modules()  # by timm, because plain torch.fx cannot follow its code; we often can
+    if (marked or reads_training(kind)) and not any(True for child in module.children() for _ in child.parameters()):
+        return ""  # stochastic depth, norms and "same" padding of their own
     return None
 
 

@@ -57,6 +57,33 @@ def traceable_constructors(is_computing: Callable[[], bool]) -> Iterator[None]:
             setattr(torch, name, original)
 
 
+@contextlib.contextmanager
+def modes_refused(refuse: Callable[[str], None]) -> Iterator[None]:
+    """Do not let code that is traced change the precision or the gradient mode: a graph has no such thing.
+
+    Args:
+        refuse: is told what the code does; raises if it is being traced.
+    """
+    gradient = (torch.no_grad, torch.enable_grad, torch.inference_mode)
+    entered: dict[Any, str] = {torch.autocast: "precision", **dict.fromkeys(gradient, "gradient mode")}
+    originals = {kind: kind.__enter__ for kind in entered}
+    for kind, what in entered.items():
+        kind.__enter__ = _refusing(originals[kind], what, refuse)
+    try:
+        yield
+    finally:
+        for kind, original in originals.items():
+            kind.__enter__ = original
+
+
+def _refusing(enter: Any, what: str, refuse: Callable[[str], None]) -> Any:
+    def checked(self: Any) -> Any:
+        refuse(f"its code sets the {what} itself")
+        return enter(self)
+
+    return checked
+
+
 def _constructor(name: str, original: Any, is_computing: Callable[[], bool]) -> Any:
     def construct(*args: Any, **kwargs: Any) -> Any:
         traced = None if is_computing() else next(find(args, kwargs), None)

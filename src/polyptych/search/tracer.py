@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from polyptych.search.descriptions import depends_on_data, describe, tensors_in
 from polyptych.search.leaves import get_notrace_functions
 from polyptych.search.pure import OPERATORS, filled, require, with_item
-from polyptych.search.surroundings import traceable_constructors, value_aware_isinstance
+from polyptych.search.surroundings import modes_refused, traceable_constructors, value_aware_isinstance
 from polyptych.search.traced import Traced, concrete, find
 
 
@@ -67,9 +67,13 @@ class Tracer(fx.Tracer):
         self._autowrap_search += [sys.modules[name] for name in sorted(homes) if name in sys.modules]
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self._names = {id(tensor): name for name, tensor in tensors}
-        with (torch.no_grad(), value_aware_isinstance(root),
+        with (torch.no_grad(), value_aware_isinstance(root), modes_refused(self._refuse),
               traceable_constructors(lambda: self._computing > 0)):
             return self.trace(root)
+
+    def _refuse(self, reason: str) -> None:
+        if not self._computing:
+            raise Closed(self.scope.module_path, reason)
 
     # -- what torch.fx asks -------------------------------------------------------------------------------------------
 
@@ -141,7 +145,9 @@ class Tracer(fx.Tracer):
         written = None
         if kind in ("call_function", "call_method"):
             kind, target, args, kwargs, written = self._pure(kind, target, args, kwargs)
-        value = self._compute(kind, target, concrete(args), concrete(kwargs))
+        value, changed = self._compute(kind, target, concrete(args), concrete(kwargs))
+        if changed:
+            args, written = self._on_a_copy(target, args, kwargs, value, changed)
         node = self.create_node(kind, target, self.create_arg(tuple(args)), self.create_arg(dict(kwargs)), name)
         if written is None:
             traced = self._remember(node, value)
@@ -161,7 +167,8 @@ class Tracer(fx.Tracer):
         finally:
             self._computing -= 1
 
-    def _compute(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+    def _compute(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+        """The value, and the inputs that were written into."""
         tensors = list(tensors_in((args, kwargs)))
         versions = [x._version for x in tensors]
         with self._untraced():
@@ -176,9 +183,7 @@ class Tracer(fx.Tracer):
                 value = getattr(args[0], target)(*args[1:], **kwargs)
             else:
                 value = target(*args, **kwargs)
-        if any(x._version != version for x, version in zip(tensors, versions, strict=True)):
-            raise Closed(self.scope.module_path, f"{getattr(target, '__name__', target)} writes into its input")
-        return value
+        return value, [x for x, version in zip(tensors, versions, strict=True) if x._version != version]
 
     def _remember(self, node: fx.Node, value: Any) -> Traced:
         describe(node, value)
@@ -226,6 +231,17 @@ class Tracer(fx.Tracer):
         if kind == "call_function" and function is not None:
             return kind, function, args, kwargs, self._first(args, kwargs)
         raise Closed(self.scope.module_path, f"{name} has no form that does not write")
+
+    def _on_a_copy(self, target: Any, args: Any, kwargs: Any, value: Any, changed: list[Tensor]
+                   ) -> tuple[Any, Traced]:
+        """Arguments of a function that writes into one of them and returns it, with a copy in the place of that."""
+        written = [x for x in args if isinstance(x, Traced) and any(x.value is y for y in changed)]
+        if len(changed) != 1 or len(written) != 1 or value is not changed[0]:
+            raise Closed(self.scope.module_path, f"{getattr(target, '__name__', target)} writes into its input")
+        node = self.create_node("call_method", "clone", (written[0].node,), {})
+        describe(node, value)
+        copied = Traced(node, self, value)
+        return tuple(copied if x is written[0] else x for x in args), written[0]
 
     @staticmethod
     def _first(args: Any, kwargs: Any) -> Traced | None:
