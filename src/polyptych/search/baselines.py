@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from polyptych.errors import InputError
@@ -59,13 +60,13 @@ def baselines(supermodel: Supermodel, search: Search, use: Callable[[Policy], fl
         for count in range(search.bottom_every, len(space.units), search.bottom_every):
             yield Candidate(f"bottom-{count}", "bottom", tree.bottom_shared(count),
                             f"the first {count} of {len(space.units)} units shared")
-    if "tree" in chosen:
-        for number in range(search.random):
-            yield _random(f"tree-{number}", "tree", tree.draw, use, Random(f"{seed} tree {number}"))
-    if "op" in chosen:
-        for number in range(search.random):
-            yield _random(f"op-{number}", "op", lambda random: shared_or_own(partition, random), use,
-                          Random(f"{seed} op {number}"))
+    drawn: set[Policy] = set()
+    for kind in ("tree", "op"):
+        for number in range(search.random if kind in chosen else 0):
+            draw = tree.draw if kind == "tree" else partial(shared_or_own, partition)
+            candidate = _random(f"{kind}-{number}", kind, draw, use, Random(f"{seed} {kind} {number}"), drawn)
+            drawn.add(candidate.policy)
+            yield candidate
     if "conflict" in chosen:
         policy = most_conflicting_own(tree if search.space == "tree" else partition, conflicts,
                                       lambda policy: use(policy) <= 1)
@@ -80,13 +81,15 @@ def shared_or_own(space: Space, random: Random) -> Policy:
                          for _ in range(len(space.units))])
 
 
-def _random(name: str, kind: str, draw: Callable[[Random], Policy], use: Callable[[Policy], float], random: Random
-            ) -> Candidate:
-    """A random policy that keeps the budget and uses most of it."""
+def _random(name: str, kind: str, draw: Callable[[Random], Policy], use: Callable[[Policy], float], random: Random,
+            drawn: Collection[Policy]) -> Candidate:
+    """A random policy that keeps the budget and uses most of it, another one than were ``drawn`` before."""
     best, most = None, -1.0
     least, fewest = None, float("inf")
     for _ in range(DRAWS):
         policy = draw(random).canonical()
+        if policy in drawn:
+            continue
         taken = use(policy)
         if most < taken <= 1:
             best, most = policy, taken
@@ -96,7 +99,8 @@ def _random(name: str, kind: str, draw: Callable[[Random], Policy], use: Callabl
             break
     if best is not None:
         return Candidate(name, kind, best, f"random, takes {most:.2f} of the budget" if most else "random")
-    assert least is not None
+    if least is None:  # there are not so many
+        return Candidate(name, kind, draw(random).canonical(), "random, once more")
     return Candidate(name, kind, least, f"random; none of {DRAWS} kept the budget, this one takes {fewest:.2f} of it")
 
 

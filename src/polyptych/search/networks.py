@@ -27,12 +27,13 @@ def run_folder(folder: Path, name: str, seed: int) -> Path:
     return folder / "runs" / f"{name}--seed{seed}"
 
 
-def winner(networks: list[Network], folder: Path, seed: int) -> str:
-    """The finalist with the highest skill on the validation split after its training with the first seed. Of finalists
-    that are no networks of their own, the ones that they equal count."""
+def winner(networks: list[Network], folder: Path, seeds: tuple[int, ...]) -> str:
+    """The finalist with the highest mean skill on the validation split over all seeds. A finalist that is no network of
+    its own counts as the one that it equals."""
     skills = {}
     for network in networks:
         if network.candidate.kind == "searched":
-            path = run_folder(folder, network.candidate.same_as or network.candidate.name, seed)
-            skills[network.candidate.name] = float(read_json(path / "evaluation" / "val.json")["skill"])
+            name = network.candidate.same_as or network.candidate.name
+            records = [read_json(run_folder(folder, name, seed) / "evaluation" / "val.json") for seed in seeds]
+            skills[network.candidate.name] = sum(float(record["skill"]) for record in records) / len(records)
     return max(skills, key=skills.__getitem__)

@@ -70,8 +70,7 @@ class Correlation:
 class Versus:
     """The searched network against the median of the random trees, which take about the same budget.
 
-    The winning finalist was chosen on the validation split with the first seed, so that split flatters it there; the
-    test split chose nothing.
+    The winning finalist was chosen on the validation split, so that split flatters it; the test split chose nothing.
 
     Attributes:
         split: val or test.
@@ -132,7 +131,7 @@ def gather(folder: Path) -> Outcome:
     """
     plan, networks = Plan.read(folder), read_networks(folder)
     table = CostTable.read(folder / "costs.json")
-    chosen = winner(networks, folder, plan.seeds[0])
+    chosen = winner(networks, folder, plan.seeds)
     shared = _shared_cost(networks)
     val = {n.candidate.name: _records(folder, n, plan.seeds, "val") for n in networks}
     test = {n.candidate.name: _records(folder, n, plan.seeds, "test") for n in networks}
@@ -153,14 +152,9 @@ def _shared_cost(networks: list[Network]) -> Cost:
 
 
 def _records(folder: Path, network: Network, seeds: tuple[int, ...], split: str) -> dict[int, Any]:
-    """By seed; finalists that lost have the first only."""
+    """By seed."""
     name = network.candidate.same_as or network.candidate.name
-    found = {}
-    for seed in seeds:
-        path = run_folder(folder, name, seed) / "evaluation" / f"{split}.json"
-        if path.exists() or seed == seeds[0]:
-            found[seed] = read_json(path)
-    return found
+    return {seed: read_json(run_folder(folder, name, seed) / "evaluation" / f"{split}.json") for seed in seeds}
 
 
 def _trained(network: Network, chosen: str, shared: Cost, val: dict[int, Any], test: dict[int, Any],

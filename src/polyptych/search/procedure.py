@@ -4,7 +4,7 @@
 2. Policies are judged on the validation split, with batch statistics of their own, under a hard budget; the highest
    ranked are the finalists (``automtl``: samples of the soft policy).
 3. Finalists and baselines are trained like any other network, each with every seed, and tested once. Among finalists
-   the validation split chooses, after the training with the first seed.
+   the mean skill on the validation split over the seeds chooses.
 4. The report is written.
 """
 
@@ -31,7 +31,7 @@ from polyptych.search.baselines import Candidate, baselines, distinct
 from polyptych.search.conflicts import count_conflicts
 from polyptych.search.cost import Cost, CostTable, measure_costs
 from polyptych.search.inheritance import write_inherited
-from polyptych.search.networks import encoder_for, run_folder, winner
+from polyptych.search.networks import encoder_for, run_folder
 from polyptych.search.phases import (
     PhaseTrainer,
     SamplingTrainer,
@@ -87,6 +87,7 @@ class _Search:
         self.device = distributed.local_device(plan.run.execution.device)
         self.go_on = f"polyptych search resume {folder}"
         self.warmup, self.sampling = folder / "warmup", folder / "sampling"
+        self.costs: dict[Policy, Cost] = {}
 
     def run_all(self) -> Path:
         path = self.folder / "networks.json"
@@ -124,7 +125,9 @@ class _Search:
         return CostTable.read(path)
 
     def cost(self, policy: Policy) -> Cost:
-        return self.table.cost(encoder_of(self.network).supermodel, policy)
+        if policy not in self.costs:
+            self.costs[policy] = self.table.cost(encoder_of(self.network).supermodel, policy)
+        return self.costs[policy]
 
     @cached_property
     def shared_cost(self) -> Cost:
@@ -227,12 +230,10 @@ class _Search:
     # -- training what was chosen -------------------------------------------------------------------------------------
 
     def train_networks(self, networks: list[Network]) -> None:
-        """With the first seed everything; with the others all but the finalists that lost."""
-        for position, seed in enumerate(self.plan.seeds):
-            lost = set() if position == 0 else {n.candidate.name for n in networks if n.candidate.kind == "searched"}
-            lost -= {winner(networks, self.folder, self.plan.seeds[0])} if position else set()
+        """Every network with every seed."""
+        for seed in self.plan.seeds:
             for network in networks:
-                if not network.candidate.same_as and network.candidate.name not in lost:
+                if not network.candidate.same_as:
                     self.train_network(network.candidate, seed)
 
     def train_network(self, candidate: Candidate, seed: int) -> None:

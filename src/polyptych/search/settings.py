@@ -36,8 +36,9 @@ class Search:
     """Training batches for batch statistics before each ranking."""
     images: int = 128
     """Validation images at most that a ranking looks at."""
-    finalists: int = 2
-    """Highest ranked policies (automtl: samples) that are trained; the best of them on the validation split wins."""
+    finalists: int = 3
+    """Highest ranked policies (automtl: samples) that are trained with every seed; the best of them on the validation
+    split wins."""
     weights: Literal["fresh", "inherited"] = "fresh"
     """Where the training of finalists begins: as that of every baseline, or with the supermodel's weights."""
     baselines: tuple[str, ...] = BASELINES
