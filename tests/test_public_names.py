@@ -10,7 +10,8 @@ import polyptych
 
 def test_public_names() -> None:
     assert polyptych.__all__ == [
-        "Comparison", "InputError", "Profile", "Run", "compare", "evaluate", "predict", "profile", "train",
+        "Comparison", "InputError", "Predictor", "Profile", "Run", "Scene", "compare", "evaluate", "load", "predict",
+        "profile", "train",
     ]
     for name in polyptych.__all__:
         value = getattr(polyptych, name)

@@ -9,23 +9,29 @@ if TYPE_CHECKING:
     from polyptych.comparison.compare import Comparison, compare
     from polyptych.errors import InputError
     from polyptych.evaluation import evaluate
-    from polyptych.prediction import predict
+    from polyptych.prediction.pipeline import predict
+    from polyptych.prediction.predictor import Predictor, load
+    from polyptych.prediction.scene import Scene
     from polyptych.profiling.profile import Profile, profile
     from polyptych.run import Run
     from polyptych.training import train
 
 __version__ = "0.1.0"
 
-__all__ = ["Comparison", "InputError", "Profile", "Run", "compare", "evaluate", "predict", "profile", "train"]
+__all__ = ["Comparison", "InputError", "Predictor", "Profile", "Run", "Scene", "compare", "evaluate", "load", "predict",
+           "profile", "train"]
 
 _HOMES = {
     "Comparison": "comparison.compare",
     "InputError": "errors",
+    "Predictor": "prediction.predictor",
     "Profile": "profiling.profile",
     "Run": "run",
+    "Scene": "prediction.scene",
     "compare": "comparison.compare",
     "evaluate": "evaluation",
-    "predict": "prediction",
+    "load": "prediction.predictor",
+    "predict": "prediction.pipeline",
     "profile": "profiling.profile",
     "train": "training",
 }

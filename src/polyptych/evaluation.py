@@ -17,7 +17,7 @@ from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
 from polyptych.metrics._accumulation import number_name
 from polyptych.metrics._base import FinalMetric, Metric
-from polyptych.prediction import load_network
+from polyptych.prediction.model import load_network
 from polyptych.protocols.qualification import qualify
 from polyptych.record import write_json
 from polyptych.reports.examples import write_examples

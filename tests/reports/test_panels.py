@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
 from polyptych.errors import InputError
-from polyptych.reports.panels import BACKGROUND, cell_size, contact_sheet, layout, legend, panel, strip
+from polyptych.reports.panels import BACKGROUND, cell_size, contact_sheet, layout, legend, mosaic, panel, strip
 
 
 def noise(seed: int, height: int = 24, width: int = 40) -> np.ndarray:
@@ -152,3 +154,24 @@ def test_wrong_counts_are_refused() -> None:
         legend(["a", "b"], [(0, 0, 0)])
     with pytest.raises(InputError, match="no pictures"):
         contact_sheet([])
+
+
+@pytest.mark.parametrize(("size", "tasks"), [((48, 64), 7), ((48, 64), 2), ((64, 48), 5), ((20, 200), 3),
+                                             ((48, 64), 0)])
+def test_a_mosaic_has_about_the_shape_of_a_screen(size, tasks) -> None:
+    image = np.full((*size, 3), 10, np.uint8)
+    painted = {f"task {i}": np.full((*size, 3), 20 + i, np.uint8) for i in range(tasks)}
+    sheet = mosaic(image, painted)
+    shown = {tuple(color) for color in sheet.reshape(-1, 3).tolist()}
+    assert {(10, 10, 10), *((20 + i,) * 3 for i in range(tasks))} <= shown, "every picture is there"
+    # No other number of columns comes much nearer to 16:9, by the cells alone.
+    height, width = cell_size(image)
+    off = [abs(math.log(width * columns / (height * math.ceil((tasks + 1) / columns)) * 9 / 16))
+           for columns in range(1, tasks + 2)]
+    assert abs(math.log(sheet.shape[1] / sheet.shape[0] * 9 / 16)) < min(off) + 0.35
+
+
+def test_cells_of_a_mosaic_may_be_larger() -> None:
+    image = np.zeros((360, 640, 3), np.uint8)
+    assert cell_size(image) == (180, 320) and cell_size(image, 640) == (360, 640)
+    assert mosaic(image, {"a": image}, largest=640).shape[1] >= 640

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image
 
 from polyptych.datasets._base import Dataset
-from polyptych.prediction import load_network, paint_all, predict_image
+from polyptych.prediction.predictor import load
 from polyptych.reports.panels import cell_size, contact_sheet, strip
 from polyptych.run import Run, read_run
 
@@ -70,11 +69,10 @@ def examples(folders: dict[str, Path], most: int = MOST) -> list[Example]:
     dataset = first.build_dataset("test")
     found = [_truth(dataset, position, first) for position in _positions(len(dataset), most, first)]
     for label, folder in folders.items():
-        run, tasks, network, _ = load_network(folder)
+        predictor = load(folder, device="cpu")
         for example in found:
-            image = example.image.picture
-            decoded = predict_image(network, tasks, torch.from_numpy(image).permute(2, 0, 1), run.size)
-            example.rows[label] = _cells(paint_all(tasks, decoded, image), label, example.id)
+            painted = predictor.predict(example.image.picture).painted()
+            example.rows[label] = _cells(painted, label, example.id)
     return found
 
 

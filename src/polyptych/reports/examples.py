@@ -7,13 +7,16 @@ from pathlib import Path
 from PIL import Image
 
 from polyptych.errors import InputError
-from polyptych.prediction import load_network, paint_all, predict_image
+from polyptych.prediction.predictor import load
 from polyptych.reports.panels import panel
+from polyptych.run import read_run
 
 
 def write_examples(folder: Path) -> list[Path]:
     """Write ``panels/000.png`` ... for a trained run; returns their paths."""
-    run, tasks, network, _ = load_network(folder)
+    run, _ = read_run(folder)
+    predictor = load(folder, device="cpu")
+    tasks = predictor.tasks
     dataset = run.build_dataset("test")
     number = min(run.monitoring.examples, len(dataset))
     paths = []
@@ -26,7 +29,7 @@ def write_examples(folder: Path) -> list[Path]:
                 raise
             continue
         image = sample.image.permute(1, 2, 0).numpy()
-        prediction = paint_all(tasks, predict_image(network, tasks, sample.image, run.size), image)
+        prediction = predictor.predict(image).painted()
         truth = {name: tasks[name].paint_target(target, sample.valid[name], image)
                  for name, target in sample.target.items()}
         paths.append(folder / "panels" / f"{position:03}.png")

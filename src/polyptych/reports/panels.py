@@ -6,6 +6,7 @@ label stays a crisp square; nothing is ever blurred by enlarging.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,7 @@ Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
 
 CELL = 240  # small pictures are enlarged until their longer side is about this many pixels
 LARGEST_CELL = 480  # larger ones are reduced, or a sheet of seven tasks would be wider than any screen
+SCREEN = 16 / 9
 MARGIN = 16
 GUTTER = 8
 
@@ -64,6 +66,29 @@ def strip(image: Picture, painted: Mapping[str, Picture], caption: str = "") -> 
     """
     return _draw((caption or "image", *painted), cell_size(image),
                  [_Row("", (image, *painted.values()))])
+
+
+def mosaic(image: Picture, painted: Mapping[str, Picture], largest: int = LARGEST_CELL) -> Picture:
+    """As :func:`strip`, in as many rows as bring the whole nearest to the shape of a screen (16:9); for videos.
+
+    Args:
+        largest: pixels of the longer side of a cell, at most.
+
+    Raises:
+        InputError: a picture is not a uint8 RGB array.
+    """
+    size = cell_size(image, largest)
+    cells: list[tuple[str, Picture | _Note]] = [("image", image), *painted.items()]
+
+    def distance(columns: int) -> float:
+        height, width = layout(size, 1, columns, False).size
+        return abs(math.log(width / (height * -(-len(cells) // columns)) / SCREEN))
+
+    columns = min(range(1, len(cells) + 1), key=distance)
+    cells += [("", _Note(""))] * (-len(cells) % columns)
+    rows = [cells[first:first + columns] for first in range(0, len(cells), columns)]
+    return contact_sheet([_draw([name for name, _ in row], size, [_Row("", tuple(cell for _, cell in row))])
+                          for row in rows])
 
 
 def contact_sheet(pictures: Sequence[Picture]) -> Picture:
@@ -113,15 +138,16 @@ def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int =
     return np.array(canvas)
 
 
-def cell_size(image: Picture) -> tuple[int, int]:
-    """Height and width at which a picture is shown: a whole multiple, or a whole fraction of large ones."""
+def cell_size(image: Picture, largest: int = LARGEST_CELL) -> tuple[int, int]:
+    """Height and width at which a picture is shown: a whole multiple, or a whole fraction of those larger than
+    ``largest``."""
     _check(image)
     height, width = image.shape[:2]
     longer = max(height, width)
-    if longer <= LARGEST_CELL:
+    if longer <= largest:
         factor = max(1, round(CELL / longer))
         return height * factor, width * factor
-    divisor = -(-longer // LARGEST_CELL)
+    divisor = -(-longer // largest)
     return max(1, height // divisor), max(1, width // divisor)
 
 

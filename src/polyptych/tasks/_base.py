@@ -15,6 +15,7 @@ from polyptych.component import Catalog, Component
 from polyptych.data.geometry import Geometry
 from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.ops.resize import resize
+from polyptych.tasks._pictures import Legend, Stored
 from polyptych.types import LabelInfo, Loss
 
 CATALOG: Catalog[Task] = Catalog("task", "polyptych.tasks")
@@ -103,6 +104,68 @@ class Task(Component, ABC):
         picture = self.paint(target, image)
         picture[~valid.cpu().numpy()] = 128
         return picture
+
+    # -- for a person --------------------------------------------------------------------------------------------
+
+    @property
+    def unit(self) -> str:
+        """Of the numbers of :meth:`array`, in words."""
+        return self.labels.unit
+
+    def array(self, decoded: Tensor) -> np.ndarray:
+        """One decoded prediction (no batch dimension) as a user gets it; channels last where there are any."""
+        return decoded.cpu().numpy()
+
+    def at(self, decoded: Tensor, x: int, y: int) -> str:
+        """What one decoded prediction says at column ``x`` and row ``y``, in words."""
+        return f"{float(decoded[y, x]):.3g} {self.unit}".strip()
+
+    def legend(self) -> Legend:
+        """What the colors of :meth:`paint` mean; empty where a picture explains itself."""
+        return Legend()
+
+    def layer(self, decoded: Tensor, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 4"]:
+        """RGBA that is laid over ``image``. The default is the whole picture; tasks that mark places leave the rest
+        transparent."""
+        picture = self.paint(decoded, image)
+        return np.dstack([picture, np.full_like(picture[..., 0], 255)])
+
+    def layer_legend(self) -> Legend:
+        """What the colors of :meth:`layer` mean, where they are not those of :meth:`paint`."""
+        return self.legend()
+
+    def stored(self, decoded: Tensor) -> Stored | None:
+        """One decoded prediction as whole numbers for a 16-bit PNG, or None where one channel cannot hold it."""
+        return None
+
+    def distance(self, decoded: Tensor) -> Float[Tensor, "h w"] | None:
+        """Meters along the optical axis, if that is what the task predicts: points in space follow from it."""
+        return None
+
+    def directions(self, decoded: Tensor) -> Float[Tensor, "3 h w"] | None:
+        """Unit vectors in the camera's frame (x right, y down, z forward), if that is what the task predicts."""
+        return None
+
+    # -- averages over the mirror image, scales and windows ------------------------------------------------------
+
+    def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The raw prediction of the mirrored image, from that of the image; its own inverse. It does to predictions
+        what :meth:`move` does to labels."""
+        return prediction.flip(-1)
+
+    def zoomed(self, prediction: Float[Tensor, "b c h w"], zoom: float) -> Float[Tensor, "b c h w"]:
+        """The raw prediction where everything appears ``zoom`` times as large: the values as :meth:`move` changes
+        those of labels, at the places where they were."""
+        return prediction
+
+    def to_mean(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The raw prediction in the form in which several for the same pixel are averaged. (Predictions of a task that
+        is not dense are then also averaged over places.)"""
+        return prediction
+
+    def from_mean(self, mean: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """A raw prediction again: decoded, it is the mean. ``decode(from_mean(to_mean(x)))`` is ``decode(x)``."""
+        return mean
 
     # -- labels --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._pictures import to_bytes
+from polyptych.tasks._pictures import UNLABELLED, Legend, Stored, gray, scale_legend, stored, to_bytes
 
 
 class BinaryMap(Task):
@@ -20,6 +20,7 @@ class BinaryMap(Task):
 
     channels = 1
     perfect: ClassVar[float] = 100.0
+    tint: ClassVar[tuple[int, int, int]] = (255, 190, 0)  # of what is laid over an image
 
     def decode(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b h w"]:
         """The probability."""
@@ -31,7 +32,39 @@ class BinaryMap(Task):
     def paint(self, decoded: Float[Tensor, "h w"],
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """Positive is white."""
-        return to_bytes(decoded.float().cpu().numpy())[..., None].repeat(3, -1)
+        return gray(decoded.float().cpu().numpy())
+
+    @property
+    def unit(self) -> str:
+        return "probability"
+
+    def at(self, decoded: Float[Tensor, "h w"], x: int, y: int) -> str:
+        return f"{100 * float(decoded[y, x]):.0f} %"
+
+    def legend(self) -> Legend:
+        return scale_legend(["0 %", "100 %"], gray)
+
+    def layer(self, decoded: Float[Tensor, "h w"],
+              image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 4"]:
+        """One color, the less transparent the more probable."""
+        alpha = to_bytes(decoded.float().cpu().numpy())
+        return np.dstack([np.broadcast_to(np.array(self.tint, np.uint8), (*alpha.shape, 3)), alpha])
+
+    def layer_legend(self) -> Legend:
+        """From the gray of some image to the color that is laid over it."""
+        return scale_legend(["0 %", "100 %"], lambda share: to_bytes(
+            (share[:, None] * np.array(self.tint) + (1 - share[:, None]) * UNLABELLED) / 255))
+
+    def stored(self, decoded: Float[Tensor, "h w"]) -> Stored:
+        return stored(65535 * decoded.float().cpu().numpy(), "probability in 1/65535")
+
+    def to_mean(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """The probability."""
+        return prediction.sigmoid()
+
+    def from_mean(self, mean: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """Its logit, kept finite so that it may still be resized."""
+        return mean.logit(eps=1e-7)
 
     def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
         wrong = valid & ~((target >= 0) & (target <= 1))  # NaN fails the comparisons

@@ -18,7 +18,8 @@ from polyptych.metrics._base import Metric
 from polyptych.metrics.confusion import Absent, ConfusionMatrix
 from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._pictures import UNLABELLED, class_colors
+from polyptych.tasks._mirror import mirror_order
+from polyptych.tasks._pictures import UNLABELLED, Legend, Stored, class_colors, class_legend
 from polyptych.types import LabelInfo, Loss
 
 IGNORED = -100
@@ -99,6 +100,33 @@ class ClassMap(Task):
         palette = np.concatenate([class_colors(self.labels), np.full((1, 3), UNLABELLED, np.uint8)])
         ids = decoded.cpu().numpy()
         return palette[np.where((ids >= 0) & (ids < self.channels), ids, self.channels)]
+
+    @property
+    def unit(self) -> str:
+        return "class id"
+
+    def at(self, decoded: Int[Tensor, "h w"], x: int, y: int) -> str:
+        """The name of the class."""
+        return self.labels.classes[int(decoded[y, x])]
+
+    def legend(self) -> Legend:
+        return class_legend(self.labels)
+
+    def stored(self, decoded: Int[Tensor, "h w"]) -> Stored:
+        """Class ids."""
+        return Stored(decoded.cpu().numpy().astype(np.uint16), "class id")
+
+    def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Left is right and right is left for the classes that ``labels.mirror`` pairs."""
+        return prediction[:, mirror_order(self.labels)].flip(-1)
+
+    def to_mean(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Probabilities."""
+        return prediction.softmax(1)
+
+    def from_mean(self, mean: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Their logarithms, which are logits."""
+        return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
 
     def move(self, target: Int[Tensor, "h w"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from polyptych.metrics._base import Metric, ratio
 from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._pictures import to_bytes
+from polyptych.tasks._pictures import Legend, Stored, gray, scale_legend, stored
 from polyptych.types import LabelInfo, Loss
 
 LOWEST, HIGHEST = -1.0, 1.0  # of every label and every decoded prediction
@@ -60,8 +60,24 @@ class HeatMap(Task):
     def paint(self, decoded: Float[Tensor, "h w"],
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """No response is black, the strongest is white."""
-        share = (decoded.float().cpu().numpy() - LOWEST) / (HIGHEST - LOWEST)
-        return to_bytes(share)[..., None].repeat(3, -1)
+        return gray(_share(decoded))
+
+    @property
+    def unit(self) -> str:
+        return "response, -1 to 1"
+
+    def at(self, decoded: Float[Tensor, "h w"], x: int, y: int) -> str:
+        return f"{float(decoded[y, x]):.2f}"
+
+    def legend(self) -> Legend:
+        return scale_legend([f"{LOWEST:g}", f"{HIGHEST:g}"], gray)
+
+    def stored(self, decoded: Float[Tensor, "h w"]) -> Stored:
+        return stored(65535 * _share(decoded), "response; 0 is -1 and 65535 is 1")
+
+    def to_mean(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """The response, within its limits."""
+        return prediction.clamp(LOWEST, HIGHEST)
 
     def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
         wrong = valid & ~((target >= LOWEST) & (target <= HIGHEST))  # NaN fails the comparisons
@@ -69,6 +85,10 @@ class HeatMap(Task):
         if not count:
             return None
         return f"response {float(target[wrong][0]):g} ({count} such pixels; responses lie in [-1, 1])"
+
+
+def _share(decoded: Float[Tensor, "h w"]) -> Float[np.ndarray, "h w"]:
+    return (decoded.float().cpu().numpy() - LOWEST) / (HIGHEST - LOWEST)
 
 
 class AbsoluteError(Metric):

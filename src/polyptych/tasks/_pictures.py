@@ -1,15 +1,73 @@
-"""Colors for pictures: a palette of distinct colors, bytes from numbers."""
+"""Colors for pictures: a palette of distinct colors, bytes from numbers, legends; numbers for 16-bit files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt16
 
 from polyptych.types import LabelInfo
 
 UNLABELLED = 128  # gray
+HIGHEST_16 = 65535
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What colors mean: a swatch for each name, or evenly spaced stops of a scale if ``continuous`` (stops without a
+    name only carry its color)."""
+
+    entries: tuple[tuple[str, RGB], ...] = ()
+    continuous: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A map as whole numbers, and what they mean, in words that stand in the file."""
+
+    values: UInt16[np.ndarray, "h w"]
+    meaning: str
+
+
+def stored(values: Float[np.ndarray, "h w"], meaning: str) -> Stored:
+    """Numbers from 0 to 65535, rounded; what lies outside is clipped, NaN is 0."""
+    return Stored((np.nan_to_num(values.astype(np.float64)).clip(0, HIGHEST_16) + 0.5).astype(np.uint16), meaning)
+
+
+def class_legend(labels: LabelInfo) -> Legend:
+    """A swatch for each class."""
+    return Legend(tuple(zip(labels.classes, map(rgb, class_colors(labels)), strict=True)))
+
+
+def scale_legend(names: Sequence[str], color: Callable[[Float[np.ndarray, " n"]], UInt8[np.ndarray, "n 3"]]) -> Legend:
+    """A continuous scale: ``color`` of evenly spaced shares from 0 to 1, with as many names as given among them."""
+    between = 1 if len(names) > 5 else 4
+    stops = color(np.linspace(0, 1, between * (len(names) - 1) + 1))
+    return Legend(tuple((names[i // between] if i % between == 0 else "", rgb(stop)) for i, stop in enumerate(stops)),
+                  continuous=True)
+
+
+def viridis(share: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """From dark blue (0) to yellow (1)."""
+    from matplotlib import colormaps  # slow to import, and training paints nothing
+
+    return colormaps["viridis"](to_bytes(share), bytes=True)[..., :3].copy()
+
+
+def gray(share: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """From black (0) to white (1)."""
+    return to_bytes(share)[..., None].repeat(3, -1)
+
+
+def rgb(color: UInt8[np.ndarray, 3]) -> RGB:
+    """Three plain numbers."""
+    red, green, blue = (int(value) for value in color)
+    return red, green, blue
 
 
 def to_bytes(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

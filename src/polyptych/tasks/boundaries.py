@@ -16,6 +16,7 @@ from polyptych.errors import InputError
 from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.metrics.boundaries import BoundaryF
 from polyptych.tasks._binary_map import BinaryMap, weighted_cross_entropy
+from polyptych.tasks._pictures import Legend, gray, scale_legend
 from polyptych.types import LabelInfo, Loss
 
 
@@ -44,6 +45,7 @@ class Boundaries(BinaryMap):
     headline: ClassVar[str] = "F"
     higher_is_better: ClassVar[dict[str, bool]] = {"F": True, "precision": True, "recall": True}
     standard_weight: float = 50.0
+    tint: ClassVar[tuple[int, int, int]] = (255, 48, 32)
     config: Config
 
     def __init__(self, config: Config, *, labels: LabelInfo):
@@ -84,3 +86,6 @@ class Boundaries(BinaryMap):
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """A drawing: dark lines on white."""
         return 255 - super().paint(decoded, image)
+
+    def legend(self) -> Legend:
+        return scale_legend(["0 %", "100 %"], lambda share: gray(1 - share))

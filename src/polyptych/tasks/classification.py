@@ -17,6 +17,7 @@ from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.accuracy import Accuracy
 from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._mirror import mirror_order
 from polyptych.tasks._pictures import UNLABELLED, class_colors
 from polyptych.types import LabelInfo, Loss
 
@@ -117,6 +118,23 @@ class Classification(Task):
             draw.text((2, top + row / 2), self.labels.classes[index], (255, 255, 255), font, anchor="lm",
                       stroke_width=1, stroke_fill=(0, 0, 0))
         return np.array(canvas)
+
+    @property
+    def unit(self) -> str:
+        return "probability of each class"
+
+    def array(self, decoded: Float[Tensor, " c"]) -> Float[np.ndarray, " c"]:
+        """Probabilities."""
+        return decoded.float().softmax(0).cpu().numpy()
+
+    def at(self, decoded: Float[Tensor, " c"], x: int, y: int) -> str:
+        """The most probable class of the image, wherever one looks."""
+        probability, index = decoded.float().softmax(0).max(0)
+        return f"{self.labels.classes[int(index)]} {100 * float(probability):.0f} %"
+
+    def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Turn left is turn right in the mirror, where ``labels.mirror`` says so."""
+        return prediction[:, mirror_order(self.labels)].flip(-1)
 
     def move(self, target: Int[Tensor, ""], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:

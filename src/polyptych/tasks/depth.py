@@ -17,7 +17,7 @@ from polyptych.metrics._base import Metric
 from polyptych.metrics.depth import DepthError
 from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._pictures import to_bytes
+from polyptych.tasks._pictures import Legend, Stored, scale_legend, stored, viridis
 from polyptych.types import LabelInfo, Loss
 
 NEAREST, FARTHEST = 1e-3, 1e3  # meters; the range of every decoded depth
@@ -105,10 +105,29 @@ class Depth(Task):
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """Viridis from yellow (0 m) to dark blue (``max_depth`` and beyond), so that what is near is
         bright."""
-        from matplotlib import colormaps  # slow to import, and training paints nothing
+        return viridis(1 - decoded.float().cpu().numpy() / self.config.max_depth)
 
-        nearness = 1 - decoded.float().cpu().numpy() / self.config.max_depth
-        return colormaps["viridis"](to_bytes(nearness), bytes=True)[..., :3].copy()
+    @property
+    def unit(self) -> str:
+        return "m"
+
+    def at(self, decoded: Float[Tensor, "h w"], x: int, y: int) -> str:
+        return f"{float(decoded[y, x]):.2f} m"
+
+    def legend(self) -> Legend:
+        names = [f"{share * self.config.max_depth:g} m" for share in (0, 0.5, 1)]
+        return scale_legend(names, lambda share: viridis(1 - share))
+
+    def stored(self, decoded: Float[Tensor, "h w"]) -> Stored:
+        """Millimeters."""
+        return stored(1000 * decoded.float().cpu().numpy(), "depth in millimeters; 65535 is 65.535 m and beyond")
+
+    def distance(self, decoded: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+        return decoded
+
+    def zoomed(self, prediction: Float[Tensor, "b 1 h w"], zoom: float) -> Float[Tensor, "b 1 h w"]:
+        """What appears larger is nearer: depth is divided by the zoom."""
+        return prediction - math.log(zoom) if self.logarithmic else prediction / zoom
 
     def move(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:

@@ -16,7 +16,7 @@ from polyptych.errors import InputError
 from polyptych.metrics._base import Metric, ratio
 from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._pictures import to_bytes
+from polyptych.tasks._pictures import Legend, Stored, scale_legend, stored, viridis
 from polyptych.types import LabelInfo, Loss
 
 
@@ -77,24 +77,37 @@ class InverseDepth(Task):
     def paint(self, decoded: Float[Tensor, "h w"],
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """Viridis from dark blue (infinitely far) to yellow (``brightest`` and nearer), as for depth."""
-        from matplotlib import colormaps  # slow to import, and training paints nothing
+        return viridis(decoded.float().cpu().numpy() / self.brightest)
 
-        brightest = self.config.brightest or (64 if self.labels.unit == "px" else 0.25)
-        nearness = decoded.float().cpu().numpy() / brightest
-        return colormaps["viridis"](to_bytes(nearness), bytes=True)[..., :3].copy()
+    @property
+    def brightest(self) -> float:
+        """The value that pictures show as the brightest."""
+        return self.config.brightest or (64 if self._pixels else 0.25)
+
+    @property
+    def _pixels(self) -> bool:
+        return self.labels.unit == "px"
+
+    def legend(self) -> Legend:
+        return scale_legend([f"{share * self.brightest:g} {self.unit}".strip() for share in (0, 0.5, 1)], viridis)
+
+    def stored(self, decoded: Float[Tensor, "h w"]) -> Stored:
+        """Disparities in 1/256 of a pixel, fractions in 1/65535."""
+        values = decoded.float().cpu().numpy()
+        if self._pixels:
+            return stored(256 * values, "disparity in 1/256 px; 65535 is 256 px and more")
+        return stored(65535 * values, "inverse depth in 1/65535 of the unit of the labels; 65535 is 1 and more")
+
+    def zoomed(self, prediction: Float[Tensor, "b 1 h w"], zoom: float) -> Float[Tensor, "b 1 h w"]:
+        """As ``zoom`` of the options says."""
+        return _zoom(prediction, zoom, self.config.zoom)
 
     def move(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
         """Nearest neighbor; the zoom changes values as ``zoom`` says. Training moves every label, so ``smallest``
         takes effect here."""
         target, valid = super().move(target, valid & counted(target, self.config.smallest), geometry)
-        match self.config.zoom:
-            case "multiply":
-                return target * geometry.zoom, valid
-            case "divide":
-                return target / geometry.zoom, valid
-            case "keep":
-                return target, valid
+        return _zoom(target, geometry.zoom, self.config.zoom), valid
 
     def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
         wrong = valid & ~((target >= 0) & (target < float("inf")))  # NaN fails the comparisons
@@ -102,6 +115,16 @@ class InverseDepth(Task):
         if not count:
             return None
         return f"inverse depth {float(target[wrong][0]):g} ({count} such pixels; it is 0 or more)"
+
+
+def _zoom(values: Tensor, zoom: float, how: Literal["multiply", "divide", "keep"]) -> Tensor:
+    match how:
+        case "multiply":
+            return values * zoom
+        case "divide":
+            return values / zoom
+        case "keep":
+            return values
 
 
 def counted(target: Float[Tensor, "*shape"], smallest: float) -> Bool[Tensor, "*shape"]:

@@ -17,7 +17,8 @@ from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.keypoints import KeypointError, peaks, visible_points
 from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._pictures import UNLABELLED, class_colors
+from polyptych.tasks._mirror import mirror_order
+from polyptych.tasks._pictures import UNLABELLED, Legend, class_colors, class_legend
 from polyptych.types import LabelInfo, Loss
 
 
@@ -125,42 +126,85 @@ class Keypoints(Task):
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "hi wi 3"]:
         """The peaks that exceed the threshold as dots of the color of their type, joined by the skeleton, on
         the darkened image."""
-        heat = decoded.float().cpu()
-        everywhere = torch.ones(1, *heat.shape[-2:], dtype=torch.bool)
-        shown = heat.amax((1, 2)) > self.config.threshold
-        person = torch.cat([peaks(heat[None], everywhere)[0], shown[:, None]], 1)
-        return self._draw(person[None].float().numpy(), (heat.shape[1], heat.shape[2]), image)
+        return self._on_dark(self._found(decoded), (decoded.shape[1], decoded.shape[2]), image)
 
     def paint_target(self, target: Float[Tensor, "p c 3"], valid: Bool[Tensor, "h w"],
                      image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "hi wi 3"]:
         """All persons; pixels without a label are gray."""
         points, visible = (x[0].cpu() for x in visible_points(target[None], valid[None]))
         persons = torch.cat([points, visible[..., None]], -1).float().numpy()
-        picture = self._draw(persons, (valid.shape[0], valid.shape[1]), image)
+        picture = self._on_dark(persons, (valid.shape[0], valid.shape[1]), image)
         if picture.shape[:2] == tuple(valid.shape):
             picture[~valid.cpu().numpy()] = UNLABELLED
         return picture
 
+    def layer(self, decoded: Float[Tensor, "c h w"],
+              image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "hi wi 4"]:
+        """Dots and lines; the rest is transparent."""
+        frame, size = (decoded.shape[1], decoded.shape[2]), (image.shape[0], image.shape[1])
+        return self._draw(self._found(decoded), frame, size)
+
+    def _found(self, decoded: Float[Tensor, "c h w"]) -> Float[np.ndarray, "1 c 3"]:
+        person = self.array(decoded)
+        return np.concatenate([person[:, :2], person[:, 2:] > self.config.threshold], 1)[None]
+
+    def _on_dark(self, persons: Float[np.ndarray, "p c 3"], frame: tuple[int, int],
+                 image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "hi wi 3"]:
+        drawn = self._draw(persons, frame, (image.shape[0], image.shape[1]))
+        return np.where(drawn[..., 3:] > 0, drawn[..., :3], image // 2)
+
     def _draw(self, persons: Float[np.ndarray, "p c 3"], frame: tuple[int, int],
-              image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "hi wi 3"]:
+              size: tuple[int, int]) -> UInt8[np.ndarray, "hi wi 4"]:
         from PIL import Image, ImageDraw  # training paints nothing
 
-        canvas = Image.fromarray(image // 2)
+        height, width = size
+        canvas = Image.new("RGBA", (width, height))
         draw = ImageDraw.Draw(canvas)
-        height, width = image.shape[:2]
         radius = max(1.5, math.hypot(height, width) / 120)
         scale = np.array([width / frame[1], height / frame[0]])
-        colors = [tuple(int(v) for v in color) for color in class_colors(self.labels)]
+        colors = [(*(int(v) for v in color), 255) for color in class_colors(self.labels)]
         for person in persons:
             places = [tuple(xy) for xy in (person[:, :2] + 0.5) * scale - 0.5]
             shown = person[:, 2] > 0.5
             for a, b in self.labels.skeleton:
                 if shown[a] and shown[b]:
-                    draw.line([places[a], places[b]], fill=(255, 255, 255), width=max(1, round(radius / 2)))
+                    draw.line([places[a], places[b]], fill=(255, 255, 255, 255), width=max(1, round(radius / 2)))
             for (x, y), color, seen in zip(places, colors, shown, strict=True):
                 if seen:
                     draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
         return np.array(canvas)
+
+    @property
+    def unit(self) -> str:
+        return "x and y in pixels, height of the peak"
+
+    def array(self, decoded: Float[Tensor, "c h w"]) -> Float[np.ndarray, "c 3"]:
+        """Per type x and y of the peak, in pixels, and its height: how sure the network is."""
+        heat = decoded.float().cpu()
+        places = peaks(heat[None], torch.ones(1, *heat.shape[-2:], dtype=torch.bool))[0]
+        return torch.cat([places, heat.amax((1, 2))[:, None]], 1).numpy()
+
+    def at(self, decoded: Float[Tensor, "c h w"], x: int, y: int) -> str:
+        """The type whose heat map is highest there, and how high; ``none`` where none exceeds the threshold."""
+        height, index = decoded[:, y, x].max(0)
+        if not height > self.config.threshold:
+            return "none"
+        return f"{self.labels.classes[int(index)]} {float(height):.2f}"
+
+    def legend(self) -> Legend:
+        return class_legend(self.labels)
+
+    def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Left is right and right is left for the types that ``labels.mirror`` pairs."""
+        return prediction[:, mirror_order(self.labels)].flip(-1)
+
+    def to_mean(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Probabilities for ``focal``; the raw prediction otherwise: a window alone does not know the probability of
+        its places among all."""
+        return prediction.sigmoid() if self.config.loss == "focal" else prediction
+
+    def from_mean(self, mean: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return mean.logit(eps=1e-7) if self.config.loss == "focal" else mean
 
     def move(self, target: Float[Tensor, "p c 3"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
@@ -173,10 +217,7 @@ class Keypoints(Task):
         points = torch.where(visible[..., None], points, 0)
         moved = torch.cat([points, visible[..., None].to(points.dtype)], -1)
         if geometry.mirror:
-            order = list(range(self.channels))
-            for left, right in self.labels.mirror:
-                order[left], order[right] = right, left
-            moved = moved[:, order]
+            moved = moved[:, mirror_order(self.labels)]
         return moved, geometry.labels(valid)
 
     def fault(self, target: Tensor, valid: Bool[Tensor, "h w"]) -> str | None:

@@ -17,8 +17,11 @@ from polyptych.metrics._base import Metric
 from polyptych.metrics.angles import AngularError, unit_vectors
 from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._pictures import to_bytes
+from polyptych.tasks._pictures import Legend, rgb, to_bytes
 from polyptych.types import Loss
+
+DIRECTIONS = {"left": (-1, 0, 0), "right": (1, 0, 0), "up": (0, -1, 0), "down": (0, 1, 0), "to the camera": (0, 0, -1)}
+"""Which way a surface faces, as a vector."""
 
 
 class Normals(Task):
@@ -77,8 +80,32 @@ class Normals(Task):
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """Red right, green up, blue towards the camera: the field's customary picture, in which a wall that
         faces the camera is light blue and a floor is light green."""
-        vectors = decoded.float().cpu().numpy().transpose(1, 2, 0)
-        return to_bytes((vectors * np.array([1, -1, -1], np.float32) + 1) / 2)
+        return _colors(self.array(decoded.float()))
+
+    @property
+    def unit(self) -> str:
+        return "unit vector (x right, y down, z forward)"
+
+    def array(self, decoded: Float[Tensor, "3 h w"]) -> Float[np.ndarray, "h w 3"]:
+        """Unit vectors, coordinates last."""
+        return np.ascontiguousarray(decoded.cpu().numpy().transpose(1, 2, 0))
+
+    def at(self, decoded: Float[Tensor, "3 h w"], x: int, y: int) -> str:
+        return "({:.2f}, {:.2f}, {:.2f})".format(*(value + 0.0 for value in decoded[:, y, x].tolist()))
+
+    def legend(self) -> Legend:
+        return Legend(tuple((name, rgb(_colors(np.array(vector, np.float32)))) for name, vector in DIRECTIONS.items()))
+
+    def directions(self, decoded: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+        return decoded
+
+    def mirrored(self, prediction: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """A mirror negates x."""
+        return prediction.flip(-1) * prediction.new_tensor([-1, 1, 1])[:, None, None]
+
+    def to_mean(self, prediction: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Unit vectors; decoding makes their mean one again."""
+        return unit_vectors(prediction)
 
     def move(self, target: Float[Tensor, "3 h w"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
@@ -101,6 +128,10 @@ class Normals(Task):
 
     def empty(self, size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
         return torch.zeros(3, *size)
+
+
+def _colors(vectors: Float[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
+    return to_bytes((vectors * np.array([1, -1, -1], np.float32) + 1) / 2)
 
 
 class MeanDirection(Trivial):

@@ -1,0 +1,129 @@
+"""What predicts: a trained run, or a file exported from one. Both give raw predictions for a batch of images."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from polyptych import distributed
+from polyptych.checkpoint import load_weights
+from polyptych.errors import InputError
+from polyptych.network import Network
+from polyptych.run import Run, read_run
+from polyptych.tasks._base import Task
+
+FORMS = "a run folder or an exported model (.onnx, .pt2)"
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A network as prediction needs it, wherever it comes from.
+
+    Attributes:
+        tasks: what it predicts, in order; they decode and paint.
+        size: height and width that the network works at by default; None is the image's own.
+        fixed: no other size than ``size`` is accepted.
+        caption: name and protocol, for the pages that show it.
+    """
+
+    tasks: dict[str, Task]
+    size: tuple[int, int] | None
+    fixed: bool
+    caption: str
+
+    def raw(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
+        """RGB images to raw predictions by task: float32 (b c h w) of the size of the images; tasks that are not dense
+        may keep any other."""
+
+
+@dataclass
+class RunModel:
+    """The network of a run folder, in float32."""
+
+    network: Network
+    tasks: dict[str, Task]
+    size: tuple[int, int] | None
+    caption: str
+    fixed: bool = False
+
+    @staticmethod
+    def open(folder: Path, weights: str = "", device: torch.device | None = None) -> RunModel:
+        """See :func:`load_network`."""
+        run, tasks, network, _ = load_network(folder, weights, device)
+        return RunModel(network, tasks, run.size, f"{folder.resolve().name} ({read_run(folder)[1].protocol})")
+
+    @torch.inference_mode()
+    def raw(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
+        """See :class:`Model`."""
+        final = self.network(images.to(self.network.mean.device)).final
+        return {name: final[name].float() for name in self.tasks}
+
+
+def open_model(path: Path, weights: str = "", device: str = "auto") -> Model:
+    """A run folder, or a file that ``polyptych export`` wrote.
+
+    Args:
+        weights: of a run, as for :func:`load_network`.
+        device: ``auto``, ``cpu``, ``cuda``, ...; of a run.
+
+    Raises:
+        InputError: nothing is there, it is something else, or it cannot be read.
+    """
+    if path.name == "run.json":
+        path = path.parent
+    if path.is_dir():
+        return RunModel.open(path, weights, _device(device))
+    if not path.exists():
+        raise InputError(path, "no such file or folder", FORMS, "check the path")
+    if weights:
+        raise InputError("--weights", weights, "a run folder to choose weights from",
+                         "leave it out: an exported model has one set of weights")
+    match path.suffix.lower():
+        case ".onnx":
+            if importlib.util.find_spec("onnxruntime") is None:
+                raise InputError(path, "a model that onnxruntime runs, which is not installed", "onnxruntime",
+                                 "pip install onnxruntime")
+            from polyptych.export.runtime import OnnxModel
+
+            model: Model = OnnxModel.open(path)
+        case ".pt2":
+            from polyptych.export.runtime import ExportedModel
+
+            model = ExportedModel.open(path)
+        case other:
+            raise InputError(path, f"a file that ends in '{other}'", FORMS, "check the path")
+    return model
+
+
+def load_network(folder: Path, weights: str = "",
+                 device: torch.device | None = None) -> tuple[Run, dict[str, Task], Network, int]:
+    """A trained network from its run folder, without the data.
+
+    Args:
+        weights: ``last`` (the moving average where the run kept one) or ``best`` (by validation skill); empty takes
+            what the run selects.
+
+    Returns:
+        The run, its tasks, the network in evaluation mode on ``device``, and the step its weights are from.
+    """
+    run, facts = read_run(folder)
+    tasks = run.build_tasks(facts.labels)
+    network = run.build_network(tasks, pretrained=False)
+    step = load_weights(folder / "checkpoints" / f"{weights or run.select}.safetensors", network)
+    return run, tasks, network.to(device or "cpu").eval(), step
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = distributed.local_device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        what = str(error).partition("\n")[0]
+        raise InputError("--device", f"{name} ({what})", "a device of this machine", "use auto or cpu") from None
+    return device

@@ -1,0 +1,129 @@
+"""Everything that the inputs name, through the network, into files."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from polyptych.errors import InputError
+from polyptych.prediction.inputs import Pixels, Source, find_sources
+from polyptych.prediction.model import open_model
+from polyptych.prediction.outputs import Outputs, write_picture, write_scene
+from polyptych.prediction.predictor import Inference, Predictor
+from polyptych.prediction.progress import Counter
+from polyptych.prediction.scene import Scene
+from polyptych.prediction.video import Moment, Reader, Writer
+from polyptych.reports.panels import contact_sheet, mosaic
+
+SHEET = 100
+"""Images on the contact sheet; a longer one could not be looked at, and would not fit into memory."""
+VIDEO_CELL = 640
+"""Pixels of the longer side of a panel in a video."""
+
+
+def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: bool = False, weights: str = "",
+            device: str = "auto", inference: Inference | None = None, outputs: Outputs | None = None,
+            recursive: bool = False, frames: int = 0, say: Callable[[object], None] = print) -> list[Path]:
+    """Predict every task on images, videos and cameras, and write pictures.
+
+    Args:
+        model: a run folder or an exported model.
+        inputs: images, videos, folders of them, or ``camera:0``.
+        out: receives ``NAME_TASK.png`` for every image and task and ``contact_sheet.png``, which shows the first 100
+            images; for every video ``NAME_panels.mp4``, playable at any moment, even if the program is killed; and
+            what ``outputs`` asks for, of videos for every frame.
+        arrays: short for ``outputs=Outputs(arrays=True)``.
+        inference: how images are brought to the network.
+        recursive: also take what lies in folders within folders.
+        frames: the most that are taken of every video or camera; 0 takes all. A camera is also stopped by Ctrl-C.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: an input is missing or cannot be read, or the model cannot. What was written before stays.
+    """
+    if frames < 0:
+        raise InputError("--frames", str(frames), "0 (all) or more", "correct it")
+    outputs = outputs or Outputs(arrays=arrays)
+    sources = find_sources(inputs, recursive)
+    predictor = Predictor(open_model(Path(model), weights, device), inference)
+    if outputs.guessed:
+        say(outputs.guessed)
+    out.mkdir(parents=True, exist_ok=True)
+    images, moving = [s for s in sources if not s.moves], [s for s in sources if s.moves]
+    written: list[Path] = []
+    with Counter(say) as counter:
+        for source in moving:
+            written += _film(predictor, source, out, outputs, frames, counter, say)
+        if images:
+            written += _pictures(predictor, images, out, outputs, counter, say)
+    say(f"{counter.done} images in {counter.seconds:.1f} s: {counter.speed:.2f} images/s"
+        f" ({counter.done / max(predictor.seconds, 1e-9):.2f} without reading and writing)")
+    return written
+
+
+def _pictures(predictor: Predictor, sources: Sequence[Source], out: Path, outputs: Outputs, counter: Counter,
+              say: Callable[[object], None]) -> list[Path]:
+    written: list[Path] = []
+    strips: list[UInt8[np.ndarray, "_ _ 3"]] = []
+    counter.begin("images", len(sources))
+    scenes = predictor.predict_many(source.path for source in sources)
+    for source, scene in zip(sources, scenes, strict=True):
+        written += write_scene(scene, out, source.stem, outputs)
+        if len(strips) < SHEET:
+            strips.append(scene.panel())
+        say(f"{source.path}: {', '.join(scene.tasks)}")
+        counter.step()
+    return [*written, write_picture(out / "contact_sheet.png", contact_sheet(strips))]
+
+
+def _film(predictor: Predictor, source: Source, out: Path, outputs: Outputs, limit: int, counter: Counter,
+          say: Callable[[object], None]) -> list[Path]:
+    """One video or camera; no more than a batch of frames is held."""
+    reader = Reader(source, limit)
+    moments: deque[Moment] = deque()
+
+    def frames() -> Iterator[Pixels]:
+        for picture, moment in reader:
+            moments.append(moment)
+            yield Pixels(picture, "image")
+
+    extra = outputs.arrays or outputs.maps or outputs.points
+    written: list[Path] = []
+    counter.begin(source.stem, reader.total)
+    with ExitStack() as stack:
+        stack.callback(reader.close)
+        films = {kind: stack.enter_context(Writer(_free(out / f"{source.stem}_{kind}.mp4", source), reader.rate))
+                 for kind in ("panels", *(["overlay"] if outputs.overlay else []))}
+        try:
+            for index, scene in enumerate(predictor.predict_many(frames())):
+                moment = moments.popleft()
+                for kind, film in films.items():
+                    film.write(_frame(scene, None if kind == "panels" else outputs.opacity), moment)
+                if extra:
+                    written += write_scene(scene, out, f"{source.stem}_{index:06}", outputs, pictures=False)
+                counter.step()
+        except KeyboardInterrupt:
+            if not source.device:
+                raise
+    written += [film.path for film in films.values()]
+    say(f"{source.path if not source.device else f'camera:{source.device}'}: {', '.join(predictor.tasks)}")
+    return written
+
+
+def _frame(scene: Scene, opacity: float | None) -> UInt8[np.ndarray, "_ _ 3"]:
+    cells = scene.painted() if opacity is None else {task: scene.overlay(task, opacity) for task in scene.tasks}
+    return mosaic(scene.image, cells, largest=VIDEO_CELL)
+
+
+def _free(path: Path, source: Source) -> Path:
+    if path.resolve() == source.path.resolve():
+        raise InputError(path, "an input that would be overwritten", "another place for the output",
+                         "choose another --out")
+    return path

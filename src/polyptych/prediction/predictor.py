@@ -1,0 +1,203 @@
+"""Predict: an image of any size in, a scene out. Windows, the mirror image and several scales on request."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyptych.data.geometry import Geometry
+from polyptych.errors import InputError
+from polyptych.prediction.inputs import Pixels, as_pixels
+from polyptych.prediction.model import Model, open_model
+from polyptych.prediction.scene import Scene
+from polyptych.prediction.windows import slide
+from polyptych.tasks._base import Task, resize
+
+LARGEST_SIDE = 32768  # of what the network is given, in pixels; a typo in a scale should not fill the memory
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How an image is brought to the network. By default the whole of it, at the size that the network was trained at.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    size: Size | None = None
+    """Height and width that the network works at; None is that of its training."""
+    native: bool = False
+    """Work at each image's own size."""
+    flip: bool = False
+    """Average with the prediction of the mirror image."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average over these enlargements of the image. An enlarged object looks nearer; tasks undo that."""
+    tile: Size | None = None
+    """Height and width of a sliding window; without a size the image keeps its own."""
+    overlap: float = 0.25
+    """Least share of the window that two neighbors have in common; they are blended smoothly."""
+    batch: int = 1
+    """Images (or windows) per pass of the network."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "tile"):
+            value = getattr(self, name)
+            if value is not None and not all(1 <= side <= LARGEST_SIDE for side in value):
+                raise InputError(f"--{name}", f"{value[0]} {value[1]}", f"a height and width from 1 to {LARGEST_SIDE}",
+                                 "correct it")
+        if self.native and self.size is not None:
+            raise InputError("--native", f"it and --size {self.size[0]} {self.size[1]}", "one of the two",
+                             "leave one out")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise InputError("--scales", str(self.scales), "at least one positive number", "for instance 0.75 1 1.25")
+        if not 0 <= self.overlap <= 0.9:
+            raise InputError("--overlap", str(self.overlap), "a share of the window from 0 to 0.9", "0.25 is usual")
+        if self.batch < 1:
+            raise InputError("--batch", str(self.batch), "1 or more", "raise it")
+
+    @property
+    def views(self) -> list[tuple[float, bool]]:
+        """Scale and mirror of every look at the image."""
+        return [(scale, mirror) for scale in self.scales for mirror in ((False, True) if self.flip else (False,))]
+
+
+class Predictor:
+    """A model, and how it looks at images.
+
+    Attributes:
+        seconds: time spent in predictions so far.
+
+    Raises:
+        InputError: the model accepts one size only and ``inference`` asks for others.
+    """
+
+    def __init__(self, model: Model, inference: Inference | None = None):
+        self.model, self.inference = model, inference or Inference()
+        self.seconds = 0.0
+        if model.fixed and model.size is not None:
+            _check_fixed(model.size, self.inference)
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """What is predicted, in order."""
+        return self.model.tasks
+
+    def predict(self, image: Path | str | Any) -> Scene:
+        """
+        Args:
+            image: a file, a PIL image, or a uint8 RGB array (h w 3).
+
+        Raises:
+            InputError: it is none of these, or cannot be read.
+        """
+        return next(self.predict_many([image]))
+
+    def predict_many(self, images: Iterable[Path | str | Any]) -> Iterator[Scene]:
+        """The scenes of many images, in their order; no more than a batch of them is held at any time. Neighbors that
+        the network sees at the same size share a pass."""
+        waiting: list[Pixels] = []
+        for image in images:
+            pixels = as_pixels(image)
+            if waiting and self._working_size(pixels.size) != self._working_size(waiting[0].size):
+                yield from self._scenes(waiting)
+                waiting = []
+            waiting.append(pixels)
+            if len(waiting) == self.inference.batch:
+                yield from self._scenes(waiting)
+                waiting = []
+        if waiting:
+            yield from self._scenes(waiting)
+
+    def _working_size(self, native: Size) -> Size:
+        inference = self.inference
+        if inference.native:
+            return native
+        return inference.size or (native if inference.tile else self.model.size or native)
+
+    @torch.inference_mode()
+    def _scenes(self, images: list[Pixels]) -> list[Scene]:
+        start = time.perf_counter()
+        tensors = [torch.from_numpy(image.array).permute(2, 0, 1) for image in images]
+        work, views = self._working_size(images[0].size), self.inference.views
+        totals: list[dict[str, Tensor]] = [{} for _ in images]
+        for scale, mirror in views:
+            size = _scaled(work, scale)
+            batch = torch.stack([Geometry.resize(image.size, size).image(tensor)
+                                 for image, tensor in zip(images, tensors, strict=True)])
+            predictions = self._raw(batch.flip(-1) if mirror else batch)
+            for index, (image, total) in enumerate(zip(images, totals, strict=True)):
+                for name, task in self.tasks.items():
+                    own = _straightened(task, predictions[name][index:index + 1], scale, mirror)
+                    own = resize(own, image.size) if task.dense else own
+                    if len(views) > 1:
+                        own = task.to_mean(own if task.dense else own.mean((2, 3), keepdim=True)) / len(views)
+                    total[name] = total[name] + own if name in total else own
+        scenes = []
+        for image, total in zip(images, totals, strict=True):
+            raw = {name: task.from_mean(total[name]) if len(views) > 1 else total[name]
+                   for name, task in self.tasks.items()}
+            decoded = {name: task.decode(raw[name])[0].cpu() for name, task in self.tasks.items()}
+            scenes.append(Scene(image.array, self.tasks, decoded, name=image.name))
+        self.seconds += time.perf_counter() - start
+        return scenes
+
+    def _raw(self, images: Tensor) -> dict[str, Tensor]:
+        inference = self.inference
+        if inference.tile is None:
+            return self.model.raw(images)
+        blended = [slide(self.model.raw, self.tasks, image, inference.tile, inference.overlap, inference.batch)
+                   for image in images]
+        return {name: torch.cat([each[name] for each in blended]) for name in self.tasks}
+
+
+def load(path: Path | str, *, weights: str = "", device: str = "auto", **inference: Any) -> Predictor:
+    """Open a run folder or an exported model, ready to predict.
+
+    Args:
+        weights: of a run: ``last`` or ``best``; empty takes what the run selects.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        inference: fields of :class:`Inference`, for instance ``flip=True`` or ``tile=(512, 512)``.
+
+    Raises:
+        InputError: nothing is there, it is something else, or it cannot be read.
+    """
+    return Predictor(open_model(Path(path), weights, device), Inference(**inference))
+
+
+def _straightened(task: Task, prediction: Tensor, scale: float, mirror: bool) -> Tensor:
+    """The prediction of a view as one of the image itself."""
+    prediction = task.mirrored(prediction) if mirror else prediction
+    return task.zoomed(prediction, 1 / scale) if scale != 1 else prediction
+
+
+def _scaled(size: Size, scale: float) -> Size:
+    if scale == 1:
+        return size
+    height, width = (max(1, round(side * scale)) for side in size)
+    if max(height, width) > LARGEST_SIDE:
+        raise InputError("--scales", f"{scale:g}, which makes {height} x {width} pixels",
+                         f"at most {LARGEST_SIDE} a side", "lower it")
+    return height, width
+
+
+def _check_fixed(size: Size, inference: Inference) -> None:
+    only = f"{size[0]} {size[1]}, the only size that this model accepts"
+    if inference.tile is not None:
+        if tuple(inference.tile) != tuple(size):
+            raise InputError("--tile", f"{inference.tile[0]} {inference.tile[1]}", only, "use that, or another model")
+        return
+    asked = "--native" if inference.native else "--scales" if inference.scales != (1.0,) else ""
+    if inference.size is not None and tuple(inference.size) != tuple(size):
+        asked = "--size"
+    if asked:
+        raise InputError(asked, "another size for the network", only,
+                         f"add --tile {size[0]} {size[1]}, or leave it out")

@@ -1,0 +1,162 @@
+"""What the page shows: models, the images that were dropped, and the scenes predicted of them."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from polyptych.errors import InputError
+from polyptych.prediction.inputs import Pixels
+from polyptych.prediction.predictor import Predictor
+from polyptych.prediction.scene import Scene
+from polyptych.tasks._pictures import Legend
+
+LARGEST_SIDE = 2048
+"""Pixels of the longer side; larger images are reduced when they arrive, or a few of them would fill the memory."""
+LARGEST_IMAGE = 100_000_000
+"""Pixels of an image that is opened at all: a file of a few kilobytes may claim to be far larger."""
+HELD = 8
+"""Images and scenes that are kept."""
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Drop:
+    """An image that was dropped: its pixels as they are shown and predicted, and the size (h, w) that it came in."""
+
+    id: str
+    pixels: Pixels
+    original: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A scene, and the seconds that its prediction took."""
+
+    scene: Scene
+    seconds: float
+
+
+class Recent(Generic[Key, Value]):
+    """The last few of what was asked for."""
+
+    def __init__(self, most: int):
+        self._most, self._entries = most, OrderedDict[Key, Value]()
+        self._lock = threading.Lock()
+
+    def get(self, key: Key) -> Value | None:
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: Key, value: Value) -> None:
+        with self._lock:
+            self._entries[key] = value
+            while len(self._entries) > self._most:
+                self._entries.popitem(last=False)
+
+
+class Gallery:
+    """All that the server knows. Its methods may be called from several threads.
+
+    Args:
+        predictors: one for every model that the page offers.
+    """
+
+    def __init__(self, predictors: Sequence[Predictor]):
+        self.predictors = list(predictors)
+        self._busy = [threading.Lock() for _ in self.predictors]
+        self._drops: Recent[str, Drop] = Recent(HELD)
+        self._exhibits: Recent[tuple[str, int], Exhibit] = Recent(HELD)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Caption and tasks of every model, for the page."""
+        return [{"caption": predictor.model.caption, "tasks": [
+            {"name": name, "unit": task.unit, "legend": _legend(task.legend()), "layer": _legend(task.layer_legend())}
+            for name, task in predictor.tasks.items()]} for predictor in self.predictors]
+
+    def add(self, data: bytes, name: str = "") -> Drop:
+        """Take an image file.
+
+        Raises:
+            InputError: it is no image, or too large.
+        """
+        array, original = _opened(data)
+        drop = Drop(secrets.token_urlsafe(12), Pixels(array, name), original)
+        self._drops.put(drop.id, drop)
+        return drop
+
+    def drop(self, image: str) -> Drop:
+        """
+        Raises:
+            KeyError: it was never there, or so many came after it that it was let go.
+        """
+        found = self._drops.get(image)
+        if found is None:
+            raise KeyError(image)
+        return found
+
+    def exhibit(self, image: str, model: int) -> Exhibit:
+        """The scene of an image and a model; predicted once.
+
+        Raises:
+            KeyError: no such image or model.
+        """
+        if not 0 <= model < len(self.predictors):
+            raise KeyError(model)
+        drop = self.drop(image)
+        with self._busy[model]:
+            found = self._exhibits.get((image, model))
+            if found is None:
+                start = time.perf_counter()
+                scene = self.predictors[model].predict(drop.pixels)
+                found = Exhibit(replace(scene, name=drop.pixels.name), time.perf_counter() - start)
+                self._exhibits.put((image, model), found)
+        return found
+
+
+def png(picture: UInt8[np.ndarray, "h w _"]) -> bytes:
+    """RGB or RGBA as a PNG file, packed fast rather than small: it travels within one machine."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG", compress_level=1)
+    return data.getvalue()
+
+
+def _legend(legend: Legend) -> dict[str, Any]:
+    return {"continuous": legend.continuous,
+            "entries": [{"name": name, "color": list(color)} for name, color in legend.entries]}
+
+
+def _opened(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > LARGEST_IMAGE:
+                raise InputError("image", f"{image.width} x {image.height} pixels",
+                                 f"at most {LARGEST_IMAGE // 10**6} million", "reduce it first")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except InputError:
+        raise
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError("image", f"a file that cannot be read as one ({_plain(error)})",
+                         "JPEG, PNG, WebP, BMP or TIFF", "drop another file") from None
+    original = (upright.height, upright.width)
+    upright.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BICUBIC)
+    return np.array(upright), original
+
+
+def _plain(error: BaseException) -> str:
+    """Without the address of a Python object, which says nothing to anybody."""
+    return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -1,0 +1,124 @@
+"""What files, folders and cameras name, and what opens as a model."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from fakes import Model
+from PIL import Image
+
+import polyptych
+from polyptych.errors import InputError
+from polyptych.prediction.inputs import find_sources, read_image
+from polyptych.prediction.model import open_model
+
+
+def picture(path, size=(6, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path)
+
+
+def test_folders(tmp_path) -> None:
+    for name in ("b.png", "a.jpg", "deep/er/c.png", "notes.txt"):
+        picture(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("x")
+    (tmp_path / "clip.MP4").write_bytes(b"")
+    (tmp_path / "looks_like.png").mkdir()
+    flat = find_sources([tmp_path])
+    assert [s.path.name for s in flat] == ["a.jpg", "b.png", "clip.MP4"]
+    assert [s.moves for s in flat] == [False, False, True]
+    assert [s.path.name for s in find_sources([tmp_path], recursive=True)] == ["a.jpg", "b.png", "clip.MP4", "c.png"]
+
+
+def test_nothing_is_overwritten(tmp_path) -> None:
+    for name in ("x/a.png", "y/a.png", "y/b.png"):
+        picture(tmp_path / name)
+    stems = [s.stem for s in find_sources([tmp_path / "x", tmp_path / "y"])]
+    assert stems == ["0000_a", "0001_a", "b"]
+
+
+def test_cameras() -> None:
+    (camera,) = find_sources(["camera:0"])
+    assert camera.moves and camera.device == "0" and camera.stem == "camera_0"
+    assert find_sources(["camera:/dev/video2"])[0].stem == "camera__dev_video2"
+    with pytest.raises(InputError, match=r"input .camera:.: got a camera without a number; needs for instance"):
+        find_sources(["camera:"])
+
+
+def test_what_is_missing(tmp_path) -> None:
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(InputError, match=r"a folder without images.*--recursive"):
+        find_sources([tmp_path])
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_sources([tmp_path / "gone.jpg"])
+
+
+def test_an_image_is_turned_upright(tmp_path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (8, 6, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 50,
+                                     b"GIF89a" + b"\xff" * 20])
+def test_what_is_no_image(tmp_path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.png: got a file that cannot be read as an image"):
+        read_image(tmp_path / "a.png")
+
+
+def test_half_an_image(tmp_path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:4000])
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("name", "got"), [("gone", "no such file or folder"), ("gone.onnx", "no such file or folder"),
+                                           ("a.txt", r"a file that ends in '\.txt'"), ("a", "a file that ends in ''")])
+def test_what_is_no_model(tmp_path, name: str, got: str) -> None:
+    if not name.startswith("gone"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=f"{got}; needs a run folder or an exported model"):
+        polyptych.load(tmp_path / name)
+
+
+def test_a_folder_that_is_no_run(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"run\.json: got no such file"):
+        polyptych.load(tmp_path)
+
+
+def test_exported_models_open_by_their_suffix(tmp_path, monkeypatch) -> None:
+    class Opens(Model):
+        @classmethod
+        def open(cls, path):
+            model = cls("depth")
+            model.caption = path.name
+            return model
+
+    runtime = types.ModuleType("polyptych.export.runtime")
+    runtime.OnnxModel = runtime.ExportedModel = Opens
+    monkeypatch.setitem(sys.modules, "polyptych.export", types.ModuleType("polyptych.export"))
+    monkeypatch.setitem(sys.modules, "polyptych.export.runtime", runtime)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for name in ("a.onnx", "b.pt2"):
+        (tmp_path / name).write_bytes(b"")
+        assert open_model(tmp_path / name).caption == name
+        assert polyptych.load(tmp_path / name, flip=True).predict(np.zeros((4, 4, 3), np.uint8)).depth.shape == (4, 4)
+    with pytest.raises(InputError, match="--weights: got best; needs a run folder"):
+        open_model(tmp_path / "a.onnx", weights="best")
+
+
+def test_onnx_without_its_runtime(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "a.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match=r"onnxruntime, which is not installed|pip install"):
+        open_model(tmp_path / "a.onnx")
+
+
+def test_a_device_that_is_not_there(tmp_path) -> None:
+    with pytest.raises(InputError, match="--device: got abacus"):
+        open_model(tmp_path, device="abacus")
