@@ -129,6 +129,8 @@ def _check_text(text: str, key: str) -> None:
         good = bool(EXPRESSION.match(text)) and len(text) < 10000 and all(re.fullmatch(r"[suz]+\d+", word)
                                                                         for word in words)
         good = good and not re.search(r"\*\*\s*\(?\s*\d{3,}|\*\*.*\*\*|\.\s*[A-Za-z_]", text)
+    elif key == "torch_version":
+        good = bool(re.fullmatch(r"[\w.+\-]*", text, re.ASCII))
     elif key in ("in_spec", "out_spec"):
         good = bool(SPEC.match(text)) and "enum" not in text
     else:

@@ -96,8 +96,8 @@ def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size |
         exported = export(folder, size=size, dynamic=dynamic, out=plain, tolerance=tolerance, weights=weights)
         description = replace(exported.description, quantization=method)
         working = replace(run, size=description.size)
-        _quantize(plain, small, method, description, (batch.image for batch in _batches(working, exported_tasks(
-            description))), calibration)
+        images = (batch.image for batch in _batches(working, description.build_tasks()))
+        quantize_file(plain, small, method, description, images, calibration)
         models = [OnnxModel.open(plain), OnnxModel.open(small)]
         results, seconds = zip(*(_measure(model, working) for model in models), strict=True)
         sizes = (plain.stat().st_size, small.stat().st_size)
@@ -107,14 +107,17 @@ def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size |
     return Quantized(target, method, length, scores, sizes, (seconds[0], seconds[1]))
 
 
-def exported_tasks(description: Description) -> dict[str, Task]:
-    return description.build_tasks()
-
-
-def _quantize(source: Path, target: Path, method: Method, description: Description, images: Iterator[Tensor],
+def quantize_file(source: Path, target: Path, method: Method, description: Description, images: Iterator[Tensor],
               calibration: int) -> None:
+    """An ONNX file in INT8; ``images`` are batches of which static quantization sees ``calibration`` images."""
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
