@@ -92,8 +92,8 @@ def from_json(text: str | bytes, where: object) -> Description:
     except InputError:
         raise
     except Exception as error:  # whatever a Config says of values that nobody can have meant
-        raise _refused(where, f"metadata that cannot be read ({str(error).splitlines()[0] if str(error) else type(error)})"
-                       ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise _refused(where, f"metadata that cannot be read ({reason})") from None
 
 
 def _checked(model: dict[str, Any], where: object) -> Description:

@@ -1,4 +1,4 @@
-"""Exported files as models that predict. No network is built: onnxruntime or torch run the graph that is in the file."""
+"""Exported files as models that predict. No network is built: onnxruntime or torch run the graph in the file."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ def agrees(backbone, encoder, decoder, size, path, format="onnx"):
     torch.manual_seed(0)
     configs = {name: TASKS.load(name).Config() for name in LABELS}
     channels = {name: config.build(labels=LABELS[name]).channels for name, config in configs.items()}
-    network = Network.build(backbone.without_weights(), ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(),
-                            channels).eval()
+    network = Network.build(backbone.without_weights(), ENCODERS.load(encoder).Config(),
+                            DECODERS.load(decoder).Config(), channels).eval()
     description = Description(name="x", protocol="x", tasks=configs, labels=LABELS, mean=(0.0,) * 3, std=(1.0,) * 3,
                               size=size, fixed=size is not None)
     program = capture(Graph(network, tuple(LABELS), size))
