@@ -1,7 +1,8 @@
 """A .pt2 archive, made harmless before torch reads it.
 
-``torch.export.load`` trusts its file: weights marked ``use_pickle`` and custom objects are unpickled, names of operators
-are looked up anywhere below ``torch``, sizes are evaluated by sympy, names of inputs and guards become Python source.
+``torch.export.load`` trusts its file: weights marked ``use_pickle`` and custom objects are unpickled, operators are
+looked up by name anywhere below ``torch``, sizes are evaluated by sympy, names of inputs and guards become Python
+source.
 So the archive is read here, as zip and JSON; what a network needs is checked against short lists and copied into a new
 archive in memory, the rest is refused or left out. Only that copy is given to torch.
 """
@@ -27,7 +28,9 @@ OPERATOR = re.compile(
     r"|torch\.(_sym_\w+|sym_(max|min|not|int|float|ite|sum))|math\.(ceil|floor|trunc)\Z", re.ASCII)
 WORDS = {"Max", "Min", "FloorDiv", "CleanDiv", "CeilDiv", "Mod", "PythonMod", "ModularIndexing", "Eq", "Ne", "True",
          "False", "floor", "ceiling", "TruncToInt", "IntTrueDiv", "ToFloat", "CeilToInt", "FloorToInt", "RoundToInt",
-         "Add", "Mul", "Pow", "Integer", "Rational", "Float", "true", "false", "And", "Or", "Not", "Identity", "Where", "Piecewise", "FloatTrueDiv", "FloatPow", "PowByNatural"}
+         "Add", "Mul", "Pow", "Integer", "Rational", "Float",
+         "true", "false", "And", "Or", "Not",
+         "Identity", "Where", "Piecewise", "FloatTrueDiv", "FloatPow", "PowByNatural"}
 EXPRESSION = re.compile(r"[\w\s+\-*/%(),<>=.]*\Z", re.ASCII)
 SYMBOL = re.compile(r"Symbol\('([suz]+\d+)'(, (positive|nonnegative|integer|real)=True)*\)", re.ASCII)
 FORBIDDEN = {"as_custom_obj", "as_operator", "as_script_object", "as_opaque", "custom_obj"}

@@ -55,8 +55,9 @@ def export(folder: Path, *, format: Format = "onnx", size: Size | None = None, d
     facts = read_run(folder)[1]
     mean, std = ((float(a), float(b), float(c)) for a, b, c in (network.mean.flatten(), network.std.flatten()))
     description = Description(
-        name=folder.resolve().name, protocol=facts.protocol, tasks=run.tasks, labels={n: facts.labels[n] for n in tasks},
-        mean=mean, std=std, size=fixed or run.size, fixed=fixed is not None, step=step)
+        name=folder.resolve().name, protocol=facts.protocol, tasks=run.tasks,
+        labels={task: facts.labels[task] for task in tasks}, mean=mean, std=std, size=fixed or run.size,
+        fixed=fixed is not None, step=step)
     target = out or folder / f"model{ENDINGS[format]}"
     differences = write(network, description, target, format, tolerance)
     return Exported(target, description, differences)

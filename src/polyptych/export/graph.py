@@ -47,7 +47,7 @@ class Graph(nn.Module):
             ..., :height, :width]).float() for task in self.tasks)
 
 
-def _repeated(size: int, padded: int, image: Tensor) -> Tensor:
+def _repeated(size: int | torch.SymInt, padded: int | torch.SymInt, image: Tensor) -> Tensor:
     return torch.arange(padded, device=image.device).clamp(max=size - 1)
 
 
