@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyptych.comparison.specification import with_network
 from polyptych.host_memory import keep_freed_memory
@@ -37,27 +37,31 @@ from polyptych.types import Batch, LabelInfo, SampleInfo
 NETWORKS = ("heads", "pad_net", "pad_net:gate=source", "pap_net", "jtrl", "mti_net", "ema_net", "ema_net:fusion=shared",
             "ema_net_multi_scale", "ema_net_multi_scale:fusion=shared")
 CLASSES = 13
+CPU = torch.device("cpu")
 
 
 @dataclass
 class Subject:
-    """A network with its optimizer, and one training step of it."""
+    """A network with its optimizer, one training step of it, and a forward pass of one image without gradients (in
+    whatever mode the network is)."""
 
     name: str
     parameters: int
     multiply_adds: int
     step: Callable[[], None]
+    network: nn.Module | None = None
+    infer: Callable[[], object] | None = None
 
 
 def subject(run: Run, network_name: str, size: tuple[int, int], batch_size: int,
-            layout: torch.memory_format = torch.channels_last) -> Subject:
+            layout: torch.memory_format = torch.channels_last, device: torch.device = CPU) -> Subject:
     run = with_network(replace(run, backbone=replace(run.backbone, pretrained=False)), network_name)
     tasks = run.build_tasks({"semseg": LabelInfo(classes=tuple(map(str, range(CLASSES)))),
                              "depth": LabelInfo(unit="m"), "normals": LabelInfo()})
     torch.manual_seed(0)
-    network = run.build_network(tasks, pretrained=False).train().to(memory_format=layout)
+    network = run.build_network(tasks, pretrained=False).train().to(device, memory_format=layout)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    batch = random_batch(size, batch_size).to(torch.device("cpu"), layout)
+    batch = random_batch(size, batch_size).to(device, layout)
 
     def step() -> None:
         output = network(batch.image)
@@ -66,8 +70,13 @@ def subject(run: Run, network_name: str, size: tuple[int, int], batch_size: int,
         optimizer.step()
         optimizer.zero_grad()
 
+    @torch.no_grad()
+    def infer() -> object:
+        return network(batch.image[:1])
+
     counted, _ = count(network, lambda: network(batch.image[:1]))
-    return Subject(network_name, sum(p.numel() for p in network.parameters()), sum(counted.by_operator.values()), step)
+    return Subject(network_name, sum(p.numel() for p in network.parameters()), sum(counted.by_operator.values()), step,
+                   network, infer)
 
 
 def random_batch(size: tuple[int, int], batch_size: int) -> Batch:
@@ -81,9 +90,11 @@ def random_batch(size: tuple[int, int], batch_size: int) -> Batch:
     return Batch(image, target, valid, [SampleInfo(str(i), size, size) for i in range(batch_size)])
 
 
-def seconds(step: Callable[[], object]) -> float:
+def seconds(step: Callable[[], object], device: torch.device = CPU) -> float:
     start = time.perf_counter()
     step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 

@@ -58,6 +58,19 @@ def test_groups_cover_every_parameter_once() -> None:
     assert owners[id(balancer[0])]["weight_decay"] == 0.0
 
 
+def test_factors_of_modules_multiply_down_to_their_parameters() -> None:
+    network = Network()
+    network.encoder.learning_rate_factor, network.encoder[0].learning_rate_factor = 10.0, 3.0
+    network.encoder[0].weight_decay_factor = 0.5
+    optimizer = Optimizer(learning_rate=0.1, backbone_scale=0.1, weight_decay=0.5).build(network, nn.Module())
+    owners = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    conv, norm, head = (owners[id(p)] for p in (network.encoder[0].weight, network.encoder[1].weight,
+                                                network.decoder.weight))
+    assert [group["peak"] for group in (conv, norm, head)] == pytest.approx([0.3, 0.1, 0.1])
+    assert [group["weight_decay"] for group in (conv, norm, head)] == [0.25, 0.0, 0.5]
+    assert set_learning_rate(optimizer, 0.5) == pytest.approx(0.05)  # the run's own, not the largest
+
+
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_learning_rate_follows_the_share(kind: str) -> None:
     optimizer = Optimizer(kind=kind, learning_rate=0.1, backbone_scale=0.5).build(Network(), nn.Module())

@@ -111,28 +111,58 @@ def miniature(recipe: str, root: Path, **changes) -> Run:
     return replace(run, **(values | changes))
 
 
+def trained(run: Run, folder: Path) -> dict:
+    """All steps of the run, and the record of its test."""
+    trainer = Trainer(run, folder, resume=False)
+    batches = iter(trainer.batches)
+    for _ in range(run.steps):
+        trainer.step([next(batches)])
+    return trainer.evaluator.evaluate(trainer.state.network, "test", final=True)
+
+
 @pytest.mark.parametrize("recipe", ["nyuv2_mtan", "cityscapes_mtan", "nyud_survey", "pascal_survey"])
 def test_trains_on_a_miniature(recipe, tmp_path):
     run = miniature(recipe, tmp_path / "data")
-    train(run, tmp_path / "run")
-    result = json.loads((tmp_path / "run/evaluation/test.json").read_text())
-    assert list(result["tasks"]) == list(run.tasks) and result["images"] > 0
-    for entry in result["tasks"].values():
+    record = trained(run, tmp_path / "run")
+    assert list(record["tasks"]) == list(run.tasks) and record["images"] > 0
+    for entry in record["tasks"].values():
         assert all(value == value for value in entry["metrics"].values())  # no NaN
 
 
-def test_the_decathlon_is_learned_and_scored(tmp_path):
+@pytest.mark.parametrize("pages", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "with report"])
+def test_the_decathlon_is_learned_and_scored(pages, tmp_path):
     """Colors tell one class of the miniature at once, and the other two with patience: ten tasks on one network are
     soon well above chance, which is a third."""
-    run = miniature("decathlon_mtan", tmp_path / "data", size=(24, 24), steps=10, batch_size=30)
-    train(run, tmp_path / "run")
-    record = json.loads((tmp_path / "run/evaluation/test.json").read_text())
+    run = miniature("decathlon_mtan", tmp_path / "data", size=(16, 16), steps=10, batch_size=20)
+    if pages:
+        train(run, tmp_path / "run")
+        record = json.loads((tmp_path / "run/evaluation/test.json").read_text())
+    else:
+        record = trained(run, tmp_path / "run")
     accuracy = {name: entry["metrics"]["top1"] for name, entry in record["tasks"].items()}
-    assert accuracy.keys() == LARGEST_ERROR.keys() and sum(accuracy.values()) / 10 > 45
+    assert accuracy.keys() == LARGEST_ERROR.keys() and sum(accuracy.values()) / 10 > 50
     score = record["scores"]["decathlon_score"]
     expected = sum(1000 * max(0, 1 - (1 - accuracy[name] / 100) / most) ** 2 for name, most in LARGEST_ERROR.items())
     assert score == pytest.approx(expected) and 0 < score < 10000
-    assert f"Decathlon score {score:.4g}. " in (tmp_path / "run/report.md").read_text()
+    assert not pages or f"Decathlon score {score:.4g}. " in (tmp_path / "run/report.md").read_text()
+
+
+def test_domains_have_attention_and_a_head_of_their_own_and_equal_parts_of_a_batch(tmp_path):
+    run = miniature("decathlon_mtan", tmp_path / "data", size=(16, 16), batch_size=20)
+    trainer = Trainer(run, tmp_path / "run", resume=False)
+    batch = next(iter(trainer.batches))
+    labelled = torch.stack([batch.valid[name].flatten(1).any(1) for name in DOMAINS])
+    assert (labelled.sum(0) == 1).all() and (labelled.sum(1) == 2).all()
+    network = trainer.state.network
+    assert list(network.encoder.masks) == list(network.decoder.heads) == list(DOMAINS)
+    loss = run.tasks["dtd"].build(labels=LabelInfo(classes=("a", "b", "c"))).loss(
+        network(batch.image).final["dtd"], batch.target["dtd"], batch.valid["dtd"]).mean()
+    loss.backward()
+    for name in DOMAINS:
+        own = [*network.encoder.masks[name].parameters(), *network.decoder.heads[name].parameters()]
+        assert all((p.grad is not None) == (name == "dtd") for p in own)
+    common = [*network.encoder.backbone.parameters(), *network.encoder.steps.parameters()]
+    assert all(p.grad is not None for p in common)
 
 
 def test_predictions_about_whole_images_are_not_enlarged():
@@ -147,11 +177,11 @@ def test_predictions_about_whole_images_are_not_enlarged():
 @pytest.mark.data
 def test_mtan_learns_real_frames(real_data, tmp_path):
     run = load("nyuv2_mtan")()
-    run = replace(run, dataset=replace(run.dataset, root=real_data / "nyuv2"), size=(73, 95), loading=Loading(),
+    run = replace(run, dataset=replace(run.dataset, root=real_data / "nyuv2"), size=(49, 63), loading=Loading(),
                   backbone=SegNet.Config(width=8, bottom_width=32),
                   optimizer=replace(run.optimizer, learning_rate=3e-3))
     trainer = Trainer(run, tmp_path / "run", resume=False)
     batch = [next(iter(trainer.batches))]
-    losses = [trainer.step(batch)[0] for _ in range(30)]
+    losses = [trainer.step(batch)[0] for _ in range(20)]
     assert list(losses[0]) == ["semseg", "depth", "normals"]
-    assert all(losses[-1][task] < 0.7 * losses[0][task] for task in losses[0])
+    assert all(losses[-1][task] < 0.8 * losses[0][task] for task in losses[0])

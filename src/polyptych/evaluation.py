@@ -50,9 +50,9 @@ class Evaluator:
         names of the tasks' own metrics; :func:`finished_record` makes the rest. ``final`` also measures what takes too
         long to be watched."""
         start = time.monotonic()
-        predictors: dict[str, Predictor] = {"network": self._network_predictor(network)}
+        predictors: dict[str, Predictor] = {"network": self.network_predictor(network)}
         if split not in self._trivial_metrics:
-            predictors["trivial"] = self._trivial_predictor()
+            predictors["trivial"] = self.trivial_predictor()
         dataset = self.run.build_dataset(split)
         batches = evaluation_batches(
             dataset, self.tasks, self.run.size, self.run.batch_size, rank=distributed.rank(),
@@ -89,7 +89,8 @@ class Evaluator:
             "skill": skill(values[task.headline], baseline[task.headline], task.perfect), "classes": metric.breakdown(),
         }
 
-    def _network_predictor(self, network: nn.Module) -> Predictor:
+    def network_predictor(self, network: nn.Module) -> Predictor:
+        """Decoded predictions of a network, which is put into evaluation mode."""
         precision = getattr(torch, self.run.execution.precision)
         network.eval()
 
@@ -101,7 +102,8 @@ class Evaluator:
 
         return predict
 
-    def _trivial_predictor(self) -> Predictor:
+    def trivial_predictor(self) -> Predictor:
+        """The best constant predictions, learned from training labels."""
         trivials = self._learn_trivials()
 
         @cache

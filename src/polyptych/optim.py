@@ -12,7 +12,11 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """How weights move."""
+    """How weights move.
+
+    A module may have rules for its own parameters and those of all modules within, which multiply what is set here:
+    the attributes ``learning_rate_factor`` and ``weight_decay_factor`` (the units of cross-stitch networks have both).
+    """
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
     """AdamW decouples weight decay; Adam adds it to the gradient; SGD has momentum."""
@@ -43,17 +47,29 @@ class Optimizer:
         """Parameters by (learning rate, weight decay), in a fixed order; a balancer's own stand last and
         are never decayed."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        factors = _factors(network)
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
-                scale = self.backbone_scale if name.startswith("encoder.") else 1.0
-                decay = self.weight_decay if self.decay_everything or parameter.ndim > 1 else 0.0
-                groups.setdefault((self.learning_rate * scale, decay), []).append(parameter)
+                of_rate, of_decay = factors[id(parameter)]
+                rate = self.learning_rate * of_rate * (self.backbone_scale if name.startswith("encoder.") else 1.0)
+                decay = self.weight_decay * of_decay if self.decay_everything or parameter.ndim > 1 else 0.0
+                groups.setdefault((rate, decay), []).append(parameter)
         made = [{"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
                 for (peak, decay), parameters in groups.items()]
         if own := list(balancer.parameters()):
             peak = self.learning_rate * getattr(balancer, "learning_rate_factor", 1.0)
             made.append({"params": own, "peak": peak, "lr": peak, "weight_decay": 0.0})
         return made
+
+
+def _factors(module: nn.Module, rate: float = 1.0, decay: float = 1.0) -> dict[int, tuple[float, float]]:
+    """By the parameter's id, the factors of learning rate and weight decay that the modules around it ask for."""
+    rate *= getattr(module, "learning_rate_factor", 1.0)
+    decay *= getattr(module, "weight_decay_factor", 1.0)
+    found = {id(parameter): (rate, decay) for parameter in module.parameters(recurse=False)}
+    for child in module.children():
+        found |= _factors(child, rate, decay)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +112,7 @@ class Schedule:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
-    """Give every group its share of its peak; returns the largest rate."""
+    """Give every group its share of its peak; returns that of the optimizer's own rate, which no factor multiplies."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
-    return max(group["lr"] for group in optimizer.param_groups)
+    return optimizer.defaults["lr"] * share

@@ -100,6 +100,9 @@ class Run:
     """Decay of a moving average of the weights, which is then evaluated; 0 keeps none."""
     select: Literal["last", "best"] = "last"
     """Weights that are tested: the last, or the best on the validation split by mean skill. Never chosen on test."""
+    start: tuple[Path, ...] = ()
+    """Runs whose trained networks this one begins with: one of all tasks or one of each, not shared (cross_stitch and
+    nddr are published so; single continues)."""
     seed: int = 0
     """Of initialization, sample order and augmentation."""
     augment: Augment = field(default_factory=Augment)

@@ -15,6 +15,7 @@ from torch import Tensor
 from polyptych import distributed
 from polyptych.balancers._base import Balancer
 from polyptych.balancers._engine import undisturbed
+from polyptych.beginning import begin
 from polyptych.checkpoint import TrainingState, load_state, save_state, write_tensors
 from polyptych.data.cache import cached
 from polyptych.data.loading import TrainingBatches
@@ -91,6 +92,8 @@ class Trainer:
         self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
         self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
+        if self.started:
+            self.display.say(self.started)
         self.display.say(f"balancer {run.balancer.name}: {self.balancer.reach}")
         self._first_bad = torch.zeros(len(self.tasks), dtype=torch.long, device=self.device)
         self._prepare_folder(dataset)
@@ -98,7 +101,8 @@ class Trainer:
 
     def _build_state(self) -> TrainingState:
         run = self.run
-        network = run.build_network(self.tasks, pretrained=not self.resumed)
+        network = run.build_network(self.tasks, pretrained=not (self.resumed or run.start))
+        self.started = begin(network, self.tasks, run.start) if run.start and not self.resumed else ""
         if run.execution.sync_batch_norm and distributed.world() > 1:
             network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network.to(self.device).to(memory_format=self.memory_format)

@@ -90,10 +90,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Shape of a feature pyramid, fine to coarse, from which the parts of a network negotiate their widths."""
+    """Shape of a feature pyramid, fine to coarse, from which the parts of a network negotiate their widths.
+
+    Attributes:
+        channels, strides: of the maps.
+        affinities: attention heads of the scores between tasks that come with each map
+            (:class:`TaskFeatures`); empty where an encoder has none.
+    """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    affinities: tuple[int, ...] = ()
 
 
 @dataclass
@@ -112,11 +119,15 @@ class TaskFeatures(dict[str, Features]):
 
     ``shared`` holds the tensors at the cut between what all tasks share and what follows (empty when nothing is
     shared); balancers that work on the representation differentiate with respect to them.
+
+    ``affinities`` holds, for every map of the pyramids, how much each task (row, in the order of the tasks) asked in
+    the encoder for each task (column), per attention head; empty where an encoder has no such scores.
     """
 
-    def __init__(self, features: Mapping[str, Features], shared: tuple[Tensor, ...] = ()):
+    def __init__(self, features: Mapping[str, Features], shared: tuple[Tensor, ...] = (),
+                 affinities: tuple[Float[Tensor, "b heads t t"], ...] = ()):
         super().__init__(features)
-        self.shared = shared
+        self.shared, self.affinities = shared, affinities
 
 
 @dataclass

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from polyptych.backbones.wide_resnet import WideResNet
 from polyptych.datasets._decathlon.domains import DOMAINS
 from polyptych.decoders.heads import Heads
-from polyptych.encoders._base import CATALOG as ENCODERS
 from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
 from polyptych.network import Network
 from polyptych.tasks.classification import Classification
 from polyptych.types import FeatureSpec, LabelInfo
+from trying_encoders import names, network_or_skip
 
 SMALL = WideResNet.Config(depth=16, width=1)
 
@@ -135,11 +135,10 @@ def test_layout_precision_and_gradients():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("encoder", ENCODERS.names())
+@pytest.mark.parametrize("encoder", names())
 def test_every_encoder(encoder):
     torch.manual_seed(0)
-    config = ENCODERS.load(encoder).Config()
-    network = Network.build(SMALL, config, Heads.Config(head="linear"), {"a": 3, "b": 1}).train()
+    network = network_or_skip(SMALL, encoder, Heads.Config(head="linear"), {"a": 3, "b": 1}).train()
     final = network(torch.rand(2, 3, *(40, 56))).final
     assert {name: tuple(x.shape) for name, x in final.items()} == {"a": (2, 3, *(40, 56)), "b": (2, 1, *(40, 56))}
     sum((x * torch.randn_like(x)).mean() for x in final.values()).backward()

@@ -11,24 +11,23 @@ from functools import cache
 import pytest
 import torch
 
-from polyptych.backbones.timm import Timm
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.encoders._base import CATALOG as ENCODERS
 from polyptych.network import Network
+from trying_encoders import backbone, names
 
-BACKBONE = Timm.Config(model="test_resnet")
 CHANNELS = {"semseg": 5, "depth": 1, "normals": 3}
 SIZE = (97, 130)
 
-FAST = sorted({*((e, "heads") for e in ENCODERS.names()), *(("shared", d) for d in DECODERS.names())})
-REST = [(e, d) for e in ENCODERS.names() for d in DECODERS.names() if (e, d) not in FAST]
+FAST = sorted({*((e, "heads") for e in names()), *(("shared", d) for d in DECODERS.names())})
+REST = [(e, d) for e in names() for d in DECODERS.names() if (e, d) not in FAST]
 pairs = pytest.mark.parametrize(("encoder", "decoder"), [
     *FAST, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)])
 
 
 def build(encoder: str, decoder: str, channels: dict[str, int]) -> Network:
     torch.manual_seed(0)
-    return Network.build(BACKBONE, ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(), channels)
+    return Network.build(backbone(encoder), ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(), channels)
 
 
 @cache
@@ -80,7 +79,8 @@ def test_evaluation_is_deterministic_and_a_copy_or_a_checkpoint_gives_the_same(e
     expected = network(image()).final
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     torch.manual_seed(7)
-    restored = Network.build(BACKBONE, ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(), CHANNELS)
+    restored = Network.build(backbone(encoder), ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(),
+                             CHANNELS)
     restored.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
     for twin in (network, deepcopy(network), restored.eval()):
         assert all(torch.equal(twin(image()).final[task], x) for task, x in expected.items())

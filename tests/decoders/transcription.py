@@ -52,17 +52,21 @@ def randomized(module: nn.Module) -> nn.Module:
 
 
 def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """Zero padding, one product per tap."""
-    (stride, _), (p, _), (k, _) = layer.stride, layer.padding, layer.kernel_size
+    """Zero padding, one product per group and tap."""
+    (stride, _), (p, _), (k, _), (dilation, _) = layer.stride, layer.padding, layer.kernel_size, layer.dilation
     b, c, h, w = x.shape
     padded = torch.zeros(b, c, h + 2 * p, w + 2 * p, dtype=x.dtype)
     padded[:, :, p:p + h, p:p + w] = x
-    rows, columns = (h + 2 * p - k) // stride + 1, (w + 2 * p - k) // stride + 1
-    y = torch.zeros(b, layer.out_channels, rows, columns, dtype=x.dtype)
-    for i in range(k):
-        for j in range(k):
-            tap = padded[:, :, i:i + stride * rows:stride, j:j + stride * columns:stride][:, :, :rows, :columns]
-            y += torch.einsum("oc,bchw->bohw", layer.weight[:, :, i, j], tap)
+    rows, columns = ((n + 2 * p - dilation * (k - 1) - 1) // stride + 1 for n in (h, w))
+    parts = []
+    for weight, group in zip(layer.weight.chunk(layer.groups), padded.chunk(layer.groups, dim=1), strict=True):
+        y = torch.zeros(b, len(weight), rows, columns, dtype=x.dtype)
+        for i in range(k):
+            for j in range(k):
+                tap = group[:, :, dilation * i:, dilation * j:][:, :, ::stride, ::stride][:, :, :rows, :columns]
+                y += torch.einsum("oc,bchw->bohw", weight[:, :, i, j], tap)
+        parts.append(y)
+    y = torch.cat(parts, dim=1)
     return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
 
 

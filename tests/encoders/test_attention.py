@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -191,6 +193,17 @@ def test_stan_is_mtan_of_one_task_each():
         alone.load_state_dict(stan.encoders[task].state_dict())
         expected = alone.double().eval()(image())[task]
         assert all(torch.equal(x, y) for x, y in zip(got[task].maps, expected.maps, strict=True))
+
+
+@pytest.mark.parametrize("backbone", [RESNET, SEGNET, WIDE], ids=["resnet", "segnet", "wrn"])
+def test_saved_once_and_copied_whole(backbone):
+    """The backbone is its own trunk (SegNet), or the trunk refers to it: neither may be saved, or copied, twice."""
+    encoder = Mtan.Config().build(backbone=backbone, tasks=tasks(2))
+    addresses = [value.data_ptr() for value in encoder.state_dict().values()]
+    assert len(addresses) == len(set(addresses))
+    copy = deepcopy(encoder)
+    inside = copy.trunk if isinstance(copy.trunk, nn.Module) else copy.trunk.backbone
+    assert inside is copy.backbone and copy.backbone is not encoder.backbone
 
 
 def test_odd_sizes_on_segnet():

@@ -15,6 +15,7 @@ from polyptych.encoders.nddr import Nddr
 from polyptych.encoders.single import Single
 from polyptych.errors import InputError
 from polyptych.network import Network
+from polyptych.optim import Optimizer, set_learning_rate
 
 R50, R18 = (Timm.Config(model=name, output_stride=8) for name in ("resnet50", "resnet18"))
 NYUD, PASCAL, NYUV2 = (40, 1), (21, 7, 1, 3, 1), (13, 1, 3)
@@ -136,11 +137,30 @@ def test_negative_features_pass_without_activation():
     assert all((x < 0).any() for x in kept.units[0][0]([state[0] for state in states]))
 
 
-def test_units_say_how_they_are_optimized():
-    stitch = CrossStitch.Config(learning_rate_factor=100.0).build(backbone=RESNET, tasks=tasks(2)).units[1][0]
-    assert (stitch.learning_rate_factor, stitch.weight_decay_factor) == (100, 0)
-    reduction = Nddr.Config(learning_rate_factor=100.0).build(backbone=RESNET, tasks=tasks(2)).units[0][0].reductions[0]
-    assert reduction.learning_rate_factor == 100 and not hasattr(reduction, "weight_decay_factor")
+@pytest.mark.parametrize(("config", "decay"), [
+    (CrossStitch.Config(learning_rate_factor=100.0), 0.0), (Nddr.Config(learning_rate_factor=100.0), 0.25),
+    (Nddr.Config(learning_rate_factor=100.0, shortcut=True), 0.25)], ids=["stitch", "nddr", "shortcut"])
+def test_units_have_a_learning_rate_of_their_own(config, decay):
+    """It reaches the optimizer, and the steps; NDDR's convolutions are decayed like any, cross-stitch weights never."""
+    network = Network.build(RESNET, config, Heads.Config(), {"a": 2, "b": 1})
+    optimizer = Optimizer(kind="sgd", learning_rate=0.01, weight_decay=0.25, momentum=0.0).build(network, nn.Module())
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    units = [p for name, p in network.named_parameters() if name.startswith(("encoder.units", "encoder.shortcuts"))]
+    others = [p for name, p in network.named_parameters() if not name.startswith(("encoder.units", "encoder.short"))]
+    assert len(units) + len(others) == len(groups) and len(units) > 3
+    assert all(groups[id(p)]["peak"] == pytest.approx(1.0) for p in units)
+    assert all(groups[id(p)]["peak"] == pytest.approx(0.01) for p in others)
+    assert all(groups[id(p)]["weight_decay"] == (decay if p.ndim > 1 else 0) for p in units)
+    assert all(groups[id(p)]["weight_decay"] == (0.25 if p.ndim > 1 else 0) for p in others)
+    before = {id(p): p.detach().clone() for p in network.parameters()}
+    set_learning_rate(optimizer, 0.5)
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for p in network.parameters():
+        rate = 0.5 if any(p is unit for unit in units) else 0.005
+        moved = rate * (1 + groups[id(p)]["weight_decay"] * before[id(p)])
+        assert torch.allclose(p, before[id(p)] - moved, atol=1e-6)
 
 
 @pytest.mark.parametrize(("config", "backbone", "head", "channels", "expected"), [
@@ -159,6 +179,7 @@ def test_published_numbers_of_parameters(config, backbone, head, channels, expec
 @pytest.mark.parametrize(("config", "said"), [
     (CrossStitch.Config(own=1.5), "encoder.own: got 1.5; needs a share between 0 and 1"),
     (Nddr.Config(own=float("nan")), "encoder.own: got nan"),
+    (Nddr.Config(momentum=3.0), "encoder.momentum: got 3.0; needs a share between 0 and 1"),
     (Nddr.Config(learning_rate_factor=0.0), "encoder.learning_rate_factor: got 0.0; needs a positive number"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_refusals(config, said):

@@ -20,6 +20,7 @@ from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
 from polyptych.errors import InputError
 from polyptych.network import Network
+from polyptych.ops.deform import deformable_convolution
 from polyptych.profiling.memory import StorageWatch, Supervision, peak, training_peak
 from polyptych.profiling.operators import count
 from polyptych.profiling.profile import cost, profile
@@ -344,6 +345,14 @@ def test_single_shares_nothing():
     assert found.sharing.auxiliary == 0
     assert sum(found.sharing.private.values()) + found.sharing.unused == found.parameters
     assert {part.name: part.parameters for part in found.parts}["encoder"] == 0
+
+
+def test_deformable_convolution_counts_as_a_convolution():
+    x, offset, weight = torch.rand(2, 8, 5, 6), torch.zeros(2, 4 * 9, 5, 6), torch.rand(4, 8, 3, 3)
+    layer = nn.Conv2d(8, 4, 3, padding=1)
+    found, _ = count(layer, lambda: deformable_convolution(x, offset, weight, padding=1, method="compiled"))
+    assert found.total == count(layer, lambda: layer(x))[0].total == 2 * 4 * 30 * 8 * 9
+    assert all(operator.kind == "movement" for operator in found.uncounted)
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet", "test_convnext"])

@@ -29,7 +29,7 @@ class Cut:
         stages: to be run in order.
         taps: which states are maps of the pyramid; None when the last state is the list of all maps.
         channels, strides: of the maps, as timm declares them.
-        plain: the network has a single map, from which a pyramid must be made.
+        plain: all maps of the network have one stride.
         concatenate: a state that is a tuple stands for its concatenation (else for its first element).
     """
 
@@ -41,11 +41,12 @@ class Cut:
     concatenate: bool = False
 
 
-def cut(network: nn.Module, finest: int) -> Cut:
+def cut(network: nn.Module, finest: int, taps: bool = False) -> Cut:
     """
     Args:
         network: what ``timm.create_model(..., features_only=True)`` gives; its modules move into the stages.
         finest: maps of a smaller stride are left out.
+        taps: of a network with maps of one stride keep all (made with :func:`options_of_taps`), not the last alone.
     """
     if isinstance(network, FeatureListNet):
         return _cut_list(network, finest)
@@ -54,11 +55,11 @@ def cut(network: nn.Module, finest: int) -> Cut:
     if isinstance(network, HighResolutionNetFeatures):
         return _cut_hrnet(network)
     if isinstance(network, FeatureGetterNet) and _is_plain_transformer(network.model):
-        return _cut_transformer(network.model)
+        return _cut_transformer(network.model, taps)
     info = cast(FeatureInfo, network.feature_info)
     strides = info.reduction()
     plain = len(strides) > 1 and len(set(strides)) == 1
-    kept = [len(strides) - 1] if plain else [i for i, stride in enumerate(strides) if stride >= finest]
+    kept = [len(strides) - 1] if plain and not taps else [i for i, stride in enumerate(strides) if stride >= finest]
     return Cut([Whole(network, kept)], None, [info.channels()[i] for i in kept], [strides[i] for i in kept], plain)
 
 
@@ -187,14 +188,41 @@ def _is_plain_transformer(model: nn.Module) -> TypeGuard[VisionTransformer]:
             and type(model).forward_intermediates is VisionTransformer.forward_intermediates)
 
 
-def _cut_transformer(model: VisionTransformer) -> Cut:
+def _quarters(depth: int) -> list[int]:
+    """The numbers of blocks after which a network of that depth is cut, 0 among them; four parts if it has four
+    blocks."""
+    return sorted({round(i * depth / 4) for i in range(5)})
+
+
+def options_of_taps(network: Any) -> dict[str, Any]:
+    """Options with which timm makes an extractor of this kind that gives the maps after each quarter of the blocks;
+    none unless all maps of the network have one stride."""
+    if not isinstance(network, FeatureGetterNet) or len(set(network.feature_info.reduction())) > 1:
+        return {}
+    return {"feature_cls": QuarterTaps, "out_indices": [n - 1 for n in _quarters(len(network.feature_info.info))[1:]]}
+
+
+class QuarterTaps(FeatureGetterNet):
+    """Maps at several depths, the last one, and only that, after the network's final norm."""
+
+    def __init__(self, model: nn.Module, **options: Any):
+        super().__init__(model, norm=isinstance(getattr(model, "norm", None), nn.Module), **options)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c _ _"]]:
+        network: Any = self.model
+        *maps, last = network.forward_intermediates(x, indices=self.out_indices, norm=False, intermediates_only=True)
+        return [*maps, network.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.norm else last]
+
+
+def _cut_transformer(model: VisionTransformer, taps: bool) -> Cut:
     """The embedding and four groups of blocks."""
     blocks = list(model.blocks)
-    bounds = [round(i * len(blocks) / 4) for i in range(5)]
-    groups = [blocks[a:b] for a, b in pairwise(bounds) if b > a]
-    stages = [TokenEmbedding(model), *(TokenBlocks(group, last=group is groups[-1]) for group in groups)]
+    groups = [blocks[a:b] for a, b in pairwise(_quarters(len(blocks)))]
+    norm, model.norm = model.norm, nn.Identity()  # it belongs to the last stage
+    stages = [TokenEmbedding(model), *(TokenBlocks(group) for group in groups[:-1]), TokenBlocks(groups[-1], norm)]
     info: Any = model.feature_info[-1]
-    return Cut(stages, (len(stages) - 1,), [info["num_chs"]], [info["reduction"]], plain=True)
+    tapped = tuple(range(1, len(stages))) if taps else (len(stages) - 1,)
+    return Cut(stages, tapped, [info["num_chs"]] * len(tapped), [info["reduction"]] * len(tapped), plain=True)
 
 
 class TokenEmbedding(nn.Module):
@@ -214,11 +242,11 @@ class TokenEmbedding(nn.Module):
 
 
 class TokenBlocks(nn.Module):
-    """Some transformer blocks; after the last ones only the map goes on."""
+    """Some transformer blocks; after the last ones a norm, and only the map goes on."""
 
-    def __init__(self, blocks: list[nn.Module], last: bool):
+    def __init__(self, blocks: list[nn.Module], norm: nn.Module | None = None):
         super().__init__()
-        self.blocks, self.last = nn.Sequential(*blocks), last
+        self.blocks, self.norm = nn.Sequential(*blocks), norm
 
     def forward(self, state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         grid, prefix = (state, None) if isinstance(state, Tensor) else state
@@ -226,8 +254,11 @@ class TokenBlocks(nn.Module):
         if prefix is not None:
             tokens = cat([prefix.flatten(2).transpose(1, 2), tokens], dim=1)
         count = 0 if prefix is None else prefix.shape[-1]
-        maps = _to_maps(self.blocks(tokens), grid.shape[2], grid.shape[3], count)
-        return maps[0] if self.last and prefix is not None else maps
+        tokens = self.blocks(tokens)
+        if self.norm is None:
+            return _to_maps(tokens, grid.shape[2], grid.shape[3], count)
+        maps = _to_maps(self.norm(tokens), grid.shape[2], grid.shape[3], count)
+        return maps if prefix is None else maps[0]
 
 
 def _to_maps(tokens: Float[Tensor, "b n c"], height: int, width: int, prefix: int) -> Tensor | list[Tensor]:

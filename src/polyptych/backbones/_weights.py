@@ -51,9 +51,9 @@ def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any
     Raises:
         InputError: the file cannot be read, or a tensor that the extractor needs is missing or has another shape.
     """
-    of_extractor = ("feature_location", "out_indices")
+    of_extractor = ("feature_location", "out_indices", "feature_cls")
     whole = timm.create_model(model, **{name: v for name, v in options.items() if name not in of_extractor})
-    state = _converted(_read(path), whole, path)
+    state = _converted(read(path), whole, path)
     needed = {name: tensor for name, tensor in network.state_dict().items()
               if not name.endswith("num_batches_tracked")}
     found = _names_in_extractor(state, needed)
@@ -72,7 +72,7 @@ def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any
     network.load_state_dict({name: found[name] for name in needed}, strict=False)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, without the wrapping that training scripts put around them. Nothing is unpickled but
     tensors."""
     if not path.is_file():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from polyptych.backbones._base import Backbone
 from polyptych.backbones._feature_pyramid import SimpleFeaturePyramid
-from polyptych.backbones._stages import cut, leave_inputs_alone, put_channels_first
+from polyptych.backbones._stages import cut, leave_inputs_alone, options_of_taps, put_channels_first
 from polyptych.backbones._states import maps_of
 from polyptych.backbones._weights import create_pretrained, load_file
 from polyptych.errors import InputError
@@ -31,8 +31,9 @@ class Timm(Backbone):
 
     - HRNet gives its raw branches (18, 36, 72, 144 channels for w18), as the multi-task literature uses it, not timm's
       widened ones. BatchNorm momentum is timm's 0.1; the authors' is 0.01.
-    - A plain vision transformer has one map; a simple feature pyramid (Li et al., ECCV 2022, arXiv 2203.16527) makes
-      strides 4, 8, 16, 32 of it. A patch size that is not a power of two (DINOv2's 14) becomes 16, for which timm
+    - A plain vision transformer has maps of one stride; a simple feature pyramid (Li et al., ECCV 2022, arXiv
+      2203.16527) makes strides 4, 8, 16, 32 of the last one, or (``vit_pyramid``) the pyramid is four of them, after
+      each quarter of the blocks. A patch size that is not a power of two (DINOv2's 14) becomes 16, for which timm
       resamples the weights of the patch embedding.
     - ResNets are dilated by ``output_stride`` as published: in a dilated layer the convolution that used to be strided
       keeps the dilation of the layer before.
@@ -60,6 +61,10 @@ class Timm(Backbone):
         """How HRNet's branches are enlarged before they are added: as in the literature on dense prediction
         (bilinear) or as in timm (nearest)."""
 
+        vit_pyramid: Literal["simple", "taps"] = "simple"
+        """What a plain vision transformer's pyramid is: four resolutions made of its last map (simple), or its maps
+        after each quarter of the blocks, the last one after the final norm, all at the stride of the patches (taps)."""
+
         def without_weights(self) -> Timm.Config:
             return replace(self, pretrained=False, weights=None)
 
@@ -69,14 +74,15 @@ class Timm(Backbone):
             raise InputError("backbone.drop_path", str(config.drop_path), "a probability in [0, 1)", "change it")
         network = _create(config)
         published: Any = network.pretrained_cfg
-        cut_network = cut(network, FINEST_STRIDE)
+        cut_network = cut(network, FINEST_STRIDE, taps=config.vit_pyramid == "taps")
         self.stages = nn.ModuleList(cut_network.stages)
         leave_inputs_alone(self.stages)
         self._taps, self._concatenate = cut_network.taps, cut_network.concatenate
         self.has_stem = len(self.stages) > 1 and (self._taps is None or 0 not in self._taps)
         self.pyramid = None
+        self._plain = cut_network.plain
         declared: Sequence[int] = cut_network.strides
-        if cut_network.plain:
+        if self._plain and config.vit_pyramid == "simple":
             self.pyramid = SimpleFeaturePyramid(cut_network.channels[-1], declared[-1])
             declared = self.pyramid.strides
         self.spec, self.multiple = self._measure(config, max(declared), published["input_size"][-1])
@@ -89,9 +95,9 @@ class Timm(Backbone):
 
     def grids(self, state: Any) -> list[Tensor]:
         """Without the prefix tokens of a transformer, which come second."""
-        return maps_of(state)[:1] if self.pyramid is not None and len(self.stages) > 1 else maps_of(state)
+        return maps_of(state)[:1] if self._plain and len(self.stages) > 1 else maps_of(state)
 
-    def _tapped(self, state: Tensor | tuple[Tensor, ...]) -> Tensor:
+    def _tapped(self, state: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Tensor:
         if isinstance(state, Tensor):
             return state
         return torch.cat(state, dim=1) if self._concatenate else state[0]
@@ -154,24 +160,25 @@ def _options(config: Timm.Config) -> dict[str, Any]:
     for free_size in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
         options = asked | fixed | free_size
         try:
-            strides = _strides(config.model, options)
+            network = _empty(config.model, options)
+            strides = network.feature_info.reduction()
             if len(set(strides)) == 1 and strides[0] & (strides[0] - 1):
                 options["patch_size"] = 16
-                strides = _strides(config.model, options)
+                network = _empty(config.model, options)
+                strides = network.feature_info.reduction()
         except Exception as error:
             reason = f"{error}" or type(error).__name__
             if isinstance(error, TypeError):
                 continue
             break
         if config.output_stride in (32, strides[-1]):
-            return options
+            return options | (options_of_taps(network) if config.vit_pyramid == "taps" else {})
         reason = f"its coarsest stride stays {strides[-1]}"
     got = ", ".join(f"{name} {value}" for name, value in asked.items()) or "a model without a feature pyramid"
     raise InputError(f"backbone.model '{config.model}'", f"{got} ({reason})", "a model and options that go together",
                      "leave the option out or choose another model")
 
 
-def _strides(model: str, options: dict[str, Any]) -> list[int]:
+def _empty(model: str, options: dict[str, Any]) -> Any:
     with torch.device("meta"):
-        network: Any = timm.create_model(model, features_only=True, **options)
-        return network.feature_info.reduction()
+        return timm.create_model(model, features_only=True, **options)

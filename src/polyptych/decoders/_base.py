@@ -36,6 +36,11 @@ class Decoder(nn.Module, Component, ABC):
             the least to the whole, then variations of the whole. Empty where its paper takes nothing apart."""
             return {}
 
+    def own_head(self, task: str) -> nn.Module | None:
+        """All that makes the prediction of this task, which trained weights can be copied from or into; None where
+        tasks interact."""
+        return None
+
     @abstractmethod
     def forward(self, features: TaskFeatures) -> Output:
         """Predictions at any resolution; the network brings ``final`` to the size of the image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -41,11 +41,12 @@ def upsample_and_concatenate(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[
     return torch.cat([resize(x, size) for x in maps], dim=1)
 
 
-def convolution(channels_in: int, channels_out: int, kernel: int, dilation: int = 1) -> nn.Sequential:
+def convolution(channels_in: int, channels_out: int, kernel: int, dilation: int = 1,
+                norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequential:
     """Convolution without bias, BatchNorm, ReLU; keeps the resolution."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
-        nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
+        norm(channels_out), nn.ReLU(inplace=True))
 
 
 class FusedHead(Head):
@@ -266,7 +267,7 @@ def common_spec(features: dict[str, FeatureSpec], decoder: str) -> FeatureSpec:
     return first
 
 
-def for_each_pyramid(module: nn.Module, features: TaskFeatures) -> dict[str, Tensor]:
+def for_each_pyramid(module: Callable[[Features], Any], features: TaskFeatures) -> dict[str, Any]:
     """``module`` of every task's pyramid, computed once where tasks share it."""
     results, previous, result = {}, None, None
     for task, pyramid in features.items():

@@ -45,6 +45,9 @@ class Heads(Decoder):
         self.gather = kind.gather
         self.heads = nn.ModuleDict({task: kind(features[task], channels[task], config.width) for task in channels})
 
+    def own_head(self, task: str) -> nn.Module:
+        return self.heads[task]
+
     def forward(self, features: TaskFeatures) -> Output:
         final, previous, gathered = {}, None, None
         for task, head in self.heads.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ class Encoder(nn.Module, Component, ABC):
     Attributes:
         spec: for every task the channels and strides of its pyramid, fine to coarse.
         multiple, mean, std: as the backbone's; the network pads and normalizes the image accordingly.
+        example: a small network of timm that suits this encoder as a backbone, where one is needed to try it.
     """
+
+    example: ClassVar[str] = "test_resnet"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Component.Config):
@@ -34,6 +38,11 @@ class Encoder(nn.Module, Component, ABC):
     multiple: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def own_backbone(self, task: str) -> Backbone | None:
+        """The backbone that runs for this task alone, which trained weights can be copied from or into; None where
+        tasks share one."""
+        return None
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:

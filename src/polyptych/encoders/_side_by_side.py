@@ -39,6 +39,11 @@ class SideBySide(Encoder):
                           for x in (maps_of(state) if stage in self.mixed_stages else []))
             for stage, state in enumerate(states))
 
+    def own_backbone(self, task: str) -> Backbone:
+        own = self.backbones[task]
+        assert isinstance(own, Backbone)
+        return own
+
     @abstractmethod
     def unit(self, channels: int, tasks: int) -> nn.Module:
         """A module that takes a list of maps (b c h w), one per task, and gives such a list."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyptych.backbones._attention import trunk_of
+from polyptych.backbones._attention import Trunk, trunk_of
 from polyptych.backbones._base import Backbone
 from polyptych.encoders._attention import Masks, steps_between
 from polyptych.encoders._base import Encoder
@@ -39,7 +39,7 @@ class Mtan(Encoder):
     def __init__(self, config: Encoder.Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__()
         self.backbone = backbone.build()
-        self.trunk = trunk_of(self.backbone)
+        self._trunk = (trunk_of(self.backbone),)  # in a tuple, or SegNet, its own trunk, would be saved twice
         self.spec = dict.fromkeys(tasks, self.backbone.spec)
         self.multiple, self.mean, self.std = self.backbone.multiple, self.backbone.mean, self.backbone.std
         attention = self.trunk.attention
@@ -47,6 +47,11 @@ class Mtan(Encoder):
         self.masks = nn.ModuleDict({
             task: nn.ModuleList(Masks(point, i == 0, attention.form) for i, point in enumerate(attention.points))
             for task in tasks})
+
+    @property
+    def trunk(self) -> Trunk:
+        """The backbone as something to attend to."""
+        return self._trunk[0]
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         pairs = []

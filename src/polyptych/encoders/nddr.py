@@ -16,6 +16,7 @@ from polyptych.backbones._states import probe
 from polyptych.decoders._blocks import SingleValueBatchNorm
 from polyptych.encoders._base import Encoder
 from polyptych.encoders._side_by_side import SideBySide, check_start, start_weights
+from polyptych.errors import InputError
 from polyptych.ops.resize import resize
 from polyptych.types import Features
 
@@ -25,15 +26,16 @@ class Nddr(SideBySide):
     bias from T times the channels to the channels. W_i begins as multiples of the identity: cross-stitch with its
     channels connected.
 
-    The paper begins with networks that were trained for one task each. Weight decay of W, which the paper counts as a
-    part of the layer, is the optimizer's (``--optimizer.weight-decay``), as for any convolution.
+    The paper begins with networks that were trained for one task each (``--start RUN``, a run of ``single``). Weight
+    decay of W, which the paper counts as a part of the layer, is the optimizer's, as for any convolution; the authors
+    train by SGD at 1e-3, 100 times that for the units, with a decay of 2.5e-4.
 
     The shortcut variant brings the results of all units to the resolution of the coarsest map and reduces them, with
     that map, to its channels (1x1 convolution, BatchNorm, activation). How the paper starts that convolution is not
     known here: it begins as the identity on the coarsest map.
 
     Raises:
-        InputError: ``own`` is not between 0 and 1, or the learning-rate factor is not positive.
+        InputError: ``own`` or the momentum is not between 0 and 1, or the learning-rate factor is not positive.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,14 @@ class Nddr(SideBySide):
         momentum: float = 0.05
         """Of the BatchNorm in the units."""
         learning_rate_factor: float = 1.0
-        """Multiplies the learning rate of the units. The survey names 100, for SGD, but its code loses it at the first
-        epoch: its numbers belong to 1."""
+        """Multiplies the learning rate of the units: 100 in the paper, for SGD. The survey names 100 too, but its code
+        loses it at the first epoch: its numbers belong to 1, which is right for Adam."""
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         check_start(config.own, config.learning_rate_factor)
+        if not 0 <= config.momentum <= 1:
+            raise InputError("encoder.momentum", str(config.momentum), "a share between 0 and 1",
+                             "change --encoder.momentum")
         self.config = config
         super().__init__(backbone, tasks, config.after_stem, after_last=True)
         self.shortcuts = nn.ModuleDict(self._shortcuts(tasks) if config.shortcut else {})

@@ -23,6 +23,9 @@ class Shared(Encoder):
         self.spec = dict.fromkeys(tasks, self.backbone.spec)
         self.multiple, self.mean, self.std = self.backbone.multiple, self.backbone.mean, self.backbone.std
 
+    def own_backbone(self, task: str) -> Backbone | None:
+        return self.backbone if self.tasks == (task,) else None
+
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         features = self.backbone(image)
         return TaskFeatures(dict.fromkeys(self.tasks, features), shared=features.maps)

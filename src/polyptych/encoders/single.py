@@ -25,5 +25,10 @@ class Single(Encoder):
         any_backbone = backbones[tasks[0]]
         self.multiple, self.mean, self.std = any_backbone.multiple, any_backbone.mean, any_backbone.std
 
+    def own_backbone(self, task: str) -> Backbone:
+        own = self.backbones[task]
+        assert isinstance(own, Backbone)
+        return own
+
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         return TaskFeatures({task: own(image) for task, own in self.backbones.items()})

@@ -16,6 +16,7 @@ from math import prod
 from typing import Any, Literal, TypeVar
 
 import torch
+import torchvision.ops  # noqa: F401  registers the operator that is named below
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -62,7 +63,14 @@ def _attention(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, .
     return 2 * prod(batch) * length * key[-2] * (width + value[-1])
 
 
-EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+def _deformable(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, out_shape: tuple[int, ...], **__: Any) -> int:
+    """The products with the weights; sampling is interpolation, which is left out by convention."""
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.torchvision.deform_conv2d: _deformable}
 """What torch's counter does not know in every version; a formula of its own comes first where it has one."""
 
 

@@ -26,6 +26,7 @@ def decathlon_mtan() -> Run:
       100,000 steps. So batch statistics are those of the mixture, in training as in testing, and need no adaptation
       before testing; the statistics in a domain's attention too are of all images, not of its own only.
     - Nothing is mirrored: three of the domains are signs, letters and digits. (The authors mirror the other seven.)
+    - A classifier sees the mean of all 9x9 positions; the authors' pooling leaves out the last row and column.
     - Images are tested whole, not cut to a square, and labels of the test images are the challenge's secret: what is
       tested is the official val.
 

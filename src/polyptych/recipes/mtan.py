@@ -30,7 +30,9 @@ def nyuv2_mtan() -> Run:
     Command: ``polyptych train nyuv2_mtan --dataset.root DIR``; the protocols below need MTAN's arrays in DIR.
     44,229,073 parameters (the authors' 44,229,076 count three of their uncertainty weighting) and 216 G multiply-adds
     for one image, 3.1 times those of ``--encoder shared`` (69 G, 25,055,185 parameters). Trained alike, the paper's
-    other rows: ``--encoder single``, ``stan``, ``dense`` and ``cross_stitch``; ``--balancer uncertainty`` and ``dwa``.
+    other rows: ``--encoder single``, ``stan``, ``dense``, ``cross_stitch --encoder.weights source
+    --encoder.no-after-last``, and ``shared`` with ``--backbone.bottom-width 1024`` (split, wide) or
+    ``--backbone.doubled`` (split, deep); ``--balancer uncertainty`` and ``dwa``.
 
     Adam at 1e-4, halved after 100 of 200 epochs of 795 images at batch 2, equal weights, mirrored images and zooms of
     1, 1.2 and 1.5, as in the authors' later code and in CAGrad; the paper itself augments nothing

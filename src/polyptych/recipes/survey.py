@@ -33,7 +33,8 @@ def nyud_survey() -> Run:
     Command: ``polyptych train nyud_survey --dataset.root DIR --encoder NAME``. Adam at 1e-4 with weight decay 1e-4 in
     the gradient, a polynomial to zero, 100 epochs of 795 images at batch 8, weights 1, mirrored images and zooms of
     1, 1.2 and 1.5. The survey trains ``cross_stitch`` and ``nddr`` otherwise: from the weights of trained single tasks,
-    by SGD at 1e-3 for 50 epochs (``--optimizer.kind sgd --optimizer.learning-rate 1e-3 --steps 5000``).
+    by SGD at 1e-3 for 50 epochs (``--start RUN --optimizer.kind sgd --optimizer.learning-rate 1e-3 --steps 5000``,
+    where RUN was trained with ``--encoder single``).
 
     Published, mIoU / RMSE in meters, with parameters and multiply-adds for one image:
 

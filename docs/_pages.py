@@ -1,0 +1,66 @@
+"""Pages of the documentation site that are made from the rest of the project: the front page is README, and every
+catalog (tasks, encoders, decoders, ...) becomes a page of the reference, so that a new file is in it by being there.
+
+Run by mkdocs (``mkdocs build``), which needs ``pip install -e '.[docs]'``.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import mkdocs_gen_files
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "polyptych"
+CATALOGS = {"recipes": "Recipes", "tasks": "Tasks", "datasets": "Datasets", "backbones": "Backbones",
+            "encoders": "Encoders", "decoders": "Decoders", "balancers": "Balancers"}
+LIBRARY = {"polyptych.types": "The types that cross a boundary", "polyptych.component": "The mechanism",
+           "polyptych.run": "Every choice of a run", "polyptych.ops.affinity": "Affinity algebra"}
+
+
+def page(path: str, text: str) -> None:
+    with mkdocs_gen_files.open(path, "w") as file:
+        file.write(text)
+
+
+def public(path: Path) -> Iterator[str]:
+    """The dotted names of a component's class, or of a recipe file's functions."""
+    module = ".".join(("polyptych", *path.relative_to(PACKAGE).with_suffix("").parts))
+    for node in ast.parse(path.read_text()).body:
+        kind = ast.FunctionDef if path.parent.name == "recipes" else ast.ClassDef
+        if isinstance(node, kind) and not node.name.startswith("_"):
+            yield f"{module}.{node.name}"
+            if kind is ast.ClassDef:
+                return
+
+
+def catalog(folder: str, title: str) -> str:
+    """One section per component: what its file says of itself, its class and its options."""
+    parts = [f"# {title}\n"]
+    for path in sorted((PACKAGE / folder).glob("[!_]*.py")):
+        said = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", ast.get_docstring(ast.parse(path.read_text())) or "")
+        summary = said.replace("\nSource:", "\n\n*Source:*")
+        parts += [f"## `{path.stem}`\n", f"{summary}\n"]
+        parts += [f"::: {name}\n    options:\n      heading_level: 3\n" for name in public(path)]
+    return "\n".join(parts)
+
+
+def moved(text: str) -> str:
+    """Links of a page at the root of the project, as seen from the folder of the documentation."""
+    text = re.sub(r"\]\(docs/", "](", text)
+    return text.replace("](CONTRIBUTING.md)", "](contributing.md)")
+
+
+page("index.md", moved((ROOT / "README.md").read_text()))
+page("contributing.md", moved((ROOT / "CONTRIBUTING.md").read_text()))
+page("reference/index.md", "# Reference\n\nThe functions of the package, `import polyptych`:\n\n" + "\n".join(
+    f"::: polyptych.{home}.{name}\n" for name, home in sorted(
+        ast.literal_eval(re.search(r"_HOMES = (\{.*?\})", (PACKAGE / "__init__.py").read_text(), re.DOTALL)[1]).items(),
+        key=lambda item: item[0].lower()) if f"polyptych.{home}" not in LIBRARY))
+for folder, title in CATALOGS.items():
+    page(f"reference/{folder}.md", catalog(folder, title))
+for module, title in LIBRARY.items():
+    page(f"reference/{module.removeprefix('polyptych.').replace('.', '_')}.md", f"# {title}\n\n::: {module}\n")

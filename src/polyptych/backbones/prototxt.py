@@ -1,0 +1,168 @@
+"""A network that a Caffe description (prototxt) or a list of layers defines, as a feature pyramid and as stages.
+
+Source: the input format of AutoMTL (Zhang, Liu, Guan, NeurIPS 2022, arXiv 2110.13076)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from torch import Tensor, nn
+from tyro.conf import Suppress
+
+from polyptych.backbones._base import Backbone
+from polyptych.backbones._states import maps_of
+from polyptych.backbones._weights import read
+from polyptych.errors import InputError
+from polyptych.search.layer_network import Definition, Section
+from polyptych.search.layers import Layer
+from polyptych.search.prototxt import parse_prototxt, read_text, to_text
+from polyptych.types import Features, FeatureSpec
+
+FINEST_STRIDE = 4
+PROBE = (1024, 1536)
+"""Height and width of the image at which strides are measured; nothing is computed."""
+
+
+class Prototxt(Backbone):
+    """The maps of a described network at whole strides; layers that do not feed them are dropped. One submodule per
+    layer, under the layer's name; stages end where a map is taken.
+
+    Which maps: those of ``taps``; else the outputs of a network that has several; else, of the layers that the one
+    output depends on, the last map of each stride from 4 on through which all that follows goes (so that it does not
+    end within a residual block), or the last one where there is none.
+
+    Raises:
+        InputError: no file, a description that is not right (with its line), a map whose size does not follow that of
+            the image by a whole stride, an image of other than 3 channels, or weights that do not fit.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Backbone.Config):
+        file: Path | None = None
+        """The description (prototxt)."""
+        taps: tuple[str, ...] = ()
+        """Layers or tops that give the maps of the pyramid; none takes the last map of every stride from 4 on."""
+        weights: Path | None = None
+        """Start from a local file (.safetensors or .pth) with tensors named after the layers."""
+        text: Annotated[str, Suppress] = ""
+        """What the file said, recorded so that the network can be rebuilt without it."""
+
+        def __post_init__(self) -> None:
+            if self.file is not None and not self.text.startswith(self._origin()):
+                object.__setattr__(self, "text", self._origin() + read_text(self.file))
+
+        def _origin(self) -> str:
+            return f"# {self.file}\n"
+
+        def without_weights(self) -> Prototxt.Config:
+            return replace(self, weights=None)
+
+        def build(self) -> Prototxt:
+            if not self.text:
+                raise InputError("--backbone.file", "nothing", "a network description (prototxt)",
+                                 "for instance `--backbone prototxt --backbone.file resnet34.prototxt`")
+            return Prototxt(self)
+
+    def __init__(self, config: Config):
+        super().__init__()
+        source = str(config.file or "prototxt")
+        definition = parse_prototxt(config.text.partition("\n")[2] if config.file else config.text, source).define()
+        if definition.shapes[0][1] != 3:
+            raise InputError(source, f"an input of {definition.shapes[0][1]} channels", "3, an RGB image", "correct it")
+        strides = _taps(definition, config.taps, source)
+        order = sorted(strides)  # as they come in the file
+        self._maps = tuple(order.index(value) for value in sorted(order, key=lambda value: (strides[value], value)))
+        needed = definition.needed(order)
+        self.stages = nn.ModuleList()
+        entries: tuple[int, ...] = (0,)
+        for tap in order:
+            exits = (tap, *_live(definition, tap, needed))
+            self.stages.append(Section(definition, entries, exits))
+            entries = exits
+        fine_to_coarse = [order[index] for index in self._maps]
+        self.spec = FeatureSpec(tuple(definition.shapes[value][1] for value in fine_to_coarse),
+                                tuple(strides[value] for value in fine_to_coarse))
+        self.multiple = max(self.spec.strides)
+        if config.weights is not None:
+            self._load(config.weights)
+
+    def features(self, states: list[Any]) -> Features:
+        taken = [maps_of(state)[0] for state in states]
+        return Features(tuple(taken[index] for index in self._maps))
+
+    def grids(self, state: Any) -> list[Tensor]:
+        """The map that ends the stage; what else later layers read may have any shape."""
+        return maps_of(state)[:1]
+
+    def _load(self, path: Path) -> None:
+        """Fill the stages from tensors named after the layers; a classifier may be left over."""
+        found = read(path)
+        for stage in self.stages:
+            state = stage.state_dict()
+            for name, tensor in state.items():
+                if name.endswith("num_batches_tracked"):
+                    continue
+                if name not in found or found[name].shape != tensor.shape:
+                    got = f"shape {tuple(found[name].shape)}" if name in found else "nothing"
+                    raise InputError(path, f"{got} for '{name}'", f"shape {tuple(tensor.shape)}",
+                                     "pass weights of this network")
+                state[name] = found[name]
+            stage.load_state_dict(state)
+
+
+def of_layers(layers: Sequence[Layer], shape: Sequence[int] = (3, 224, 224), taps: tuple[str, ...] = ()) -> Prototxt:
+    """A backbone from a list of layer specifications: AutoMTL's Python interface.
+
+    Args:
+        shape: of the image, (c, h, w); the size matters to a network with InnerProduct only.
+    """
+    return cast(Prototxt, Prototxt.Config(text=to_text(layers, shape), taps=taps).build())
+
+
+def _taps(definition: Definition, names: Sequence[str], source: str) -> dict[int, int]:
+    """The values that give maps, in the order of the file, and their strides."""
+    chosen = [definition.find(name, f"taps of {source}") for name in names]
+    if not chosen and len(definition.outputs) > 1:
+        chosen = list(definition.outputs)
+    keep = definition.needed(chosen or definition.outputs)
+    strides = {value: stride for value, shape in definition.at_size(*PROBE, keep).items()
+               if value and (stride := _stride(shape))}
+    if chosen:
+        for value in chosen:
+            if value not in strides:
+                raise _no_map(source, f"'{definition.name(value)}', shape {definition.shapes[value][1:]}")
+        return {value: strides[value] for value in sorted(chosen)}
+    if not strides:
+        raise _no_map(source, "layers without any")
+    finest = FINEST_STRIDE if max(strides.values()) >= FINEST_STRIDE else 1
+    last: dict[int, int] = {}
+    passed: set[int] = set()  # strides with a map that all that follows goes through
+    for value, stride in sorted(strides.items()):
+        narrow = not _live(definition, value, keep)
+        if stride >= finest and (narrow or stride not in passed):
+            last[stride] = value
+            passed |= {stride} if narrow else set()
+    return {value: stride for stride, value in sorted(last.items())}
+
+
+def _live(definition: Definition, tap: int, needed: set[int]) -> list[int]:
+    """The values besides a tap that are made before it and read after it."""
+    return [value for value in sorted(needed) if value < tap and any(
+        reader > tap and reader in needed for reader in definition.readers(value))]
+
+
+def _stride(shape: tuple[int, ...]) -> int:
+    """How much smaller a map is than the image; 0 where it is not by a whole number."""
+    if len(shape) != 4 or any(size % side for size, side in zip(PROBE, shape[2:], strict=True)):
+        return 0
+    down, across = (size // side for size, side in zip(PROBE, shape[2:], strict=True))
+    return down if down == across else 0
+
+
+def _no_map(source: str, got: str) -> InputError:
+    return InputError(source, got, "a map (b c h w) whose size is that of the image by a whole stride",
+                      "name other layers with --backbone.taps, or pad the convolutions")

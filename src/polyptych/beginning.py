@@ -1,0 +1,108 @@
+"""Beginning with trained networks: every task's backbone and head from the run that trained it.
+
+So begin the cross-stitch networks and NDDR-CNNs that were published (Misra et al., CVPR 2016, arXiv 1604.03539; Gao et
+al., CVPR 2019, arXiv 1801.08297): their units, near the identity at first, then connect networks that already work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from polyptych.backbones._base import Backbone
+from polyptych.checkpoint import fill
+from polyptych.errors import InputError
+from polyptych.network import Network
+from polyptych.prediction import load_network
+from polyptych.tasks._base import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has for one task."""
+
+    folder: Path
+    task: Task
+    backbone: Backbone
+    head: nn.Module | None
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+def begin(network: Network, tasks: Mapping[str, Task], folders: Sequence[Path]) -> str:
+    """Copy weights and batch statistics into a fresh network, those that the runs were tested with (``select``).
+
+    Backbones are copied for every task; heads too, where the decoders of both networks have one for each task (other
+    decoders begin anew, with the backbones filled). The networks of the runs, too, must have a backbone for each task
+    and nothing between them: ``--encoder single``, or ``shared`` of one task.
+
+    Args:
+        folders: runs that have each task exactly once. Tasks that this network does not have are left out.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        InputError: a task is in none of the runs or in several, tasks share a backbone, weights do not fit, or labels,
+            means or deviations of the images differ.
+    """
+    available: dict[str, Trained] = {}
+    for folder in folders:
+        for name, found in trained(folder).items():
+            if name in available and name in tasks:
+                raise InputError("--start", f"task '{name}' in {available[name].folder} and in {folder}",
+                                 "every task once", "leave one of the runs out")
+            available[name] = found
+    if missing := [name for name in tasks if name not in available]:
+        raise InputError("--start", f"no run with task '{missing[0]}' (found: {', '.join(available)})",
+                         f"a run for each of {', '.join(tasks)}", "add one, or train it first")
+    with_head = [name for name in tasks if _fill(network, name, tasks[name], available[name])]
+    first = available[next(iter(tasks))]
+    for name in tasks:
+        if not (torch.equal(available[name].mean, first.mean) and torch.equal(available[name].std, first.std)):
+            raise InputError("--start", f"images normalized in one way in {first.folder}, in another in "
+                             f"{available[name].folder}", "one mean and deviation of the images",
+                             "train both with --backbone.pretrained, or neither")
+    network.mean.copy_(first.mean)
+    network.std.copy_(first.std)
+    heads = "their heads too" if len(with_head) == len(tasks) else "heads begin anew"
+    return f"backbones of {', '.join(tasks)} begin as in {', '.join(map(str, folders))}; {heads}"
+
+
+def trained(folder: Path) -> dict[str, Trained]:
+    """What a run has for each of its tasks.
+
+    Raises:
+        InputError: the run cannot be read, or its tasks are connected.
+    """
+    run, tasks, network, _ = load_network(folder)
+    backbones = {name: network.encoder.own_backbone(name) for name in tasks}
+    inside = {id(p) for own in backbones.values() if own is not None for p in own.parameters()}
+    if any(id(p) not in inside for p in network.encoder.parameters()):
+        raise InputError(folder, f"a run with --encoder {run.encoder.name}, whose tasks are connected",
+                         "backbones that were trained by themselves",
+                         "train with --encoder single, or one task with --encoder shared")
+    return {name: Trained(folder, tasks[name], backbone, network.decoder.own_head(name), network.mean, network.std)
+            for name, backbone in backbones.items() if backbone is not None}
+
+
+def _fill(network: Network, name: str, task: Task, source: Trained) -> bool:
+    """Fill a task's backbone and head; False where there is no head."""
+    backbone = network.encoder.own_backbone(name)
+    if backbone is None:
+        raise InputError("--start", f"--encoder {type(network.encoder).component_name()}, whose tasks share a backbone",
+                         "an encoder with a backbone for every task (single, cross_stitch, nddr)",
+                         "choose one of these, or leave --start out")
+    fill(backbone, source.backbone.state_dict(), "", source.folder)
+    head = network.decoder.own_head(name)
+    if head is None or source.head is None:
+        return False
+    if type(source.task) is not type(task) or source.task.labels.classes != task.labels.classes:
+        raise InputError(source.folder, f"other labels of task '{name}'", "the kind and classes of this run's dataset",
+                         "train with this dataset, or choose another run")
+    fill(head, source.head.state_dict(), "", source.folder)
+    return True

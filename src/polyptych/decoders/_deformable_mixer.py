@@ -1,0 +1,79 @@
+"""DeMT's deformable mixer: 1x1 convolutions mix channels, deformed samples mix places.
+
+Source: Xu, Yang, Zhang, AAAI 2023, arXiv 2301.03461
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polyptych.ops.deform import deformable_convolution
+
+
+class LocalOffsets(nn.Module):
+    """(dy, dx) around the pixel for every group of channels: a 3x3 convolution that begins with zeros."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.predict = nn.Conv2d(channels, 2 * groups, 3, padding=1)
+        nn.init.zeros_(self.predict.weight)
+        nn.init.zeros_(self.predict.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
+        return self.predict(x)
+
+
+class PublishedOffsets(nn.Module):
+    """The published code's: a 3x3 convolution to a vector for each of nine taps, to which the position of the tap is
+    added, in pixels of the whole map, counted from one; then a grouped 3x3 convolution from nine rows and nine columns
+    to two numbers per channel.
+
+    Its first half is made of rows alone and its second of columns, but the operator reads pairs: the first half of the
+    channels is moved by two row numbers, the second by two column numbers. As positions enter with weights that are
+    random at first, so do samples from far away.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.p_conv = nn.Conv2d(channels, 18, 3, padding=1)
+        nn.init.zeros_(self.p_conv.weight)
+        self.opt = nn.Conv2d(18, 2 * channels, 3, padding=1, groups=2)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
+        return self.opt(self.p_conv(x) + self._positions(x))
+
+    @staticmethod
+    def _positions(x: Tensor) -> Float[Tensor, "1 18 h w"]:
+        h, w = x.shape[-2:]
+        taps = torch.arange(-1, 2, device=x.device, dtype=x.dtype)
+        rows = taps.repeat_interleave(3).view(9, 1, 1) + torch.arange(1, h + 1, device=x.device, dtype=x.dtype)[:, None]
+        columns = taps.repeat(3).view(9, 1, 1) + torch.arange(1, w + 1, device=x.device, dtype=x.dtype)
+        return torch.cat([rows.expand(9, h, w), columns.expand(9, h, w)])[None]
+
+
+class DeformableMixer(nn.Module):
+    """With a 1x1 convolution W, a 1x1 deformable one D and the offsets p that are predicted from y,
+
+        y = BN(GELU(W x)),    y + BN(GELU(D(y; p)))
+
+    Args:
+        channels: of x and of the result.
+        groups: channels of a group are moved together (``local``).
+        published: the offsets of the published code, a pair for every channel.
+    """
+
+    def __init__(self, channels: int, groups: int, published: bool):
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.offsets = PublishedOffsets(channels) if published else LocalOffsets(channels, groups)
+        self.deform = nn.Conv2d(channels, channels, 1)  # holds the weights; what it reads is moved
+        self.deformed_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        y = self.norm(F.gelu(self.mix(x)))
+        moved = deformable_convolution(y, self.offsets(y), self.deform.weight, self.deform.bias)
+        return y + self.deformed_norm(F.gelu(moved))

@@ -1,0 +1,47 @@
+"""Attention between the tokens of all tasks, globally with reduced keys or pixel by pixel.
+
+Source: Xu, Yang, Zhang, AAAI 2023, arXiv 2301.03461; keys averaged over windows as in PVTv2's linear form (Wang et al.,
+CVMJ 2022, arXiv 2106.13797)
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Attention(nn.MultiheadAttention):
+    """Multi-head attention of batch-first tokens, its weights in torch's layout, without the matrix of scores."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__(channels, heads, batch_first=True)
+
+    def forward(self, query: Float[Tensor, "b n c"],  # type: ignore[override]
+                keys: Float[Tensor, "b m c"]) -> Float[Tensor, "b n c"]:
+        """Keys and values are the same tokens."""
+        wq, wk, wv = self.in_proj_weight.chunk(3)
+        bq, bk, bv = self.in_proj_bias.chunk(3)
+        q, k, v = (self._split(F.linear(x, weight, bias))
+                   for x, weight, bias in ((query, wq, bq), (keys, wk, bk), (keys, wv, bv)))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def alone(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """Every token attends to itself only: a linear map, in which queries and keys play no part."""
+        return self.out_proj(F.linear(tokens, self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2]))
+
+    def _split(self, x: Tensor) -> Float[Tensor, "b h n e"]:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def reduced(tokens: Float[Tensor, "b t c h w"], factor: int) -> Float[Tensor, "b m c"]:
+    """Means over windows of factor x factor positions, of all tasks in one sequence."""
+    b, t, c, h, w = tokens.shape
+    pooled = F.avg_pool2d(tokens.reshape(b * t, c, h, w), factor, ceil_mode=True, count_include_pad=False)
+    return pooled.view(b, t, c, -1).transpose(2, 3).flatten(1, 2)
+
+
+def by_pixel(tokens: Float[Tensor, "b t c h w"]) -> Float[Tensor, "n t c"]:
+    """The tasks' tokens at every pixel of every image, as sequences of their own."""
+    return tokens.permute(0, 3, 4, 1, 2).flatten(0, 2)

@@ -1,0 +1,198 @@
+"""InvPT: preliminary predictions, then a transformer over all tasks whose resolution rises from stage to stage.
+
+Source: Ye, Xu, ECCV 2022, arXiv 2203.07997
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from polyptych.decoders._base import Decoder
+from polyptych.decoders._blocks import SingleValueBatchNorm, common_spec, convolution, for_each_pyramid
+from polyptych.decoders._inverted_pyramid import COARSEST, EncoderFeatures, Stage, maps_of_stages
+from polyptych.errors import InputError
+from polyptych.ops.resize import resize
+from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
+
+PREDICTION_WIDTH = 64  # channels that the preliminary predictions add to a task's features
+
+
+class InvPT(Decoder):
+    """``final[task]`` has a quarter of the image's resolution, the preliminary predictions, which are auxiliary, 1/32.
+
+    1. The coarsest map, brought to 1/32 of the image; per task two 3x3 convolutions give preliminary features, a 1x1
+       convolution a preliminary prediction, another mixes the two.
+    2. Stages at 1/32, 1/16 and 1/8 of the image, each half as wide as the one before: encoder features join, all
+       tasks' tokens attend to each other, and raw attention scores are handed from stage to stage
+       (:class:`polyptych.decoders._inverted_pyramid.Stage`, and there what attention costs).
+    3. The stages' outputs are enlarged to 1/4 and added; a 3x3 convolution with BatchNorm and ReLU and a 1x1
+       convolution per task predict.
+
+    A pyramid may have any maps: they go to the stages by their order (the paper's ViT gives four maps of stride 16,
+    ``--backbone.vit-pyramid taps``), and resolutions that do not fit are resampled, so images of any size go through,
+    where the published code wants multiples of 64.
+
+    Differs from the published code in four options:
+
+    - each head's scores are divided by the root of its own width, not of all heads' together (``scale``);
+    - the first stage gets encoder features too, with a convolution that the code holds and never calls
+      (``encoder_features``);
+    - blocks are dropped as its configuration says, where an index makes it zero (``drop_path``);
+    - what it holds and never uses is not there (``unused_weights``).
+
+    ``invpt:scale=published:encoder_features=published:drop_path=0:unused_weights=true`` is that code, parameter by
+    parameter.
+
+    Raises:
+        InputError: a bad option, or tasks whose pyramids differ in shape.
+    """
+
+    refines = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Decoder.Config):
+        width: int = 512
+        """Channels of a task's preliminary features. The first stage has 64 more, for the prediction that joins them,
+        and every further stage half as many as the one before."""
+        stages: int = 3
+        """Stages, at 1/32, 1/16, 1/8 and 1/4 of the image's resolution."""
+        heads: int = 2
+        """Heads of the attention."""
+        encoder_features: Literal["all", "published", "none"] = "all"
+        """Stages that get features of the encoder: all of them, all but the first, or none."""
+        message_passing: bool = True
+        """Hand the attention scores of a stage on to the next one."""
+        scale: Literal["head", "published"] = "head"
+        """Divide a head's scores by the root of its width, or of the width of all heads together, as the published
+        code does."""
+        drop_path: float = 0.15
+        """Probability in training with which a sample skips a block; 0 in effect in the published code."""
+        auxiliary_weight: float = 1.0
+        """Weight of the preliminary predictions beside the final ones; 0 leaves them unsupervised."""
+        unused_weights: bool = False
+        """Also hold, frozen, what the published code holds and never uses: for weights that shall fit name by name,
+        and for its number of parameters."""
+
+        def __post_init__(self) -> None:
+            self._require("width", self.width >= 1, "1 or more")
+            self._require("stages", 1 <= self.stages <= 4, "1 to 4")
+            self._require("heads", self.heads >= 1, "1 or more")
+            self._require("drop_path", 0 <= self.drop_path < 1, "a probability in [0, 1)")
+            self._require("auxiliary_weight", 0 <= self.auxiliary_weight < float("inf"), "a number of at least 0")
+            unit = self.heads * 2 ** (self.stages - 1)
+            total = self.width + PREDICTION_WIDTH
+            if missing := -total % unit:
+                raise InputError("decoder.width", f"{self.width}, with {PREDICTION_WIDTH} more {total}",
+                                 f"that to be a multiple of {unit}, since {self.heads} heads divide the width of each "
+                                 f"of {self.stages} stages", f"use {self.width + missing}")
+
+        def _require(self, name: str, holds: bool, needs: str) -> None:
+            if not holds:  # also where the value is not a number
+                raise InputError(f"decoder.{name}", str(getattr(self, name)), needs,
+                                 f"change --decoder.{name.replace('_', '-')}")
+
+        def ablation(self) -> dict[str, Decoder.Config]:
+            """The steps of the paper: the preliminary decoder with one transformer block at 1/32, the stages, message
+            passing, encoder features; then the whole in the published code's form."""
+            whole = replace(self, encoder_features="all", message_passing=True)
+            plain = replace(self, encoder_features="none", message_passing=False)
+            return {
+                "one stage": replace(plain, stages=1),
+                "+ stages of rising resolution": plain,
+                "+ message passing": replace(plain, message_passing=True),
+                "+ encoder features": whole,
+                "in the published form": replace(whole, encoder_features="published", scale="published", drop_path=0.0),
+            }
+
+    def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
+        super().__init__()
+        spec = common_spec(features, "invpt")
+        self.stride, self.auxiliary_weight = spec.strides[-1], config.auxiliary_weight
+        tasks, inside, total = tuple(channels), spec.channels[-1], config.width + PREDICTION_WIDTH
+        self.preliminary = nn.ModuleDict({task: nn.Sequential(
+            convolution(inside, inside, 3, norm=SingleValueBatchNorm),
+            convolution(inside, config.width, 3, norm=SingleValueBatchNorm)) for task in tasks})
+        self.initial = nn.ModuleDict({task: nn.Conv2d(config.width, c, 1) for task, c in channels.items()})
+        self.mix = nn.ModuleDict({task: nn.Conv2d(config.width + c, total, 1) for task, c in channels.items()})
+        indices = maps_of_stages(len(spec.strides), config.stages)
+        widths = [total // 2**number for number in range(config.stages)]
+        encoders = [_encoder_features(spec, number, indices, widths, config) for number in range(config.stages)]
+        self.stages = nn.ModuleList(Stage(
+            number, tasks, widths[max(number - 1, 0)], width, total, config.heads, config.drop_path, encoders[number],
+            over="head" if config.scale == "head" else "all",
+            receives=config.message_passing and number > 0,
+            passes=config.message_passing and number < config.stages - 1) for number, width in enumerate(widths))
+        self.join = nn.ModuleDict({task: nn.Sequential(
+            nn.Conv2d(total, total, 3, padding=1), SingleValueBatchNorm(total), nn.ReLU(inplace=True))
+            for task in tasks})
+        self.heads = nn.ModuleDict({task: nn.Conv2d(total, c, 1) for task, c in channels.items()})
+        if config.unused_weights:
+            self.unused = _unused(spec, indices, widths, tasks, config).requires_grad_(False)
+        self.apply(_initialize)
+        for layers in self.join.values():
+            trunc_normal_(layers[0].weight, std=0.02)  # type: ignore[index]
+
+    def forward(self, features: TaskFeatures) -> Output:
+        height, width = (n * self.stride for n in next(iter(features.values())).maps[-1].shape[-2:])
+        initial, maps = self._preliminary(features, _size(height, width, COARSEST))
+        total: dict[str, Tensor] = {}
+        message = None
+        for number, stage in enumerate(self.stages):
+            maps, outputs, message = stage(maps, features, _size(height, width, COARSEST >> number), message)
+            for task, y in outputs.items():
+                y = resize(y, _size(height, width, 4))
+                total[task] = total[task] + y if number else y
+        final = {task: self.heads[task](join(total[task])) for task, join in self.join.items()}
+        return Output(final, [Auxiliary(initial, self.auxiliary_weight)] if self.auxiliary_weight else [])
+
+    def _preliminary(self, features: TaskFeatures, size: tuple[int, int]) -> tuple[
+            dict[str, Float[Tensor, "b _ h w"]], dict[str, Float[Tensor, "b c h w"]]]:
+        """Every task's preliminary prediction, and its features mixed with that."""
+        coarse = for_each_pyramid(lambda pyramid: resize(pyramid.maps[-1], size), features)
+        initial, mixed = {}, {}
+        for task, layers in self.preliminary.items():
+            x = layers(coarse[task])
+            initial[task] = self.initial[task](x)
+            mixed[task] = self.mix[task](torch.cat([x, initial[task]], dim=1))
+        return initial, mixed
+
+
+def _size(height: int, width: int, stride: int) -> tuple[int, int]:
+    return -(-height // stride), -(-width // stride)
+
+
+def _encoder_features(spec: FeatureSpec, number: int, indices: list[list[int]], widths: list[int],
+                      config: InvPT.Config) -> EncoderFeatures | None:
+    """What a stage gets from the encoder; None if nothing."""
+    left_out = config.encoder_features == "none" or (config.encoder_features == "published" and number == 0)
+    if left_out or not indices[number]:
+        return None
+    return EncoderFeatures(spec, indices[number], COARSEST >> number, widths[number])
+
+
+def _unused(spec: FeatureSpec, indices: list[list[int]], widths: list[int], tasks: tuple[str, ...],
+            config: InvPT.Config) -> nn.ModuleDict:
+    """What the published code has and never calls: the first stage's fusion of scores, 1x1 convolutions and (unless
+    they are in use here) encoder features, and a LayerNorm as wide as the last stage's."""
+    parts: dict[str, nn.Module] = {
+        "fuse": nn.Conv2d(2 * config.heads, config.heads, 1),
+        "out": nn.ModuleDict({task: nn.Conv2d(widths[0], widths[0], 1) for task in tasks}),
+        "norm": nn.LayerNorm(len(tasks) * widths[-1]),
+    }
+    if config.encoder_features == "published" and indices[0]:
+        parts["encoder"] = EncoderFeatures(spec, indices[0], COARSEST, widths[0])
+    return nn.ModuleDict(parts)
+
+
+def _initialize(module: nn.Module) -> None:
+    """Linear layers from a truncated normal distribution of deviation 0.02, as published; convolutions and norms keep
+    torch's defaults."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,107 @@
+"""TaskPrompter's heads: small convolutions on every level, and tasks' features mixed as their prompts attended.
+
+Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from polyptych.decoders._base import Decoder
+from polyptych.decoders._blocks import SingleValueBatchNorm
+from polyptych.errors import InputError
+from polyptych.ops.resize import resize
+from polyptych.types import FeatureSpec, Output, TaskFeatures
+
+STRIDE = 4  # of the predictions
+
+
+class TaskPrompter(Decoder):
+    """``final[task]`` has a quarter of the image's resolution (or that of the finest map, if that is finer).
+
+    1. At every level, for every task: both halves of the channels (in the encoder of this name: features chosen by
+       place and by channel) through a 1x1 convolution of their own, a 1x1 convolution to ``width``, a 3x3 convolution,
+       BatchNorm, GELU, a 1x1 convolution.
+    2. With ``reweight``, if the encoder says how much tasks asked for each other (``FeatureSpec.affinities``): F_t
+       becomes sum_k a_tk F_k, where two 1x1 convolutions with a GELU between make the number a_tk of the heads'
+       scores of prompt t for prompt k. This is all that tasks read of each other here, and the encoder's doing, so
+       ``refines`` is false: on other encoders, tasks are independent.
+    3. The sum over levels at the finest one, enlarged; per task a 3x3 convolution, BatchNorm, GELU, a 1x1 convolution.
+
+    As published, between the first two convolutions there is nothing; they are one linear map.
+
+    Published with the encoder on ViT-L: 5,529,684 parameters in step 3 on PASCAL-Context (width 350), 21,277,485 on
+    NYUD (width 768).
+
+    Raises:
+        InputError: a width below 1.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Decoder.Config):
+        inner: int = 300
+        """Channels that the first convolution makes of each half (published: 300 on PASCAL, 768 on NYUD)."""
+        width: int = 350
+        """Channels of a task's features (published: 350 on PASCAL, 768 on NYUD)."""
+        reweight: bool = True
+        """Mix the tasks' features as their prompts attended to each other (published: not on NYUD)."""
+
+        def __post_init__(self) -> None:
+            for field in ("inner", "width"):
+                if getattr(self, field) < 1:
+                    raise InputError(f"decoder.{field}", str(getattr(self, field)), "1 or more",
+                                     f"change --decoder.{field}")
+
+    def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
+        super().__init__()
+        self.stride = min(spec.strides[0] for spec in features.values())
+        self.extract = nn.ModuleDict({task: nn.ModuleList(
+            _extraction(c, config.inner, config.width) for c in features[task].channels) for task in channels})
+        self.weigh = nn.ModuleDict({task: nn.ModuleList(
+            nn.Sequential(nn.Conv1d(heads, heads, 1), nn.GELU(), nn.Conv1d(heads, 1, 1))
+            for heads in features[task].affinities)
+            for task in channels if config.reweight and features[task].affinities})
+        self.heads = nn.ModuleDict({task: _head(config.width, c) for task, c in channels.items()})
+
+    def forward(self, features: TaskFeatures) -> Output:
+        height, width = (max(x.shape[i] for x in (p.maps[0] for p in features.values())) for i in (-2, -1))
+        levels: list[dict[str, Tensor]] = []
+        for level in range(max(len(p.maps) for p in features.values())):
+            own = {task: layers[level](features[task].maps[level])  # type: ignore[index]
+                   for task, layers in self.extract.items() if level < len(features[task].maps)}
+            levels.append(self._mixed(own, features.affinities, level))
+        size = (-(-height * self.stride // STRIDE), -(-width * self.stride // STRIDE))
+        final = {}
+        for task, head in self.heads.items():
+            total = sum(resize(own[task], (height, width)) for own in levels if task in own)
+            assert isinstance(total, Tensor)
+            final[task] = head(resize(total, size) if self.stride > STRIDE else total)
+        return Output(final)
+
+    def _mixed(self, own: dict[str, Float[Tensor, "b f h w"]], affinities: tuple[Tensor, ...],
+               level: int) -> dict[str, Tensor]:
+        if not self.weigh or not affinities:
+            return own
+        stacked = torch.stack(list(own.values()), dim=1)
+        mixed = {}
+        for number, task in enumerate(own):
+            weights = self.weigh[task][level](affinities[level][:, :, number])  # type: ignore[index]
+            mixed[task] = torch.einsum("bt,btfhw->bfhw", weights.squeeze(1).to(stacked.dtype), stacked)
+        return mixed
+
+
+def _extraction(channels: int, inner: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, 2 * inner, 1, groups=2 if channels % 2 == 0 else 1), nn.Conv2d(2 * inner, width, 1),
+        nn.Conv2d(width, width, 3, padding=1), SingleValueBatchNorm(width), nn.GELU(), nn.Conv2d(width, width, 1))
+
+
+def _head(width: int, channels: int) -> nn.Sequential:
+    mix = nn.Conv2d(width, width, 3, padding=1)
+    trunc_normal_(mix.weight, std=0.02)  # as published
+    return nn.Sequential(mix, SingleValueBatchNorm(width), nn.GELU(), nn.Conv2d(width, channels, 1))

@@ -1,0 +1,150 @@
+"""Task prompts in a Swin transformer.
+
+Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda (TaskPrompter; its Cityscapes-3D network)
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import PatchEmbed
+from timm.models.swin_transformer import (
+    SwinTransformerBlock,
+    SwinTransformerStage,
+    WindowAttention,
+    window_partition,
+)
+from torch import Tensor, nn
+
+from polyptych.backbones._stages import ChannelsFirst
+from polyptych.encoders._prompted_vit import attention
+from polyptych.encoders._task_prompts import (
+    Channel,
+    ChannelPrompts,
+    Level,
+    PromptedStages,
+    finish_block,
+    new_prompts,
+    scores,
+    updated,
+    updates,
+)
+
+
+class PromptedSwin(PromptedStages):
+    """Every window attends to a copy of all prompts, which has no position (bias and mask of shifted windows are 0 in
+    its rows and columns); the copies' new values are averaged over the windows. Scores for places lie where the pixels
+    of their windows are; what windows add beyond the border is cut off. Between stages, prompts go through a LayerNorm
+    and a linear layer to the next width.
+
+    The published Cityscapes-3D network differs: it hands the scores for places from stage to stage through strided
+    convolutions, where here each level has its own, and has another decoder.
+
+    Args:
+        stages, tasks, size, windows, channel: as in :class:`polyptych.encoders._prompted_vit.PromptedViT`.
+    """
+
+    def __init__(self, stages: nn.ModuleList, tasks: int, size: tuple[int, int], windows: int, channel: Channel):
+        super().__init__()
+        stem: Any = stages[0]
+        groups = [list(_inside(stage).blocks) for stage in stages[1:]]
+        widths = [group[-1].dim for group in groups]
+        self.heads = tuple(group[-1].attn.num_heads for group in groups)
+        self.prompts = new_prompts(tasks, widths[0])
+        self.between = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(before), nn.Linear(before, after))
+            for before, after in pairwise(widths))
+        rows, columns = stem.stage.patch_size
+        grids = [(-(-size[0] // (rows << i)), -(-size[1] // (columns << i))) for i in range(len(groups))]
+        self.channels: Any = nn.ModuleList(
+            nn.ModuleList(ChannelPrompts(width, grid, windows, kind) for kind in kinds)
+            for width, grid, kinds in zip(widths, grids, updates(channel, [len(g) for g in groups]), strict=True))
+
+    @staticmethod
+    def fits(stages: nn.ModuleList) -> bool:
+        """timm's Swin transformer (the first one, with its own blocks)."""
+        stem, *layers = (_inside(stage) for stage in stages)
+        return isinstance(stem, PatchEmbed) and all(type(layer) is SwinTransformerStage and all(
+            type(block) is SwinTransformerBlock and type(block.attn) is WindowAttention
+            and block.dim % block.attn.num_heads == 0 for block in layer.blocks) for layer in layers)
+
+    def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
+        x = stages[0](image).permute(0, 2, 3, 1)
+        prompts = self.prompts.expand(len(x), -1, -1)
+        levels = []
+        for number, (stage, modules) in enumerate(zip(stages[1:], self.channels, strict=True)):
+            layer = _inside(stage)
+            x = layer.downsample(x)
+            if number:
+                prompts = self.between[number - 1](prompts)
+            for index, (block, channels) in enumerate(zip(layer.blocks, modules, strict=True)):
+                x, prompts, found = self._block(block, channels, x, prompts, last=index == len(modules) - 1)
+            head = block.attn.qkv.out_features // 3 // block.attn.num_heads
+            assert found is not None
+            levels.append(Level(x.permute(0, 3, 1, 2), *found, head, channels.pixels))
+        return levels
+
+    def _block(self, block: Any, channels: ChannelPrompts, x: Float[Tensor, "b h w c"],
+               prompts: Float[Tensor, "b t c"],
+               last: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """``x`` and ``prompts`` after the block; of a level's last block also the three kinds of scores."""
+        (b, height, width, _), count = x.shape, prompts.shape[1]
+        tokens = torch.cat([prompts, x.flatten(1, 2)], dim=1)
+        normed = block.norm1(tokens)
+        asking, patches = normed[:, :count], normed[:, count:].unflatten(1, (height, width))
+        windows, padded = _cut(block, patches)
+        each = len(windows) // b
+        attended, queries, keys = attention(
+            block.attn, torch.cat([asking.repeat_interleave(each, dim=0), windows], dim=1),
+            _bias(block, padded, count, b))
+        places = _put_back(block, attended[:, count:], padded, height, width).flatten(1, 2)
+        attended = torch.cat([attended[:, :count].unflatten(0, (b, each)).mean(1), places], dim=1)
+        update, channel = channels(asking, patches.permute(0, 3, 1, 2), wanted=last)
+        tokens = finish_block(block, tokens, updated(attended, update))
+        x, prompts = tokens[:, count:].unflatten(1, (height, width)), tokens[:, :count]
+        if channel is None:
+            return x, prompts, None
+        spatial = scores(queries[:, :, :count], keys[:, :, count:])  # (b*windows heads t pixels)
+        heads = spatial.shape[1]
+        spatial = _put_back(block, spatial.flatten(1, 2).transpose(1, 2), padded, height, width)
+        spatial = spatial.permute(0, 3, 1, 2).unflatten(1, (heads, count))
+        one = slice(None, None, each)  # prompts ask each other the same in every window
+        return x, prompts, (spatial, channel, scores(queries[one, :, :count], keys[one, :, :count]))
+
+
+def _inside(stage: nn.Module) -> Any:
+    """timm's part of a stage of the backbone."""
+    return stage.stage if isinstance(stage, ChannelsFirst) else stage
+
+
+def _cut(block: Any, x: Float[Tensor, "b h w c"]) -> tuple[Float[Tensor, "n p c"], Tensor]:
+    """The block's windows, image after image, and the shifted, padded map that they were cut from."""
+    rows, columns = block.window_size
+    if any(block.shift_size):
+        x = torch.roll(x, (-block.shift_size[0], -block.shift_size[1]), (1, 2))
+    padded = F.pad(x, (0, 0, 0, -x.shape[2] % columns, 0, -x.shape[1] % rows))
+    return window_partition(padded, block.window_size).flatten(1, 2), padded
+
+
+def _put_back(block: Any, windows: Float[Tensor, "n p k"], padded: Tensor, height: int,
+              width: int) -> Float[Tensor, "b h w k"]:
+    """Undo :func:`_cut`."""
+    rows, columns = block.window_size
+    x = windows.unflatten(1, (rows, columns)).unflatten(
+        0, (padded.shape[0], padded.shape[1] // rows, padded.shape[2] // columns))
+    x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    x = x[:, :height, :width]
+    return torch.roll(x, block.shift_size, (1, 2)) if any(block.shift_size) else x
+
+
+def _bias(block: Any, padded: Float[Tensor, "b h w c"], count: int, batch: int) -> Float[Tensor, "n heads p p"]:
+    """What timm adds to the scores of a window's pixels (positions, and the mask of shifted windows); 0 for prompts."""
+    bias = block.attn._get_rel_pos_bias()
+    mask = block.get_attn_mask(padded) if block.dynamic_mask else block.attn_mask
+    if mask is not None:
+        bias = (bias + mask.unsqueeze(1)).repeat(batch, 1, 1, 1)
+    return F.pad(bias, (count, 0, count, 0))

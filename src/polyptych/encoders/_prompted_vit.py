@@ -1,0 +1,112 @@
+"""Task prompts in a plain vision transformer.
+
+Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda (TaskPrompter)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from polyptych.backbones._stages import TokenBlocks, TokenEmbedding
+from polyptych.encoders._task_prompts import (
+    Channel,
+    ChannelPrompts,
+    Level,
+    PromptedStages,
+    finish_block,
+    new_prompts,
+    scores,
+    updated,
+    updates,
+)
+
+
+class PromptedViT(PromptedStages):
+    """Prompts stand before class and register tokens and patches in every block's attention, without a position.
+
+    Args:
+        stages: the backbone's, which stay its own; only their shape is read here.
+        tasks: their number, that of the prompts.
+        size: of the images whose grid the channel prompts have (height, width).
+        windows, channel: see :class:`polyptych.encoders._task_prompts.ChannelPrompts`.
+    """
+
+    def __init__(self, stages: nn.ModuleList, tasks: int, size: tuple[int, int], windows: int, channel: Channel):
+        super().__init__()
+        embedding: Any = stages[0]
+        width = embedding.model.embed_dim
+        rows, columns = embedding.model.patch_embed.patch_size
+        grid = (-(-size[0] // rows), -(-size[1] // columns))
+        blocks = [list(stage.blocks) for stage in stages[1:]]  # type: ignore[arg-type]
+        self.heads = tuple(group[-1].attn.num_heads for group in blocks)
+        self.prompts = new_prompts(tasks, width)
+        self.channels: Any = nn.ModuleList(
+            nn.ModuleList(ChannelPrompts(width, grid, windows, kind) for kind in kinds)
+            for kinds in updates(channel, [len(group) for group in blocks]))
+
+    @staticmethod
+    def fits(stages: nn.ModuleList) -> bool:
+        """timm's plain blocks and attention; other kinds compute something else around the scores."""
+        return isinstance(stages[0], TokenEmbedding) and all(
+            isinstance(stage, TokenBlocks) and all(
+                type(block) is Block and type(block.attn) is Attention and block.attn.qkv.in_features
+                % block.attn.num_heads == 0 for block in stage.blocks) for stage in stages[1:])
+
+    def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
+        state = stages[0](image)
+        grid, *prefix = [state] if isinstance(state, Tensor) else state
+        height, width = grid.shape[-2:]
+        # (b n d): prompts, class and register tokens, patches
+        tokens = torch.cat([self.prompts.expand(len(grid), -1, -1),
+                            *(x.flatten(2).transpose(1, 2) for x in (*prefix, grid))], dim=1)
+        levels = []
+        for stage, modules in zip(stages[1:], self.channels, strict=True):
+            blocks: Any = stage.blocks
+            for number, (block, channels) in enumerate(zip(blocks, modules, strict=True)):
+                last = number == len(blocks) - 1
+                tokens, found = self._block(block, channels, tokens, height, width, last)
+            patches = tokens[:, -height * width:]
+            norm: Any = stage.norm
+            x = _map(patches if norm is None else norm(patches), height, width)
+            assert found is not None
+            levels.append(Level(x, *found, block.attn.head_dim, channels.pixels))
+        return levels
+
+    def _block(self, block: Any, channels: ChannelPrompts, tokens: Tensor, height: int, width: int,
+               last: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """``tokens`` after the block; of a level's last block also the three kinds of scores."""
+        count, patches = len(self.prompts), height * width
+        normed = block.norm1(tokens)
+        attended, queries, keys = attention(block.attn, normed)
+        update, channel = channels(normed[:, :count], _map(normed[:, -patches:], height, width), wanted=last)
+        tokens = finish_block(block, tokens, updated(attended, update))
+        if channel is None:
+            return tokens, None
+        spatial = scores(queries[:, :, :count], keys[:, :, -patches:]).unflatten(3, (height, width))
+        return tokens, (spatial, channel, scores(queries[:, :, :count], keys[:, :, :count]))
+
+
+def _map(tokens: Float[Tensor, "b n c"], height: int, width: int) -> Float[Tensor, "b c h w"]:
+    return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def attention(layer: Any, tokens: Float[Tensor, "b n d"], bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """What timm's attention layer gives, without storing a matrix of scores; and its queries and keys (b heads n d)."""
+    b, n, _ = tokens.shape
+    queries, keys, values = layer.qkv(tokens).reshape(b, n, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    if hasattr(layer, "q_norm"):
+        queries, keys = layer.q_norm(queries), layer.k_norm(keys)
+    mask = None if bias is None else bias.to(queries.dtype)
+    y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask,
+                                       dropout_p=layer.attn_drop.p if layer.training else 0.0)
+    y = y.transpose(1, 2).flatten(2)
+    if isinstance(layer, Attention):
+        y = layer.norm(y) if layer.gate is None else layer.norm(y) * layer.gate(tokens).sigmoid()
+    return layer.proj_drop(layer.proj(y)), queries, keys

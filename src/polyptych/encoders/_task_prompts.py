@@ -1,0 +1,160 @@
+"""What task prompts are, whatever the transformer: learned tokens, and their part that attends over channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polyptych.ops.resize import resize
+
+Channel = Literal["attended", "published"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """What one level of a prompted transformer says. Scores are raw: products before any scale and softmax.
+
+    Attributes:
+        map: the patches.
+        spatial: how much a task's prompt asks for each place, per attention head.
+        channel: how much it asks for each channel, in n x n windows.
+        affinities: how much it (rows) asks for the other tasks' prompts, per attention head.
+        width: channels of one attention head's queries.
+        pixels: products summed in one number of ``channel``.
+    """
+
+    map: Float[Tensor, "b c h w"]
+    spatial: Float[Tensor, "b heads t h w"]
+    channel: Float[Tensor, "b t c n n"]
+    affinities: Float[Tensor, "b heads t t"]
+    width: int
+    pixels: float
+
+
+def new_prompts(tasks: int, width: int) -> nn.Parameter:
+    """One token per task, around 1 with deviation 1, as published."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(tasks, width), mean=1.0, std=1.0))
+
+
+@contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Scores multiply features, so they are not rounded to 16 bits."""
+    with torch.autocast(x.device.type, enabled=False):
+        yield
+
+
+def widened(x: Tensor) -> Tensor:
+    """float32 of a 16-bit type, others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def scores(queries: Float[Tensor, "b heads t d"], keys: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b heads t n"]:
+    """Raw: neither divided nor through a softmax."""
+    with full_precision(queries):
+        return widened(queries) @ widened(keys).transpose(-2, -1)
+
+
+def in_windows(x: Float[Tensor, "b k h w"], n: int) -> Float[Tensor, "b k n p n q"]:
+    """Cut into n x n windows of p x q pixels; zeros below and to the right where they do not divide the map."""
+    height, width = x.shape[-2:]
+    p, q = -(-height // n), -(-width // n)
+    return F.pad(x, (0, n * q - width, 0, n * p - height)).unflatten(3, (n, q)).unflatten(2, (n, p))
+
+
+def over_windows(x: Float[Tensor, "b k n n"], height: int, width: int) -> Float[Tensor, "b k h w"]:
+    """Every window's number at each of its pixels."""
+    n = x.shape[-1]
+    enlarged = x.repeat_interleave(-(-height // n), dim=2).repeat_interleave(-(-width // n), dim=3)
+    return enlarged[..., :height, :width]
+
+
+class ChannelPrompts(nn.Module):
+    """A task's prompt becomes an image c_t = Linear_1(prompt), which asks for channels, window by window:
+
+        R_td = sum of c_t x_d over the pixels of a window
+        c'_t = sum_d softmax_d(R_td / sqrt(pixels of a window)) x_d          at every pixel of the window
+        prompt += Linear_2(c'_t)
+
+    Linear layers fix the grid, h0 x w0. On another grid, c is resized to it and c' back, and R is multiplied by the
+    ratio of their pixels, so that scores mean the same at every resolution.
+
+    Source: Ye, Xu, ICLR 2023. Their code computes c' and throws it away: ``published`` updates with Linear_2(c_t).
+
+    Args:
+        width: channels D of prompts and map.
+        grid: h0, w0.
+        windows: n, along each side.
+        update: give the update of the prompts too. ``None``: no (there is no Linear_2); ``"unused"``: the published
+            code's Linear_2 that nothing reads, frozen.
+    """
+
+    def __init__(self, width: int, grid: tuple[int, int], windows: int, update: Channel | Literal["unused"] | None):
+        super().__init__()
+        self.grid, self.windows, self.update = grid, windows, update
+        self.pixels = grid[0] * grid[1] / windows**2
+        self.ask = nn.Linear(width, grid[0] * grid[1])
+        self.tell = nn.Linear(grid[0] * grid[1], width) if update is not None else None
+        if self.tell is not None and update == "unused":
+            self.tell.requires_grad_(False)
+
+    def forward(self, prompts: Float[Tensor, "b t d"], x: Float[Tensor, "b d h w"], wanted: bool) -> tuple[
+            Tensor | None, Float[Tensor, "b t d n n"] | None]:
+        """The prompts' update (None if there is none) and R (None unless it is ``wanted``)."""
+        asked = self.ask(prompts)
+        attends = self.update == "attended"
+        if not (wanted or attends):
+            assert self.tell is not None
+            return self.tell(asked), None
+        size = (x.shape[-2], x.shape[-1])
+        images = resize(asked.unflatten(2, self.grid), size)
+        with full_precision(x):
+            images, values = in_windows(widened(images), self.windows), in_windows(widened(x), self.windows)
+            found = torch.einsum("btipjq,bdipjq->btdij", images, values)
+            found = found * (self.grid[0] * self.grid[1] / (size[0] * size[1]))
+            if not attends:
+                told = self.tell(asked) if self.tell is not None and self.update == "published" else None
+                return told, found
+            weights = (found * self.pixels**-0.5).softmax(dim=2)
+            attended = torch.einsum("btdij,bdipjq->btipjq", weights, values)
+        attended = attended.flatten(4, 5).flatten(2, 3)[..., :size[0], :size[1]]
+        assert self.tell is not None
+        return self.tell(resize(attended, self.grid).flatten(2)), found if wanted else None
+
+
+class PromptedStages(nn.Module):
+    """The learned parts of a prompted transformer, one set of them for each kind of transformer. ``forward`` runs the
+    backbone's own stages and gives a :class:`Level` after each."""
+
+    heads: tuple[int, ...]
+
+    def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
+        raise NotImplementedError
+
+
+def finish_block(block: Any, tokens: Float[Tensor, "b n d"], attended: Float[Tensor, "b n d"]) -> Tensor:
+    """The residuals of a timm block around what its attention gave: prompts and patches share everything, stochastic
+    depth included."""
+    scale = (getattr(block, "ls1", nn.Identity()), getattr(block, "ls2", nn.Identity()))
+    tokens = tokens + block.drop_path1(scale[0](attended))
+    return tokens + block.drop_path2(scale[1](block.mlp(block.norm2(tokens))))
+
+
+def updated(attended: Float[Tensor, "b n d"], update: Float[Tensor, "b t d"] | None) -> Float[Tensor, "b n d"]:
+    """The prompts' update added to their rows, the first ones."""
+    if update is None:
+        return attended
+    return attended + F.pad(update, (0, 0, 0, attended.shape[1] - update.shape[1]))
+
+
+def updates(channel: Channel, depths: list[int]) -> list[list[Channel | Literal["unused"] | None]]:
+    """Of each block of each level; after the last block nobody reads the prompts."""
+    kinds: list[list[Any]] = [[channel] * depth for depth in depths]
+    kinds[-1][-1] = None if channel == "attended" else "unused"
+    return kinds

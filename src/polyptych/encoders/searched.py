@@ -1,0 +1,74 @@
+"""Searched: the compact network of a sharing policy, on any backbone.
+
+Source: Zhang, Liu, Guan, AutoMTL, NeurIPS 2022, arXiv 2110.13076 (the space); the tree space and compaction are ours
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.backbones._base import Backbone
+from polyptych.encoders._base import Encoder
+from polyptych.errors import InputError
+from polyptych.search.compilation import compile
+from polyptych.search.extract import extract
+from polyptych.search.policy import Compilation, Policy
+from polyptych.types import TaskFeatures
+
+
+class Searched(Encoder):
+    """What tasks share is shared once, what they do not is there for each of them, and nothing else is left.
+
+    The backbone is built (with its weights), captured and compacted; every copy of a part begins with the backbone's
+    weights. Without a policy everything is shared. The tasks of the run must be those of the policy, in any order.
+
+    ``shared`` are the values that all tasks have in common and from where they part; with tasks that part step by step,
+    those before the first parting and those that reach the end in common.
+
+    Raises:
+        InputError: the policy is missing, not one, or of another backbone or other tasks.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Encoder.Config):
+        policy: str = ""
+        """File with a policy (written by polyptych search); it is kept in run.json as text."""
+
+        def __post_init__(self) -> None:
+            if self.policy and not self.policy.lstrip().startswith("{"):
+                text = json.dumps(Policy.read(Path(self.policy)).encode(), separators=(",", ":"))
+                object.__setattr__(self, "policy", text)
+
+    def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
+        super().__init__()
+        policy = None if not config.policy else decode(config.policy).for_tasks(tasks)
+        how = Compilation() if policy is None else policy.compilation
+        network = backbone.build()
+        self.spec = dict.fromkeys(tasks, network.spec)
+        self.multiple, self.mean, self.std = network.multiple, network.mean, network.std
+        supermodel = compile(network, tasks, space="partition", granularity=how.granularity, size=how.size,
+                             whole=how.whole, any_size=how.any_size)
+        self.network = extract(supermodel, policy or supermodel.space.all_shared(), share_weights=True)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
+        features = self.network(image)
+        assert isinstance(features, TaskFeatures)  # a backbone gives Features
+        return features
+
+
+def decode(text: str) -> Policy:
+    """
+    Raises:
+        InputError: not a policy.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError("encoder.policy", f"a text that is not JSON ({error})", "a policy",
+                         "name a file written by `polyptych search`") from None
+    return Policy.decode(data, "encoder.policy")

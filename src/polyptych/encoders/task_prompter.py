@@ -1,0 +1,120 @@
+"""TaskPrompter: a learned token per task inside the transformer; its attention picks the task's places and channels.
+
+Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.backbones._base import Backbone
+from polyptych.backbones.timm import Timm
+from polyptych.encoders._base import Encoder
+from polyptych.encoders._prompted_swin import PromptedSwin
+from polyptych.encoders._prompted_vit import PromptedViT
+from polyptych.encoders._task_prompts import Level, PromptedStages, over_windows
+from polyptych.errors import InputError
+from polyptych.types import Features, FeatureSpec, TaskFeatures
+
+RUNNERS: tuple[type[PromptedViT | PromptedSwin], ...] = (PromptedViT, PromptedSwin)
+
+
+class TaskPrompter(Encoder):
+    """One prompt per task runs through all blocks of a vision transformer beside the patches, with the blocks' own
+    weights, so that prompts, places and other tasks' prompts attend to each other; another attention, of its own
+    weights, lets it pick channels (:class:`polyptych.encoders._task_prompts.ChannelPrompts`).
+
+    After each stage (of a plain vision transformer: each quarter of the blocks, whatever ``backbone.vit_pyramid``
+    says; the last one after the final norm) task t gets the map
+
+        concat(x + S_t x, x + R_t x)                                                   twice as many channels as x
+
+    where S_t (heads h w) are its prompt's scores for the places, one head's for that head's slice of channels, and R_t
+    (channels n n) those for the channels, in n x n windows. So any decoder works. What prompts say to each other comes
+    along as ``TaskFeatures.affinities``, for the decoder of the same name. S_t and R_t are kept in float32.
+
+    Differs from the published code in two options, ``channel="published", scores="raw"`` being that code: the
+    attended value of the channels is used, and scores are divided by the root of the numbers of products in them, as
+    in every attention; raw ones are tens of times larger than the features that they multiply. Class and register
+    tokens, which that code drops, stay if the backbone has them. In a Swin transformer
+(:class:`polyptych.encoders._prompted_swin.PromptedSwin`) prompts join every window.
+
+    The layers of the channel attention belong to the grid of ``size``. Other sizes work, by resizing.
+
+    Raises:
+        InputError: a bad option, or a backbone that is neither a plain vision transformer of timm nor its Swin (v1).
+    """
+
+    example = "test_vit"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Encoder.Config):
+        size: tuple[int, int] = (448, 576)
+        """Height and width of the training images, which fix the size of the channel attention's layers."""
+        windows: int = 1
+        """Windows of the channel attention along each side (published: 1 on PASCAL, 4 on NYUD)."""
+        channel: Literal["attended", "published"] = "attended"
+        """What channel attention tells the prompts: the value that it attends to (the paper), or its query, as the
+        published code does."""
+        scores: Literal["scaled", "raw"] = "scaled"
+        """Multiply features by scores divided by the root of their number of products, or by raw ones, as published."""
+
+        def __post_init__(self) -> None:
+            if self.windows < 1:
+                raise InputError("encoder.windows", str(self.windows), "1 or more", "change --encoder.windows")
+            if min(self.size) < 1:
+                raise InputError("encoder.size", f"{self.size[0]} {self.size[1]}", "a height and a width of 1 or more",
+                                 "change --encoder.size")
+
+    def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
+        super().__init__()
+        self.config, self.tasks = config, tasks
+        self.backbone, runner = _build(backbone)
+        self.prompted: PromptedStages = runner(self.backbone.stages, len(tasks), config.size, config.windows,
+                                               config.channel)
+        own = self.backbone.spec
+        spec = FeatureSpec(tuple(2 * c for c in own.channels), own.strides, self.prompted.heads)
+        self.spec = dict.fromkeys(tasks, spec)
+        self.multiple, self.mean, self.std = self.backbone.multiple, self.backbone.mean, self.backbone.std
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
+        """``shared`` has all that the tasks' maps are made of: the maps, and the scores as maps (b k _ _)."""
+        levels = [_branches(level, self.config.scores) for level in self.prompted(self.backbone.stages, image)]
+        features = {task: Features(tuple(self._for_task(*level[:3], number) for level in levels))
+                    for number, task in enumerate(self.tasks)}
+        return TaskFeatures(features, tuple(x for level in levels for x in level), tuple(level[3] for level in levels))
+
+    def _for_task(self, x: Float[Tensor, "b c h w"], spatial: Float[Tensor, "b s h w"],
+                  channel: Float[Tensor, "b r n n"], task: int) -> Float[Tensor, "b d h w"]:
+        """x with the places and x with the channels that the task asks for, each added to x itself."""
+        places = spatial.unflatten(1, (-1, len(self.tasks)))[:, :, task]
+        channels = channel.unflatten(1, (len(self.tasks), -1))[:, task]
+        asked = (x.unflatten(1, (places.shape[1], -1)) * places.unsqueeze(2)).flatten(1, 2)
+        return torch.cat([x + asked, x + x * over_windows(channels, x.shape[-2], x.shape[-1])], dim=1)
+
+
+def _build(config: Backbone.Config) -> tuple[Timm, type[PromptedViT | PromptedSwin]]:
+    """The backbone, and what runs prompts through it."""
+    where = f"backbone '{config.name}'"
+    if isinstance(config, Timm.Config):
+        where = f"backbone.model '{config.model}'"
+        backbone = Timm(replace(config, vit_pyramid="taps"))
+        for runner in RUNNERS:
+            if runner.fits(backbone.stages):
+                return backbone, runner
+    raise InputError(where, "a network whose attention encoder 'task_prompter' cannot join",
+                     "a plain vision transformer or a Swin transformer (not v2)",
+                     "choose for instance --backbone.model vit_base_patch16_384")
+
+
+def _branches(level: Level, kind: Literal["scaled", "raw"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The map (b c h w), the scores for places (b heads*t h w), for channels (b t*c n n) and for prompts (b heads t t),
+    the latter as they multiply features; none of them on the way to another."""
+    places, channels = (level.width**-0.5, level.pixels**-0.5) if kind == "scaled" else (1.0, 1.0)
+    return (level.map.view_as(level.map), (level.spatial * places).flatten(1, 2),
+            (level.channel * channels).flatten(1, 2), level.affinities * places)

@@ -1,0 +1,106 @@
+"""Deformable convolution: every tap of the kernel reads where an offset of its own points, between the pixels.
+
+Source: Dai, Qi, Xiong, Li, Zhang, Hu, Wei, ICCV 2017, arXiv 1703.06211 (offsets); Zhu, Hu, Lin, Dai, CVPR 2019, arXiv
+1811.11168 (the mask)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.extension import _has_ops
+from torchvision.ops import deform_conv2d
+
+from polyptych.errors import InputError
+
+Method = Literal["auto", "compiled", "plain"]
+
+
+def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b o h2 w2"],
+                           weight: Float[Tensor, "d e kh kw"], bias: Float[Tensor, " d"] | None = None,
+                           mask: Float[Tensor, "b m h2 w2"] | None = None, *, stride: int = 1, padding: int = 0,
+                           dilation: int = 1, method: Method = "auto") -> Float[Tensor, "b d h2 w2"]:
+    """A convolution whose tap k at output position p reads ``x`` at  stride p - padding + dilation k + offset(p, k),
+    bilinearly, with zeros outside the image, times ``mask(p, k)``.
+
+    Args:
+        offset: (dy, dx) in pixels for every tap of every offset group, in torchvision's order: o = 2 g kh kw, and
+            channel 2 (group kh kw + tap) is a dy. The channels of ``x`` are split evenly among the g groups.
+        weight: e = c / groups of the convolution, as in ``conv2d``.
+        mask: one factor per tap and offset group, m = g kh kw.
+        method: ``compiled`` is torchvision's operator; ``plain`` gathers the four neighbors of every place with
+            ordinary tensor operations: exact, and known to exporters. ``auto`` is the first where it exists and
+            nothing is being exported. Their gradients by offsets differ at whole numbers only, where there are two.
+
+    Raises:
+        InputError: shapes that do not fit each other.
+    """
+    taps = weight.shape[2] * weight.shape[3]
+    groups = offset.shape[1] // (2 * taps)
+    if offset.shape[1] != 2 * taps * groups or not groups or x.shape[1] % groups or x.shape[1] % weight.shape[1]:
+        raise InputError("deformable_convolution", f"{offset.shape[1]} offset channels for {x.shape[1]} channels and "
+                         f"{taps} taps", "2 x taps x groups offset channels, whose groups divide the channels",
+                         "change the offsets")
+    if mask is not None and mask.shape[1] != taps * groups:
+        raise InputError("deformable_convolution", f"{mask.shape[1]} mask channels", f"{taps * groups}",
+                         "change the mask")
+    if method == "compiled" or (method == "auto" and _has_ops() and not _exporting()):
+        # torchvision has kernels for one type at a time, and none for bfloat16.
+        kind = torch.promote_types(x.dtype, torch.float32)
+        y = deform_conv2d(x.to(kind), offset.to(kind), weight.to(kind), None if bias is None else bias.to(kind), stride,
+                          padding, dilation, None if mask is None else mask.to(kind))
+        return y.to(x.dtype)
+    sampled = _sample(x, offset, weight.shape[2], weight.shape[3], stride, padding, dilation)
+    if mask is not None:
+        b, _, height, width = offset.shape
+        factors = mask.view(b, groups, 1, taps, height, width).expand(-1, -1, x.shape[1] // groups, -1, -1, -1)
+        sampled = sampled * factors.reshape(b, x.shape[1], taps, height, width)
+    return _combine(sampled, weight.to(sampled.dtype), bias).to(x.dtype)
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
+
+def _sample(x: Tensor, offset: Tensor, kernel_height: int, kernel_width: int, stride: int, padding: int,
+            dilation: int) -> Float[Tensor, "b c k h2 w2"]:
+    """What every tap reads at every output position, in float32 at least: places need the precision."""
+    b, channels, h, w = x.shape
+    _, _, height, width = offset.shape
+    taps = kernel_height * kernel_width
+    groups = offset.shape[1] // (2 * taps)
+    kind = torch.promote_types(x.dtype, torch.float32)
+    shifts = offset.to(kind).view(b, groups, taps, 2, height, width)
+    rows, columns = (torch.arange(n, device=x.device, dtype=kind) for n in (kernel_height, kernel_width))
+    tap_y = (rows * dilation)[:, None].expand(-1, kernel_width).reshape(taps, 1, 1)
+    tap_x = (columns * dilation)[None].expand(kernel_height, -1).reshape(taps, 1, 1)
+    grid_y = (torch.arange(height, device=x.device, dtype=kind) * stride - padding)[:, None]
+    grid_x = (torch.arange(width, device=x.device, dtype=kind) * stride - padding)[None]
+    y, z = shifts[:, :, :, 0] + tap_y + grid_y, shifts[:, :, :, 1] + tap_x + grid_x
+    top, left = y.floor(), z.floor()
+    down, right = y - top, z - left  # the shares of the lower and the right neighbors
+    flat = x.to(kind).reshape(b, groups, channels // groups, h * w)
+
+    def neighbor(rows: Tensor, columns: Tensor, share: Tensor) -> Tensor:
+        inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
+        place = rows.clamp(0, h - 1).long() * w + columns.clamp(0, w - 1).long()
+        index = place.reshape(b, groups, 1, -1).expand(-1, -1, channels // groups, -1)
+        return flat.gather(3, index) * (share * inside).reshape(b, groups, 1, -1)
+
+    sampled = (neighbor(top, left, (1 - down) * (1 - right)) + neighbor(top, left + 1, (1 - down) * right)
+               + neighbor(top + 1, left, down * (1 - right)) + neighbor(top + 1, left + 1, down * right))
+    return sampled.view(b, channels, taps, height, width)
+
+
+def _combine(sampled: Float[Tensor, "b c k h w"], weight: Float[Tensor, "d e kh kw"],
+             bias: Tensor | None) -> Float[Tensor, "b d h w"]:
+    """The products with the weights, group by group, as a 1x1 convolution of all taps."""
+    b, channels, taps, height, width = sampled.shape
+    d, e = weight.shape[:2]
+    stacked = sampled.reshape(b, channels * taps, height, width)
+    kernel = weight.reshape(d, e * taps, 1, 1)
+    return torch.nn.functional.conv2d(stacked, kernel, None if bias is None else bias.to(stacked.dtype),
+                                      groups=channels // e)

@@ -1,0 +1,33 @@
+"""Search for what tasks share: any backbone as a space of policies, and compact networks from it.
+
+>>> from polyptych.search import compile, extract
+>>> supermodel = compile(backbone, ("semseg", "depth"), space="tree")
+>>> policy = supermodel.space.draw(Random(0))
+>>> outputs = supermodel(image, policy)          # {task: what the backbone returns}
+>>> network = extract(supermodel, policy)        # the same outputs, without the search
+
+Public, and kept stable:
+
+- :func:`compile(backbone, tasks, space=, granularity=, norms=, skip=, pinned=, size=, whole=, any_size=)
+  <polyptych.search.compilation.compile>` gives a :class:`~polyptych.search.supermodel.Supermodel`.
+- ``Supermodel``: ``forward(image, policy)``, ``plan(policy)``, ``materialize(policies)``, ``capture``, ``units``,
+  ``space``, ``banks``, ``backbone``, ``tasks``.
+- :class:`~polyptych.search.spaces.Space`: ``draw(random)``, ``mutate(policy, random)``, ``choices(unit)``,
+  ``validate(policy)``, ``baselines()``, ``all_shared()``, ``all_own()``, ``bottom_shared(n)``, ``policy(rows)``,
+  ``units``, ``tasks``.
+- :class:`~polyptych.search.policy.Policy`: ``choices``, ``choice(unit, task)``, ``with_choices``, ``canonical``,
+  ``read``, ``write``, ``encode``, ``decode``.
+- :class:`~polyptych.search.units.Unit`: ``name``, ``targets``, ``norms``, ``before``, ``depth``, ``parameters``,
+  ``skip``.
+- :class:`~polyptych.search.plan.Plan`: ``steps`` (each with ``node``, ``bank``, ``inputs``, ``tasks``, ``skip``),
+  ``outputs``, ``trunk``, ``cut``. The cost of a policy is a sum over its steps; ``node.meta`` has the shapes.
+- :func:`extract(supermodel, policy) <polyptych.search.extract.extract>` gives a
+  :class:`~polyptych.search.extract.Compact`; the encoder ``searched`` builds one from a policy file.
+"""
+
+from polyptych.search.compilation import compile
+from polyptych.search.extract import Compact, extract
+from polyptych.search.policy import OWN, SHARED, SKIP, Compilation, Policy
+from polyptych.search.supermodel import Supermodel
+
+__all__ = ["OWN", "SHARED", "SKIP", "Compact", "Compilation", "Policy", "Supermodel", "compile", "extract"]

@@ -1,0 +1,120 @@
+"""The networks that a searched one is compared with, at equal budgets and schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from polyptych.errors import InputError
+from polyptych.search.conflicts import most_conflicting_own
+from polyptych.search.policy import OWN, SHARED, Policy
+from polyptych.search.settings import Search
+from polyptych.search.space import Space
+from polyptych.search.spaces import make_space
+from polyptych.search.supermodel import Supermodel
+
+DRAWS = 400
+FULL = 0.9
+"""A random policy uses at least this share of the budget, or the most of all that were drawn."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One network to be trained.
+
+    Attributes:
+        name: of its runs; unique.
+        kind: searched, single, shared, bottom, tree, op or conflict.
+        policy: what it shares. The single networks do not use it, but have its cost.
+        note: what a reader must know.
+        same_as: name of the candidate whose runs are its own too, because it shares alike.
+    """
+
+    name: str
+    kind: str
+    policy: Policy
+    note: str = ""
+    same_as: str = ""
+
+
+def baselines(supermodel: Supermodel, search: Search, use: Callable[[Policy], float], conflicts: list[float],
+              seed: int) -> Iterator[Candidate]:
+    """What the search asks for.
+
+    Args:
+        use: share of the budget that a policy takes; more than 1 breaks it.
+        conflicts: of every unit, :func:`polyptych.search.conflicts.count_conflicts`.
+    """
+    space, chosen = supermodel.space, search.baselines
+    # Baselines share or own whole units; what a space wants besides (skips, norms per task) is not theirs.
+    tree = make_space("tree", space.units, space.tasks, space.compilation, skip=False)
+    partition = make_space("partition", space.units, space.tasks, space.compilation, skip=False)
+    if "single" in chosen:
+        yield Candidate("single", "single", tree.all_own(), "a network for every task")
+    if "shared" in chosen:
+        yield Candidate("shared", "shared", tree.all_shared(), "one backbone for all tasks")
+    if "bottom" in chosen:
+        for count in range(search.bottom_every, len(space.units), search.bottom_every):
+            yield Candidate(f"bottom-{count}", "bottom", tree.bottom_shared(count),
+                            f"the first {count} of {len(space.units)} units shared")
+    if "tree" in chosen:
+        for number in range(search.random):
+            yield _random(f"tree-{number}", "tree", tree.draw, use, Random(f"{seed} tree {number}"))
+    if "op" in chosen:
+        for number in range(search.random):
+            yield _random(f"op-{number}", "op", lambda random: shared_or_own(partition, random), use,
+                          Random(f"{seed} op {number}"))
+    if "conflict" in chosen:
+        policy = most_conflicting_own(tree if search.space == "tree" else partition, conflicts,
+                                      lambda policy: use(policy) <= 1)
+        yield Candidate("conflict", "conflict", policy, "the units with the most conflicting gradients of each task's "
+                        "own")
+
+
+def shared_or_own(space: Space, random: Random) -> Policy:
+    """Every task of every unit by itself, more or less of them own."""
+    share = random.random()
+    return space.policy([tuple(OWN if random.random() < share else SHARED for _ in space.tasks)
+                         for _ in range(len(space.units))])
+
+
+def _random(name: str, kind: str, draw: Callable[[Random], Policy], use: Callable[[Policy], float], random: Random
+            ) -> Candidate:
+    """A random policy that keeps the budget and uses most of it."""
+    drawn = [draw(random).canonical() for _ in range(DRAWS)]
+    uses = [use(policy) for policy in drawn]
+    if not any(uses):  # no budget
+        return Candidate(name, kind, drawn[0], "random")
+    inside = [i for i, value in enumerate(uses) if value <= 1]
+    if not inside:
+        least = min(range(len(uses)), key=uses.__getitem__)
+        return Candidate(name, kind, drawn[least], f"random; none of {DRAWS} kept the budget, this one takes "
+                         f"{uses[least]:.2f} of it")
+    full = [i for i in inside if uses[i] >= FULL]
+    best = full[0] if full else max(inside, key=uses.__getitem__)
+    return Candidate(name, kind, drawn[best], f"random, takes {uses[best]:.2f} of the budget")
+
+
+def distinct(candidates: Iterator[Candidate] | list[Candidate]) -> list[Candidate]:
+    """Policies that share alike are trained once; the later ones say whose runs are theirs.
+
+    Raises:
+        InputError: two of one name.
+    """
+    first: dict[Policy, Candidate] = {}
+    kept: list[Candidate] = []
+    for candidate in candidates:
+        if any(other.name == candidate.name for other in kept):
+            raise InputError("the candidates", f"{candidate.name} twice", "names that differ", "report this")
+        plain = dataclasses.replace(candidate.policy.canonical(), space="")
+        same = first.get(plain)
+        if candidate.kind == "single":  # networks of their own beginnings
+            kept.append(candidate)
+        elif same is None:
+            first[plain] = candidate
+            kept.append(candidate)
+        else:
+            kept.append(dataclasses.replace(candidate, same_as=same.name))
+    return kept

@@ -1,0 +1,67 @@
+"""Which modules stay whole when a network is captured, and why.
+
+A leaf is one node of the graph. It keeps its own Python code, so it is right in training and evaluation, and for any
+size of image; what is inside it cannot be told apart by a policy.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from timm.models import get_notrace_functions, get_notrace_modules
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, getattr(nn, "RMSNorm", nn.LayerNorm))
+OPERATIONS = (_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag)
+SIMPLE = (*NORMS, *OPERATIONS, _DropoutNd)
+
+__all__ = ["NORMS", "OPERATIONS", "get_notrace_functions", "has_random_drops", "is_leaf", "is_norm", "reads_training"]
+
+
+def is_leaf(module: nn.Module) -> str | None:
+    """Why the module is a leaf; ``""`` where it is a layer that has no inside, None where it is to be opened."""
+    if isinstance(module, SIMPLE):
+        return ""
+    kind = type(module)
+    if kind.__module__.startswith(("torch.nn.", "torch.ao.nn.")):
+        if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            return None
+        return "a module of torch with layers inside" if any(True for _ in module.children()) else ""
+    if kind in get_notrace_modules():
+        return "timm marks it as not traceable"
+    if reads_training(kind) and not any(True for child in module.children() for _ in child.parameters()):
+        return ""  # stochastic depth, norms of their own
+    return None
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it normalizes: torch's norms and their subclasses, and modules that call themselves one."""
+    if isinstance(module, NORMS):
+        return True
+    words = type(module).__name__.lower()
+    has_inside = any(True for child in module.children() for _ in child.parameters())
+    return not has_inside and "norm" in words and not isinstance(module, OPERATIONS)
+
+
+def reads_training(kind: type[nn.Module]) -> bool:
+    """Whether ``forward`` itself asks for ``self.training``."""
+    return _mentions(getattr(inspect.unwrap(kind.forward), "__code__", None))
+
+
+def _mentions(code: Any) -> bool:
+    if code is None:
+        return False
+    inner = [constant for constant in code.co_consts if hasattr(constant, "co_names")]
+    return "training" in code.co_names or any(map(_mentions, inner))
+
+
+def has_random_drops(module: nn.Module) -> bool:
+    """Whether code of ``forward`` that asks for ``self.training`` may drop at random: a rate of its own or of a direct
+    child is positive. Captured in evaluation mode it would never drop."""
+    rates = [value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
+    rates += [child.p for child in module.children() if isinstance(child, _DropoutNd)]
+    return any(rate > 0 for rate in rates)

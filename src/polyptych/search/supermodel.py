@@ -1,0 +1,98 @@
+"""The supermodel: one forward pass for all tasks, whatever the policy; what they have in common is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from polyptych.search.banks import Banks
+from polyptych.search.capture import Capture
+from polyptych.search.plan import Plan, Planner, Step
+from polyptych.search.policy import Compilation, Policy
+from polyptych.search.space import Space
+from polyptych.search.units import Units
+from polyptych.types import Features, TaskFeatures
+
+
+class Supermodel(nn.Module):
+    """A backbone in which every task may have its own copy of every unit.
+
+    The backbone's state dict lies under ``banks.backbone`` with its own names, and weights may be loaded into it before
+    or after compiling. Which policy runs is an argument; parameters of a policy are never part of the network.
+
+    Attributes:
+        capture, units, space: what was captured, its units, the policies to choose from.
+        banks: all weights.
+        tasks: names in order.
+    """
+
+    def __init__(self, capture: Capture, units: Units, space: Space):
+        super().__init__()
+        self.capture, self.units, self.space = capture, units, space
+        self.tasks = space.tasks
+        self.planner = Planner(capture, units)
+        self.banks = Banks(capture, units, self.planner, self.tasks)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network that was captured: the shared weights."""
+        return self.banks.backbone
+
+    @property
+    def compilation(self) -> Compilation:
+        return self.space.compilation
+
+    def plan(self, policy: Policy) -> Plan:
+        """What a policy computes."""
+        self.space.check_fit(policy)
+        return self.planner.plan(policy)
+
+    def materialize(self, policies: Iterable[Policy] | None = None) -> None:
+        """Make the copies that these policies use (by default, a copy of every unit for every task), so that an
+        optimizer sees all parameters. Copies that are there already stay as they are."""
+        chosen = self.space.corners() if policies is None else policies
+        self.banks.materialize(map(self.plan, chosen))
+
+    def forward(self, image: Float[Tensor, "b c h w"], policy: Policy) -> dict[str, Any]:
+        """For every task, what the backbone returns, with the weights that the policy gives it.
+
+        Where the backbone returns :class:`Features` the result is a :class:`TaskFeatures` with the cut between what
+        all tasks share and what follows.
+        """
+        plan = self.plan(policy)
+        values: list[Any] = [None] * len(plan.steps)
+        cut: dict[int, Tensor] = {}
+        for i, step in enumerate(plan.steps):
+            values[i] = self._compute(plan, i, step, values, cut, image)
+            if i in plan.cut:
+                cut[i] = values[i].view_as(values[i])
+            for done in plan.last_use[i]:
+                values[done] = None
+        build = self.capture.structure.build
+        result = {task: build([cut[i] if i in cut else values[i] for i in rows])
+                  for task, rows in plan.outputs.items()}
+        if self.capture.structure.kind is Features:
+            return TaskFeatures(result, shared=tuple(cut.values()))
+        return result
+
+    def _compute(self, plan: Plan, i: int, step: Step, values: Sequence[Any], cut: dict[int, Tensor], image: Tensor
+                 ) -> Any:
+        node = step.node
+        if node.op == "placeholder":
+            return image
+        if node.op == "get_attr":
+            return self.banks.get(str(node.target), step.bank)
+        # What is not of the trunk reads a branch of the value, so that gradients can be taken at the cut.
+        outside = cut if i not in plan.trunk else {}
+        read = {n: outside[at] if at in outside else values[at] for n, at in step.inputs.items()}
+        if step.skip is not None:
+            return self.banks.projection(step.skip, step.tasks[0])(*read.values())
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read.__getitem__)
+        if node.op == "call_module":
+            return self.banks.module(str(node.target), step.bank, step.tasks)(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,0 +1,69 @@
+"""What Python code sees while it is traced: an ``isinstance`` that looks at the value, constructors of traced sizes."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyptych.search.traced import Traced, concrete, find
+
+CONSTRUCTORS = ("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "rand", "randn", "tensor",
+                "as_tensor", "is_tensor")
+
+
+@contextlib.contextmanager
+def value_aware_isinstance(root: nn.Module) -> Iterator[None]:
+    """Let ``isinstance(traced, Tensor)`` be answered by the value, in the packages that the modules come from."""
+    packages = {type(module).__module__.partition(".")[0] for module in root.modules()} - {"torch"}
+
+    def value_aware(value: Any, kind: Any) -> bool:
+        if builtins.isinstance(value, Traced) and kind is not Traced:
+            return builtins.isinstance(value.value, kind)
+        return builtins.isinstance(value, kind)
+
+    own = __name__.rpartition(".")[0]
+    spaces = [module.__dict__ for name, module in list(sys.modules.items())
+              if name.partition(".")[0] in packages and not name.startswith(own) and module is not None
+              and "isinstance" not in vars(module)]
+    for space in spaces:
+        space["isinstance"] = value_aware
+    try:
+        yield
+    finally:
+        for space in spaces:
+            del space["isinstance"]
+
+
+@contextlib.contextmanager
+def traceable_constructors(is_computing: Callable[[], bool]) -> Iterator[None]:
+    """Let ``torch.arange(traced)`` and the like be nodes; torch does not dispatch on their numbers.
+
+    Args:
+        is_computing: whether values are being computed rather than traced.
+    """
+    originals = {name: getattr(torch, name) for name in CONSTRUCTORS}
+    for name, original in originals.items():
+        setattr(torch, name, _constructor(name, original, is_computing))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
+
+
+def _constructor(name: str, original: Any, is_computing: Callable[[], bool]) -> Any:
+    def construct(*args: Any, **kwargs: Any) -> Any:
+        traced = None if is_computing() else next(find(args, kwargs), None)
+        if traced is None:
+            return original(*args, **kwargs)
+        if name == "is_tensor":
+            return isinstance(concrete(args[0]), Tensor)
+        return traced.tracer.create_proxy("call_function", original, args, kwargs)
+
+    return construct
