@@ -106,7 +106,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows: list[Row] = []
     tasks = tuple(f"task{i}" for i in range(arguments.tasks))
-    print("| network | policy | multiply-adds | parameters | time | ms | calls of one module |\n|---|---|---|---|---|---|---|")
+    print("| network | policy | multiply-adds | parameters | time | ms | calls of one module |")
+    print("|---|---|---|---|---|---|---|")
     for name in arguments.networks:
         rows += measure(name, tasks, arguments.size, arguments.batch, arguments.repeats)
         for row in (row for row in rows if row.network == name):

@@ -246,6 +246,16 @@ def test_local_offsets_begin_with_none():
     assert not mixer.offsets(torch.randn(1, 8, 4, 5)).any()
 
 
+@torch.no_grad()
+def test_published_offsets_keep_their_precision_under_autocast():
+    offsets = randomized(replace(SLIM, offsets="published").build(**everywhere(SMALL, CHANNELS))).float()
+    module, x = offsets.mixers["depth"][0].offsets, torch.zeros(1, 8, 90, 120)
+    exact = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = module(x)
+    assert rounded.dtype == torch.float32 and (rounded - exact).abs().max() < 1e-2 * exact.abs().max()
+
+
 @pytest.mark.parametrize(("changes", "said"), [
     ({"heads": 3}, "decoder.width"), ({"offset_groups": 5}, "decoder.width"), ({"depth": 0}, "decoder.depth"),
     ({"reduction": 0}, "decoder.reduction"), ({"scales": -1}, "decoder.scales")])

@@ -97,6 +97,22 @@ def test_without_prompts_swins_maps_are_timms(size):
     assert any(any(block.shift_size) for stage in stages for block in stage.modules() if hasattr(block, "shift_size"))
 
 
+def test_a_class_token_can_be_dropped():
+    """As in the published code: patches keep their rows of the position table."""
+    torch.manual_seed(4)
+    backbone = Timm.Config(model="vit_tiny_patch16_224")
+    encoder = TaskPrompter.Config(size=(96, 128), prefix_tokens=False).build(backbone=backbone, tasks=("a", "b")).eval()
+    before = encoder(image(96, 128))["a"].maps[-1]
+    token = encoder.backbone.stages[0].model.cls_token
+    assert not token.requires_grad
+    with torch.no_grad():
+        token.add_(5.0)
+    assert torch.equal(encoder(image(96, 128))["a"].maps[-1], before)
+    kept = TaskPrompter.Config(size=(96, 128)).build(backbone=backbone, tasks=("a", "b")).eval()
+    kept.load_state_dict(encoder.state_dict())
+    assert not torch.allclose(kept(image(96, 128))["a"].maps[-1], before, atol=1e-3)
+
+
 # -- the equations ---------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import timm
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,17 @@ from polyptych.search.structure import take_apart
 
 TASKS = ("a", "b", "c")
 SPACES = ("automtl", "tree", "partition", "skip_only")
+QUICK = ["test_resnet", "test_vit"]  # of what takes long
 FAST = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
 SEVERAL = [*FAST, "resnet18", "mobilenetv2_050", "mobilenetv3_small_050", "hrnet_w18_small", "densenet121",
            "resnetv2_18", "regnety_002", "test_mambaout", "mobilevit_xxs", "pvt_v2_b0", "levit_128s",
            "edgenext_xx_small"]
 FAMILIES: dict[str, str] = json.loads((Path(__file__).parents[2] / "benchmarks" / "timm_families.json").read_text())
+
+
+def slow(names):
+    """The same parameters, for the slow set."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def image(like, batch: int = 1, seed: int = 1, dtype=torch.float32) -> Tensor:

@@ -10,14 +10,12 @@ from random import Random
 import pytest
 import timm
 import torch
-from small import FAST, SEVERAL, SPACES, Everything, build, equal, image, perturb, tensors
+from small import FAST, SEVERAL, SPACES, Everything, build, equal, image, perturb, slow, tensors
 
 from polyptych.profiling.operators import count
 from polyptych.search import OWN, SHARED, SKIP, compile, extract
 from polyptych.search.anchors import tensors_of
 from polyptych.search.policy import groups
-
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SEVERAL if name not in FAST]
 
 
 def multiply_adds(module, x, *arguments):
@@ -28,7 +26,7 @@ def numbers(module):
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize("name", [*FAST, *SLOW])
+@pytest.mark.parametrize("name", ["test_resnet", *slow(SEVERAL[1:])])
 def test_multiply_adds(name):
     """P6. All shared: those of one backbone. All own: of three. Trees: between, and never more than the sum of the
     units' shares; the first N shared: as the units before and after say."""
@@ -122,7 +120,7 @@ def test_nothing_dead_is_left(name):
     assert not any(key == t or key.startswith(f"{t}.") for key in state for t in gone)
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", ["automtl", "tree", *slow(("partition", "skip_only"))])
 @torch.no_grad()
 def test_state_dicts_and_pickles(space):
     """P7: names of the backbone for what is shared, copies under theirs, everything to bytes and back."""
@@ -147,7 +145,7 @@ def test_state_dicts_and_pickles(space):
         assert equal(torch.load(file, weights_only=False)(x), expected)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", ["test_resnet", *slow(FAST[1:])])
 @torch.no_grad()
 def test_export(name):
     """P7: torch.export of the compact network gives the same, and knows nothing of this package."""

@@ -27,7 +27,8 @@ BACKBONES = {"resnet": Timm.Config(model="test_resnet"), "vit": Timm.Config(mode
              "hrnet": Timm.Config(model="hrnet_w18_small_v2"), "segnet": SegNet.Config(width=4, bottom_width=6),
              "wide": WideResNet.Config(depth=10, width=1)}
 backbones = pytest.mark.parametrize("backbone", [
-    pytest.param(config, id=name, marks=[pytest.mark.slow] * (name == "hrnet")) for name, config in BACKBONES.items()])
+    pytest.param(config, id=name, marks=[pytest.mark.slow] * (name in ("hrnet", "vit")))
+    for name, config in BACKBONES.items()])
 
 
 def policy_of(backbone, seed=1, space="tree", tasks=TASKS, **options):

@@ -10,13 +10,13 @@ from random import Random
 import pytest
 import torch
 from reference import single_networks
-from small import FAST, SEVERAL, SPACES, TASKS, Everything, build, equal, image, perturb, tensors
+from small import FAST, QUICK, SEVERAL, SPACES, TASKS, Everything, build, equal, image, perturb, slow, tensors
 from torch import nn
 
 from polyptych.search import OWN, SHARED, SKIP, compile, extract
 
 spaces = pytest.mark.parametrize("space", SPACES)
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SEVERAL if name not in FAST]
+SLOW = slow(SEVERAL[len(FAST):])
 
 
 def draws(supermodel, number, seed=0):
@@ -47,7 +47,7 @@ def test_all_shared_and_all_own_are_the_network(name):
 
 
 @spaces
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [*QUICK, *slow(FAST[len(QUICK):])])
 @torch.no_grad()
 def test_equals_a_network_per_task(name, space):
     """P3: fresh weights everywhere, both ways to compute them; every node of the graph is in one of the spaces."""
@@ -140,7 +140,7 @@ def bank_of(policy, unit, i, target, task):
     return "backbone" if choice in (SHARED, SKIP) else f"copies.group_{choice}"
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [*QUICK, *slow(FAST[len(QUICK):])])
 @torch.no_grad()
 def test_the_trunk_is_computed_once(name):
     """P5: calls of modules. Shared by all: once each; own: once per task; in between: once per group."""

@@ -43,7 +43,10 @@ class PublishedOffsets(nn.Module):
         self.opt = nn.Conv2d(18, 2 * channels, 3, padding=1, groups=2)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
-        return self.opt(self.p_conv(x) + self._positions(x))
+        places = self.p_conv(x)
+        with torch.autocast(x.device.type, enabled=False):  # half precision would round hundreds of pixels
+            places = places.to(self.opt.weight.dtype)
+            return self.opt(places + self._positions(places))
 
     @staticmethod
     def _positions(x: Tensor) -> Float[Tensor, "1 18 h w"]:

@@ -7,6 +7,7 @@ Source: concatenation as in HRNetV2 (Wang et al., TPAMI 2020, arXiv 1908.07919);
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -65,14 +66,18 @@ class BidirectionalPyramid(nn.Module):
         self.down = nn.ModuleList(Fuse(2, width) for _ in range(levels - 1))
         self.up = nn.ModuleList(Fuse(3, width) for _ in range(levels - 1))
         self.finish = nn.ModuleList(Fuse(2, width) for _ in range(levels - 1))
+        self.halvings = [(coarse // fine).bit_length() - 1 for fine, coarse in pairwise(spec.strides)]
 
     def forward(self, maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
         levels = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         middle = self._descend(levels, self.down)
         risen = middle[:1]
         for level, fuse in enumerate(self.up, start=1):
-            pooled = F.adaptive_max_pool2d(risen[-1], levels[level].shape[-2:])
-            risen.append(fuse([levels[level], middle[level], pooled]))
+            pooled = risen[-1]
+            for _ in range(self.halvings[level - 1]):
+                pooled = F.max_pool2d(pooled, 3, stride=2, padding=1)
+            size = (levels[level].shape[-2], levels[level].shape[-1])
+            risen.append(fuse([levels[level], middle[level], resize(pooled, size)]))
         return self._descend(risen, self.finish)[0]
 
     @staticmethod

@@ -6,6 +6,7 @@ CVMJ 2022, arXiv 2106.13797)
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,6 +28,16 @@ class Attention(nn.MultiheadAttention):
         attended = F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
+    def by_position(self, query: Float[Tensor, "b n c"], keys: Float[Tensor, "b n t c"]) -> Float[Tensor, "b n c"]:
+        """Every query attends to the t tokens at its own position. (As sequences of their own, positions would exceed
+        what CUDA's kernels take.)"""
+        (wq, wk, wv), (bq, bk, bv) = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q = F.linear(query, wq, bq).unflatten(-1, (self.num_heads, -1))
+        k, v = (F.linear(keys, weight, bias).unflatten(-1, (self.num_heads, -1))
+                for weight, bias in ((wk, bk), (wv, bv)))
+        shares = (torch.einsum("bnhe,bnthe->bnth", q, k) / q.shape[-1] ** 0.5).softmax(2)
+        return self.out_proj(torch.einsum("bnth,bnthe->bnhe", shares, v).flatten(2))
+
     def alone(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Every token attends to itself only: a linear map, in which queries and keys play no part."""
         return self.out_proj(F.linear(tokens, self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2]))
@@ -42,6 +53,6 @@ def reduced(tokens: Float[Tensor, "b t c h w"], factor: int) -> Float[Tensor, "b
     return pooled.view(b, t, c, -1).transpose(2, 3).flatten(1, 2)
 
 
-def by_pixel(tokens: Float[Tensor, "b t c h w"]) -> Float[Tensor, "n t c"]:
-    """The tasks' tokens at every pixel of every image, as sequences of their own."""
-    return tokens.permute(0, 3, 4, 1, 2).flatten(0, 2)
+def by_pixel(tokens: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b n t c"]:
+    """The tasks' tokens at every pixel."""
+    return tokens.permute(0, 3, 4, 1, 2).flatten(1, 2)

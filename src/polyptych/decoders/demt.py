@@ -143,8 +143,9 @@ class DeMT(Decoder):
         refined = {}
         for task, query in self.queries.items():
             b, c, h, w = own[task].shape
-            sequence = own[task].permute(0, 2, 3, 1).reshape((b * h * w, 1, c) if pixel else (b, h * w, c))
-            found = self.queried[task](query(sequence, keys))
+            sequence = own[task].permute(0, 2, 3, 1).reshape(b, h * w, c)
+            attended = query.by_position(sequence, keys) if pixel else query(sequence, keys)
+            found = self.queried[task](attended)
             refined[task] = own[task] + found.view(b, h, w, c).permute(0, 3, 1, 2)
         return refined
 

@@ -62,6 +62,7 @@ class PromptedViT(PromptedStages):
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
         state = stages[0](image)
         grid, *prefix = [state] if isinstance(state, Tensor) else state
+        prefix = prefix if self.prefix_tokens else []
         height, width = grid.shape[-2:]
         # (b n d): prompts, class and register tokens, patches
         tokens = torch.cat([self.prompts.expand(len(grid), -1, -1),

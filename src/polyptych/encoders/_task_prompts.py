@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,7 +46,8 @@ def new_prompts(tasks: int, width: int) -> nn.Parameter:
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
     """Scores multiply features, so they are not rounded to 16 bits."""
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         yield
 
 
@@ -130,9 +131,15 @@ class ChannelPrompts(nn.Module):
 
 class PromptedStages(nn.Module):
     """The learned parts of a prompted transformer, one set of them for each kind of transformer. ``forward`` runs the
-    backbone's own stages and gives a :class:`Level` after each."""
+    backbone's own stages and gives a :class:`Level` after each.
+
+    Attributes:
+        heads: of the attention at the end of each stage.
+        prefix_tokens: class and register tokens, where the backbone has them, take part.
+    """
 
     heads: tuple[int, ...]
+    prefix_tokens: bool = True
 
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
         raise NotImplementedError

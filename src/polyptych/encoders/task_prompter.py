@@ -41,8 +41,8 @@ class TaskPrompter(Encoder):
     Differs from the published code in two options, ``channel="published", scores="raw"`` being that code: the
     attended value of the channels is used, and scores are divided by the root of the numbers of products in them, as
     in every attention; raw ones are tens of times larger than the features that they multiply. Class and register
-    tokens, which that code drops, stay if the backbone has them. In a Swin transformer
-(:class:`polyptych.encoders._prompted_swin.PromptedSwin`) prompts join every window.
+    tokens, which that code drops (``prefix_tokens=False``), stay if the backbone has them. In a Swin transformer
+    (:class:`polyptych.encoders._prompted_swin.PromptedSwin`) prompts join every window.
 
     The layers of the channel attention belong to the grid of ``size``. Other sizes work, by resizing.
 
@@ -64,6 +64,9 @@ class TaskPrompter(Encoder):
         scores: Literal["scaled", "raw"] = "scaled"
         """Multiply features by scores divided by the root of their number of products, or by raw ones, as published."""
 
+        prefix_tokens: bool = True
+        """Keep the class and register tokens of a vision transformer; the published code drops them."""
+
         def __post_init__(self) -> None:
             if self.windows < 1:
                 raise InputError("encoder.windows", str(self.windows), "1 or more", "change --encoder.windows")
@@ -77,6 +80,11 @@ class TaskPrompter(Encoder):
         self.backbone, runner = _build(backbone)
         self.prompted: PromptedStages = runner(self.backbone.stages, len(tasks), config.size, config.windows,
                                                config.channel)
+        if not config.prefix_tokens:
+            self.prompted.prefix_tokens = False
+            for name, parameter in self.backbone.named_parameters():
+                if name.endswith(("cls_token", "reg_token")):
+                    parameter.requires_grad_(False)  # nothing reads them
         own = self.backbone.spec
         spec = FeatureSpec(tuple(2 * c for c in own.channels), own.strides, self.prompted.heads)
         self.spec = dict.fromkeys(tasks, spec)

@@ -33,7 +33,7 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
         mask: one factor per tap and offset group, m = g kh kw.
         method: ``compiled`` is torchvision's operator; ``plain`` gathers the four neighbors of every place with
             ordinary tensor operations: exact, and known to exporters. ``auto`` is the first where it exists and
-            nothing is being exported. Their gradients by offsets differ at whole numbers only, where there are two.
+            nothing is being exported. A place that is not finite reads zero.
 
     Raises:
         InputError: shapes that do not fit each other.
@@ -44,6 +44,12 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
         raise InputError("deformable_convolution", f"{offset.shape[1]} offset channels for {x.shape[1]} channels and "
                          f"{taps} taps", "2 x taps x groups offset channels, whose groups divide the channels",
                          "change the offsets")
+    if not _exporting():
+        rows, columns = ((n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+                         for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+        if tuple(offset.shape[2:]) != (rows, columns):
+            raise InputError("deformable_convolution", f"offsets of {offset.shape[2]}x{offset.shape[3]}",
+                             f"the size of the result, {rows}x{columns}", "change the offsets")
     if mask is not None and mask.shape[1] != taps * groups:
         raise InputError("deformable_convolution", f"{mask.shape[1]} mask channels", f"{taps * groups}",
                          "change the mask")
@@ -62,7 +68,8 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
 
 
 def _exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    asked = getattr(torch.compiler, "is_exporting", None)  # torch 2.6 has none
+    return torch.onnx.is_in_onnx_export() or (asked is not None and asked())
 
 
 def _sample(x: Tensor, offset: Tensor, kernel_height: int, kernel_width: int, stride: int, padding: int,
@@ -85,10 +92,10 @@ def _sample(x: Tensor, offset: Tensor, kernel_height: int, kernel_width: int, st
     flat = x.to(kind).reshape(b, groups, channels // groups, h * w)
 
     def neighbor(rows: Tensor, columns: Tensor, share: Tensor) -> Tensor:
-        inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
-        place = rows.clamp(0, h - 1).long() * w + columns.clamp(0, w - 1).long()
+        inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)  # false where a place is not a number
+        place = torch.where(inside, rows * w + columns, 0).long()
         index = place.reshape(b, groups, 1, -1).expand(-1, -1, channels // groups, -1)
-        return flat.gather(3, index) * (share * inside).reshape(b, groups, 1, -1)
+        return flat.gather(3, index) * torch.where(inside, share, 0).reshape(b, groups, 1, -1)
 
     sampled = (neighbor(top, left, (1 - down) * (1 - right)) + neighbor(top, left + 1, (1 - down) * right)
                + neighbor(top + 1, left, down * (1 - right)) + neighbor(top + 1, left + 1, down * right))

@@ -20,7 +20,7 @@ from polyptych.search.outcome import ENOUGH, Outcome, Trained, gather
 from polyptych.search.policy import Policy
 from polyptych.search.record_book import read_networks
 
-COSTS = {"parameters": "parameters", "multiply_adds": "multiply-adds", "memory": "peak activation memory",
+COSTS = {"parameters": "parameters", "multiply_adds": "multiply-adds", "memory": "activation memory",
          "latency": "latency"}
 VALUE = "mean skill, validation split"
 

@@ -83,18 +83,21 @@ def shared_or_own(space: Space, random: Random) -> Policy:
 def _random(name: str, kind: str, draw: Callable[[Random], Policy], use: Callable[[Policy], float], random: Random
             ) -> Candidate:
     """A random policy that keeps the budget and uses most of it."""
-    drawn = [draw(random).canonical() for _ in range(DRAWS)]
-    uses = [use(policy) for policy in drawn]
-    if not any(uses):  # no budget
-        return Candidate(name, kind, drawn[0], "random")
-    inside = [i for i, value in enumerate(uses) if value <= 1]
-    if not inside:
-        least = min(range(len(uses)), key=uses.__getitem__)
-        return Candidate(name, kind, drawn[least], f"random; none of {DRAWS} kept the budget, this one takes "
-                         f"{uses[least]:.2f} of it")
-    full = [i for i in inside if uses[i] >= FULL]
-    best = full[0] if full else max(inside, key=uses.__getitem__)
-    return Candidate(name, kind, drawn[best], f"random, takes {uses[best]:.2f} of the budget")
+    best, most = None, -1.0
+    least, fewest = None, float("inf")
+    for _ in range(DRAWS):
+        policy = draw(random).canonical()
+        taken = use(policy)
+        if most < taken <= 1:
+            best, most = policy, taken
+        if taken < fewest:
+            least, fewest = policy, taken
+        if not taken or most >= FULL:  # there is no budget, or it is nearly used up
+            break
+    if best is not None:
+        return Candidate(name, kind, best, f"random, takes {most:.2f} of the budget" if most else "random")
+    assert least is not None
+    return Candidate(name, kind, least, f"random; none of {DRAWS} kept the budget, this one takes {fewest:.2f} of it")
 
 
 def distinct(candidates: Iterator[Candidate] | list[Candidate]) -> list[Candidate]:
