@@ -98,7 +98,7 @@ def write_onnx(program: torch.export.ExportedProgram, tasks: tuple[str, ...], pa
     onnx.save(model, str(path))
 
 
-def rename(model, names: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def rename(model, names: dict[str, str]) -> None:
     """Give outputs of a graph the names of tasks. An output of the same value twice, and a name that is in use, get an
     Identity of their own."""
     import onnx

@@ -120,7 +120,7 @@ def quantize_file(source: Path, target: Path, method: Method, description: Descr
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.images = islice((image[None] for batch in images for image in batch), calibration)
 
