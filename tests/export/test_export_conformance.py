@@ -12,6 +12,7 @@ from polyptych.backbones.segnet import SegNet
 from polyptych.backbones.timm import Timm
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.encoders._base import CATALOG as ENCODERS
+from polyptych.errors import InputError
 from polyptych.export.comparison import compare
 from polyptych.export.exporting import save
 from polyptych.export.graph import Graph, capture
@@ -21,8 +22,9 @@ from polyptych.tasks._base import CATALOG as TASKS
 from polyptych.types import LabelInfo
 
 LABELS = {"semseg": LabelInfo(classes=tuple("abcde")), "depth": LabelInfo(unit="m"), "normals": LabelInfo()}
-FAST = [("single", "heads"), ("mtan", "heads"), ("shared", "pad_net"), ("shared", "pap_net")]
+FAST = [("mtan", "heads"), ("shared", "pad_net")]
 GRID = [(e, d) for e in ENCODERS.names() for d in DECODERS.names()]
+OF_ENCODER = {"task_prompter": Timm.Config(model="test_vit")}  # it reads tokens
 BACKBONES = {
     "segnet": SegNet.Config(width=4, bottom_width=8), "hrnet": Timm.Config(model="hrnet_w18_small"),
     "vit": Timm.Config(model="test_vit"), "convnext": Timm.Config(model="test_convnext"),
@@ -34,8 +36,13 @@ def agrees(backbone, encoder, decoder, size, path, format="onnx"):
     torch.manual_seed(0)
     configs = {name: TASKS.load(name).Config() for name in LABELS}
     channels = {name: config.build(labels=LABELS[name]).channels for name, config in configs.items()}
-    network = Network.build(backbone.without_weights(), ENCODERS.load(encoder).Config(),
-                            DECODERS.load(decoder).Config(), channels).eval()
+    try:
+        network = Network.build(backbone.without_weights(), ENCODERS.load(encoder).Config(),
+                                DECODERS.load(decoder).Config(), channels).eval()
+    except InputError as error:
+        if (encoder, decoder) in FAST:
+            raise
+        pytest.skip(f"not a network that polyptych builds: {error}")
     description = Description(name="x", protocol="x", tasks=configs, labels=LABELS, mean=(0.0,) * 3, std=(1.0,) * 3,
                               size=size, fixed=size is not None)
     program = capture(Graph(network, tuple(LABELS), size))
@@ -53,7 +60,7 @@ def test_some_pairs_at_a_fixed_size(encoder, decoder, tmp_path):
 @pytest.mark.parametrize("size", [(35, 50), None], ids=["fixed", "dynamic"])
 @pytest.mark.parametrize(("encoder", "decoder"), GRID)
 def test_every_pair(encoder, decoder, size, tmp_path):
-    agrees(Timm.Config(model="test_resnet"), encoder, decoder, size, tmp_path)
+    agrees(OF_ENCODER.get(encoder, Timm.Config(model="test_resnet")), encoder, decoder, size, tmp_path)
 
 
 @pytest.mark.slow
