@@ -168,6 +168,9 @@ class DecoderBlock(Block):
     def enter(self, state: State) -> Float[Tensor, "b c h w"]:
         assert isinstance(state, Pooled)  # an encoder block comes before
         places, size = state.switches[-1]
+        if torch.compiler.is_exporting():  # ONNX has no unpooling that takes a size; the places are the same
+            empty = state.map.new_zeros((*state.map.shape[:2], size[0] * size[1]))
+            return empty.scatter(2, places.flatten(2), state.map.flatten(2)).unflatten(2, size)
         return F.max_unpool2d(state.map, places, (2, 2), output_size=size)
 
     def leave(self, state: State, x: Float[Tensor, "b c h w"]) -> Pooled:

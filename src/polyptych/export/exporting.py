@@ -1,0 +1,119 @@
+"""Export: a trained run becomes one file, which is compared with the network before it takes its place."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from polyptych.errors import InputError
+from polyptych.export.comparison import Difference, compare
+from polyptych.export.graph import Graph, Size, capture, quiet, write_onnx
+from polyptych.export.metadata import KEY, LARGEST_SIDE, Description, to_json
+from polyptych.export.runtime import ExportedModel, FileModel, OnnxModel
+from polyptych.network import Network
+from polyptych.prediction.model import load_network
+from polyptych.run import read_run
+
+Format = Literal["onnx", "torch"]
+ENDINGS: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of it."""
+
+    path: Path
+    description: Description
+    differences: dict[str, Difference]
+
+
+def export(folder: Path, *, format: Format = "onnx", size: Size | None = None, dynamic: bool = False,
+           out: Path | None = None, tolerance: float = 1e-4, weights: str = "") -> Exported:
+    """Write a run's network as one file.
+
+    Args:
+        format: ``onnx``, or ``torch`` for torch.export's .pt2.
+        size: the only height and width that the graph accepts; by default that of the training.
+        dynamic: accept any size instead.
+        out: the file; by default ``RUN/model.onnx`` or ``RUN/model.pt2``.
+        tolerance: the largest difference from the network, see :func:`polyptych.export.comparison.compare`.
+        weights: ``last`` or ``best``; empty takes what the run selects.
+
+    Raises:
+        InputError: a bad option, no such run, a network that cannot become a graph, or a difference above the
+            tolerance. Then there is no new file, and an old one is as it was.
+    """
+    check(format, size, dynamic, out, tolerance)
+    run, tasks, network, step = load_network(folder, weights)
+    fixed = None if dynamic else size or run.size
+    facts = read_run(folder)[1]
+    mean, std = ((float(a), float(b), float(c)) for a, b, c in (network.mean.flatten(), network.std.flatten()))
+    description = Description(
+        name=folder.resolve().name, protocol=facts.protocol, tasks=run.tasks,
+        labels={task: facts.labels[task] for task in tasks}, mean=mean, std=std, size=fixed or run.size,
+        fixed=fixed is not None, step=step)
+    target = out or folder / f"model{ENDINGS[format]}"
+    differences = write(network, description, target, format, tolerance)
+    return Exported(target, description, differences)
+
+
+def write(network: Network, description: Description, target: Path, format: Format,
+          tolerance: float) -> dict[str, Difference]:
+    """Capture, save beside the target, read back, compare, move into place."""
+    names = tuple(description.tasks)
+    size = description.size if description.fixed else None
+    try:
+        program = capture(Graph(network.eval(), names, size))
+    except Exception as error:
+        raise InputError("this network", f"'{_line(error)}' from torch.export", "a network that becomes a graph",
+                         "report it with this message" if size else "try a fixed size: --size H W") from error
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as place:
+            temporary = Path(place) / f"model{ENDINGS[format]}"
+            model = save(program, description, temporary, format)
+            near = description.size or (97, 130)
+            differences = compare(model, network, tolerance, near)
+            os.replace(temporary, target)
+    except OSError as error:
+        raise InputError(target, f"'{error.strerror}'", "a place that can be written", "choose another --out") from None
+    return differences
+
+
+def save(program: torch.export.ExportedProgram, description: Description, path: Path, format: Format) -> FileModel:
+    """Write one file with its metadata, and open it."""
+    text = to_json(description)
+    if format == "onnx":
+        write_onnx(program, tuple(description.tasks), path, {KEY: text})
+        return OnnxModel.open(path)
+    with quiet():
+        torch.export.save(program, path, extra_files={KEY: text})
+    return ExportedModel.open(path)
+
+
+def check(format: str, size: Size | None, dynamic: bool, out: Path | None, tolerance: float) -> None:
+    """What can be said before anything is loaded."""
+    if format not in ENDINGS:
+        raise InputError("--format", format, f"one of {', '.join(ENDINGS)}", "choose one")
+    if size is not None and dynamic:
+        raise InputError("--dynamic", f"it and --size {size[0]} {size[1]}", "one of the two", "leave one out")
+    if size is not None and not all(1 <= side <= LARGEST_SIDE for side in size):
+        raise InputError("--size", f"{size[0]} {size[1]}", f"a height and width from 1 to {LARGEST_SIDE}", "correct it")
+    if not 0 < tolerance < float("inf"):
+        raise InputError("--tolerance", f"{tolerance:g}", "a positive number", "use for instance 1e-4")
+    if out is not None and (out.suffix.lower() != ENDINGS[format] or out.is_dir()):
+        raise InputError("--out", str(out), f"a file that ends in {ENDINGS[format]}", "rename it, or change --format")
+    needed = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise InputError("--format onnx", f"no {', '.join(missing)}", "what it is written with",
+                         "pip install 'polyptych[export]'")
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,123 @@
+"""What an exported file says of itself: tasks, labels, sizes, where it comes from. JSON, read strictly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from polyptych import __version__
+from polyptych.errors import InputError, nearest
+from polyptych.record import decode, encode
+from polyptych.tasks._base import CATALOG, Task
+from polyptych.types import LabelInfo
+
+KEY = "polyptych"
+"""Of the JSON text in ONNX's ``metadata_props``; in a .pt2 archive it is ``extra/polyptych``."""
+FORMAT = 1
+"""Version of the form of the metadata. It rises when files are written that older versions cannot read."""
+LARGEST = 4 * 2**20  # characters; thousands of class names fit many times
+LARGEST_SIDE = 32768
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The contents of the metadata.
+
+    Attributes:
+        name: of the run.
+        protocol: of its data.
+        tasks: what is predicted, in the order of the outputs.
+        labels: what the dataset said of them: classes, colors, units.
+        mean, std: by which the graph normalizes RGB in [0, 1]; for information, it is done inside.
+        size: height and width that the network was trained at; None is the image's own.
+        fixed: the graph accepts ``size`` only.
+        quantization: of the weights and activations.
+        step: of the weights.
+    """
+
+    name: str
+    protocol: str
+    tasks: dict[str, Task.Config]
+    labels: dict[str, LabelInfo]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: tuple[int, int] | None
+    fixed: bool
+    quantization: str = ""
+    step: int = 0
+
+    @property
+    def caption(self) -> str:
+        return f"{self.name} ({self.protocol})" + (f", {self.quantization} INT8" if self.quantization else "")
+
+    def build_tasks(self) -> dict[str, Task]:
+        """The tasks, which decode and paint."""
+        return {name: config.build(labels=self.labels[name]) for name, config in self.tasks.items()}
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    format: int
+    version: str
+    model: dict[str, Any]
+
+
+class _Format(msgspec.Struct):
+    format: int
+    version: str = "of unknown number"
+
+
+def to_json(description: Description) -> str:
+    """The text that goes into the file."""
+    return json.dumps({"format": FORMAT, "version": __version__, "model": encode(description)})
+
+
+def from_json(text: str | bytes, where: object) -> Description:
+    """The inverse of :func:`to_json`. Nothing but names of known tasks and plain values is accepted.
+
+    Raises:
+        InputError: it is not such a text, or one of a newer version.
+    """
+    if len(text) > LARGEST:
+        raise _refused(where, f"metadata of {len(text)} characters")
+    try:
+        said = msgspec.json.decode(text, type=_Format)
+        if said.format > FORMAT:
+            raise InputError(where, f"format {said.format}, written by polyptych {said.version[:40]!r}",
+                             f"format {FORMAT} or older", "update polyptych, or export the run again")
+        envelope = msgspec.json.decode(text, type=_Envelope)
+        return _checked(envelope.model, where)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a Config says of values that nobody can have meant
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise _refused(where, f"metadata that cannot be read ({reason})") from None
+
+
+def _checked(model: dict[str, Any], where: object) -> Description:
+    tasks = model.get("tasks")
+    if not isinstance(tasks, dict) or not tasks:
+        raise _refused(where, "metadata without tasks")
+    for config in tasks.values():
+        kind = config.get("name") if isinstance(config, dict) else None
+        if kind not in CATALOG.names():  # a name becomes an import, so it must be one of the known
+            raise InputError(where, f"a task of kind {str(kind)[:80]!r}", nearest(str(kind)[:80], CATALOG.names()),
+                             "export the run again")
+    found: Description = decode(Description, model, f"{where}: metadata")
+    if list(found.labels) != list(found.tasks):
+        raise _refused(where, "metadata whose labels are of other tasks")
+    if found.fixed and found.size is None:
+        raise _refused(where, "metadata of a fixed size that it does not state")
+    if found.size is not None and not all(1 <= side <= LARGEST_SIDE for side in found.size):
+        raise _refused(where, f"a size of {found.size}")
+    for info in found.labels.values():
+        if any(not 0 <= value <= 255 for color in info.colors for value in color):
+            raise _refused(where, "a color outside 0 to 255")
+    found.build_tasks()
+    return found
+
+
+def _refused(where: object, got: str) -> InputError:
+    return InputError(where, got, "a model that `polyptych export` wrote", "export the run again")

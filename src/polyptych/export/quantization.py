@@ -1,0 +1,166 @@
+"""INT8: weights (and, when static, the ranges of activations) in eight bits, with what that costs on the validation
+split."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from polyptych.data.loading import evaluation_batches
+from polyptych.errors import InputError
+from polyptych.evaluation import Predictor, measure, to_native
+from polyptych.export.exporting import check, export
+from polyptych.export.graph import INPUT, Size, quiet
+from polyptych.export.metadata import KEY, Description, to_json
+from polyptych.export.runtime import FileModel, OnnxModel
+from polyptych.metrics._accumulation import number_name
+from polyptych.run import Run, read_run
+from polyptych.tasks._base import Task
+from polyptych.types import Batch
+
+Method = Literal["dynamic", "static"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Headline metric of one task."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What came of it; sizes in bytes, times in seconds per image."""
+
+    path: Path
+    method: Method
+    images: int
+    scores: tuple[Score, ...]
+    size: tuple[int, int]
+    seconds: tuple[float, float]
+
+    def table(self) -> Table:
+        table = Table(title=f"{self.method} INT8, validation split ({self.images} images)")
+        for title in ("", "metric", "float32", "INT8", "change"):
+            table.add_column(title, justify="left" if title in ("", "metric") else "right")
+        for score in self.scores:
+            table.add_row(score.task, f"{score.metric} {'↑' if score.higher_is_better else '↓'}", f"{score.before:.4g}",
+                          f"{score.after:.4g}", f"{score.after - score.before:+.3g}")
+        mebibytes, times = [size / 2**20 for size in self.size], [1000 * seconds for seconds in self.seconds]
+        table.add_row("file", "MiB", *(f"{x:.2f}" for x in mebibytes), f"x {mebibytes[1] / mebibytes[0]:.2f}")
+        table.add_row("time", "ms per image", *(f"{x:.1f}" for x in times), f"x {times[1] / times[0]:.2f}")
+        return table
+
+
+def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size | None = None, dynamic: bool = False,
+             out: Path | None = None, tolerance: float = 1e-4, weights: str = "", calibration: int = 32) -> Quantized:
+    """Export in float32, compare, quantize, and measure both on the validation split.
+
+    ``dynamic`` has the ranges of activations measured anew for every image; ``static`` learns them from the first
+    ``calibration`` validation images (min and max) and has one scale per output channel of a convolution.
+
+    Raises:
+        InputError: as :func:`polyptych.export.exporting.export`; another format than ONNX; the data is not there.
+    """
+    if format != "onnx":
+        raise InputError("--quantize", f"--format {format}", "--format onnx", "leave --format out")
+    if calibration < 1:
+        raise InputError("--calibration", str(calibration), "1 or more", "raise it")
+    check(format, size, dynamic, out, tolerance)
+    run = read_run(folder)[0]
+    try:
+        length = len(run.build_dataset("val"))
+    except (InputError, OSError) as error:
+        raise InputError("--quantize", f"no validation images ({error})",
+                         f"the run's dataset '{run.dataset.name}', to measure what INT8 costs",
+                         "make it available, or export without --quantize") from None
+    target = out or folder / f"model_{method}_int8.onnx"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as place:
+        plain, small = Path(place) / "float32.onnx", Path(place) / "int8.onnx"
+        exported = export(folder, size=size, dynamic=dynamic, out=plain, tolerance=tolerance, weights=weights)
+        description = replace(exported.description, quantization=method)
+        working = replace(run, size=description.size)
+        images = (batch.image for batch in _batches(working, description.build_tasks()))
+        quantize_file(plain, small, method, description, images, calibration)
+        models = [OnnxModel.open(plain), OnnxModel.open(small)]
+        results, seconds = zip(*(_measure(model, working) for model in models), strict=True)
+        sizes = (plain.stat().st_size, small.stat().st_size)
+        os.replace(small, target)
+    scores = tuple(Score(name, number_name(task.headline, results[0][name][1]), task.higher_is_better[task.headline],
+                         results[0][name][0], results[1][name][0]) for name, task in models[0].tasks.items())
+    return Quantized(target, method, length, scores, sizes, (seconds[0], seconds[1]))
+
+
+def quantize_file(source: Path, target: Path, method: Method, description: Description, images: Iterator[Tensor],
+              calibration: int) -> None:
+    """An ONNX file in INT8; ``images`` are batches of which static quantization sees ``calibration`` images."""
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.images = islice((image[None] for batch in images for image in batch), calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.images, None)
+            return None if image is None else {INPUT: image.numpy()}
+
+    prepared = source.with_name("prepared.onnx")
+    with quiet():
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        # Only these have INT8 kernels that are worth their conversions.
+        kinds: dict[str, Any] = {"op_types_to_quantize": ["Conv", "MatMul", "Gemm"]}
+        if method == "dynamic":
+            quantize_dynamic(str(prepared), str(target), weight_type=QuantType.QUInt8, **kinds)
+        else:
+            quantize_static(str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **kinds)
+    model = onnx.load(str(target))
+    del model.metadata_props[:]
+    model.metadata_props.add(key=KEY, value=to_json(description))
+    onnx.save(model, str(target))
+
+
+def _batches(run: Run, tasks: dict[str, Task]) -> Any:
+    return evaluation_batches(run.build_dataset("val"), tasks, run.size, run.batch_size, rank=0, world=1,
+                              workers=0, on_fault=run.loading.on_fault)
+
+
+def _measure(model: FileModel, run: Run) -> tuple[dict[str, tuple[float, str]], float]:
+    """Headline and its accumulation by task, and seconds per image in the model alone."""
+    spent, images = 0.0, 0
+
+    def predict(batch: Batch) -> dict[str, Tensor]:
+        nonlocal spent, images
+        start = time.perf_counter()
+        raw = model.raw(batch.image)
+        spent, images = spent + time.perf_counter() - start, images + len(batch.image)
+        return {name: task.decode(to_native(raw[name], batch, name, task.dense)) for name, task in model.tasks.items()}
+
+    predictors: dict[str, Predictor] = {"network": predict}
+    metrics = measure(predictors, _batches(run, model.tasks), model.tasks, torch.device("cpu"))["network"]
+    return ({name: (metric.compute()[model.tasks[name].headline], metric.accumulation)
+             for name, metric in metrics.items()}, spent / max(1, images))
