@@ -6,7 +6,7 @@ Source: Xu, Yang, Zhang, AAAI 2023, arXiv 2301.03461
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -141,6 +141,7 @@ class DeMT(Decoder):
         pixel = self.config.attention == "pixel"
         keys = by_pixel(tokens) if pixel else reduced(tokens, self.config.reduction)
         refined = {}
+        query: Any
         for task, query in self.queries.items():
             b, c, h, w = own[task].shape
             sequence = own[task].permute(0, 2, 3, 1).reshape(b, h * w, c)

@@ -1,0 +1,82 @@
+"""Every command that a document or a recipe shows is one that the command line takes, up to where the work begins."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polyptych import cli
+from polyptych.balancers._base import CATALOG as BALANCERS
+from polyptych.decoders._base import CATALOG as DECODERS
+from polyptych.encoders._base import CATALOG as ENCODERS
+from polyptych.errors import InputError
+from polyptych.recipes import _catalog as recipes
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAPERS = ROOT / "docs" / "from-paper-to-command.md"
+
+
+def shown(text: str) -> Iterator[str]:
+    """Commands in blocks, their lines joined and without comments, and those between backquotes."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    for block in re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL):
+        yield from (line.partition(" #")[0].strip() for line in block.splitlines() if line.startswith("polyptych "))
+    yield from re.findall(r"`+(polyptych [^`]+)`+", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+COMMANDS = sorted({(page.name, " ".join(command.split())) for page in PAGES for command in shown(page.read_text())}
+                  | {(f"{path.stem}.py", " ".join(command.split()))
+                     for path in sorted((ROOT / "src/polyptych/recipes").glob("*.py"))
+                     for command in shown(path.read_text())})
+
+
+class Begun(Exception):
+    """The work of a command was reached."""
+
+
+@pytest.fixture
+def stop_at_the_work(monkeypatch) -> None:
+    def stop(*arguments, **options):
+        raise Begun
+
+    for place in ("polyptych.training.train", "polyptych.comparison.compare.compare"):
+        monkeypatch.setattr(place, stop)
+
+
+@pytest.mark.parametrize(("page", "command"), [
+    (page, command) for page, command in COMMANDS
+    if command.split()[1] in ("train", "compare") and len(command.split()) > 2])
+def test_runs_and_comparisons_parse(page: str, command: str, stop_at_the_work) -> None:
+    arguments = shlex.split(command)[1:]
+    if any(word in ("--from", "...", "--help") or (word.isupper() and word != "DIR") for word in arguments[1:]):
+        pytest.skip("a form, not a command")
+    with pytest.raises(Begun):
+        code = cli.main(arguments)
+        pytest.fail(f"{page}: exit code {code}")
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_exist(page: str, command: str) -> None:
+    assert shlex.split(command)[1] in {*cli.commands(), "--help", "--version", "COMMAND"}, page
+
+
+def test_every_recipe_encoder_decoder_and_balancer_is_among_the_papers() -> None:
+    text = PAPERS.read_text()
+    for name in recipes.names():
+        assert re.search(rf"\b{name}\b", text), f"recipe {name}"
+    for catalog in (ENCODERS, DECODERS, BALANCERS):
+        for name in catalog.names():
+            words = name.replace("_", "[ _-]?")
+            assert re.search(words, text, re.IGNORECASE), f"{catalog.kind} {name}"
+
+
+def test_a_wrong_command_would_be_found(stop_at_the_work, capsys) -> None:
+    assert cli.main(["train", "rooms", "--encoder.private", "1"]) == 2
+    assert cli.main(["train", "nyuv3"]) == 2
+    with pytest.raises(InputError):
+        recipes.load("nyuv3")
