@@ -125,6 +125,73 @@ def test_no_node_relies_on_what_another_wrote(name):
                 values[below].fill_(float("nan"))
 
 
+@torch.no_grad()
+def test_hooks_see_the_graph():
+    """timm collects features by hooks on layers; a hook that changes a result is run by its module alone."""
+    class Collects(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
+            self.found = []
+            self.layers[1].register_forward_hook(lambda module, args, result: self.found.append(result))
+
+        def forward(self, x):
+            self.found = []
+            return [self.layers(x), *self.found]
+
+    network = Collects().eval()
+    captured = capture(network)
+    assert equal(captured(rand(2, 3, 8, 9)), network(rand(2, 3, 8, 9))) and len(captured(rand(2, 3, 8, 9))) == 2
+    other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()))
+    other[1][0].register_forward_hook(lambda module, args, kwargs, result: result + 1, with_kwargs=True)
+    captured = capture(other)
+    assert [(c.path, c.reason) for c in captured.closed] == [("1", "a hook changes what Conv2d gives")]
+    assert equal([captured(rand(1, 3, 4, 4))], [other(rand(1, 3, 4, 4))])
+
+
+@pytest.mark.parametrize("write", ["views", "parts"])
+@torch.no_grad()
+def test_writing_into_what_others_see_is_left_to_the_module(write):
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            if write == "views":
+                flat = y.flatten(2)
+                y += 1
+                return y + flat.view_as(y)
+            parts = y.chunk(2, 1)
+            y.mul_(2)
+            return y + torch.cat(parts, 1)
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Writes(), nn.Conv2d(4, 4, 1)).eval()
+    captured = capture(network)
+    assert [c.path for c in captured.closed] == ["1"] and "writes" in captured.closed[0].reason
+    twin = deepcopy(network)
+    for seed in (1, 2):
+        assert equal([captured(rand(seed, 3, 8, 8))], [twin(rand(seed, 3, 8, 8))])
+
+
+def test_a_network_that_counts_its_calls_is_refused():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.register_buffer("seen", torch.zeros(4))
+
+        def forward(self, x):
+            self.seen.view(2, 2).add_(1)
+            return self.conv(x) + self.seen.view(-1, 1, 1)
+
+    network = Counts().eval()
+    with pytest.raises(InputError, match=r"cannot be captured \(it writes into"):
+        capture(network)
+    assert not network.seen.any()
+
+
 def test_leaves_the_network_as_it_was():
     class Remembers(nn.Module):
         def __init__(self):

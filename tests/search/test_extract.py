@@ -145,6 +145,25 @@ def test_state_dicts_and_pickles(space):
         assert equal(torch.load(file, weights_only=False)(x), expected)
 
 
+@torch.no_grad()
+def test_buffers_are_saved_if_the_backbone_saves_them():
+    class Shifts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 1)
+            self.register_buffer("saved", torch.rand(4, 1, 1))
+            self.register_buffer("derived", torch.rand(4, 1, 1), persistent=False)
+
+        def forward(self, x):
+            return self.conv(x) * self.saved + self.derived + torch.full((4, 1, 1), 0.5)
+
+    network = Shifts().eval()
+    supermodel = compile(network, ("a", "b"), granularity="op").eval()
+    compact = extract(supermodel, supermodel.space.all_own())
+    assert {n for n in compact.state_dict() if "copies" not in n} == {"body.saved"}
+    assert len(list(compact.buffers())) == 3 and equal(compact(image(supermodel)), [network(image(supermodel))] * 2)
+
+
 @pytest.mark.parametrize("name", ["test_resnet", *slow(FAST[1:])])
 @torch.no_grad()
 def test_export(name):

@@ -232,6 +232,26 @@ def test_weights_may_be_loaded_before_or_after():
 
 
 @torch.no_grad()
+def test_copies_begin_again():
+    """Between phases: the same parameters, with what the backbone has learned."""
+    network, supermodel = build("test_resnet", "partition")
+    supermodel.materialize()
+    perturb(supermodel, [supermodel.space.all_own()])
+    rows = [(SHARED,) * 3, (OWN,) * 3, *[(SHARED,) * 3] * (len(supermodel.units) - 2)]
+    supermodel(image(supermodel), supermodel.space.policy(rows))  # makes streams
+    before = dict(supermodel.named_parameters())
+    for parameter in network.parameters():
+        parameter.mul_(1.1)
+    x = image(supermodel)
+    for policy in (supermodel.space.all_own(), supermodel.space.policy(rows)):
+        assert not equal(supermodel(x, policy), [network(x)] * 3)
+    supermodel.renew()
+    for policy in (supermodel.space.all_own(), supermodel.space.policy(rows)):
+        assert equal(supermodel(x, policy), [network(x)] * 3)
+    assert all(before[name] is p for name, p in supermodel.named_parameters())
+
+
+@torch.no_grad()
 def test_results_have_the_structure_of_the_network():
     network = Everything().eval()
     supermodel = compile(network, ("a", "b"), granularity="op").eval()

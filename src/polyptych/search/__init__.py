@@ -10,8 +10,8 @@ Public, and kept stable:
 
 - :func:`compile(backbone, tasks, space=, granularity=, norms=, skip=, pinned=, size=, whole=, any_size=)
   <polyptych.search.compilation.compile>` gives a :class:`~polyptych.search.supermodel.Supermodel`.
-- ``Supermodel``: ``forward(image, policy)``, ``plan(policy)``, ``materialize(policies)``, ``capture``, ``units``,
-  ``space``, ``banks``, ``backbone``, ``tasks``.
+- ``Supermodel``: ``forward(image, policy)``, ``plan(policy)``, ``materialize(policies)``, ``renew()``, ``capture``,
+  ``units``, ``space``, ``banks``, ``backbone``, ``tasks``.
 - :class:`~polyptych.search.spaces.Space`: ``draw(random)``, ``mutate(policy, random)``, ``choices(unit)``,
   ``validate(policy)``, ``baselines()``, ``all_shared()``, ``all_own()``, ``bottom_shared(n)``, ``policy(rows)``,
   ``units``, ``tasks``.
@@ -22,7 +22,8 @@ Public, and kept stable:
 - :class:`~polyptych.search.plan.Plan`: ``steps`` (each with ``node``, ``bank``, ``inputs``, ``tasks``, ``skip``),
   ``outputs``, ``trunk``, ``cut``. The cost of a policy is a sum over its steps; ``node.meta`` has the shapes.
 - :func:`extract(supermodel, policy) <polyptych.search.extract.extract>` gives a
-  :class:`~polyptych.search.extract.Compact`; the encoder ``searched`` builds one from a policy file.
+  :class:`~polyptych.search.extract.Compact` (its ``body`` has the weights); the encoder ``searched`` builds one
+  from a policy file.
 """
 
 from polyptych.search.compilation import compile

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from polyptych.search.capture import Capture
@@ -72,8 +73,16 @@ class Banks(nn.Module):
             memo: dict[int, Any] = {}  # of all targets, so that what is tied stays tied
             for target in targets:
                 put(tree, target, copy.deepcopy(at(self.backbone, target), memo))
-            tree.train(self.training)
         return tree
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Let all copies and streams that were made be what the backbone is now; parameters stay the same objects."""
+        now = {**dict(self.backbone.named_parameters(remove_duplicate=False)),
+               **dict(self.backbone.named_buffers(remove_duplicate=False))}
+        for tree in (*self.copies.values(), *self.streams.values()):
+            for name, tensor in (*tree.named_parameters(), *tree.named_buffers()):
+                tensor.copy_(now[name])
 
     def projection(self, skip: Skip, task: str) -> nn.Module:
         """What a task has in the place of a convolution that it leaves out."""
@@ -112,13 +121,13 @@ def at(root: nn.Module, path: str) -> Any:
 
 
 def has(root: nn.Module, path: str) -> bool:
-    """Whether something lies under a dotted path."""
+    """Whether something lies under a dotted path, other than a tree that leads further."""
     found: Any = root
     for name in path.split("."):
         found = getattr(found, name, None)
         if found is None:
             return False
-    return True
+    return not isinstance(found, Tree)
 
 
 def put(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:

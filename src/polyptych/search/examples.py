@@ -90,9 +90,10 @@ def _image(root: nn.Module, batch: int, height: int, width: int) -> Tensor:
 @contextmanager
 def in_evaluation(root: nn.Module) -> Iterator[None]:
     """In evaluation mode and without gradient checkpointing; afterwards all modules are as they were: mode, attributes,
-    and what their code remembers."""
+    buffers, and what their code remembers."""
     found = [(module, {k: dict(v) if isinstance(v, dict) and k in ("_buffers", "_parameters") else v
                        for k, v in vars(module).items()}) for module in root.modules()]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in root.buffers()]
     root.eval()
     for module, _ in found:
         if getattr(module, "grad_checkpointing", False) is True:
@@ -103,6 +104,10 @@ def in_evaluation(root: nn.Module) -> Iterator[None]:
         for module, attributes in found:
             vars(module).clear()
             vars(module).update(attributes)
+        with torch.no_grad():
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
 
 
 def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from polyptych.search.banks import Banks, at, label, put, stream
+from polyptych.search.banks import Banks, has, label, put, stream
 from polyptych.search.plan import BASE, Plan
 from polyptych.search.policy import Policy
 from polyptych.search.structure import Structure
@@ -65,6 +65,7 @@ def extract(supermodel: Supermodel, policy: Policy, *, share_weights: bool = Fal
     graph.output((*rows, *cut.values()))
     module = fx.GraphModule(home, graph, type(supermodel.backbone).__name__)
     module.delete_all_unused_submodules()
+    _keep_persistence(module, plan, banks)
     graph.lint()
     module.train(supermodel.training)
     per_task = len(rows) // len(policy.tasks)
@@ -96,7 +97,7 @@ def _settle(home: nn.Module, banks: Banks, plan: Plan, i: int, taken: dict[Any, 
     target, bank = str(step.node.target), step.bank
     path = target if bank in (None, BASE) else f"copies.{label(bank)}.{target}"
     if step.node.op == "get_attr":
-        if not _there(home, path):
+        if not has(home, path):
             put(home, path, _taken(banks.get(target, bank), taken))
         return path
     module = banks.module(target, bank, step.tasks)
@@ -105,7 +106,7 @@ def _settle(home: nn.Module, banks: Banks, plan: Plan, i: int, taken: dict[Any, 
         if module is not banks.module(target, bank, first.tasks):
             # The same weights on another stream: statistics of their own, weights tied to those of the first.
             path = f"streams.{stream(bank, step.tasks)}.{target}"
-    if not _there(home, path):
+    if not has(home, path):
         put(home, path, _taken(module, taken))
     return path
 
@@ -115,9 +116,10 @@ def _taken(value: Any, memo: dict[Any, Any] | None) -> Any:
     return value if memo is None else copy.deepcopy(value, memo)
 
 
-def _there(home: nn.Module, path: str) -> bool:
-    try:
-        at(home, path)
-    except AttributeError:
-        return False
-    return True
+def _keep_persistence(module: nn.Module, plan: Plan, banks: Banks) -> None:
+    """Buffers that graphs read directly are part of the state dict if they are part of the backbone's."""
+    state = banks.backbone.state_dict().keys()
+    for path in {str(step.node.target) for step in plan.steps if step.node.op == "get_attr" and step.bank is None}:
+        place, _, name = path.rpartition(".")
+        transient = module.get_submodule(place)._non_persistent_buffers_set
+        (transient.discard if path in state else transient.add)(name)

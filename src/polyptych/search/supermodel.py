@@ -56,6 +56,11 @@ class Supermodel(nn.Module):
         chosen = self.space.corners() if policies is None else policies
         self.banks.materialize(map(self.plan, chosen))
 
+    def renew(self) -> None:
+        """Let every copy begin again from what the backbone's weights are now, as between phases of a search.
+        Optimizers keep their parameters."""
+        self.banks.renew()
+
     def forward(self, image: Float[Tensor, "b c h w"], policy: Policy) -> dict[str, Any]:
         """For every task, what the backbone returns, with the weights that the policy gives it.
 

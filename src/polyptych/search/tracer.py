@@ -2,7 +2,7 @@
 
 Rules (measured on every family of timm):
 
-- layers of torch and their subclasses, and modules that timm marks, are leaves (:mod:`polyptych.search.leaves`);
+- layers of torch and their subclasses are leaves (:mod:`polyptych.search.leaves`), and so is what cannot be opened;
 - every argument of ``forward`` but the image has its default;
 - evaluation mode; modules that ask for ``self.training`` and hold no layers are leaves, so that they stay random in
   training;
@@ -54,7 +54,7 @@ class Tracer(fx.Tracer):
         self._computing = 0
         self._names: dict[int, str] = {}
         self._attributes: dict[str, Traced] = {}
-        self._decisions: dict[tuple[fx.Node, Any], Any] = {}
+        self._decisions: set[tuple[fx.Node, Any]] = set()
         self._alive: dict[int, list[weakref.ref[Traced]]] = {}  # by storage, whoever has a view of it
         self._image: Tensor = torch.empty(0)
 
@@ -108,11 +108,15 @@ class Tracer(fx.Tracer):
         except Exception as error:
             raise Closed(path, first_line(error)) from error
         if self.is_leaf_module(m, path):
-            for hook in list(m._forward_hooks.values()):
-                if path in self.leaves or self._leaf(m):
-                    changed = hook(m, args, result)
-                    result = result if changed is None else changed
+            self._run_hooks(m, args, kwargs, result)
         return result
+
+    def _run_hooks(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        """Let hooks of a leaf see what the network will see (timm collects features by hooks)."""
+        for key, hook in list(module._forward_hooks.items()):
+            seen = (args, kwargs, result) if key in module._forward_hooks_with_kwargs else (args, result)
+            if hook(module, *seen) is not None:  # running the module will do it again
+                raise Closed(self.scope.module_path, f"a hook changes what {type(module).__name__} gives")
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         if self._computing or not isinstance(attr_val, Tensor) or id(attr_val) not in self._names:
@@ -127,7 +131,9 @@ class Tracer(fx.Tracer):
                 return self._attribute(self._names[id(a)], a).node
             name = next((name for name, known in self.constants.items() if known is a), None)
             if name is None:
-                name = f"constant{len(self.constants)}"
+                name = f"_constant{len(self.constants)}"
+                while hasattr(self.root, name):
+                    name += "_"
                 self.constants[name] = a.detach()
             return self._attribute(name, a).node
         if isinstance(a, torch.Size):
@@ -188,8 +194,8 @@ class Tracer(fx.Tracer):
     def _remember(self, node: fx.Node, value: Any) -> Traced:
         describe(node, value)
         traced = Traced(node, self, value)
-        if isinstance(value, Tensor) and node.op != "get_attr":
-            self._alive.setdefault(_storage(value), []).append(weakref.ref(traced))
+        for tensor in tensors_in(value):
+            self._alive.setdefault(_storage(tensor), []).append(weakref.ref(traced))
         return traced
 
     def _attribute(self, name: str, value: Tensor) -> Traced:
@@ -213,7 +219,7 @@ class Tracer(fx.Tracer):
 
     def _pure(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any, Traced | None]:
         """The same without writing, and the value that would have been written."""
-        if target in OPERATORS if kind == "call_function" else False:
+        if kind == "call_function" and target in OPERATORS:
             whole = isinstance(concrete(args[0]), Tensor) and isinstance(args[0], Traced)
             return kind, OPERATORS[target], args, kwargs, args[0] if whole else None
         if kind == "call_function" and kwargs.get("inplace") is True:
@@ -276,7 +282,7 @@ class Tracer(fx.Tracer):
         value = traced.value if kind is None else kind(traced.value)
         if isinstance(traced.value, Tensor) or depends_on_data(traced.node):
             raise Closed(self.scope.module_path, "its Python code depends on values of a tensor")
-        key = (traced.node, kind in (bool, None) and kind)
+        key = (traced.node, kind is bool)
         if key not in self._decisions:
             node = traced.node
             if kind is bool and not isinstance(traced.value, bool):
@@ -287,7 +293,7 @@ class Tracer(fx.Tracer):
                 expected = traced.value
             if isinstance(expected, bool | int | float):
                 self._require(node, expected)
-            self._decisions[key] = None
+            self._decisions.add(key)
         return value
 
     def length(self, traced: Traced) -> int:
@@ -301,7 +307,7 @@ class Tracer(fx.Tracer):
                 node = self.create_node("call_function", len, (traced.node,), {})
                 describe(node, count)
                 self._require(node, count)
-                self._decisions[key] = None
+                self._decisions.add(key)
         return count
 
     def _require(self, node: fx.Node, expected: Any) -> None:
