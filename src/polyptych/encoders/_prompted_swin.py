@@ -74,7 +74,7 @@ class PromptedSwin(PromptedStages):
 
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
         x = stages[0](image).permute(0, 2, 3, 1)
-        prompts = self.prompts.expand(len(x), -1, -1)
+        prompts = self.prompts.expand(x.shape[0], -1, -1)
         levels = []
         for number, (stage, modules) in enumerate(zip(stages[1:], self.channels, strict=True)):
             layer = _inside(stage)

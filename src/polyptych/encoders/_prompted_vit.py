@@ -65,7 +65,7 @@ class PromptedViT(PromptedStages):
         prefix = prefix if self.prefix_tokens else []
         height, width = grid.shape[-2:]
         # (b n d): prompts, class and register tokens, patches
-        tokens = torch.cat([self.prompts.expand(len(grid), -1, -1),
+        tokens = torch.cat([self.prompts.expand(grid.shape[0], -1, -1),
                             *(x.flatten(2).transpose(1, 2) for x in (*prefix, grid))], dim=1)
         levels = []
         for stage, modules in zip(stages[1:], self.channels, strict=True):
