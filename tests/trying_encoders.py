@@ -25,11 +25,12 @@ def backbone(encoder: str) -> Timm.Config:
     return Timm.Config(model=CATALOG.load(encoder).example)
 
 
-def network_or_skip(on: Backbone.Config, encoder: str, decoder: Decoder.Config, channels: dict[str, int]) -> Network:
+def network_or_skip(on: Backbone.Config, encoder: str, decoder: Decoder.Config, channels: dict[str, int],
+                    **options: object) -> Network:
     """A network on a backbone that this encoder may refuse; only one that says where it works instead may do so."""
     loaded = CATALOG.load(encoder)
     try:
-        return Network.build(on, loaded.Config(), decoder, channels)
+        return Network.build(on, loaded.Config(**options), decoder, channels)
     except InputError as error:
         if loaded.example == "test_resnet":
             raise

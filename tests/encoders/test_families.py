@@ -13,7 +13,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.balancers._engine import check_branches
 from polyptych.decoders.heads import Heads
 from polyptych.encoders._base import CATALOG
-from polyptych.network import Network
+from trying_encoders import network_or_skip
 
 FAST = ["test_resnet", "test_convnext", "test_vit", "mobilenetv3_small_050"]
 SLOW = ["resnet18", "resnetv2_18", "convnextv2_atto", "efficientnet_b0", "test_efficientnet", "regnety_002",
@@ -31,8 +31,8 @@ encoders = pytest.mark.parametrize("encoder", CATALOG.names())
 def test_two_sizes_and_every_parameter_learns(model, encoder):
     torch.manual_seed(0)
     options = {"private": 0} if encoder == "split" and model in WHOLE else {}
-    network = Network.build(Timm.Config(model=model), CATALOG.load(encoder).Config(**options), Heads.Config(width=8),
-                            {"a": 2, "b": 1}).train()
+    network = network_or_skip(Timm.Config(model=model), encoder, Heads.Config(width=8), {"a": 2, "b": 1},
+                              **options).train()
     for size in ((64, 96), (97, 70)):
         output = network(torch.rand(2, 3, *size))
         assert {task: tuple(x.shape) for task, x in output.final.items()} == {"a": (2, 2, *size), "b": (2, 1, *size)}

@@ -22,9 +22,10 @@ from polyptych.errors import InputError
 from polyptych.network import Network
 from polyptych.run import with_components, with_tasks
 from polyptych.training import Trainer
+from trying_encoders import backbone as suitable
 
 CHANNELS = {"a": 2, "b": 1}
-FEATURES_IN_COMMON = ("shared", "split", "dense", "mtan")  # the others connect networks, or do not
+FEATURES_IN_COMMON = ("shared", "split", "dense", "mtan", "searched", "task_prompter")  # others connect networks
 
 
 def run_once(encoder, backbone=RESNET, head="fused"):
@@ -43,7 +44,8 @@ def balancer_of(kind, **options):
 
 @pytest.mark.parametrize("level", ["parameters", "representation"])
 @pytest.mark.parametrize(("name", "backbone", "head"), [
-    *((name, RESNET, "fused") for name in CATALOG.names()), ("mtan", SEGNET, "linear"), ("mtan", WIDE, "linear")],
+    *((name, suitable(name), "fused") for name in CATALOG.names()), ("mtan", SEGNET, "linear"),
+    ("mtan", WIDE, "linear")],
     ids=[*CATALOG.names(), "segnet-mtan", "wrn-mtan"])
 def test_gradients_are_the_weighed_sum_of_all_tasks(name, backbone, head, level):
     """Also for what lies between cut and heads (masks, refinements, units), and through every map of the cut."""
