@@ -140,6 +140,10 @@ def _unpack(archive: Path, target: Path, budget: _Budget) -> None:
 def _unzip(archive: Path, file: IO[bytes], target: Path, budget: _Budget) -> None:
     with zipfile.ZipFile(file) as opened:
         members = opened.infolist()
+        end: Any = getattr(zipfile, "_EndRecData")(file)  # noqa: B009  zipfile itself does not compare
+        if end and end[4] != len(members):
+            raise InputError(archive, f"an archive of {end[4]} members whose index names {len(members)}",
+                             "an undamaged archive", "download it again")
         for member in members:  # all names and sizes before the first byte is written
             where = _where(archive, member.filename)
             kind = stat.S_IFMT(member.external_attr >> 16)
