@@ -155,7 +155,8 @@ def test_from_the_command_line_and_again_without_the_file(resnet, tmp_path: Path
     assert any("layer4" in name for name, _ in network.named_parameters())
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path, capsys) -> None:
+def test_a_missing_file_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "5000")  # the words of bad options come from a box as wide as the terminal
     path = str(tmp_path / "none.prototxt")
     assert main(["train", "rooms", "--backbone", "prototxt", "--backbone.file", path, "--out", "x"]) == 2
     said = capsys.readouterr().err
