@@ -29,8 +29,8 @@ PLAIN = {"act_layer": nn.ReLU}  # what AutoMTL's own file of MobileNetV2 has in 
 PAPERS = {"resnet34": ({}, 21_797_672), "mobilenetv2_100": (PLAIN, 3_504_872), "mnasnet_100": ({}, 4_383_312)}
 
 
-@pytest.mark.parametrize("model", [*PAPERS, *(pytest.param(name, marks=pytest.mark.slow) for name in (
-    "densenet121", "dla34", "regnetx_002", "resnet50", "hardcorenas_a"))])
+@pytest.mark.parametrize("model", ["mnasnet_100", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "resnet34", "mobilenetv2_100", "densenet121", "dla34", "regnetx_002", "resnet50", "hardcorenas_a"))])
 @torch.no_grad()
 def test_a_network_written_as_prototxt_and_read_back_is_the_network(model: str) -> None:
     options, published = PAPERS.get(model, ({}, 0))
@@ -104,7 +104,8 @@ def test_a_network_with_several_outputs_gives_these() -> None:
     assert backbone.spec.channels == (5, 6) and backbone.spec.strides == (2, 4)
 
 
-@pytest.mark.parametrize("encoder", ["single", "shared", "cross_stitch", "nddr", "mtan", "split"])
+@pytest.mark.parametrize("encoder", ["shared", "mtan", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "single", "cross_stitch", "nddr", "split", "searched"))])
 def test_every_way_of_sharing_takes_it(resnet, encoder: str) -> None:
     from polyptych.decoders._base import CATALOG as DECODERS
     from polyptych.encoders._base import CATALOG as ENCODERS

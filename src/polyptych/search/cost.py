@@ -3,7 +3,7 @@
 Parameters and multiply-adds are exact: those of the compact network as :func:`polyptych.profiling.operators.count` and
 ``parameters()`` say it. The peak of the activations is that of a forward pass without gradients, in the order and with
 the lifetimes of the plan, views and what a closed module holds meanwhile included. Latency is the sum of the medians
-that every node took by itself on one device: good for ranking, not a forecast (docs/search.md compares).
+that every node took by itself on one device: good for ranking, not a forecast (docs/searching.md compares).
 
 Only the encoder counts: the decoder is the same for every policy.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,10 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
     try:
         with _evaluating(root), torch.random.fork_rng([place] if place.type == "cuda" else []):
             root.to(place)
-            nodes, skips = _measure(supermodel, _image(root, size), place, repeats if timed else 0, seconds)
+            image = _image(root, size)
+            nodes, skips = _measure(supermodel, image, place, repeats if timed else 0, seconds)
+            if timed:
+                nodes, skips = _scaled(nodes, skips, _whole(root, image, place, repeats, seconds))
     except (RuntimeError, AssertionError) as error:
         raise InputError("--size", f"{size[0]} {size[1]}, which the network does not take ({str(error)[:100]})",
                          f"a size such as {capture.shape[2]} {capture.shape[3]}", "change it") from None
@@ -135,6 +138,21 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
     hardware = torch.cuda.get_device_name(place) if place.type == "cuda" else str(environment()["processor"])
     return CostTable(Setting(size, str(place), hardware, torch.get_num_threads(), torch.__version__, timed), nodes,
                      skips)
+
+
+def _whole(root: nn.Module, image: Tensor, place: torch.device, repeats: int, seconds: float) -> float:
+    """Seconds of the backbone in one go."""
+    with torch.inference_mode():
+        return latency(partial(root, image), place, repeats, 10 * seconds).median
+
+
+def _scaled(nodes: dict[str, Row], skips: dict[str, Row], whole: float) -> tuple[dict[str, Row], dict[str, Row]]:
+    """Times that add up to those of the backbone: an operation that is run again and again has its weights and inputs
+    in the caches, which it does not have between others."""
+    factor = whole / max(sum(row.seconds for row in nodes.values()), 1e-12)
+    one, other = ({name: replace(row, seconds=factor * row.seconds) for name, row in rows.items()}
+                  for rows in (nodes, skips))
+    return one, other
 
 
 @contextmanager
