@@ -55,6 +55,8 @@ def test_runs_and_comparisons_parse(page: str, command: str, stop_at_the_work) -
     arguments = shlex.split(command)[1:]
     if any(word in ("--from", "...", "--help") or (word.isupper() and word != "DIR") for word in arguments[1:]):
         pytest.skip("a form, not a command")
+    if any(word.endswith(".json") for word in arguments):
+        pytest.skip("needs a file that another command writes")
     with pytest.raises(Begun):
         code = cli.main(arguments)
         pytest.fail(f"{page}: exit code {code}")
