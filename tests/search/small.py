@@ -61,6 +61,7 @@ def scramble(module: nn.Module) -> None:
             part.running_var.uniform_(0.5, 1.5)
         if isinstance(part, nn.BatchNorm2d | nn.LayerNorm) and part.weight is not None:
             part.weight.uniform_(0.5, 1.5)
+        if isinstance(part, nn.BatchNorm2d | nn.LayerNorm) and part.bias is not None:
             part.bias.normal_(std=0.3)
 
 

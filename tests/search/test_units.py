@@ -34,7 +34,7 @@ def test_every_weight_that_is_used_is_in_one_unit(name):
         assert set(owned) == used and len(set(units.names)) == len(units)
         assert sum(unit.parameters for unit in units) == sum(p.numel() for p in network.parameters() if id(p) in used)
         assert all(i not in unit.before for i, unit in enumerate(units))
-        if granularity == "op":
+        if granularity == "op" and name != "coat_tiny":  # which calls modules twice
             assert all(max(unit.before, default=-1) < i for i, unit in enumerate(units))
         depth = max(unit.depth for unit in units)
         assert depth == max(unit.depth for unit in find_units(captured, "op"))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from polyptych.search.capture import Capture
-from polyptych.search.flow import Flow
+from polyptych.search.flow import Flow, carries_tensors
 from polyptych.search.leaves import OPERATIONS, is_norm
 from polyptych.search.sizes import look_up
 
@@ -59,17 +59,16 @@ def find_weights(capture: Capture, flow: Flow) -> Weights:
             if is_norm(modules[target]):
                 norms.add(target)
             if node not in flow:  # it computes something of parameters and constants alone
-                followers += [(target, meeting) for meeting in _meetings(node, flow)]
+                followers += [(target, meeting) for meeting in _meetings(node, flow)[:1]]
             elif follows(modules[target]):
                 followers.append((target, node))
             else:
                 _add(anchors, node, target, target)
         elif node.op == "get_attr" and isinstance(_attribute(capture, target), nn.Parameter):
-            for meeting in _meetings(node, flow):
-                if _is_product(meeting):
-                    _add(anchors, meeting, target, target.rpartition(".")[0])
-                else:
-                    followers.append((target, meeting))
+            meetings = _meetings(node, flow)
+            for meeting in filter(_is_product, meetings):
+                _add(anchors, meeting, target, target.rpartition(".")[0])
+            followers += [(target, meeting) for meeting in meetings[:1]]  # where it acts first
     joined = _join(list(anchors.values()), capture)
     owned = {target for anchor in joined for target in anchor.targets}
     return Weights(joined, [(t, n) for t, n in followers if t not in owned], frozenset(norms))
@@ -106,7 +105,7 @@ def _meetings(parameter: fx.Node, flow: Flow) -> list[fx.Node]:
             seen.add(reader)
             if reader in flow:
                 found.append(reader)
-            else:
+            elif carries_tensors(reader):  # not its shape
                 waiting.append(reader)
     return sorted(found, key=flow.order.__getitem__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from polyptych.search.capture import Capture
-from polyptych.search.flow import Flow
+from polyptych.search.flow import Flow, carries_tensors
 from polyptych.search.units import Units
 
 
@@ -43,6 +43,8 @@ def find_spans(capture: Capture, units: Units, without: Iterable[str] = ()) -> S
         if own is not None:
             sources[own].add(node)
             below.add(own)
+        if own is None and not carries_tensors(node):
+            continue  # shapes are the same for all weights
         if node in flow:
             for u in below:
                 sinks[u].add(node)
