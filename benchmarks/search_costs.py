@@ -73,7 +73,8 @@ def main() -> None:
         shown.add_column(title, justify="left" if title in ("model", "policy") else "right")
     for row in rows:
         shown.add_row(row["model"], row["policy"], f"{row['parameters'] / 1e6:.2f}",
-                      f"{row['multiply_adds'] / 1e9:.2f}", f"{row['memory'] / 2**20:.1f}", "yes" if row["exact"] else "NO",
+                      f"{row['multiply_adds'] / 1e9:.2f}", f"{row['memory'] / 2**20:.1f}",
+                      "yes" if row["exact"] else "NO",
                       f"{1e3 * row['latency_predicted']:.1f}", f"{1e3 * row['latency_measured']:.1f}",
                       f"{row['latency_predicted'] / row['latency_measured']:.2f}")
     Console().print(shown)
