@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
+from polyptych.ops.pointwise import Pointwise
 from polyptych.search.anchors import Anchor
 from polyptych.search.capture import Capture
 from polyptych.search.flow import Flow
@@ -27,7 +28,7 @@ class Projection:
     stride: tuple[int, int]
 
     def build(self) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(self.inputs, self.outputs, 1, self.stride, bias=False),
+        return nn.Sequential(Pointwise(self.inputs, self.outputs, 1, self.stride, bias=False),
                              nn.BatchNorm2d(self.outputs))
 
 
