@@ -63,22 +63,6 @@ def read_npy(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
 
 
-def read_mat(path: Path, key: str) -> np.ndarray:
-    """One variable of a MATLAB file (version 7.2 or older)."""
-    from scipy.io import loadmat  # a tenth of a second that other layouts need not spend
-
-    needs = f"a MATLAB file (at most version 7.2) with the variable '{key}'"
-    with reading(path, needs), open(path, "rb") as file:  # loadmat itself does not say that a file is missing
-        variables = loadmat(file, variable_names=[key])
-    if key not in variables:
-        raise InputError(path, "a MATLAB file without it", f"the variable '{key}'",
-                         "check that the file belongs to this dataset")
-    if not isinstance(variables[key], np.ndarray):
-        raise InputError(path, f"'{key}' as {type(variables[key]).__name__}", "an array",
-                         "check that the file belongs to this dataset")
-    return variables[key]
-
-
 def read_lines(path: Path) -> list[str]:
     """The words of a list of ids, one per line."""
     with reading(path, "a text file with one id per line"):

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from polyptych.data._files import read_color, read_npy, reading
+from polyptych.data._matlab import load_mat, variables_of
 from polyptych.errors import InputError, nearest
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
@@ -84,16 +85,15 @@ def flat(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _read_mat(path: Path, key: str) -> np.ndarray:
-    from scipy.io import loadmat, whosmat  # a tenth of a second that other types need not spend
-
-    with reading(path, "a MATLAB file"):
-        with path.open("rb") as file:
-            modern = b"MATLAB 7.3" in file.read(128)
-        if modern:
-            # HDF5 has the axes of MATLAB in the opposite order.
-            return _read_hdf5(path, key).T
-        name = _variable(path, key, {name: None for name, *_ in whosmat(path)})
-        return np.asarray(loadmat(path, variable_names=[name])[name])
+    needs = "a MATLAB file"
+    with reading(path, needs), path.open("rb") as file:
+        modern = b"MATLAB 7.3" in file.read(128)
+    if modern:
+        # HDF5 has the axes of MATLAB in the opposite order.
+        return _read_hdf5(path, key).T
+    name = _variable(path, key, dict.fromkeys(variables_of(path, needs)))
+    with reading(path, needs):
+        return np.asarray(load_mat(path, needs, [name])[name])
 
 
 def _read_hdf5(path: Path, key: str) -> np.ndarray:

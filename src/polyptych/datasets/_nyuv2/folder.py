@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from polyptych.data._files import class_ids, files_by_stem, read_color, read_gray, read_lines, read_mat, read_npy
+from polyptych.data._files import class_ids, files_by_stem, read_color, read_gray, read_lines, read_npy
+from polyptych.data._matlab import read_mat
 from polyptych.datasets._nyuv2.layout import Files, Layout, edges, meters, picture_vectors, vectors
 
 _FOLDERS = {"image": "images", "semseg": "segmentation", "depth": "depth", "normals": "normals",

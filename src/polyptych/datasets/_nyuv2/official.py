@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from polyptych.data._files import class_ids, files_by_stem, read_color, read_mat, reading
+from polyptych.data._files import class_ids, files_by_stem, read_color, reading
+from polyptych.data._matlab import read_mat
 from polyptych.datasets._nyuv2.layout import Files, Layout, meters, picture_vectors
 from polyptych.datasets._nyuv2.official_labels import LAST_LABEL, TO_FORTY
 from polyptych.errors import InputError

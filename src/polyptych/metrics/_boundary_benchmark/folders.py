@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy import ndimage
-from scipy.io import loadmat
 
 from polyptych.data._contours import contours
-from polyptych.data._files import files_by_stem, read_gray, read_lines, read_npy, reading
+from polyptych.data._files import files_by_stem, read_gray, read_lines, read_npy
+from polyptych.data._matlab import load_mat
 from polyptych.errors import InputError
 from polyptych.metrics._boundary_benchmark.thinning import thin
 
@@ -140,8 +140,7 @@ def read_truths(path: Path, kind: TruthKind = "auto") -> list[Mask]:
 
 
 def _variables(path: Path) -> dict[str, np.ndarray]:
-    with reading(path, "a MATLAB file (at most version 7.2)"):
-        return {key: value for key, value in loadmat(path).items() if not key.startswith("__")}
+    return load_mat(path, "a MATLAB file (at most version 7.2)")
 
 
 def _cell(value: np.ndarray, path: Path) -> list[np.ndarray]:
