@@ -109,7 +109,14 @@ def edited(*path, value):
     return change
 
 
+def renamed(text):
+    record = json.loads(text)
+    record["model"]["tasks"]["../../depth"] = record["model"]["tasks"].pop("depth")
+    return json.dumps(record)
+
+
 HOSTILE = {
+    "path as task": (renamed, "task called"),
     "newer": (edited("format", value=99), "update polyptych"),
     "not json": (lambda _: "{", "cannot be read"),
     "a number": (lambda _: "7", "cannot be read"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ FORMAT = 1
 """Version of the form of the metadata. It rises when files are written that older versions cannot read."""
 LARGEST = 4 * 2**20  # characters; thousands of class names fit many times
 LARGEST_SIDE = 32768
+_NAME = re.compile(r"\w[\w.+ -]{0,100}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,9 @@ def _checked(model: dict[str, Any], where: object) -> Description:
     tasks = model.get("tasks")
     if not isinstance(tasks, dict) or not tasks:
         raise _refused(where, "metadata without tasks")
-    for config in tasks.values():
+    for name, config in tasks.items():
+        if not _NAME.fullmatch(name):  # a name becomes a part of file names
+            raise _refused(where, f"a task called {name[:80]!r}")
         kind = config.get("name") if isinstance(config, dict) else None
         if kind not in CATALOG.names():  # a name becomes an import, so it must be one of the known
             raise InputError(where, f"a task of kind {str(kind)[:80]!r}", nearest(str(kind)[:80], CATALOG.names()),
