@@ -157,8 +157,8 @@ def test_from_the_command_line_and_again_without_the_file(resnet, tmp_path: Path
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "5000")  # the words of bad options come from a box as wide as the terminal
-    path = str(tmp_path / "none.prototxt")
+    monkeypatch.setenv("COLUMNS", "60")  # whatever the width of the terminal, the path is not broken
+    path = str(tmp_path / "a_folder_whose_name_is_longer_than_most_terminals_are_wide" / "none.prototxt")
     assert main(["train", "rooms", "--backbone", "prototxt", "--backbone.file", path, "--out", "x"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and path in said and "No such file" in said

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
     """
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _unbroken(arguments):
             extra: dict[str, Any] = {} if default is None else {"default": default}
             doc = sys.modules[f"{__package__}.{command}"].__doc__ or ""
             return tyro.cli(kind, args=arguments, prog=f"polyptych {command.replace('_', '-')}",
@@ -55,6 +56,23 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
             sys.stderr.write(said.getvalue())
             raise
         raise _error(said.getvalue(), command, list(_flags(kind if default is None else default))) from None
+
+
+@contextlib.contextmanager
+def _unbroken(arguments: list[str]) -> Iterator[None]:
+    """Let tyro's box be as wide as what it says, so that no path or value in it is broken; help keeps the width of the
+    terminal."""
+    if {"-h", "--help"} & set(arguments):
+        yield
+        return
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100000"
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _error(box: str, command: str, flags: list[str]) -> InputError:
