@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 from rich import box
 from rich.console import Console
@@ -24,7 +23,7 @@ from polyptych.comparison.plan import flat
 from polyptych.comparison.results import Comparison, MethodResult
 from polyptych.comparison.statistics import Estimate
 from polyptych.record import encode
-from polyptych.reports import scatter
+from polyptych.reports import scatter, templates
 from polyptych.reports.cells import Cell, Column, duration, estimated, exact, short, signed
 from polyptych.reports.published import PublishedTable, published_tables
 from polyptych.reports.tables import ABSENT, TIMES, escape_markdown, format_pair, is_number
@@ -279,12 +278,5 @@ def _breakable(label: str) -> Markup:
 
 
 def _render(template: str, page: Page) -> str:
-    """Everything that a template prints is escaped for its language: names come from outside."""
-    markdown = template.endswith(".md.j2")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("polyptych.reports", ""), autoescape=not markdown, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-        finalize=(lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)))
-        if markdown else None)
-    environment.globals.update(markdown_table=markdown_table, tint=_tint, signed=signed, breakable=_breakable)
-    return environment.get_template(template).render(page=page, comparison=page.comparison)
+    helpers = {"markdown_table": markdown_table, "tint": _tint, "signed": signed, "breakable": _breakable}
+    return templates.render(template, helpers, page=page, comparison=page.comparison)

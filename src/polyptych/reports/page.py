@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from polyptych.errors import InputError
 from polyptych.metrics._accumulation import metric_name
 from polyptych.record import read_json
-from polyptych.reports import curves, tables
+from polyptych.reports import curves, tables, templates
 from polyptych.reports.published import PublishedTable, published_tables
 
 MOST_PANELS = 24  # that go into the page; it must stay a file that one can send
@@ -277,20 +276,10 @@ def _panel(path: Path) -> Panel:
 
 
 def _render(template: str, data: ReportData) -> str:
-    """Everything that a template prints is escaped for its language: names and paths come from outside."""
-    markdown = template.endswith(".md.j2")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("polyptych.reports", ""), autoescape=not markdown, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-        finalize=_escape_unless_markup if markdown else None)
-    environment.globals.update(
-        most_panels=MOST_PANELS, format_skill=tables.format_skill, percent=_percent, is_number=tables.is_number,
-        markdown_table=lambda evaluation: Markup(tables.markdown_table(evaluation)), fenced=_fenced)
-    return environment.get_template(template).render(data=data)
-
-
-def _escape_unless_markup(value: Any) -> Any:
-    return value if isinstance(value, Markup) else tables.escape_markdown(str(value))
+    helpers = {"most_panels": MOST_PANELS, "format_skill": tables.format_skill, "percent": _percent,
+               "is_number": tables.is_number, "fenced": _fenced,
+               "markdown_table": lambda evaluation: Markup(tables.markdown_table(evaluation))}
+    return templates.render(template, helpers, data=data)
 
 
 def _fenced(text: str) -> Markup:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from polyptych.comparison.statistics import Estimate
 from polyptych.record import encode
-from polyptych.reports import front, sharing
+from polyptych.reports import front, sharing, templates
 from polyptych.reports.cells import Column, estimated, exact, short
 from polyptych.reports.tables import TIMES, escape_markdown, format_pair, is_number
 from polyptych.search.budget import FIELDS
@@ -199,11 +198,4 @@ def _markdown_table(page: SearchPage, columns: list[Column]) -> Markup:
 
 
 def _render(template: str, page: SearchPage) -> str:
-    markdown = template.endswith(".md.j2")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("polyptych.reports", ""), autoescape=not markdown, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-        finalize=(lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)))
-        if markdown else None)
-    environment.globals.update(table=_markdown_table, raw=Markup)
-    return environment.get_template(template).render(page=page)
+    return templates.render(template, {"table": _markdown_table, "raw": Markup}, page=page)

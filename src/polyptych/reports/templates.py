@@ -1,0 +1,31 @@
+"""Pages from templates. Everything that a template prints is escaped for its language: names and paths come from
+outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from polyptych.reports.tables import escape_markdown
+
+
+def render(template: str, helpers: dict[str, Any], **values: Any) -> str:
+    """
+    Args:
+        template: a file of this folder; its name says whether it is HTML or Markdown.
+        helpers: functions and constants for the template.
+        values: what the page is about.
+    """
+    markdown = template.endswith(".md.j2")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("polyptych.reports", ""), autoescape=not markdown, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+        finalize=_escape_unless_markup if markdown else None)
+    environment.globals.update(helpers)
+    return environment.get_template(template).render(values)
+
+
+def _escape_unless_markup(value: Any) -> Any:
+    return value if isinstance(value, Markup) else escape_markdown(str(value))
