@@ -6,6 +6,7 @@ arXiv 1803.10704
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from polyptych.backbones._attention import Attention, Point
 from polyptych.backbones._base import Backbone
 from polyptych.errors import InputError
+from polyptych.ops.exporting import exporting
 from polyptych.types import Features, FeatureSpec
 
 LAYERS = (2, 2, 3, 3, 3)  # convolutions of VGG-16 between two poolings
@@ -121,7 +123,7 @@ class SegNet(Backbone):
         return cast("list[Block]", list(self.stages))
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """One level on the way down or up. ``enter`` makes the map that the convolutions see, ``first`` and ``rest`` are
     the convolutions, ``leave`` makes the state for the next block.
 
@@ -143,11 +145,13 @@ class Block(nn.Module):
             own, x = state[0], torch.cat([self.enter(one) for one in state], dim=1)
         return self.leave(own, self.rest(self.first(x)))
 
+    @abstractmethod
     def enter(self, state: State) -> Float[Tensor, "b c h w"]:
-        raise NotImplementedError
+        """The map that the convolutions see."""
 
+    @abstractmethod
     def leave(self, state: State, x: Float[Tensor, "b c h w"]) -> Pooled:
-        raise NotImplementedError
+        """The state for the next block."""
 
 
 class EncoderBlock(Block):
@@ -168,7 +172,7 @@ class DecoderBlock(Block):
     def enter(self, state: State) -> Float[Tensor, "b c h w"]:
         assert isinstance(state, Pooled)  # an encoder block comes before
         places, size = state.switches[-1]
-        if torch.compiler.is_exporting():  # ONNX has no unpooling that takes a size; the places are the same
+        if exporting():  # ONNX has no unpooling that takes a size; the places are the same
             empty = state.map.new_zeros((*state.map.shape[:2], size[0] * size[1]))
             return empty.scatter(2, places.flatten(2), state.map.flatten(2)).unflatten(2, size)
         return F.max_unpool2d(state.map, places, (2, 2), output_size=size)

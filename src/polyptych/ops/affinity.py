@@ -19,6 +19,7 @@ from torch import Tensor
 
 from polyptych.ops import _affinity_plain as plain
 from polyptych.ops._affinity_autograd import Gather
+from polyptych.ops.exporting import exporting
 
 Method = Literal["auto", "linear", "streamed", "materialized"]
 
@@ -72,7 +73,7 @@ def cross_task_affinity(
         if method == "materialized":
             gathered = plain.materialized(*factors)
         else:
-            gathered = plain.linear(*factors) if _exporting() else Gather.apply(*factors, method)
+            gathered = plain.linear(*factors) if exporting() else Gather.apply(*factors, method)
         exact = torch.promote_types(dtype, torch.float32)
         constant = values.sum((3, 4), dtype=exact)[..., None] * bias.to(exact).unsqueeze(-2)
         return (gathered + constant.view_as(gathered)).to(result)
@@ -136,9 +137,3 @@ def _precision(*inputs: Tensor) -> torch.dtype:
             dtype = torch.promote_types(dtype, other.dtype)
     sums_in_float32 = device == "cuda" and hasattr(torch.ops.aten.bmm, "dtype")
     return dtype if dtype == torch.bfloat16 and sums_in_float32 else torch.promote_types(dtype, torch.float32)
-
-
-def _exporting() -> bool:
-    """Whether a graph of plain operators is wanted, which a custom gradient is not."""
-    exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has no such function
-    return exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()

@@ -15,6 +15,7 @@ from torchvision.extension import _has_ops
 from torchvision.ops import deform_conv2d
 
 from polyptych.errors import InputError
+from polyptych.ops.exporting import exporting
 
 Method = Literal["auto", "compiled", "plain"]
 
@@ -44,7 +45,7 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
         raise InputError("deformable_convolution", f"{offset.shape[1]} offset channels for {x.shape[1]} channels and "
                          f"{taps} taps", "2 x taps x groups offset channels, whose groups divide the channels",
                          "change the offsets")
-    if not _exporting():
+    if not exporting():
         rows, columns = ((n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
                          for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
         if tuple(offset.shape[2:]) != (rows, columns):
@@ -53,7 +54,7 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
     if mask is not None and mask.shape[1] != taps * groups:
         raise InputError("deformable_convolution", f"{mask.shape[1]} mask channels", f"{taps * groups}",
                          "change the mask")
-    if method == "compiled" or (method == "auto" and _has_ops() and not _exporting()):
+    if method == "compiled" or (method == "auto" and _has_ops() and not exporting()):
         # torchvision has kernels for one type at a time, and none for bfloat16.
         kind = torch.promote_types(x.dtype, torch.float32)
         y = deform_conv2d(x.to(kind), offset.to(kind), weight.to(kind), None if bias is None else bias.to(kind), stride,
@@ -65,11 +66,6 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
         factors = mask.view(b, groups, 1, taps, height, width).expand(-1, -1, x.shape[1] // groups, -1, -1, -1)
         sampled = sampled * factors.reshape(b, x.shape[1], taps, height, width)
     return _combine(sampled, weight.to(sampled.dtype), bias).to(x.dtype)
-
-
-def _exporting() -> bool:
-    asked = getattr(torch.compiler, "is_exporting", None)  # torch 2.6 has none
-    return torch.onnx.is_in_onnx_export() or (asked is not None and asked())
 
 
 def _sample(x: Tensor, offset: Tensor, kernel_height: int, kernel_width: int, stride: int, padding: int,
