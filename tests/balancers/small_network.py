@@ -3,6 +3,8 @@ to compare with."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -90,3 +92,14 @@ def rows_of(network: nn.Module, losses: dict[str, Tensor]) -> dict[str, dict[str
 
 def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def build(kind, **options):
+    return kind.Config(**options).build(standard_weights=STANDARD)
+
+
+def step(balancer, network, image, target, parts=1, **more):
+    network.zero_grad()
+    size = len(image) // parts
+    passes = [partial(losses_of, network, image, target, slice(i * size, (i + 1) * size)) for i in range(parts)]
+    return balancer.accumulate(passes, network, **more)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from polyptych.backbones._base import Backbone
 from polyptych.backbones._states import maps_of, probe, with_maps
-from polyptych.encoders._base import Encoder
+from polyptych.encoders._own_backbones import OwnBackbones
 from polyptych.errors import InputError
 from polyptych.types import Features, TaskFeatures
 
 
-class SideBySide(Encoder):
+class SideBySide(OwnBackbones):
     """Soft parameter sharing. A unit acts on every map of a state by itself: on every branch of HRNet, on the prefix
     tokens of a transformer too. What is not a map (indices of unpooling) stays with its task.
 
@@ -25,12 +25,8 @@ class SideBySide(Encoder):
     """
 
     def __init__(self, backbone: Backbone.Config, tasks: tuple[str, ...], after_stem: bool, after_last: bool):
-        super().__init__()
-        backbones = {task: backbone.build() for task in tasks}
-        self.backbones = nn.ModuleDict(backbones)
-        self.spec = {task: own.spec for task, own in backbones.items()}
-        any_backbone = backbones[tasks[0]]
-        self.multiple, self.mean, self.std = any_backbone.multiple, any_backbone.mean, any_backbone.std
+        super().__init__(backbone, tasks)
+        any_backbone = self.own_backbone(tasks[0])
         _, *states = probe(any_backbone)
         end = len(states) - int(not after_last and len(states) > 1)
         self.mixed_stages = range(int(any_backbone.has_stem and not after_stem), end)
@@ -38,11 +34,6 @@ class SideBySide(Encoder):
             nn.ModuleList(self.unit(int(x.shape[1]), len(tasks))
                           for x in (maps_of(state) if stage in self.mixed_stages else []))
             for stage, state in enumerate(states))
-
-    def own_backbone(self, task: str) -> Backbone:
-        own = self.backbones[task]
-        assert isinstance(own, Backbone)
-        return own
 
     @abstractmethod
     def unit(self, channels: int, tasks: int) -> nn.Module:

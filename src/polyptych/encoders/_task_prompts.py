@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ class ChannelPrompts(nn.Module):
         return self.tell(resize(attended, self.grid).flatten(2)), found if wanted else None
 
 
-class PromptedStages(nn.Module):
+class PromptedStages(nn.Module, ABC):
     """The learned parts of a prompted transformer, one set of them for each kind of transformer. ``forward`` runs the
     backbone's own stages and gives a :class:`Level` after each.
 
@@ -141,8 +142,9 @@ class PromptedStages(nn.Module):
     heads: tuple[int, ...]
     prefix_tokens: bool = True
 
+    @abstractmethod
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
-        raise NotImplementedError
+        """Normalized images through the backbone's stages."""
 
 
 def finish_block(block: Any, tokens: Float[Tensor, "b n d"], attended: Float[Tensor, "b n d"]) -> Tensor:

@@ -143,7 +143,7 @@ def _check_text(text: str, key: str) -> None:
 
 
 class _Refused(Exception):
-    pass
+    """An entry is not among what a network needs."""
 
 
 def _line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from polyptych.export.metadata import KEY, Description, from_json
 from polyptych.tasks._base import Task
 
 
-class FileModel:
+class FileModel(ABC):
     """What both kinds of file have in common: the metadata, and the checks of the input.
 
     Attributes:
@@ -50,8 +51,9 @@ class FileModel:
                                  f"{(len(images), task.channels, *images.shape[2:])}", "export the run again")
         return {name: predictions[name] for name in self.tasks}
 
+    @abstractmethod
     def _run(self, images: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """Raw predictions as the file gives them."""
 
 
 class OnnxModel(FileModel):

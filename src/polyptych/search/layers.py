@@ -15,6 +15,7 @@ that AutoMTL lacks are Concat, Sigmoid, Deconvolution, Scale and Flatten.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal, cast
@@ -32,7 +33,7 @@ LARGEST = 1 << 20
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(ABC):
     """What every layer has."""
 
     name: str
@@ -46,16 +47,16 @@ class Layer:
 
     readable: ClassVar[tuple[int, int]] = (1, 1)  # how many inputs, at least and at most
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: B027  not every layer has something to check
         """Check what can be checked without the shapes of the inputs."""
 
     @property
     def bottoms(self) -> tuple[str, ...]:
         return ((self.bottom,) if self.bottom else ()) if isinstance(self.bottom, str) else tuple(self.bottom)
 
+    @abstractmethod
     def make(self, shapes: Sequence[Shape]) -> nn.Module:
         """The module for inputs of these shapes, the batch as its first axis."""
-        raise NotImplementedError
 
     def wrong(self, where: str, got: object, needs: str) -> InputError:
         place = f"{self.place}: " if self.place else ""
