@@ -21,6 +21,7 @@ from polyptych.backbones._attention import Attention, Point
 from polyptych.backbones._base import Backbone
 from polyptych.errors import InputError
 from polyptych.ops.exporting import exporting
+from polyptych.ops.winograd import Convolution3x3
 from polyptych.types import Features, FeatureSpec
 
 LAYERS = (2, 2, 3, 3, 3)  # convolutions of VGG-16 between two poolings
@@ -186,7 +187,7 @@ def _convolutions(channels: Sequence[int]) -> nn.Sequential:
     """3x3 convolutions with bias, BatchNorm and ReLU from each number of channels to the next."""
     layers: list[nn.Module] = []
     for a, b in pairwise(channels):
-        convolution = nn.Conv2d(a, b, 3, padding=1)
+        convolution = Convolution3x3(a, b)
         nn.init.xavier_normal_(convolution.weight)
         nn.init.zeros_(cast(Tensor, convolution.bias))
         layers += [convolution, nn.BatchNorm2d(b), nn.ReLU(inplace=True)]

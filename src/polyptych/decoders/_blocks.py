@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from polyptych.errors import InputError, nearest
+from polyptych.ops.winograd import Convolution3x3, together
 from polyptych.tasks._base import resize
 from polyptych.types import Features, FeatureSpec, TaskFeatures
 
@@ -44,9 +46,12 @@ def upsample_and_concatenate(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[
 def convolution(channels_in: int, channels_out: int, kernel: int, dilation: int = 1,
                 norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequential:
     """Convolution without bias, BatchNorm, ReLU; keeps the resolution."""
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
-        norm(channels_out), nn.ReLU(inplace=True))
+    if kernel == 3 and dilation == 1:
+        layer: nn.Conv2d = Convolution3x3(channels_in, channels_out, bias=False)
+    else:
+        layer = nn.Conv2d(channels_in, channels_out, kernel, padding=dilation * (kernel // 2), dilation=dilation,
+                          bias=False)
+    return nn.Sequential(layer, norm(channels_out), nn.ReLU(inplace=True))
 
 
 class FusedHead(Head):
@@ -160,7 +165,7 @@ class LinearHead(Head):
     def __init__(self, spec: FeatureSpec, channels: int, width: int = 0):
         super().__init__(spec, channels, width)
         inside = width or spec.channels[-1]
-        self.mix = nn.Conv2d(spec.channels[-1], width, 3, padding=1) if width else nn.Identity()
+        self.mix = Convolution3x3(spec.channels[-1], width) if width else nn.Identity()
         self.predict = nn.Conv2d(inside, channels, 1)
 
     @staticmethod
@@ -233,7 +238,7 @@ class Distillation(nn.Module):
         super().__init__()
 
         def convolutions(names: Sequence[str]) -> nn.ModuleDict:
-            return nn.ModuleDict({name: nn.Conv2d(width, width, 3, padding=1, bias=False) for name in names})
+            return nn.ModuleDict({name: Convolution3x3(width, width, bias=False) for name in names})
 
         others = {target: [source for source in sources if source != target] for target in targets}
         self.gate_is_target = gate == "target"
@@ -244,13 +249,21 @@ class Distillation(nn.Module):
 
     def forward(self, features: dict[str, Float[Tensor, "b c h w"]]) -> dict[str, Float[Tensor, "b c h w"]]:
         """``features`` of all sources and targets; the result has the targets."""
+        gates: dict[str, dict[str, Tensor]] = {target: {} for target in self.message}
+        messages: dict[str, dict[str, Tensor]] = {target: {} for target in self.message}
+        for name, x in features.items():  # all that is convolved of one task's features is convolved at once
+            places = [(maps[target], layers[name]) for layer, maps in ((self.gate, gates), (self.message, messages))
+                      for target, layers in layer.items() if name in layers]
+            if places:
+                for (maps, _), y in zip(places, together(x, [layer for _, layer in places]), strict=True):
+                    maps[name] = y
         refined = {}
-        for target, messages in self.message.items():
-            gates = {name: torch.sigmoid(gate(features[name])) for name, gate in self.gate[target].items()}
+        for target, received in messages.items():
+            if self.gate_is_target and received:
+                received = {target: reduce(torch.add, received.values())}
             refined[target] = features[target]
-            for source, message in messages.items():
-                gate = gates[target if self.gate_is_target else source]
-                refined[target] = refined[target] + gate * message(features[source])
+            for name, message in received.items():
+                refined[target] = torch.addcmul(refined[target], torch.sigmoid(gates[target][name]), message)
         return refined
 
 

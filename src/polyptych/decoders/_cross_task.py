@@ -38,6 +38,7 @@ from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import BottleneckHead
 from polyptych.errors import InputError
 from polyptych.ops.affinity import cross_task_affinity
+from polyptych.ops.winograd import Convolution3x3
 from polyptych.tasks._base import resize
 from polyptych.types import FeatureSpec
 
@@ -148,7 +149,7 @@ class CrossTaskAffinity(nn.Module):
     def __init__(self, config: CrossTaskConfig, *, tasks: int, grid: tuple[int, int], ratio: int):
         super().__init__()
         self.method, self.ratio = config.method, ratio
-        self.values = nn.ModuleList(nn.Conv2d(config.width, config.width, 3, padding=1) for _ in range(tasks))
+        self.values = nn.ModuleList(Convolution3x3(config.width, config.width) for _ in range(tasks))
         self.shared = config.fusion == "shared"
         self.filters = PositionwiseFilters(1 if self.shared else tasks, tasks, config.kernel_size, grid)
         gamma = torch.full((tasks,), config.gamma)
@@ -192,7 +193,7 @@ class CrossTaskHeads(nn.Module):
             self.affinity = CrossTaskAffinity(config, tasks=len(channels), grid=grid, ratio=ratio)
         self.enlarge = nn.ModuleDict({task: nn.Sequential(
             nn.ConvTranspose2d(width, width, 2, stride=2), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, padding=1)) for task in channels})
+            Convolution3x3(width, width)) for task in channels})
         self.heads = nn.ModuleDict({task: BottleneckHead(width, width, c) for task, c in channels.items()})
 
     def forward(self, features: dict[str, Float[Tensor, "b _ h w"]]) -> dict[str, Float[Tensor, "b _ _ _"]]:

@@ -18,6 +18,7 @@ from polyptych.decoders._blocks import SingleValueBatchNorm, common_spec, convol
 from polyptych.decoders._inverted_pyramid import COARSEST, EncoderFeatures, Stage, maps_of_stages
 from polyptych.errors import InputError
 from polyptych.ops.resize import resize
+from polyptych.ops.winograd import Convolution3x3
 from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
 
 PREDICTION_WIDTH = 64  # channels that the preliminary predictions add to a task's features
@@ -129,7 +130,7 @@ class InvPT(Decoder):
             receives=config.message_passing and number > 0,
             passes=config.message_passing and number < config.stages - 1) for number, width in enumerate(widths))
         self.join = nn.ModuleDict({task: nn.Sequential(
-            nn.Conv2d(total, total, 3, padding=1), SingleValueBatchNorm(total), nn.ReLU(inplace=True))
+            Convolution3x3(total, total), SingleValueBatchNorm(total), nn.ReLU(inplace=True))
             for task in tasks})
         self.heads = nn.ModuleDict({task: nn.Conv2d(total, c, 1) for task, c in channels.items()})
         if config.unused_weights:

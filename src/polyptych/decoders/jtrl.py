@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import common_spec, convolution, residual
 from polyptych.errors import InputError
+from polyptych.ops.winograd import Convolution3x3
 from polyptych.tasks._base import resize
 from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
 
@@ -96,10 +97,10 @@ class TaskAttention(nn.Module):
 
     def __init__(self, tasks: int, width: int):
         super().__init__()
-        self.balance = nn.Conv2d(tasks * width, tasks * width, 3, padding=1)
+        self.balance = Convolution3x3(tasks * width, tasks * width)
         self.join = convolution(tasks * width, width, 3)
         self.down = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(2))
-        self.up = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.up = nn.ModuleList(Convolution3x3(width, width) for _ in range(2))
         self.merge = convolution(tasks * width, width, 3)
 
     def forward(self, states: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b c h w"]:

@@ -16,6 +16,7 @@ from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import SingleValueBatchNorm
 from polyptych.errors import InputError
 from polyptych.ops.resize import resize
+from polyptych.ops.winograd import Convolution3x3
 from polyptych.types import FeatureSpec, Output, TaskFeatures
 
 STRIDE = 4  # of the predictions
@@ -98,10 +99,10 @@ class TaskPrompter(Decoder):
 def _extraction(channels: int, inner: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, 2 * inner, 1, groups=2 if channels % 2 == 0 else 1), nn.Conv2d(2 * inner, width, 1),
-        nn.Conv2d(width, width, 3, padding=1), SingleValueBatchNorm(width), nn.GELU(), nn.Conv2d(width, width, 1))
+        Convolution3x3(width, width), SingleValueBatchNorm(width), nn.GELU(), nn.Conv2d(width, width, 1))
 
 
 def _head(width: int, channels: int) -> nn.Sequential:
-    mix = nn.Conv2d(width, width, 3, padding=1)
+    mix = Convolution3x3(width, width)
     trunc_normal_(mix.weight, std=0.02)  # as published
     return nn.Sequential(mix, SingleValueBatchNorm(width), nn.GELU(), nn.Conv2d(width, channels, 1))
