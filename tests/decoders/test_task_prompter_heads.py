@@ -154,6 +154,16 @@ def test_tasks_with_pyramids_of_their_own_shape():
         "a": (2, 2, 12, 16), "b": (2, 3, 12, 16)}
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_features_without_a_bound_in_float16(half):
+    decoder, features = built_on_cpu(TaskPrompter.Config(inner=4, width=8)).train(), prompted()
+    large = TaskFeatures({task: Features(tuple(x.half() if half else (1e6 * x).float() for x in pyramid.maps))
+                          for task, pyramid in features.items()}, affinities=features.affinities)
+    with torch.autocast("cpu", dtype=torch.float16):
+        output = decoder(large)
+    assert all(x.isfinite().all() for x in output.final.values())
+
+
 @pytest.mark.parametrize("field", ["inner", "width"])
 def test_refusals(field):
     with pytest.raises(InputError, match=rf"decoder\.{field}: got 0; needs 1 or more"):

@@ -73,7 +73,7 @@ class TaskPrompter(Decoder):
         height, width = (max(x.shape[i] for x in (p.maps[0] for p in features.values())) for i in (-2, -1))
         levels: list[dict[str, Tensor]] = []
         for level in range(max(len(p.maps) for p in features.values())):
-            own = {task: layers[level](features[task].maps[level])  # type: ignore[index]
+            own = {task: _without_float16(layers[level], features[task].maps[level])  # type: ignore[index]
                    for task, layers in self.extract.items() if level < len(features[task].maps)}
             levels.append(self._mixed(own, features.affinities, level))
         size = (-(-height * self.stride // STRIDE), -(-width * self.stride // STRIDE))
@@ -94,6 +94,16 @@ class TaskPrompter(Decoder):
             weights = self.weigh[task][level](affinities[level][:, :, number])  # type: ignore[index]
             mixed[task] = torch.einsum("bt,btfhw->bfhw", weights.squeeze(1).to(stacked.dtype), stacked)
         return mixed
+
+
+def _without_float16(layers: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f h w"]:
+    """``layers`` of ``x``, in float32 under autocast to float16: features that are weighed by raw scores (the encoder's
+    ``scores="raw"``, as published) have no bound, and float16 ends at 65504."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != torch.float16:
+        return layers(x)
+    with torch.autocast(device, enabled=False):
+        return layers(x.float())
 
 
 def _extraction(channels: int, inner: int, width: int) -> nn.Sequential:
