@@ -1,0 +1,55 @@
+"""Programs of README and of the pages on search run as they stand. (docs/predict.md, docs/balancers.md, docs/export.md and
+CONTRIBUTING.md have tests of their own.)"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from polyptych.recipes import rooms as recipe
+from polyptych.run import with_tasks
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_programs(page: str) -> dict[str, Any]:
+    scope: dict[str, Any] = {}
+    programs = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert programs
+    for program in programs:
+        exec(compile(program, page, "exec"), scope)
+    return scope
+
+
+def test_search(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run_programs("docs/search.md")
+    found["network"].eval(), found["supermodel"].eval()
+    with torch.no_grad():
+        expected = found["supermodel"](found["image"], found["policy"])
+        for task, maps in found["network"](found["image"]).items():
+            assert all(torch.equal(x, y) for x, y in zip(maps, expected[task], strict=True))
+    assert Path("policy.json").is_file()
+
+
+def test_layer_lists() -> None:
+    assert run_programs("docs/searching.md")["backbone"](torch.randn(1, 3, 64, 96)) is not None
+
+
+@pytest.mark.slow
+def test_readme(tmp_path, monkeypatch, small_run, capsys) -> None:
+    """On rooms that are small enough."""
+    monkeypatch.chdir(tmp_path)
+    rarely = replace(small_run.monitoring, validate_every=100, save_every=100)
+    small = with_tasks(replace(small_run, monitoring=rarely), ["depth", "normals"])
+    monkeypatch.setattr(recipe, "rooms", lambda: small)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save("photo.jpg")
+    found = run_programs("README.md")
+    assert set(found["scene"].tasks) == {"depth", "normals"} and capsys.readouterr().out.endswith(" m\n")
