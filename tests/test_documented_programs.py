@@ -1,5 +1,4 @@
-"""Programs of README and of the pages on search run as they stand. (docs/predict.md, docs/balancers.md, docs/export.md and
-CONTRIBUTING.md have tests of their own.)"""
+"""Programs of README and of the pages on search run as they stand. (The other pages' have tests of their own.)"""
 
 from __future__ import annotations
 
