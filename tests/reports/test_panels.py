@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from polyptych.errors import InputError
-from polyptych.reports.panels import BACKGROUND, cell_size, contact_sheet, layout, legend, mosaic, panel, strip
+from polyptych.reports.panels import BACKGROUND, banner, cell_size, contact_sheet, layout, legend, mosaic, panel, strip
 
 
 def noise(seed: int, height: int = 24, width: int = 40) -> np.ndarray:
@@ -107,6 +107,14 @@ def test_header_and_row_labels_are_written() -> None:
     below = cell(picture, place.lefts[0], place.tops[1], cell_size(image))
     assert below.min() < 160
     assert (cell(panel(image, ["depth"], {}, {}), place.lefts[0], place.tops[1], cell_size(image)) == ground).all()
+
+
+def test_a_banner_shows_more_of_a_name_than_a_column_can() -> None:
+    rows = np.zeros((40, 600, 3), np.uint8)
+    names = [f'shared · fixed:weights={{"semseg":{weight},"depth":1,"normals":1}}' for weight in (1, 4)]
+    first, second = (banner(name, rows) for name in names)
+    assert first.shape == second.shape and first.shape[1] == 600
+    assert not np.array_equal(first, second) and (first[-2:] == BACKGROUND).all()
 
 
 def test_a_contact_sheet_stacks_whole_pictures() -> None:

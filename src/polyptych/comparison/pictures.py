@@ -14,7 +14,7 @@ from PIL import Image
 
 from polyptych.datasets._base import Dataset
 from polyptych.prediction.predictor import load
-from polyptych.reports.panels import cell_size, contact_sheet, strip
+from polyptych.reports.panels import Picture, banner, cell_size, contact_sheet, strip
 from polyptych.run import Run, read_run
 
 MOST = 4  # images; the page must stay a file that one can send
@@ -54,9 +54,11 @@ class Example:
 
     def save(self, path: Path) -> None:
         """All rows as one picture file."""
-        strips = [strip(self.image.picture, {task: cell.picture for task, cell in row.items()}, caption=label)
-                  for label, row in self.rows.items()]
-        Image.fromarray(contact_sheet(strips)).save(path)
+        rows: list[Picture] = []
+        for label, row in self.rows.items():
+            pictures = strip(self.image.picture, {task: cell.picture for task, cell in row.items()})
+            rows += [banner(label, pictures), pictures]
+        Image.fromarray(contact_sheet(rows)).save(path)
 
 
 def examples(folders: dict[str, Path], most: int = MOST) -> list[Example]:

@@ -91,6 +91,17 @@ def mosaic(image: Picture, painted: Mapping[str, Picture], largest: int = LARGES
                           for row in rows])
 
 
+def banner(words: str, above: Picture) -> Picture:
+    """One line of text as wide as the picture that it is put above; shortened if that is too narrow."""
+    text = 18
+    height, width = round(1.8 * text), above.shape[1]
+    canvas = Image.new("RGB", (width, height), BACKGROUND)
+    font = _font(text)
+    ImageDraw.Draw(canvas).text((MARGIN, height - 6), _shortened(words, font, width - 2 * MARGIN), INK, font,
+                                anchor="ls")
+    return np.array(canvas)
+
+
 def contact_sheet(pictures: Sequence[Picture]) -> Picture:
     """Panels, strips and legends below each other on one ground; each keeps its header, so that a long sheet
     can be read anywhere.
