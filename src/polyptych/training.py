@@ -64,7 +64,13 @@ def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
 
 
 class Trainer:
-    """One run in progress. :meth:`fit` is the loop, :meth:`step` is one optimizer step."""
+    """One run in progress. :meth:`fit` is the loop, :meth:`step` is one optimizer step.
+
+    Attributes:
+        started: what a network that begins with trained ones took from them; empty where it does not.
+    """
+
+    started: str = ""
 
     def __init__(self, run: Run, folder: Path, resume: bool):
         self.run, self.folder = run, folder
@@ -102,7 +108,8 @@ class Trainer:
     def _build_state(self) -> TrainingState:
         run = self.run
         network = run.build_network(self.tasks, pretrained=not (self.resumed or run.start))
-        self.started = begin(network, self.tasks, run.start) if run.start and not self.resumed else ""
+        if run.start and not self.resumed:
+            self.started = begin(network, self.tasks, run.start)
         if run.execution.sync_batch_norm and distributed.world() > 1:
             network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network.to(self.device).to(memory_format=self.memory_format)

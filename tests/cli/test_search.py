@@ -95,6 +95,18 @@ def numbers(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+def test_the_least_search_from_end_to_end(capsys, tmp_path: Path) -> None:
+    few = {"--steps": "1", "--baselines": "shared", "--finalists": "1", "--out": str(tmp_path / "found"),
+           "--candidates": "1", "--tasks": "depth,normals"}
+    arguments = [*SMALL, "--baselines", "", "--finalists", "", "--out", ""]
+    for place, flag in enumerate(arguments):
+        if flag in few:
+            arguments[place + 1] = few[flag]
+    assert main(["search", "rooms", *arguments]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "found" / "search.html")
+    assert [network["name"] for network in numbers(tmp_path / "found")["networks"]] == ["searched-1", "shared"]
+
+
 @pytest.mark.slow
 def test_a_search_leaves_runs_policies_and_a_report(whole: Path) -> None:
     names = [network["name"] for network in numbers(whole)["networks"]]
