@@ -78,7 +78,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(path, "no such file", "a file written by polyptych", "check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(path, f"a file that cannot be read ({error.strerror})", "a file written by polyptych",
+                         "check the path") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(path, f"a file that is not JSON ({error})", "a file written by polyptych",
                          "restore it or choose another run") from None
 

@@ -254,8 +254,9 @@ def test_every_parameter_learns(config, decoder):
 
 
 @torch.no_grad()
-def test_scores_are_not_rounded_to_16_bits():
-    encoder = built()
+@forms
+def test_scores_are_not_rounded_to_16_bits(config):
+    encoder = built(config)
     with torch.autocast("cpu", torch.bfloat16):
         features = encoder(image())
     assert all(x.dtype == torch.float32 for x in features.shared)

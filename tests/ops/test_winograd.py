@@ -68,10 +68,10 @@ def test_one_gradient_alone(wanted) -> None:
 
 
 def test_when_it_is_taken() -> None:
-    x, weight, _ = problem(1, 128, 128, (16, 16), torch.float32)
+    x, weight, _ = problem(2, 128, 128, (44, 48), torch.float32)
     assert pays(x, weight)
     assert not pays(x.double(), weight.double()) and not pays(x[:, :64], weight[:, :64]) and not pays(x, weight[:64])
-    assert not pays(x[:, :, :4], weight)
+    assert not pays(x[:1, :, :40], weight) and not pays(x[:0], weight)  # few tiles
     with torch.no_grad():
         assert not pays(x, weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -80,7 +80,7 @@ def test_when_it_is_taken() -> None:
 
 def test_what_is_validated_is_computed_by_torch() -> None:
     torch.manual_seed(0)
-    layer, x = Convolution3x3(128, 160), torch.randn(2, 128, 17, 22)
+    layer, x = Convolution3x3(128, 160), torch.randn(3, 128, 27, 30)
     plain = nn.Conv2d(128, 160, 3, padding=1)
     plain.load_state_dict(layer.state_dict())
     assert torch.equal(layer.eval()(x), plain(x))
@@ -89,10 +89,32 @@ def test_what_is_validated_is_computed_by_torch() -> None:
     torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_batches_of_gradients_and_torch_func() -> None:
+    torch.manual_seed(0)
+    layer, x = Convolution3x3(128, 128), torch.randn(2, 128, 40, 48, requires_grad=True)
+    gradients = torch.randn(3, 2, 128, 40, 48)
+    found, expected = (torch.autograd.grad(y, (x, layer.weight), gradients, is_grads_batched=True)
+                       for y in (layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1)))
+    for value, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-4)
+    mapped = torch.func.vmap(layer)(torch.stack([x, 2 * x]).detach())
+    torch.testing.assert_close(mapped[0], layer.eval()(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_backward_pass_under_autocast_stays_exact() -> None:
+    x, weight, gradient = problem(2, 128, 128, (40, 48), torch.float32)
+    expected = results(convolve, x, weight, gradient)
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    y = convolve(x, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(y, (x, weight), gradient)
+    assert torch.equal(found[0], expected[1]) and torch.equal(found[1], expected[2])
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("width", [4, 128])
 def test_several_at_once(width, bias) -> None:
     torch.manual_seed(0)
-    layers, x = [Convolution3x3(128, width, bias) for _ in range(3)], torch.randn(1, 128, 12, 13)
+    layers, x = [Convolution3x3(128, width, bias) for _ in range(3)], torch.randn(2, 128, 36, 37)
     for found, layer in zip(together(x, layers), layers, strict=True):
         torch.testing.assert_close(found, F.conv2d(x, layer.weight, layer.bias, padding=1), rtol=1e-5, atol=1e-5)

@@ -33,6 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, for instance `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
         return 141
+    except OSError as error:  # a file where a folder is needed, no right to write, ...
+        if error.filename is None:
+            raise
+        print(f"polyptych: {error.filename}: got an error of the file system ({error.strerror}); needs a place that "
+              "can be read or written; choose another path", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:  # Interrupted is one, with a message that says how to go on
         print(f"polyptych: {error or 'interrupted'}", file=sys.stderr)
         return 130

@@ -55,6 +55,8 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
         if not stop.code:
             sys.stderr.write(said.getvalue())
             raise
+        if found := _refused(stop):
+            raise found from None
         raise _error(said.getvalue(), command, list(_flags(kind if default is None else default))) from None
 
 
@@ -73,6 +75,16 @@ def _unbroken(arguments: list[str]) -> Iterator[None]:
         del os.environ["COLUMNS"]
         if before is not None:
             os.environ["COLUMNS"] = before
+
+
+def _refused(stop: BaseException) -> InputError | None:
+    """What options themselves refused, which tyro put into its box."""
+    error: BaseException | None = stop
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _error(box: str, command: str, flags: list[str]) -> InputError:

@@ -38,10 +38,26 @@ def read_color(path: Path, size: tuple[int, int] | None = None) -> UInt8[Tensor,
     on.
     """
     with reading(path, "a picture (.jpg, .png)"), Image.open(path) as file:
-        picture = file.convert("RGB")
+        picture = as_rgb(file, path)
         if size is not None and picture.size != size[::-1]:
             picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def as_rgb(picture: Image.Image, place: object) -> Image.Image:
+    """A picture as 8-bit RGB. Gray of 16 bits is scaled; Pillow alone would clip it to white.
+
+    Raises:
+        InputError: pixels are integers of 32 bits or floating-point numbers, which have no scale.
+    """
+    if picture.mode.startswith("I;16"):
+        levels = np.rint(np.asarray(picture).astype(np.uint16) / 257).astype(np.uint8)
+        return Image.fromarray(levels).convert("RGB")
+    if picture.mode in ("I", "F"):
+        kind = "32-bit integers" if picture.mode == "I" else "floating-point numbers"
+        raise InputError(place, f"a picture of {kind}",
+                         "8 bits for each of red, green and blue, or gray of 8 or 16 bits", "convert it first")
+    return picture.convert("RGB")
 
 
 def read_gray(path: Path) -> np.ndarray:

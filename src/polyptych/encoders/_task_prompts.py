@@ -114,6 +114,7 @@ class ChannelPrompts(nn.Module):
         if not (wanted or attends):
             assert self.tell is not None
             return self.tell(asked), None
+        told = self.tell(asked) if self.tell is not None and self.update == "published" else None
         size = (x.shape[-2], x.shape[-1])
         images = resize(asked.unflatten(2, self.grid), size)
         with full_precision(x):
@@ -121,7 +122,6 @@ class ChannelPrompts(nn.Module):
             found = torch.einsum("btipjq,bdipjq->btdij", images, values)
             found = found * (self.grid[0] * self.grid[1] / (size[0] * size[1]))
             if not attends:
-                told = self.tell(asked) if self.tell is not None and self.update == "published" else None
                 return told, found
             weights = (found * self.pixels**-0.5).softmax(dim=2)
             attended = torch.einsum("btdij,bdipjq->btipjq", weights, values)

@@ -18,6 +18,7 @@ from polyptych.errors import InputError
 from polyptych.ops.exporting import exporting
 
 Method = Literal["auto", "compiled", "plain"]
+OUTSIDE = 1e9  # positions: outside of any map
 
 
 def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b o h2 w2"],
@@ -57,7 +58,8 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
     if method == "compiled" or (method == "auto" and _has_ops() and not exporting()):
         # torchvision has kernels for one type at a time, and none for bfloat16.
         kind = torch.promote_types(x.dtype, torch.float32)
-        y = deform_conv2d(x.to(kind), offset.to(kind), weight.to(kind), None if bias is None else bias.to(kind), stride,
+        places = offset.to(kind).nan_to_num(nan=OUTSIDE, posinf=OUTSIDE, neginf=-OUTSIDE)  # or they are read anywhere
+        y = deform_conv2d(x.to(kind), places, weight.to(kind), None if bias is None else bias.to(kind), stride,
                           padding, dilation, None if mask is None else mask.to(kind))
         return y.to(x.dtype)
     sampled = _sample(x, offset, weight.shape[2], weight.shape[3], stride, padding, dilation)

@@ -26,7 +26,7 @@ from polyptych.ops.exporting import exporting
 
 TILE, INPUT = 4, 6  # results and inputs of a tile, per side
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # and infinity
-FEWEST_CHANNELS = 128  # fewer: transforming takes as long as the products that it saves
+FEWEST_CHANNELS, FEWEST_TILES = 128, 128  # with fewer, transforming maps or weights takes longer than what it saves
 CACHE = 8 * 2**20  # bytes of tiles, before and after the product, that are worked on at a time
 
 
@@ -61,10 +61,13 @@ def together(x: Float[Tensor, "b c h w"], convolutions: Sequence[nn.Conv2d]) -> 
 
 
 def pays(x: Float[Tensor, "b c h w"], weight: Float[Tensor, "o c 3 3"]) -> bool:
-    """Whether :func:`convolve` is faster than torch's convolution, and allowed."""
-    return (x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-            and min(weight.shape[:2]) >= FEWEST_CHANNELS and min(x.shape[2:]) >= 2 * TILE
+    """Whether :func:`convolve` is faster than torch's convolution, and possible: it knows no subclasses of tensors and
+    none of the transforms of torch.func."""
+    return (x.dim() == 4 and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+            and min(weight.shape[:2]) >= FEWEST_CHANNELS
+            and len(x) * -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE) >= FEWEST_TILES
             and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+            and type(x) in (Tensor, nn.Parameter) and not torch._C._are_functorch_transforms_active()
             and not torch.compiler.is_compiling() and not exporting())
 
 
@@ -79,6 +82,7 @@ class _Winograd(torch.autograd.Function):
     """Bands of tiles at a time, channels last throughout. Keeps its inputs and transforms them anew on the way back."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         maps, plan = _Plan.of(x, weight)
@@ -90,8 +94,13 @@ class _Winograd(torch.autograd.Function):
         return result[:, :plan.height, :plan.width].permute(0, 3, 1, 2)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
+        if torch._C._functorch.is_legacy_batchedtensor(gradient):  # autograd.grad(is_grads_batched=True)
+            to_input, to_weight, _ = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*ctx.needs_input_grad, False])
+            return to_input, to_weight
         matrices = _matrices(x.dtype)
         maps, plan = _Plan.of(x, weight)
         kernels = _transform(matrices.weight, _taps(weight)).transpose(1, 2)

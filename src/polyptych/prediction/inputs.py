@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from polyptych.data._files import as_rgb
 from polyptych.errors import InputError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -99,7 +101,7 @@ def as_pixels(image: Path | str | Any) -> Pixels:
     if isinstance(image, (str, Path)):
         return Pixels(read_image(Path(image)), Path(image).name)
     if isinstance(image, Image.Image):
-        return Pixels(np.array(ImageOps.exif_transpose(image).convert("RGB")), "")
+        return Pixels(np.array(as_rgb(ImageOps.exif_transpose(image), "image")), "")
     if not isinstance(image, np.ndarray):
         got = type(image).__name__
     elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -117,8 +119,11 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         InputError: the file cannot be read as an image.
     """
     try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # damage beside the pixels
+            return np.array(as_rgb(ImageOps.exif_transpose(image), path))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(path, "no such file", "an image", "check the path") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -20,6 +20,7 @@ from polyptych.prediction.scene import Scene
 from polyptych.prediction.video import Moment, Reader, Writer
 from polyptych.reports.panels import contact_sheet, mosaic
 
+SHEET_NAME = "contact_sheet.png"
 SHEET = 100
 """Images on the contact sheet; a longer one could not be looked at, and would not fit into memory."""
 VIDEO_CELL = 640
@@ -53,6 +54,10 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
     outputs = outputs or Outputs(arrays=arrays)
     sources = find_sources(inputs, recursive)
     predictor = Predictor(open_model(Path(model), weights, device), inference)
+    if outputs.points and not any(task.has_distance for task in predictor.tasks.values()):
+        raise InputError("--points", f"a model of {', '.join(predictor.tasks)}", "a task that predicts depth in meters",
+                         "use a model with such a task")
+    _spare(sources, tuple(predictor.tasks), out)
     if outputs.guessed:
         say(outputs.guessed)
     out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +85,7 @@ def _pictures(predictor: Predictor, sources: Sequence[Source], out: Path, output
             strips.append(scene.panel())
         say(f"{source.path}: {', '.join(scene.tasks)}")
         counter.step()
-    return [*written, write_picture(out / "contact_sheet.png", contact_sheet(strips))]
+    return [*written, write_picture(out / SHEET_NAME, contact_sheet(strips))]
 
 
 def _film(predictor: Predictor, source: Source, out: Path, outputs: Outputs, limit: int, counter: Counter,
@@ -99,7 +104,7 @@ def _film(predictor: Predictor, source: Source, out: Path, outputs: Outputs, lim
     counter.begin(source.stem, reader.total)
     with ExitStack() as stack:
         stack.callback(reader.close)
-        films = {kind: stack.enter_context(Writer(_free(out / f"{source.stem}_{kind}.mp4", source), reader.rate))
+        films = {kind: stack.enter_context(Writer(out / f"{source.stem}_{kind}.mp4", reader.rate))
                  for kind in ("panels", *(["overlay"] if outputs.overlay else []))}
         try:
             for index, scene in enumerate(predictor.predict_many(frames())):
@@ -122,8 +127,18 @@ def _frame(scene: Scene, opacity: float | None) -> UInt8[np.ndarray, "_ _ 3"]:
     return mosaic(scene.image, cells, largest=VIDEO_CELL)
 
 
-def _free(path: Path, source: Source) -> Path:
-    if path.resolve() == source.path.resolve():
-        raise InputError(path, "an input that would be overwritten", "another place for the output",
-                         "choose another --out")
-    return path
+def _spare(sources: Sequence[Source], tasks: Sequence[str], out: Path) -> None:
+    """Refuse to write over an input: a folder may hold pictures that are called like results.
+
+    Raises:
+        InputError: a result would have the path of an input.
+    """
+    endings = [f"_{task}{kind}.png" for task in tasks for kind in ("", "_overlay", "_16bit")]
+    names = {f"{source.stem}{ending}" for source in sources
+             for ending in (("_panels.mp4", "_overlay.mp4") if source.moves else endings)} | {SHEET_NAME}
+    place = out.resolve()
+    for source in sources:
+        path = source.path.resolve()
+        if path.parent == place and path.name in names:
+            raise InputError(source.path, "an input that would be overwritten", "another place for the output",
+                             "choose another --out")

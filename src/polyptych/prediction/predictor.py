@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polyptych.data.geometry import Geometry
-from polyptych.errors import InputError
+from polyptych.errors import InputError, nearest
 from polyptych.prediction.inputs import Pixels, as_pixels
 from polyptych.prediction.model import Model, open_model
 from polyptych.prediction.scene import Scene
@@ -51,13 +52,18 @@ class Inference:
     def __post_init__(self) -> None:
         for name in ("size", "tile"):
             value = getattr(self, name)
-            if value is not None and not all(1 <= side <= LARGEST_SIDE for side in value):
-                raise InputError(f"--{name}", f"{value[0]} {value[1]}", f"a height and width from 1 to {LARGEST_SIDE}",
-                                 "correct it")
+            if value is not None and not (isinstance(value, tuple | list) and len(value) == 2
+                                          and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in value)):
+                words = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+                raise InputError(f"--{name}", words, f"a height and width from 1 to {LARGEST_SIDE}", "correct it")
+        for name in ("native", "flip"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"--{name}", repr(getattr(self, name)), "yes or no (True or False)", "correct it")
         if self.native and self.size is not None:
             raise InputError("--native", f"it and --size {self.size[0]} {self.size[1]}", "one of the two",
                              "leave one out")
-        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+        if not (isinstance(self.scales, tuple | list) and self.scales
+                and all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in self.scales)):
             raise InputError("--scales", str(self.scales), "at least one positive number", "for instance 0.75 1 1.25")
         if not 0 <= self.overlap <= 0.9:
             raise InputError("--overlap", str(self.overlap), "a share of the window from 0 to 0.9", "0.25 is usual")
@@ -170,6 +176,10 @@ def load(path: Path | str, *, weights: str = "", device: str = "auto", **inferen
     Raises:
         InputError: nothing is there, it is something else, or it cannot be read.
     """
+    known = [field.name for field in dataclasses.fields(Inference)]
+    for name in inference:
+        if name not in known:
+            raise InputError("load", f"an option '{name}'", nearest(name, known), "see polyptych.prediction.predictor")
     return Predictor(open_model(Path(path), weights, device), Inference(**inference))
 
 

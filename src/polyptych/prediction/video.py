@@ -28,6 +28,7 @@ QUALITY = {"libx264": {"tune": "zerolatency", "preset": "veryfast", "crf": "20"}
 # Files that are videos themselves; not playlists, which would make ffmpeg open what they name, here or elsewhere.
 TRUSTED = {"protocol_whitelist": "file",
            "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg"}
+LOST = 0.5  # seconds that may be missing at the end of a file: headers are not exact
 NEEDED = "the package av"
 INSTALL = "pip install 'polyptych[video]'"
 
@@ -72,9 +73,10 @@ class Reader:
     def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], Moment]]:
         """
         Raises:
-            InputError: there is no frame, or the file breaks off in the middle of one.
+            InputError: there is no frame, frames are damaged, or the file breaks off before its end.
         """
-        number, first, last = 0, None, None
+        number, first, last, damaged = 0, None, None, 0
+        seconds = 0.0
         try:
             for frame in self._container.decode(self._stream):
                 base = frame.time_base or 1 / self.rate
@@ -82,6 +84,8 @@ class Reader:
                 first = count if first is None else first
                 # A frame that claims to come before its predecessor cannot be written; it comes right after.
                 last = count - first if last is None else max(count - first, last + 1)
+                damaged += bool(frame.is_corrupt)
+                seconds = float((last + 1) * base)
                 yield _upright(frame.to_ndarray(format="rgb24"), frame.rotation), Moment(last, base)
                 number += 1
                 if number == self._limit:
@@ -90,9 +94,21 @@ class Reader:
             raise self._fault(f"a video that cannot be decoded after frame {number} ({_reason(error)})") from None
         if not number:
             raise self._fault("a video without a frame that can be decoded")
+        if damaged:
+            raise self._fault(f"a video of which {damaged} of {number} frames are damaged")
+        if seconds < (length := self._length()) - max(LOST, 2 / float(self.rate)):
+            raise self._fault(f"a video that breaks off after frame {number}, at {seconds:.1f} of {length:.1f} seconds")
 
     def close(self) -> None:
         self._container.close()
+
+    def _length(self) -> float:
+        """Seconds that the file says the pictures last; 0 if it does not say."""
+        if self._stream.duration:
+            return float(self._stream.duration * self._stream.time_base)
+        if self._container.duration and len(self._container.streams) == 1:  # or something else may last longer
+            return float(self._container.duration / self._av.time_base)
+        return 0.0
 
     def _count(self) -> int:
         if self.source.device:

@@ -69,8 +69,11 @@ def pascal_survey() -> Run:
     Command: ``polyptych train pascal_survey --dataset.root DIR --encoder NAME``. Adam at 1e-4 with weight decay 1e-4 in
     the gradient, a polynomial to zero, 100 epochs of 4998 images at batch 6, weights 1, 2, 5, 50 and 10, mirrored
     images, zooms of 0.75 to 1.25, rotations of up to 20 degrees, ImageNet weights. The survey trains ``single`` for 60
-    epochs at batch 12, ``mtan`` by SGD at 5e-3, and ``cross_stitch`` and ``nddr`` from the weights of trained single
-    tasks by SGD at 5e-3 for 20 epochs at batch 12.
+    epochs at batch 12 (``--batch-size 12 --steps 25000``), ``mtan`` by SGD at 5e-3 (``--optimizer.kind sgd
+    --optimizer.learning-rate 5e-3``), and ``cross_stitch`` and ``nddr`` from the weights of trained single tasks, with
+    0.8 of a task's own features at the start, by SGD at 5e-3 for 20 epochs at batch 12 (``--start RUN --encoder.own 0.8
+    --optimizer.kind sgd --optimizer.learning-rate 5e-3 --batch-size 12 --steps 8330``, where RUN was trained with
+    ``--encoder single``).
 
     Published, mIoU / parts mIoU / saliency mIoU / mean error of normals / odsF, with parameters and multiply-adds for
     one image (79.5 M are five networks of 15.9 M, each with its head):

@@ -8,8 +8,7 @@ from torch import nn
 
 from polyptych.errors import InputError
 from polyptych.search.capture import capture
-from polyptych.search.policy import Compilation, Norms
-from polyptych.search.space import SpaceName
+from polyptych.search.policy import Compilation, Norms, SpaceName
 from polyptych.search.spaces import make_space
 from polyptych.search.supermodel import Supermodel
 from polyptych.search.units import Granularity, find_units

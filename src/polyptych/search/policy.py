@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from polyptych.errors import InputError, nearest
 from polyptych.record import read_json, write_json
@@ -14,6 +14,8 @@ from polyptych.search.units import GRANULARITIES, Granularity
 SHARED, OWN, SKIP = "shared", "own", "skip"
 FORMAT = 1
 Norms = Literal["stream", "task"]
+SpaceName = Literal["automtl", "tree", "partition", "skip_only"]
+SPACES: tuple[SpaceName, ...] = get_args(SpaceName)
 Row = tuple[str, ...]  # the choice of every task at a unit
 
 
@@ -137,10 +139,11 @@ class Policy:
         need(data.get("norms", "stream") in ("stream", "task"), "norms", data.get("norms"), "stream or task")
         need(isinstance(data.get("any_size", True), bool), "any_size", data.get("any_size"), "true or false")
         need(isinstance(whole, list) and all(isinstance(p, str) for p in whole), "whole", whole, "a list of patterns")
-        need(size is None or (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)),
-             "size", size, "null or [height, width]")
+        plain = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+        need(size is None or plain, "size", size, "null or [height, width]")
         for name in ("graph", "space"):
             need(isinstance(data.get(name), str), name, data.get(name), "a text")
+        need(data["space"] in SPACES, "space", data["space"], f"one of {', '.join(SPACES)}")
         how = Compilation(data["granularity"], data.get("any_size", True), tuple(whole),
                           None if size is None else (size[0], size[1]))
         return cls(tuple(tasks), tuple(units), tuple(tuple(row[task] for task in tasks) for row in units.values()),

@@ -70,8 +70,16 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
     """
     dataset = run.build_dataset("train")
     plan = Plan(run, choices, seeds, Facts.of(dataset))
+    new = not (folder / "search.json").exists()
     begin(plan, folder)
-    return _Search(plan, folder, say).run_all()
+    going = _Search(plan, folder, say)
+    try:
+        going.check()
+    except InputError:
+        if new:  # other choices may be made in the same folder
+            discard(folder)
+        raise
+    return going.run_all()
 
 
 def resume(folder: Path, say: Callable[[object], None] = print) -> Path:

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,13 +78,33 @@ def begin(plan: Plan, folder: Path) -> None:
         found = Plan.read(folder)
         difference = first_difference(plan.run, found.run)
         if difference or found.search != plan.search or found.seeds != plan.seeds:
-            name, needed, got = difference or ("its options", "those given", "others")
+            if difference:
+                name, needed, got = difference
+            elif found.seeds != plan.seeds:
+                name, needed, got = "--seeds", _words(plan.seeds), _words(found.seeds)
+            else:
+                name, needed, got = next(
+                    (f"--{field.name.replace('_', '-')}", _words(getattr(plan.search, field.name)),
+                     _words(getattr(found.search, field.name))) for field in dataclasses.fields(plan.search)
+                    if getattr(plan.search, field.name) != getattr(found.search, field.name))
             raise InputError(folder, f"a search with other choices ({name} is {got})", f"{name} {needed}",
                              f"choose another --out, or go on with `polyptych search resume {folder}`")
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(folder, "a folder that is not empty", "a new folder for the search", "choose another --out")
     else:
         plan.write(folder)
+
+
+def _words(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def discard(folder: Path) -> None:
+    """Give up a folder in which nothing but the plan and the costs are."""
+    for name in ("search.json", "costs.json"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # something else is there
+        folder.rmdir()
 
 
 @dataclass(frozen=True)

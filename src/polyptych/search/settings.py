@@ -7,7 +7,7 @@ from typing import Literal
 
 from polyptych.errors import InputError
 from polyptych.search.budget import Budget, parse_budget
-from polyptych.search.space import SpaceName
+from polyptych.search.policy import SpaceName
 
 STANDARD_BUDGET = "flops=1.5x"
 BASELINES = ("single", "shared", "bottom", "tree", "op", "conflict")

@@ -6,13 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from polyptych.errors import InputError
-from polyptych.search.policy import OWN, SHARED, SKIP, Compilation, Norms, Policy, Row
+from polyptych.search.policy import OWN, SHARED, SKIP, Compilation, Norms, Policy, Row, SpaceName
 from polyptych.search.units import Units
-
-SpaceName = Literal["automtl", "tree", "partition", "skip_only"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +65,13 @@ class Space(ABC):
             InputError: a policy of another network, of other tasks, or that skips what has no skip.
         """
         if policy.graph != self.units.hash or policy.units != self.units.names:
+            if policy.graph == self.units.hash:  # the file was edited
+                strange = [name for name in policy.units if name not in self.units.names]
+                missing = [name for name in self.units.names if name not in policy.units]
+                got = (f"the unit '{strange[0]}', which this network has not" if strange else
+                       f"no choices for the unit '{missing[0]}'" if missing else "the units in another order")
+                raise InputError("policy", got, f"the units of this network: {', '.join(self.units.names)}",
+                                 "write it again with `polyptych search`")
             raise InputError("policy", f"units of another network (graph {policy.graph})",
                              f"the {len(self.units)} units of this one (graph {self.units.hash})",
                              "use the backbone and the options that it was made with")

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from polyptych.errors import InputError, nearest
 from polyptych.search.policy import OWN, SHARED, SKIP, Compilation, Norms, Policy, Row, groups, plain
-from polyptych.search.space import Space, SpaceName
+from polyptych.search.space import Space
 from polyptych.search.units import Units
 
 SKIPS = 0.1  # probability with which a random policy leaves out a unit that it may leave out

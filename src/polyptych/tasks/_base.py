@@ -142,6 +142,11 @@ class Task(Component, ABC):
         """Meters along the optical axis, if that is what the task predicts: points in space follow from it."""
         return None
 
+    @property
+    def has_distance(self) -> bool:
+        """Whether :meth:`distance` says something."""
+        return type(self).distance is not Task.distance
+
     def directions(self, decoded: Tensor) -> Float[Tensor, "3 h w"] | None:
         """Unit vectors in the camera's frame (x right, y down, z forward), if that is what the task predicts."""
         return None

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from polyptych.data._files import as_rgb
 from polyptych.errors import InputError
 from polyptych.prediction.inputs import Pixels
 from polyptych.prediction.predictor import Predictor
@@ -146,7 +147,7 @@ def _opened(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
             if image.width * image.height > LARGEST_IMAGE:
                 raise InputError("image", f"{image.width} x {image.height} pixels",
                                  f"at most {LARGEST_IMAGE // 10**6} million", "reduce it first")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = as_rgb(ImageOps.exif_transpose(image), "image")
     except InputError:
         raise
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
