@@ -35,6 +35,11 @@ FEW = ["--baselines", "single,tree", "--random", "1", "--finalists", "1"]
     (["rooms", "--baselines", "single,randm"], ["--baselines: got 'randm'", "conflict"]),
     (["rooms", "--skip", "maybe"], ["--skip: got 'maybe'", "yes or no"]),
     (["rooms", "--steps", "0"], ["--steps: got 0"]),
+    (["rooms", "--budget", "bogus=3"], ["polyptych: --budget: got 'bogus'; needs one of flops"]),
+    (["inspect", "deep.json"], ["deep.json: got a file that is not JSON"]),
+    (["inspect", "."], [".: got a file that cannot be read (Is a directory)"]),
+    (["report", "deep.json"], ["deep.json/search.json: got a file that cannot be read (Not a directory)"]),
+    (["rooms", "--out", "deep.json", *SMALL], ["deep.json"]),
     (["rooms", "--optimizer.lerning-rate", "1"], ["unknown option", "nearest: --optimizer.learning-rate"]),
     (["rooms", "--budget", "params=0.1x", *SMALL], ["--budget: got params=0.1x, which no policy keeps"]),
     (["resume"], ["polyptych search resume: got nothing"]),
@@ -45,7 +50,9 @@ FEW = ["--baselines", "single,tree", "--random", "1", "--finalists", "1"]
 ])
 def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, arguments: list[str], parts: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("deep.json").write_text("[" * 200_000)
     assert main(["search", *arguments]) == 2
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["deep.json"]
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "Traceback" not in said
     for part in parts:

@@ -11,8 +11,9 @@ from fakes import Model
 from PIL import Image
 
 import polyptych
+from polyptych.data._files import read_color
 from polyptych.errors import InputError
-from polyptych.prediction.inputs import find_sources, read_image
+from polyptych.prediction.inputs import as_pixels, find_sources, read_image
 from polyptych.prediction.model import open_model
 
 
@@ -60,6 +61,23 @@ def test_an_image_is_turned_upright(tmp_path) -> None:
     exif[0x0112] = 6  # stored lying on its side
     Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").shape == (8, 6, 3)
+
+
+def test_gray_of_16_bits_is_scaled(tmp_path) -> None:
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (4, 1))
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert np.abs(read.astype(float) - ramp[..., None] / 257).max() <= 0.5
+    assert np.array_equal(as_pixels(Image.fromarray(ramp)).array, read)
+    assert np.array_equal(read_color(tmp_path / "a.png").permute(1, 2, 0).numpy(), read)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_without_a_scale_are_refused(tmp_path, kind) -> None:
+    Image.fromarray(np.full((4, 5), 300, kind)).save(tmp_path / "a.tif")
+    for read in (read_image, read_color):
+        with pytest.raises(InputError, match=r"a\.tif: got a picture of (32-bit integers|floating-point numbers)"):
+            read(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 50,

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from fakes import Model
+from PIL import Image
 
 from polyptych.errors import InputError
 from polyptych.prediction import pipeline
@@ -207,6 +208,14 @@ def test_a_video_cut_off_before_its_index(tmp_path, monkeypatch) -> None:
         run(monkeypatch, [path], tmp_path / "out")
 
 
+def test_a_video_cut_off_where_no_decoder_sees_it(tmp_path, monkeypatch) -> None:
+    path = make(tmp_path / "a.mkv", 60, rate=Fraction(10))
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"a\.mkv: got a video that breaks off after frame \d+, at .* of 6\.0 seconds"):
+        run(monkeypatch, [path], tmp_path / "out")
+    assert 10 < len(frames_of(tmp_path / "out" / "a_panels.mp4")) < 50
+
+
 def test_sound_alone(tmp_path, monkeypatch) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
@@ -245,14 +254,29 @@ def make_png_stream(path, count, damaged):
 
 
 def test_the_output_is_not_the_input(tmp_path, monkeypatch) -> None:
-    path = make(tmp_path / "a_panels.mp4", 2)
-    path.rename(tmp_path / "b.mp4")
-    (tmp_path / "b.mp4").rename(tmp_path / "a_panels.mp4")
+    make(tmp_path / "a_panels.mp4", 2)
     before = (tmp_path / "a_panels.mp4").read_bytes()
     monkeypatch.setattr(pipeline, "find_sources", lambda *_: [Source(tmp_path / "a_panels.mp4", "a")])
     with pytest.raises(InputError, match="an input that would be overwritten"):
         run(monkeypatch, [], tmp_path)
     assert (tmp_path / "a_panels.mp4").read_bytes() == before
+
+
+def test_pictures_that_are_called_like_results_are_spared(tmp_path, monkeypatch) -> None:
+    for name in ("photo.png", "photo_depth.png"):
+        Image.fromarray(pictures(1)[0]).save(tmp_path / name)
+    before = (tmp_path / "photo_depth.png").read_bytes()
+    with pytest.raises(InputError, match=r"photo_depth\.png: got an input that would be overwritten"):
+        run(monkeypatch, [tmp_path], tmp_path)
+    assert (tmp_path / "photo_depth.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+
+
+def test_points_of_a_model_without_depth(tmp_path, monkeypatch) -> None:
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
+    monkeypatch.setattr(pipeline, "open_model", lambda *_: Model("semseg", "inverse_depth"))
+    with pytest.raises(InputError, match="--points: got a model of semseg, inverse_depth; needs a task that predicts"):
+        pipeline.predict(tmp_path / "model", [tmp_path / "a.png"], tmp_path / "out", outputs=Outputs(points=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_pictures_of_another_size_are_resized(tmp_path) -> None:

@@ -192,14 +192,25 @@ def test_what_is_refused():
     ({"format": 2}, "format"), ({"tasks": []}, "tasks"), ({"tasks": ["a", "a"]}, "each name once"),
     ({"units": []}, "units"), ({"units": {"conv1": {"a": SHARED}}}, r"units.conv1.*a choice for each of a, b, c"),
     ({"granularity": "layer"}, "op, region, stage"), ({"norms": "batch"}, "stream or task"), ({"whole": "x"}, "whole"),
-    ({"size": [1]}, "size"), ({"any_size": 1}, "true or false"), ({"graph": 3}, "graph"), ({"spce": "x"}, "spce"),
-    ({"units": {"conv1": {"a": "", "b": OWN, "c": OWN}}}, r"units.conv1.a")])
+    ({"size": [1]}, "size"), ({"size": [-1, 4]}, "size"), ({"size": [True, 4]}, "size"),
+    ({"space": "nope"}, "automtl"), ({"any_size": 1}, "true or false"), ({"graph": 3}, "graph"),
+    ({"spce": "x"}, "spce"), ({"units": {"conv1": {"a": "", "b": OWN, "c": OWN}}}, r"units.conv1.a")])
 def test_files_that_are_no_policies(change, message):
     data = space("tree").all_shared().encode() | change
     with pytest.raises(InputError, match=message):
         Policy.decode(data, "policy.json")
     with pytest.raises(InputError, match="an object"):
         Policy.decode([data], "policy.json")
+
+
+@pytest.mark.parametrize(("edit", "said"), [
+    (lambda units: {"tail" if name == "head" else name: row for name, row in units.items()}, "the unit 'tail'"),
+    (lambda units: {name: row for name, row in units.items() if name != "head"}, "no choices for the unit 'head'"),
+    (lambda units: dict(reversed(units.items())), "the units in another order")])
+def test_an_edited_file_names_the_unit(edit, said):
+    data = space("tree").all_shared().encode()
+    with pytest.raises(InputError, match=f"{said}.*needs the 14 units of this network, in its order"):
+        space("tree").validate(Policy.decode(data | {"units": edit(data["units"])}))
 
 
 def test_tasks_in_another_order():

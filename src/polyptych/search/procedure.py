@@ -43,7 +43,7 @@ from polyptych.search.phases import (
 )
 from polyptych.search.policy import Policy
 from polyptych.search.ranking import Judge
-from polyptych.search.record_book import Network, Plan, Ranking, begin, read_networks, write_networks
+from polyptych.search.record_book import Network, Plan, Ranking, begin, discard, read_networks, write_networks
 from polyptych.search.selection import select
 from polyptych.search.settings import Search
 from polyptych.search.super_encoder import build_supernetwork, encoder_of

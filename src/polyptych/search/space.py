@@ -70,7 +70,7 @@ class Space(ABC):
                 missing = [name for name in self.units.names if name not in policy.units]
                 got = (f"the unit '{strange[0]}', which this network has not" if strange else
                        f"no choices for the unit '{missing[0]}'" if missing else "the units in another order")
-                raise InputError("policy", got, f"the units of this network: {', '.join(self.units.names)}",
+                raise InputError("policy", got, f"the {len(self.units)} units of this network, in its order",
                                  "write it again with `polyptych search`")
             raise InputError("policy", f"units of another network (graph {policy.graph})",
                              f"the {len(self.units)} units of this one (graph {self.units.hash})",
