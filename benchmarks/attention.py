@@ -70,14 +70,14 @@ def measure(form: str, size: tuple[int, int], options: argparse.Namespace) -> di
 def draw(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for form in dict.fromkeys(row["form"] for row in rows):
         own = [row for row in rows if row["form"] == form]
         axes.plot([r["tokens"] for r in own], [r["peak"] / MIB for r in own], marker="o", label=form)
         computed = [r for r in own if r["computed"]]
         axes.plot([r["tokens"] for r in computed], [r["peak"] / MIB for r in computed], "o", mfc="white", color="gray")
     axes.set(xscale="log", yscale="log", xlabel="tokens of all tasks", ylabel="peak of activations, MiB",
-             title="Interaction of four tasks, forward and backward (hollow: computed)")
+             title="DeMT's interaction, forward and backward (hollow: computed)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -74,8 +74,8 @@ def subject(run: Run, network_name: str, size: tuple[int, int], batch_size: int,
     def infer() -> object:
         return network(batch.image[:1])
 
-    with torch.no_grad():  # what training computes in another way is counted as the convolution that it is
-        counted, _ = count(network, lambda: network(batch.image[:1]))
+    counted, _ = count(network, lambda: network.eval()(batch.image[:1]))  # training may compute convolutions otherwise
+    network.train()
     return Subject(network_name, sum(p.numel() for p in network.parameters()), sum(counted.by_operator.values()), step,
                    network, infer)
 
