@@ -89,7 +89,7 @@ class Versus:
     def verdict(self) -> str:
         """In words; a win is called one only where no seed says otherwise and there are three of them."""
         seeds = len(self.differences)
-        amount = f"{self.mean:+.4f} skill on the {self.split} split on average over {seeds} seed{'s' * (seeds != 1)}"
+        amount = f"{self.mean:+.4f} skill on the {self.split} split over {seeds} seed{'s' * (seeds != 1)}"
         if self.better == seeds and seeds >= 3:
             return f"The searched network beats the random-tree median in every seed ({amount})."
         if self.better == seeds:
