@@ -6,6 +6,7 @@ there is not. So types and sizes are checked first, by the description of the fo
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -46,9 +47,9 @@ def load_mat(path: Path, needs: str, names: Sequence[str] | None = None) -> dict
     from scipy.io import loadmat  # a tenth of a second that other layouts need not spend
 
     with reading(path, needs), open(path, "rb") as file:  # loadmat itself does not say that a file is missing
-        check(file.read())
-        file.seek(0)
-        variables = loadmat(file, variable_names=names)
+        content = file.read()
+        check(content)
+        variables = loadmat(io.BytesIO(content), variable_names=names)
     return {name: value for name, value in variables.items() if not name.startswith("__")}
 
 
@@ -57,9 +58,9 @@ def variables_of(path: Path, needs: str) -> list[str]:
     from scipy.io import whosmat
 
     with reading(path, needs), open(path, "rb") as file:
-        check(file.read())
-        file.seek(0)
-        return [name for name, *_ in whosmat(file)]
+        content = file.read()
+        check(content)
+        return [name for name, *_ in whosmat(io.BytesIO(content))]
 
 
 def check(content: bytes) -> None:

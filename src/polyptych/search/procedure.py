@@ -70,16 +70,12 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
     """
     dataset = run.build_dataset("train")
     plan = Plan(run, choices, seeds, Facts.of(dataset))
-    new = not (folder / "search.json").exists()
     begin(plan, folder)
-    going = _Search(plan, folder, say)
     try:
-        going.check()
+        return _Search(plan, folder, say).run_all()
     except InputError:
-        if new:  # other choices may be made in the same folder
-            discard(folder)
+        discard(folder)  # other choices may be made in the same folder
         raise
-    return going.run_all()
 
 
 def resume(folder: Path, say: Callable[[object], None] = print) -> Path:

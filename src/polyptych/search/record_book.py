@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,10 +99,11 @@ def _words(value: Any) -> str:
 
 
 def discard(folder: Path) -> None:
-    """Give up a folder in which nothing but the plan and the costs are."""
-    for name in ("search.json", "costs.json"):
-        (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):  # something else is there
+    """Give up a folder if nothing but the plan and the costs are in it: nothing was trained."""
+    files = list(folder.iterdir())
+    if {file.name for file in files} <= {"search.json", "costs.json"}:
+        for file in files:
+            file.unlink()
         folder.rmdir()
 
 
