@@ -13,7 +13,7 @@ from polyptych.backbones._base import Backbone
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
 from polyptych.tasks._base import resize
-from polyptych.types import Auxiliary, Output
+from polyptych.types import Auxiliary, FeatureSpec, Output
 
 
 class Network(nn.Module):
@@ -42,7 +42,7 @@ class Network(nn.Module):
             whole: tasks that say one thing about the whole image.
         """
         encoder_module = encoder.build(backbone=backbone, tasks=tuple(channels))
-        return cls(encoder_module, decoder.build(features=encoder_module.spec, channels=channels), whole)
+        return cls(encoder_module, decoder.build(features=described(encoder_module), channels=channels), whole)
 
     def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Output:
         """RGB, uint8 or float in [0, 1], of any size; ``final`` has the size of the image, but for the tasks of
@@ -81,3 +81,8 @@ class Network(nn.Module):
         if below or right:
             auxiliary = [Auxiliary(to_image(extra.prediction), extra.weight) for extra in auxiliary]
         return replace(output, final=to_image(output.final), auxiliary=auxiliary)
+
+
+def described(encoder: Encoder) -> dict[str, FeatureSpec]:
+    """What a decoder is built for: each task's pyramid, and to what the network extends images."""
+    return {task: replace(spec, multiple=encoder.multiple) for task, spec in encoder.spec.items()}

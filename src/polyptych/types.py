@@ -96,11 +96,14 @@ class FeatureSpec:
         channels, strides: of the maps.
         affinities: attention heads of the scores between tasks that come with each map
             (:class:`TaskFeatures`); empty where an encoder has none.
+        multiple: of what height and width of the images are multiples (the network extends them); the coarsest stride
+            unless the network says otherwise.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     affinities: tuple[int, ...] = ()
+    multiple: int | None = None
 
 
 @dataclass

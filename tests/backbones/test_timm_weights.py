@@ -61,7 +61,8 @@ def test_local_file_gives_the_models_features(model, tmp_path):
     whole = timm.create_model(model).eval()
     save_file(whole.state_dict(), tmp_path / "w.safetensors")
     torch.save({"state_dict": {f"module.{k}": v for k, v in whole.state_dict().items()}}, tmp_path / "w.pth")
-    first, second = (Timm.Config(model=model, weights=tmp_path / f"w.{kind}", hrnet_fusion="nearest").build().eval()
+    first, second = (Timm.Config(model=model, weights=tmp_path / f"w.{kind}", hrnet_fusion="nearest",
+                                  swin_windows="timm").build().eval()
                      for kind in ("safetensors", "pth"))
     size = whole.pretrained_cfg["input_size"][-1] if "vit" in model or "swin" in model else 64
     image = torch.rand(1, 3, size, size)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias, cast
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,9 @@ class SegNet(Backbone):
         """Channels of the coarsest level; 1024 is MTAN's wide network."""
         doubled: bool = False
         """Two convolutions in place of each one: MTAN's deep network."""
+        initialization: Literal["normal", "uniform"] = "normal"
+        """Distribution of Glorot and Bengio's first weights: MTAN's code has the uniform one in its cross-stitch and
+        dense networks."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -83,6 +86,10 @@ class SegNet(Backbone):
         decoder = [DecoderBlock([b, *[a] * (n * self.times)], self.times)
                    for a, b, n in zip(above, widths, LAYERS, strict=True)]
         self.stages = nn.ModuleList([*encoder, *reversed(decoder)])
+        if config.initialization == "uniform":
+            for module in self.stages.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.xavier_uniform_(module.weight)
         self.spec = FeatureSpec((config.width,), (1,))
         self.attention = Attention(tuple(
             [Point((c,), (c,), (2**i,), bottom=32 if i == len(LAYERS) - 1 else 0) for i, c in enumerate(widths)]

@@ -13,13 +13,16 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import LayerNorm2d, PatchEmbed
 from torch import Tensor, nn
 
 from polyptych.backbones._base import Backbone
 from polyptych.backbones._feature_pyramid import SimpleFeaturePyramid
+from polyptych.backbones._high_resolution import exchange
 from polyptych.backbones._stages import cut, leave_inputs_alone, options_of_taps, put_channels_first
 from polyptych.backbones._states import maps_of
 from polyptych.backbones._weights import create_pretrained, load_file
+from polyptych.backbones._windows import shift_every_second_block
 from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec
 
@@ -30,7 +33,7 @@ class Timm(Backbone):
     """The maps of stride 4 and coarser of a timm network; parameters that do not feed them are dropped.
 
     - HRNet gives its raw branches (18, 36, 72, 144 channels for w18), as the multi-task literature uses it, not timm's
-      widened ones. BatchNorm momentum is timm's 0.1; the authors' is 0.01.
+      widened ones.
     - A plain vision transformer has maps of one stride; a simple feature pyramid (Li et al., ECCV 2022, arXiv
       2203.16527) makes strides 4, 8, 16, 32 of the last one, or (``vit_pyramid``) the pyramid is four of them, after
       each quarter of the blocks. A patch size that is not a power of two (DINOv2's 14) becomes 16, for which timm
@@ -60,6 +63,20 @@ class Timm(Backbone):
         hrnet_fusion: Literal["bilinear", "nearest"] = "bilinear"
         """How HRNet's branches are enlarged before they are added: as in the literature on dense prediction
         (bilinear) or as in timm (nearest)."""
+        swin_windows: Literal["dense", "timm"] = "dense"
+        """How Swin shifts its windows: in every second block, on maps padded before, as in networks for dense
+        prediction, or as in timm, whose last stage never does (:mod:`polyptych.backbones._windows`)."""
+        image_size: tuple[int, int] | None = None
+        """Height and width of the images for which a vision transformer's table of positions is made (those of the
+        model unless given); for others it is resampled in every pass. A file with weights may have this size."""
+        norm_maps: bool = False
+        """A LayerNorm over the channels of every map, with which published networks use Swin."""
+        batch_norm_momentum: float | None = None
+        """Share of a batch in BatchNorm's running statistics (the model's unless given: timm's is 0.1, HRNet's authors
+        have 0.01, with which statistics need hundreds of steps)."""
+        pad: bool = True
+        """Extend images to whole multiples of the coarsest stride, so that every map has exactly that share of their
+        size. Without, maps are as large as the network makes them (107x140 of 425x560, as in published networks)."""
 
         vit_pyramid: Literal["simple", "taps"] = "simple"
         """What a plain vision transformer's pyramid is: four resolutions made of its last map (simple), or its maps
@@ -72,6 +89,9 @@ class Timm(Backbone):
         super().__init__()
         if not 0 <= config.drop_path < 1:
             raise InputError("backbone.drop_path", str(config.drop_path), "a probability in [0, 1)", "change it")
+        if config.batch_norm_momentum is not None and not 0 < config.batch_norm_momentum <= 1:
+            raise InputError("backbone.batch_norm_momentum", str(config.batch_norm_momentum), "a share in (0, 1]",
+                             "change --backbone.batch-norm-momentum")
         network = _create(config)
         published: Any = network.pretrained_cfg
         cut_network = cut(network, FINEST_STRIDE, taps=config.vit_pyramid == "taps")
@@ -85,13 +105,21 @@ class Timm(Backbone):
         if self._plain and config.vit_pyramid == "simple":
             self.pyramid = SimpleFeaturePyramid(cut_network.channels[-1], declared[-1])
             declared = self.pyramid.strides
+        self.norms: nn.ModuleList | None = None
         self.spec, self.multiple = self._measure(config, max(declared), published["input_size"][-1])
+        if not config.pad:
+            self._check_any_size(config)
+            self.multiple = 1
+        if config.norm_maps:
+            self.norms = nn.ModuleList(LayerNorm2d(channels, eps=1e-5) for channels in self.spec.channels)
         if config.pretrained or config.weights is not None:
             self.mean, self.std = tuple(published["mean"]), tuple(published["std"])
 
     def features(self, states: list[Any]) -> Features:
         maps = states[-1] if self._taps is None else [self._tapped(states[i]) for i in self._taps]
-        return Features(tuple(maps if self.pyramid is None else self.pyramid(maps[-1])))
+        maps = maps if self.pyramid is None else self.pyramid(maps[-1])
+        return Features(tuple(maps if self.norms is None else (norm(x) for norm, x in zip(self.norms, maps,
+                                                                                          strict=True))))
 
     def grids(self, state: Any) -> list[Tensor]:
         """Without the prefix tokens of a transformer, which come second."""
@@ -126,6 +154,24 @@ class Timm(Backbone):
                          "one that takes any size and has maps at whole strides",
                          "choose another variant of it, or another model")
 
+    @torch.no_grad()
+    def _check_any_size(self, config: Config) -> None:
+        """Whether maps cover images that strides do not divide."""
+        self.eval()
+        height, width = 2 * self.multiple + 9, 3 * self.multiple - 5
+        covering = [(-(-height // stride), -(-width // stride)) for stride in self.spec.strides]
+        try:
+            found = [(x.shape[2], x.shape[3]) for x in self.features(self.run(torch.zeros(1, 3, height, width))).maps]
+        except Exception as error:
+            found, reason = [], f"{error}".partition("\n")[0]
+        else:
+            reason = "its maps have sizes " + ", ".join(f"{a}x{b}" for a, b in found)
+        if found != covering:
+            raise InputError("backbone.pad", f"off, with {config.model}, which cannot take {height}x{width} ({reason})",
+                             "on, or a network whose maps cover images of any size",
+                             "leave --backbone.no-pad out or change --backbone.model")
+        self.train()
+
 
 def _create(config: Timm.Config) -> nn.Module:
     """timm's feature extractor with its weights loaded."""
@@ -141,10 +187,15 @@ def _create(config: Timm.Config) -> nn.Module:
         network = create_pretrained(config.model, options)
     else:
         network = timm.create_model(config.model, features_only=True, **options)
-    if config.model.startswith("hrnet_") and config.hrnet_fusion == "bilinear":
-        for module in network.modules():
-            if isinstance(module, nn.Upsample):
-                module.mode, module.align_corners = "bilinear", False
+    exchange(network, config.hrnet_fusion)
+    if config.swin_windows == "dense":
+        shift_every_second_block(network)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and config.batch_norm_momentum is not None:
+            module.momentum = config.batch_norm_momentum
+        if isinstance(module, PatchEmbed) and not config.pad:
+            embedding: Any = module  # a constant, says timm, for torch.jit
+            embedding.dynamic_img_pad = True
     return network
 
 
@@ -155,6 +206,8 @@ def _options(config: Timm.Config) -> dict[str, Any]:
         asked["output_stride"] = config.output_stride
     if config.drop_path:
         asked["drop_path_rate"] = config.drop_path
+    if config.image_size is not None:
+        asked["img_size"] = config.image_size
     fixed = {"feature_location": "", "out_indices": (1, 2, 3, 4)} if config.model.startswith("hrnet_") else {}
     # Ways of asking for inputs of any size; a network that knows none of them takes any size or none.
     for free_size in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):

@@ -18,6 +18,16 @@ from polyptych.tasks._base import resize
 from polyptych.types import Features, FeatureSpec, TaskFeatures
 
 
+class SingleValueBatchNorm(nn.BatchNorm2d):
+    """BatchNorm that also accepts one value per channel in training, where a variance does not exist: it then
+    normalizes by the running statistics and leaves them alone."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 class Head(nn.Module):
     """A pyramid in, one raw prediction out, in two steps: :meth:`gather` has no parameters, so tasks that share a
     pyramid share its result; ``forward`` takes that result.
@@ -43,15 +53,14 @@ def upsample_and_concatenate(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[
     return torch.cat([resize(x, size) for x in maps], dim=1)
 
 
-def convolution(channels_in: int, channels_out: int, kernel: int, dilation: int = 1,
-                norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequential:
+def convolution(channels_in: int, channels_out: int, kernel: int, dilation: int = 1) -> nn.Sequential:
     """Convolution without bias, BatchNorm, ReLU; keeps the resolution."""
     if kernel == 3 and dilation == 1:
         layer: nn.Conv2d = Convolution3x3(channels_in, channels_out, bias=False)
     else:
         layer = nn.Conv2d(channels_in, channels_out, kernel, padding=dilation * (kernel // 2), dilation=dilation,
                           bias=False)
-    return nn.Sequential(layer, norm(channels_out), nn.ReLU(inplace=True))
+    return nn.Sequential(layer, SingleValueBatchNorm(channels_out), nn.ReLU(inplace=True))
 
 
 class FusedHead(Head):
@@ -64,7 +73,7 @@ class FusedHead(Head):
         super().__init__(spec, channels, width)
         total = sum(spec.channels)
         width = width or total
-        self.fuse = nn.Sequential(nn.Conv2d(total, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.fuse = nn.Sequential(nn.Conv2d(total, width, 1), SingleValueBatchNorm(width), nn.ReLU(inplace=True))
         self.predict = nn.Conv2d(width, channels, 1)
 
     @staticmethod
@@ -73,16 +82,6 @@ class FusedHead(Head):
 
     def forward(self, gathered: Float[Tensor, "b s h w"]) -> Float[Tensor, "b c h w"]:
         return self.predict(self.fuse(gathered))
-
-
-class SingleValueBatchNorm(nn.BatchNorm2d):
-    """BatchNorm that also accepts one value per channel in training, where a variance does not exist: it then
-    normalizes by the running statistics and leaves them alone."""
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
 
 
 class ASPP(nn.Module):
@@ -153,6 +152,28 @@ class FPNHead(Head):
         return self.predict(total)
 
 
+class ConvolutionHead(Head):
+    """All scales at the finest one, concatenated, a 3x3 convolution to a quarter of their channels (or ``width``), the
+    prediction: the plain heads beside which ATRC (Brüggemann et al., ICCV 2021, arXiv 2104.13874) and DeMT report
+    their gains."""
+
+    def __init__(self, spec: FeatureSpec, channels: int, width: int = 0):
+        super().__init__(spec, channels, width)
+        total = sum(spec.channels)
+        width = width or max(1, total // 4)
+        self.mix = convolution(total, width, 3)
+        self.predict = nn.Conv2d(width, channels, 1)
+        for name, parameter in self.predict.named_parameters():
+            nn.init.normal_(parameter, std=0.01 if name == "weight" else 0.0)
+
+    @staticmethod
+    def gather(features: Features) -> Float[Tensor, "b s h w"]:
+        return upsample_and_concatenate(features.maps)
+
+    def forward(self, gathered: Float[Tensor, "b s h w"]) -> Float[Tensor, "b c h w"]:
+        return self.predict(self.mix(gathered))
+
+
 class LinearHead(Head):
     """A 1x1 convolution of the coarsest map, or, with a width, a 3x3 convolution to that many channels and then the 1x1
     one, with nothing between: both are linear.
@@ -167,6 +188,9 @@ class LinearHead(Head):
         inside = width or spec.channels[-1]
         self.mix = Convolution3x3(spec.channels[-1], width) if width else nn.Identity()
         self.predict = nn.Conv2d(inside, channels, 1)
+        if width:
+            for name, parameter in self.named_parameters():  # as in MTAN's code
+                (nn.init.xavier_normal_ if name.endswith("weight") else nn.init.zeros_)(parameter)
 
     @staticmethod
     def gather(features: Features) -> Float[Tensor, "b s h w"]:
@@ -183,7 +207,7 @@ class Fusion(nn.Module):
     def __init__(self, spec: FeatureSpec):
         super().__init__()
         self.channels = sum(spec.channels)
-        self.mix = nn.Sequential(nn.Conv2d(self.channels, self.channels, 1), nn.BatchNorm2d(self.channels),
+        self.mix = nn.Sequential(nn.Conv2d(self.channels, self.channels, 1), SingleValueBatchNorm(self.channels),
                                  nn.ReLU(inplace=True))
 
     def forward(self, features: Features) -> Float[Tensor, "b s h w"]:
@@ -196,8 +220,9 @@ def residual(block: type[BasicBlock] | type[Bottleneck], channels_in: int, chann
     ``channels_out`` must then be a multiple of 4."""
     shortcut = None
     if channels_in != channels_out:
-        shortcut = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, bias=False), nn.BatchNorm2d(channels_out))
-    return block(channels_in, channels_out // block.expansion, downsample=shortcut)
+        shortcut = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, bias=False),
+                                 SingleValueBatchNorm(channels_out))
+    return block(channels_in, channels_out // block.expansion, downsample=shortcut, norm_layer=SingleValueBatchNorm)
 
 
 class BottleneckHead(nn.Module):

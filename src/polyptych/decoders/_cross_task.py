@@ -35,7 +35,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyptych.decoders._base import Decoder
-from polyptych.decoders._blocks import BottleneckHead
+from polyptych.decoders._blocks import BottleneckHead, SingleValueBatchNorm
 from polyptych.errors import InputError
 from polyptych.ops.affinity import cross_task_affinity
 from polyptych.ops.winograd import Convolution3x3
@@ -189,10 +189,10 @@ class CrossTaskHeads(nn.Module):
         ratio = max(1, config.scale // spec.strides[0])
         self.affinity = None
         if config.affinity:
-            grid = grid_of(config.size, spec.strides[0] * ratio, spec.strides[-1])
+            grid = grid_of(config.size, spec.strides[0] * ratio, spec.multiple or spec.strides[-1])
             self.affinity = CrossTaskAffinity(config, tasks=len(channels), grid=grid, ratio=ratio)
         self.enlarge = nn.ModuleDict({task: nn.Sequential(
-            nn.ConvTranspose2d(width, width, 2, stride=2), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(width, width, 2, stride=2), SingleValueBatchNorm(width), nn.ReLU(inplace=True),
             Convolution3x3(width, width)) for task in channels})
         self.heads = nn.ModuleDict({task: BottleneckHead(width, width, c) for task, c in channels.items()})
 
@@ -210,8 +210,7 @@ def side_by_side(maps: Sequence[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b t
     return torch.cat(list(maps), dim=1).unflatten(1, (len(maps), -1))
 
 
-def grid_of(size: tuple[int, int], stride: int, coarsest: int) -> tuple[int, int]:
-    """Positions at ``stride`` of an image of this size, which the network pads to multiples of the coarsest stride."""
-    multiple = math.lcm(stride, coarsest)
-    height, width = (multiple * math.ceil(x / multiple) // stride for x in size)
+def grid_of(size: tuple[int, int], stride: int, multiple: int) -> tuple[int, int]:
+    """Positions at ``stride`` of an image of this size, which the network extends to multiples of ``multiple``."""
+    height, width = (math.ceil(multiple * math.ceil(x / multiple) / stride) for x in size)
     return height, width

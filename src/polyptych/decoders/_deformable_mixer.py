@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polyptych.decoders._blocks import SingleValueBatchNorm
 from polyptych.ops.deform import deformable_convolution
 
 
@@ -71,10 +72,10 @@ class DeformableMixer(nn.Module):
     def __init__(self, channels: int, groups: int, published: bool):
         super().__init__()
         self.mix = nn.Conv2d(channels, channels, 1)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = SingleValueBatchNorm(channels)
         self.offsets = PublishedOffsets(channels) if published else LocalOffsets(channels, groups)
         self.deform = nn.Conv2d(channels, channels, 1)  # holds the weights; what it reads is moved
-        self.deformed_norm = nn.BatchNorm2d(channels)
+        self.deformed_norm = SingleValueBatchNorm(channels)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         y = self.norm(F.gelu(self.mix(x)))

@@ -160,8 +160,8 @@ class Stage(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.enlarge = nn.ModuleDict({task: nn.Sequential(
-            *convolution(width_in, width, 3, dilation=2, norm=SingleValueBatchNorm),
-            *convolution(width, width, 3, dilation=2, norm=SingleValueBatchNorm)) for task in tasks if number})
+            *convolution(width_in, width, 3, dilation=2),
+            *convolution(width, width, 3, dilation=2)) for task in tasks if number})
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = CrossTaskAttention(tasks, width, heads, 2 ** (number + 1), **attention)
         self.mlp = Mlp(width, 4 * width)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyptych.decoders._blocks import upsample_and_concatenate
+from polyptych.decoders._blocks import SingleValueBatchNorm, upsample_and_concatenate
 from polyptych.ops.resize import resize
 from polyptych.types import FeatureSpec
 
@@ -61,7 +61,7 @@ class BidirectionalPyramid(nn.Module):
     def __init__(self, spec: FeatureSpec, width: int):
         super().__init__()
         self.channels, levels = width, len(spec.channels)
-        self.lateral = nn.ModuleList(nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.lateral = nn.ModuleList(nn.Sequential(nn.Conv2d(c, width, 1, bias=False), SingleValueBatchNorm(width))
                                      for c in spec.channels)
         self.down = nn.ModuleList(Fuse(2, width) for _ in range(levels - 1))
         self.up = nn.ModuleList(Fuse(3, width) for _ in range(levels - 1))
@@ -96,7 +96,7 @@ class Fuse(nn.Module):
         super().__init__()
         self.shares = nn.Parameter(torch.ones(inputs))
         self.convolve = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
-                                      nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
+                                      nn.Conv2d(width, width, 1, bias=False), SingleValueBatchNorm(width))
 
     def forward(self, maps: list[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b c h w"]:
         shares = self.shares.relu()

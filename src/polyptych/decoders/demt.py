@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyptych.decoders._base import Decoder
-from polyptych.decoders._blocks import common_spec, for_each_pyramid
+from polyptych.decoders._blocks import SingleValueBatchNorm, common_spec, for_each_pyramid
 from polyptych.decoders._deformable_mixer import DeformableMixer
 from polyptych.decoders._necks import NECKS
 from polyptych.decoders._task_attention import Attention, by_pixel, reduced
@@ -175,5 +175,5 @@ def _head(width: int, inside: int, channels: int) -> nn.Sequential:
     predict = nn.Conv2d(inside, channels, 1)
     nn.init.normal_(predict.weight, std=0.01)
     nn.init.zeros_(predict.bias)  # type: ignore[arg-type]
-    return nn.Sequential(nn.Conv2d(width, inside, 3, padding=1, bias=False), nn.BatchNorm2d(inside),
+    return nn.Sequential(nn.Conv2d(width, inside, 3, padding=1, bias=False), SingleValueBatchNorm(inside),
                          nn.ReLU(inplace=True), predict)

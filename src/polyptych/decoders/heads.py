@@ -12,16 +12,17 @@ from typing import Literal
 from torch import nn
 
 from polyptych.decoders._base import Decoder
-from polyptych.decoders._blocks import DeepLabHead, FPNHead, FusedHead, Head, LinearHead
+from polyptych.decoders._blocks import ConvolutionHead, DeepLabHead, FPNHead, FusedHead, Head, LinearHead
 from polyptych.errors import InputError
 from polyptych.types import FeatureSpec, Output, TaskFeatures
 
-KINDS: dict[str, type[Head]] = {"fused": FusedHead, "aspp": DeepLabHead, "fpn": FPNHead, "linear": LinearHead}
+KINDS: dict[str, type[Head]] = {"fused": FusedHead, "aspp": DeepLabHead, "fpn": FPNHead,
+                                "convolution": ConvolutionHead, "linear": LinearHead}
 
 
 class Heads(Decoder):
-    """``final[task]`` has the resolution of the finest map (``fused``, ``fpn``) or of the coarsest (``aspp``,
-    ``linear``).
+    """``final[task]`` has the resolution of the finest map (``fused``, ``fpn``, ``convolution``) or of the
+    coarsest (``aspp``, ``linear``).
 
     Raises:
         InputError: a negative width.
@@ -29,12 +30,13 @@ class Heads(Decoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
-        head: Literal["fused", "aspp", "fpn", "linear"] = "fused"
-        """HRNet's fusion of all scales, DeepLab's atrous pooling on the last one, a feature pyramid network, or a
-        linear map of the last scale (SegNet, classification)."""
+        head: Literal["fused", "aspp", "fpn", "convolution", "linear"] = "fused"
+        """HRNet's fusion of all scales, DeepLab's atrous pooling on the last one, a feature pyramid network, a 3x3
+        convolution of all scales (the baseline of ATRC and DeMT), or a linear map of the last scale (SegNet,
+        classification)."""
         width: int = 0
-        """Inner channels of a head; 0 takes the published number (the sum of all scales, 256, 128; none in a
-        linear one)."""
+        """Inner channels of a head; 0 takes the published number (the sum of all scales, 256, 128, a
+        quarter of the sum; none in a linear one)."""
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()

@@ -117,8 +117,8 @@ class InvPT(Decoder):
         self.stride, self.auxiliary_weight = spec.strides[-1], config.auxiliary_weight
         tasks, inside, total = tuple(channels), spec.channels[-1], config.width + PREDICTION_WIDTH
         self.preliminary = nn.ModuleDict({task: nn.Sequential(
-            convolution(inside, inside, 3, norm=SingleValueBatchNorm),
-            convolution(inside, config.width, 3, norm=SingleValueBatchNorm)) for task in tasks})
+            convolution(inside, inside, 3),
+            convolution(inside, config.width, 3)) for task in tasks})
         self.initial = nn.ModuleDict({task: nn.Conv2d(config.width, c, 1) for task, c in channels.items()})
         self.mix = nn.ModuleDict({task: nn.Conv2d(config.width + c, total, 1) for task, c in channels.items()})
         indices = maps_of_stages(len(spec.strides), config.stages)

@@ -6,7 +6,7 @@ Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda (TaskPromp
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,11 @@ from timm.models.swin_transformer import (
     SwinTransformerBlock,
     SwinTransformerStage,
     WindowAttention,
-    window_partition,
 )
 from torch import Tensor, nn
 
 from polyptych.backbones._stages import ChannelsFirst
+from polyptych.backbones._windows import ShiftedWindows, cut_windows, put_windows_back
 from polyptych.encoders._prompted_vit import attention
 from polyptych.encoders._task_prompts import (
     Channel,
@@ -69,8 +69,8 @@ class PromptedSwin(PromptedStages):
         """timm's Swin transformer (the first one, with its own blocks)."""
         stem, *layers = (_inside(stage) for stage in stages)
         return isinstance(stem, PatchEmbed) and all(type(layer) is SwinTransformerStage and all(
-            type(block) is SwinTransformerBlock and type(block.attn) is WindowAttention
-            and block.dim % block.attn.num_heads == 0 for block in layer.blocks) for layer in layers)
+            type(block) in (SwinTransformerBlock, ShiftedWindows) and type(block.attn) is WindowAttention
+            and cast(int, block.dim) % block.attn.num_heads == 0 for block in layer.blocks) for layer in layers)
 
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
         x = stages[0](image).permute(0, 2, 3, 1)
@@ -96,12 +96,12 @@ class PromptedSwin(PromptedStages):
         tokens = torch.cat([prompts, x.flatten(1, 2)], dim=1)
         normed = block.norm1(tokens)
         asking, patches = normed[:, :count], normed[:, count:].unflatten(1, (height, width))
-        windows, padded = _cut(block, patches)
+        windows, padded = cut_windows(block, patches)
         each = len(windows) // b
         attended, queries, keys = attention(
             block.attn, torch.cat([asking.repeat_interleave(each, dim=0), windows], dim=1),
             _bias(block, padded, count, b))
-        places = _put_back(block, attended[:, count:], padded, height, width).flatten(1, 2)
+        places = put_windows_back(block, attended[:, count:], padded, height, width).flatten(1, 2)
         attended = torch.cat([attended[:, :count].unflatten(0, (b, each)).mean(1), places], dim=1)
         update, channel = channels(asking, patches.permute(0, 3, 1, 2), wanted=last)
         tokens = finish_block(block, tokens, updated(attended, update))
@@ -110,7 +110,7 @@ class PromptedSwin(PromptedStages):
             return x, prompts, None
         spatial = scores(queries[:, :, :count], keys[:, :, count:])  # (b*windows heads t pixels)
         heads = spatial.shape[1]
-        spatial = _put_back(block, spatial.flatten(1, 2).transpose(1, 2), padded, height, width)
+        spatial = put_windows_back(block, spatial.flatten(1, 2).transpose(1, 2), padded, height, width)
         spatial = spatial.permute(0, 3, 1, 2).unflatten(1, (heads, count))
         one = slice(None, None, each)  # prompts ask each other the same in every window
         return x, prompts, (spatial, channel, scores(queries[one, :, :count], keys[one, :, :count]))
@@ -119,26 +119,6 @@ class PromptedSwin(PromptedStages):
 def _inside(stage: nn.Module) -> Any:
     """timm's part of a stage of the backbone."""
     return stage.stage if isinstance(stage, ChannelsFirst) else stage
-
-
-def _cut(block: Any, x: Float[Tensor, "b h w c"]) -> tuple[Float[Tensor, "n p c"], Tensor]:
-    """The block's windows, image after image, and the shifted, padded map that they were cut from."""
-    rows, columns = block.window_size
-    if any(block.shift_size):
-        x = torch.roll(x, (-block.shift_size[0], -block.shift_size[1]), (1, 2))
-    padded = F.pad(x, (0, 0, 0, -x.shape[2] % columns, 0, -x.shape[1] % rows))
-    return window_partition(padded, block.window_size).flatten(1, 2), padded
-
-
-def _put_back(block: Any, windows: Float[Tensor, "n p k"], padded: Tensor, height: int,
-              width: int) -> Float[Tensor, "b h w k"]:
-    """Undo :func:`_cut`."""
-    rows, columns = block.window_size
-    x = windows.unflatten(1, (rows, columns)).unflatten(
-        0, (padded.shape[0], padded.shape[1] // rows, padded.shape[2] // columns))
-    x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    x = x[:, :height, :width]
-    return torch.roll(x, block.shift_size, (1, 2)) if any(block.shift_size) else x
 
 
 def _bias(block: Any, padded: Float[Tensor, "b h w c"], count: int, batch: int) -> Float[Tensor, "n heads p p"]:

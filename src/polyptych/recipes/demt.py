@@ -37,9 +37,9 @@ def nyud_demt() -> Run:
 
     Command: ``polyptych train nyud_demt --dataset.root DIR``; other backbones of the paper: ``--backbone.model
     hrnet_w18_small_v2``, ``swin_small_patch4_window7_224``, ``swin_base_patch4_window7_224`` and
-    ``swin_large_patch4_window7_224``. 31,881,003 parameters and 160 G multiply-adds for one image; in the published
-    form 32,067,379 (the authors' 32.07 M normalize the backbone's four maps) and 130 G, of which their counter does not
-    see attention layers.
+    ``swin_large_patch4_window7_224``. 31,883,883 parameters and 149 G multiply-adds for one image; in the published
+    form 32,070,259 and 121 G, of which their counter does not see attention layers. As theirs, the network sees 425x560
+    without a border and normalizes the backbone's maps (``--backbone.no-norm-maps`` on HRNet).
 
     SGD at 0.001 with momentum 0.9 and weight decay 5e-4, a polynomial to zero, 40,000 steps of 8 images, loss weights
     1, 1, 10 and 50, zooms of 0.5 to 2, mirrored images, changed colors, 10 % drop path.
@@ -54,7 +54,8 @@ def nyud_demt() -> Run:
         tasks={"semseg": SemanticSegmentation.Config(), "depth": Depth.Config(),
                "normals": Normals.Config(loss="l1_pixel"),
                "boundaries": Boundaries.Config(weight=0.8, benchmark="nyud")},
-        backbone=Timm.Config(model="swin_tiny_patch4_window7_224", pretrained=True, drop_path=0.1),
+        backbone=Timm.Config(model="swin_tiny_patch4_window7_224", pretrained=True, drop_path=0.1,
+                             norm_maps=True, pad=False),
         encoder=Shared.Config(),
         decoder=DeMT.Config(),
         balancer=Fixed.Config(weights={"semseg": 1.0, "depth": 1.0, "normals": 10.0, "boundaries": 50.0}),

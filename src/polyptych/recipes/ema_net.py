@@ -50,7 +50,7 @@ def _nyuv2(recipe: str, decoder: Decoder.Config) -> Run:
         dataset=NYUv2.Config(classes=13),
         tasks={"semseg": SemanticSegmentation.Config(), "depth": Depth.Config(),
                "normals": Normals.Config(loss="cosine")},
-        backbone=Timm.Config(model="hrnet_w18_small_v2", pretrained=True),
+        backbone=Timm.Config(model="hrnet_w18_small_v2", pretrained=True, batch_norm_momentum=0.01),
         encoder=Shared.Config(),
         decoder=decoder,
         balancer=Fixed.Config(weights={"semseg": 1.0, "depth": 1.0, "normals": 1.0}),

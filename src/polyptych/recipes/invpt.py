@@ -38,8 +38,8 @@ def nyud_invpt() -> Run:
     """InvPT on NYUD: segmentation (40 classes), depth, normals and boundaries at 448x576, ViT-L.
 
     Command: ``polyptych train nyud_invpt --dataset.root DIR``; other backbones of the paper: ``--backbone.model
-    vit_base_patch16_384`` and ``swin_large_patch4_window7_224``. 400,319,950 parameters and 598 G multiply-adds for one
-    image (the published code's form 401,650,520 and 597 G), of which the backbone has 303,690,752 and 356 G.
+    vit_base_patch16_384`` and ``swin_large_patch4_window7_224``. 400,762,318 parameters and 598 G multiply-adds for one
+    image (the published code's form 402,092,888 and 597 G), of which the backbone has 304,133,120 and 356 G.
 
     Adam at 2e-5 with weight decay 1e-6 in the gradient, a polynomial to zero, 40,000 steps of 6 images, loss weights 1,
     1, 10 and 50 for the final and for the preliminary predictions, zooms of 0.5 to 2, mirrored images, changed colors,
@@ -54,7 +54,8 @@ def nyud_invpt() -> Run:
         dataset=NYUv2.Config(classes=40),
         tasks={"semseg": SemanticSegmentation.Config(), "depth": Depth.Config(),
                "normals": Normals.Config(loss="l1_pixel"), "boundaries": Boundaries.Config(benchmark="nyud")},
-        backbone=Timm.Config(model="vit_large_patch16_384", pretrained=True, drop_path=0.15, vit_pyramid="taps"),
+        backbone=Timm.Config(model="vit_large_patch16_384", pretrained=True, drop_path=0.15, vit_pyramid="taps",
+                             image_size=(448, 576)),
         encoder=Shared.Config(),
         decoder=InvPT.Config(),
         balancer=Fixed.Config(weights={"semseg": 1.0, "depth": 1.0, "normals": 10.0, "boundaries": 50.0}),
@@ -74,8 +75,8 @@ def nyud_invpt() -> Run:
 def pascal_invpt() -> Run:
     """InvPT on PASCAL-Context: segmentation, parts, saliency, boundaries and normals at 512x512, ViT-L.
 
-    Command: ``polyptych train pascal_invpt --dataset.root DIR``. 420,806,182 parameters and 668 G multiply-adds for one
-    image. The published code's form has 422,469,392 and 667 G, with a second channel for saliency 422,471,058; its
+    Command: ``polyptych train pascal_invpt --dataset.root DIR``. 421,264,934 parameters and 668 G multiply-adds for one
+    image. The published code's form has 422,928,144 and 667 G, with a second channel for saliency 422,929,810; its
     paper says 423 M and 669 G.
 
     Trained as ``nyud_invpt``, with loss weights 1, 2, 5, 50 and 10.
@@ -84,8 +85,10 @@ def pascal_invpt() -> Run:
     73.00 in the paper, 79.91 / 68.54 / 84.38 / 13.90 / 72.90 of the released weights. Swin-T: 73.93 / 62.73 / 84.24 /
     14.15 / 72.60 (plain heads: mIoU 70.92, normals 14.63).
     """
+    run = nyud_invpt()
+    assert isinstance(run.backbone, Timm.Config)
     return replace(
-        nyud_invpt(),
+        run,
         recipe="pascal_invpt",
         dataset=PASCALContext.Config(),
         tasks={"semseg": SemanticSegmentation.Config(), "parts": PartSegmentation.Config(),
@@ -93,5 +96,6 @@ def pascal_invpt() -> Run:
                "normals": Normals.Config(loss="l1_pixel")},
         balancer=Fixed.Config(weights={"semseg": 1.0, "parts": 2.0, "saliency": 5.0, "boundaries": 50.0,
                                        "normals": 10.0}),
+        backbone=replace(run.backbone, image_size=(512, 512)),
         size=(512, 512),
     )

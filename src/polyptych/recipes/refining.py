@@ -87,7 +87,7 @@ def _as_ema_net(recipe: str, decoder: Decoder.Config, first: str = "semseg") -> 
         recipe=recipe,
         dataset=NYUv2.Config(classes=13),
         tasks={first: tasks[first], **tasks},
-        backbone=Timm.Config(model="hrnet_w18_small_v2", pretrained=True),
+        backbone=Timm.Config(model="hrnet_w18_small_v2", pretrained=True, batch_norm_momentum=0.01),
         decoder=decoder,
         balancer=Fixed.Config(weights=dict.fromkeys(tasks, 1.0)),
         steps=20_000,

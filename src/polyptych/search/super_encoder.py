@@ -67,7 +67,7 @@ def build_supernetwork(run: Run, search: Search, tasks: dict[str, Task], *, pret
     channels = {name: task.channels for name, task in tasks.items()}
     encoder = SuperEncoder(search, backbone=backbone, tasks=tuple(tasks))
     whole = frozenset(name for name, task in tasks.items() if not task.dense)
-    return Network(encoder, run.decoder.build(features=encoder.spec, channels=channels), whole)
+    return Network(encoder, run.decoder.build(features=described(encoder), channels=channels), whole)
 
 
 def encoder_of(network: Any) -> SuperEncoder:
