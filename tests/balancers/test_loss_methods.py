@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,14 @@ from polyptych.balancers.scale_invariant import ScaleInvariant
 from polyptych.balancers.stch import STCH
 from polyptych.balancers.uncertainty import Uncertainty
 from polyptych.balancers.uw_so import UWSO
+from polyptych.recipes.rooms import rooms
+from polyptych.tasks.boundaries import Boundaries
+from polyptych.tasks.classification import Classification
+from polyptych.tasks.depth import Depth
+from polyptych.tasks.keypoints import Keypoints
+from polyptych.tasks.normals import Normals
+from polyptych.tasks.semseg import SemanticSegmentation
+from polyptych.types import LabelInfo
 
 # -- every method against its equations ------------------------------------------------------------------------------
 
@@ -241,3 +250,22 @@ def test_refusals(config, said):
     with pytest.raises(ValueError) as error:
         build(config)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_likelihood_belongs_to_the_loss_and_not_to_the_name():
+    """Through a run, as training builds it: kinds under other names, and losses that are not the default."""
+    run = replace(rooms(), balancer=Uncertainty.Config(likelihoods={"far": "gaussian"}), tasks={
+        "material": SemanticSegmentation.Config(), "place": Classification.Config(), "semseg": Depth.Config(),
+        "far": Depth.Config(), "square": Depth.Config(loss="l2"), "silog": Depth.Config(loss="silog"),
+        "wall": Boundaries.Config(), "joints": Keypoints.Config(), "heat": Keypoints.Config(loss="mse"),
+        "facing": Normals.Config(loss="cosine")})
+    labels = dict.fromkeys(run.tasks, LabelInfo(classes=("one", "two"), unit="m"))
+    assert run.build_balancer(run.build_tasks(labels)).likelihoods == {
+        "material": "categorical", "place": "categorical", "semseg": "laplace", "far": "gaussian",
+        "square": "gaussian", "silog": "gaussian", "wall": "categorical", "joints": "categorical",
+        "heat": "gaussian", "facing": "laplace"}
+
+
+def test_in_a_loop_of_ones_own_a_name_of_a_kind_has_its_default_likelihood():
+    found = build(Uncertainty.Config(), ("saliency", "keypoints", "classification", "depth", "other")).likelihoods
+    assert list(found.values()) == ["categorical"] * 3 + ["laplace"] * 2

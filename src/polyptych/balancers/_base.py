@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyptych import distributed
 from polyptych.balancers._engine import Reach, predictions, reach
 from polyptych.component import Catalog, Component
-from polyptych.types import Output
+from polyptych.types import Likelihood, Output
 
 CATALOG: Catalog[Balancer] = Catalog("balancer", "polyptych.balancers")
 
@@ -51,8 +51,10 @@ class Balancer(nn.Module, Component, ABC):
     class Config(Component.Config):
         catalog = CATALOG
 
-        def build(self, *, standard_weights: dict[str, float]) -> Balancer:
-            """``standard_weights`` maps every task of the run to the weight that is customary in the field."""
+        def build(self, *, standard_weights: dict[str, float],
+                  likelihoods: Mapping[str, Likelihood] | None = None) -> Balancer:
+            """``standard_weights`` maps every task of the run to the weight that is customary in the field;
+            ``likelihoods`` to what its loss is the negative log likelihood of, for balancers that ask for it."""
             return self.owner(self, standard_weights=standard_weights)
 
     def __init__(self, config: Config | None = None, *, standard_weights: dict[str, float] | None = None):
