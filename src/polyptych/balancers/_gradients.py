@@ -15,10 +15,12 @@ from polyptych import distributed
 from polyptych.balancers._base import Balancer, Pass
 from polyptych.balancers._engine import Reach, Rows, check_branches, gram, keep_graphs, predictions, reach
 from polyptych.balancers._step import Step
+from polyptych.balancers._task_numbers import numbers
 from polyptych.errors import InputError
 from polyptych.types import Output
 
 Level = Literal["parameters", "representation", "layer"]
+NO_SUM = 1e-12  # weights whose sum is not above this cannot be scaled to another one
 
 
 class GramBalancer(Balancer):
@@ -48,7 +50,8 @@ class GramBalancer(Balancer):
         level: Level = "parameters"
         """Gradients of all shared parameters, of the shared features, or of the last shared layer."""
         every: int = 1
-        """Steps between two computations of the weights; those between keep them, at the cost of equal weights."""
+        """Steps between two computations of the weights; those between keep them, at the cost of equal weights, unless
+        a task has labels that had none then."""
         sum_to: Literal["native", "mean", "sum"] = "native"
         """Scale of the weights: the method's own, a sum of 1, or a sum of the number of tasks."""
         weight_heads: bool = True
@@ -67,7 +70,7 @@ class GramBalancer(Balancer):
         self.config = config
         keep_graphs()
         self._rows: Rows | None = None
-        self.register_buffer("kept_weights", torch.ones(len(self.tasks), dtype=torch.float64))
+        self.register_buffer("kept_weights", numbers(self.tasks, torch.inf))  # inf: took no part in the computation
 
     kept_weights: Tensor
 
@@ -173,15 +176,28 @@ class GramBalancer(Balancer):
             found = distributed.from_main(self.solve(inner, losses, tasks).double().cpu())
         if not bool(torch.isfinite(found).all()):
             return self._fall_back(tasks)
-        total = float(found.sum())
-        if self.config.sum_to != "native" and total > 1e-12:
-            found = found * ((1 if self.config.sum_to == "mean" else size) / total)
+        total, promised = float(found.sum()), self.promised(size)
+        if self.config.sum_to != "native" and promised and total > NO_SUM:
+            found = found * (promised / total)
+        self.kept_weights.fill_(torch.inf)
         self.kept_weights[self.positions(tasks)] = found
         return found.tolist()
 
-    def kept(self, tasks: tuple[str, ...]) -> list[float]:
-        """The weights of the last step that computed them."""
-        return self.kept_weights[self.positions(tasks)].tolist()
+    def promised(self, count: int) -> float | None:
+        """What the weights of so many active tasks sum to, or None where that is free."""
+        return {"native": None, "mean": 1.0, "sum": float(count)}[self.config.sum_to]
+
+    def kept(self, tasks: tuple[str, ...]) -> list[float] | None:
+        """The weights of the last step that computed them, scaled to the promised sum if only some of its tasks are
+        active; None if it is time to compute them, or if there are none for these tasks."""
+        found, promised = self.kept_weights[self.positions(tasks)], self.promised(len(tasks))
+        if self.steps % self.config.every == 0 or not bool(found.isfinite().all()):
+            return None
+        if promised is not None and len(tasks) < int(self.kept_weights.isfinite().sum()):
+            if float(found.sum()) <= NO_SUM:
+                return None
+            found = found * (promised / found.sum())
+        return found.tolist()
 
     def _fall_back(self, tasks: tuple[str, ...]) -> list[float]:
         self.fallbacks += 1
