@@ -35,6 +35,7 @@ class Balancer(nn.Module, Component, ABC):
     Attributes:
         tasks: all tasks of the run, in order.
         reach: who uses which parameters, once that was measured.
+        fallbacks: steps so far that had equal weights because the method's were not finite, or what it needs was not.
         diagnostics: what is worth watching of the last step, by name (``gradient_norm/depth``, ``fallbacks``).
         one_backward: whether gradients come from one ordinary backward pass, which DistributedDataParallel may average;
             where not, the balancer averages them itself and takes the bare network.
@@ -61,7 +62,8 @@ class Balancer(nn.Module, Component, ABC):
         super().__init__()
         self.tasks = tuple(standard_weights or ())
         self.diagnostics: dict[str, float | Tensor] = {}
-        self.steps, self.seed, self.fallbacks = 0, torch.initial_seed() % 2**31, 0
+        self.steps, self.seed = 0, torch.initial_seed() % 2**31
+        self.fallbacks: int | Tensor = 0
         self.reach: Reach | None = None
 
     @abstractmethod
@@ -134,7 +136,7 @@ class Balancer(nn.Module, Component, ABC):
         return [self.tasks.index(task) for task in tasks]
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor([self.steps, self.seed, self.fallbacks])
+        return torch.tensor([self.steps, self.seed, int(self.fallbacks)])
 
     def set_extra_state(self, state: Any) -> None:
         self.steps, self.seed, self.fallbacks = state.tolist()

@@ -36,7 +36,8 @@ class GramBalancer(Balancer):
     Heads (parameters of one task) get gradients with the task's weight, or as they are without ``weight_heads``. With
     gradient accumulation the levels ``representation`` and ``layer`` run every micro-batch twice, because the weights
     of the first one depend on the last one. A step whose inner products or weights are not finite has equal weights and
-    is counted in ``diagnostics["fallbacks"]``.
+    is counted in ``fallbacks``. Where losses are scaled (float16) it is the scaler's business if gradients overflow: it
+    leaves the step out and lowers its scale, so that is no failure, and norms that say nothing are not shown.
 
     State stays on the CPU, whatever ``to`` says: the problems are as small as K x K.
     """
@@ -70,6 +71,7 @@ class GramBalancer(Balancer):
         self.config = config
         keep_graphs()
         self._rows: Rows | None = None
+        self._scaled = False
         self.register_buffer("kept_weights", numbers(self.tasks, torch.inf))  # inf: took no part in the computation
 
     kept_weights: Tensor
@@ -104,6 +106,7 @@ class GramBalancer(Balancer):
             raise InputError("--accumulate", str(len(passes)), f"a multiple of {self.splits}, because this method "
                              "compares independent parts of a step", "change it")
         self.begin()
+        self._scaled = isinstance(scale, Tensor) or scale != 1
         step = Step(self, passes, network, scale, active)
         step.run()
         self.steps += 1
@@ -170,6 +173,8 @@ class GramBalancer(Balancer):
         size = len(tasks)
         host = torch.cat([inner.flatten(), losses.double()]).cpu()  # the only copy to the host
         inner, losses = host[:-size].reshape(size, size), host[-size:]
+        if self._overflowed(inner, losses):
+            return [1.0] * size
         self._watch(inner, tasks)
         found = torch.full((size,), math.nan, dtype=torch.float64)
         if bool(torch.isfinite(host).all()):
@@ -198,6 +203,10 @@ class GramBalancer(Balancer):
                 return None
             found = found * (promised / found.sum())
         return found.tolist()
+
+    def _overflowed(self, inner: Float[Tensor, "t t"], losses: Float[Tensor, " t"]) -> bool:
+        """Whether scaling made gradients too large for float16, which the scaler will see too."""
+        return self._scaled and bool(losses.isfinite().all()) and not bool(inner.isfinite().all())
 
     def _fall_back(self, tasks: tuple[str, ...]) -> list[float]:
         self.fallbacks += 1
@@ -262,6 +271,8 @@ class JacobianBalancer(GramBalancer):
                   tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float]]:
         """:meth:`combine` with its guards and diagnostics; the plain sum where something is not finite."""
         inner, host = gram(list(rows[:len(tasks)])).cpu(), losses.double().cpu()
+        if self._overflowed(inner, host):
+            return rows.sum(0), [1.0] * len(tasks)
         self._watch(inner, tasks)
         if bool(torch.isfinite(inner).all() & torch.isfinite(host).all()):
             parts = rows.unflatten(0, (self.splits, len(tasks))) if self.splits > 1 else rows
@@ -275,6 +286,8 @@ class JacobianBalancer(GramBalancer):
         """:meth:`combine_maps` with the same guards."""
         local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in rows]).sum(0)
         inner, host = (distributed.total(local) / distributed.world() ** 2).cpu(), losses.double().cpu()
+        if self._overflowed(inner, host):
+            return [of_tasks.sum(0) for of_tasks in rows], [1.0] * len(tasks)
         self._watch(inner, tasks)
         if bool(torch.isfinite(inner).all() & torch.isfinite(host).all()):
             found, weights = self.combine_maps(maps, rows, host, tasks)
