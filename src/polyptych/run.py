@@ -140,7 +140,8 @@ class Run:
         return Network.build(backbone, self.encoder, self.decoder, channels, whole)
 
     def build_balancer(self, tasks: dict[str, Task]) -> Balancer:
-        return self.balancer.build(standard_weights={name: task.standard_weight for name, task in tasks.items()})
+        return self.balancer.build(standard_weights={name: task.standard_weight for name, task in tasks.items()},
+                                   likelihoods={name: task.likelihood for name, task in tasks.items()})
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+
+Likelihood = Literal["gaussian", "laplace", "categorical"]
+"""The probability model of a label whose negative logarithm a loss is, but for its scale and constants."""
 
 
 @dataclass(frozen=True)

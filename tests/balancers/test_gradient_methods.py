@@ -205,3 +205,17 @@ def test_nash_weights_are_inverse_lengths_where_tasks_do_not_interfere() -> None
     gram = torch.tensor([4.0, 0.25], dtype=torch.float64).diag()
     weights = build("nash_mtl", TASKS[:2]).solve(gram, torch.ones(2, dtype=torch.float64), TASKS[:2])
     torch.testing.assert_close(weights[1] / weights[0], torch.tensor(4.0, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 900.0])
+def test_nash_bargains_over_gradients_as_they_are(size) -> None:
+    """The authors' program gets ``M = G / n`` with the Frobenius norm n, for the solver's sake, and takes n back: it
+    asks for ``log(n w) + log(M w) = 0``. So the sum has the length of the root of K, whatever the gradients' size, and
+    not that which ``M w = 1 / w`` would give."""
+    random = torch.Generator().manual_seed(0)
+    rows = size**0.5 * torch.randn(3, 20, generator=random, dtype=torch.float64)
+    gram = rows @ rows.T
+    found = build("nash_mtl", TASKS[:3]).solve(gram, torch.ones(3, dtype=torch.float64), TASKS[:3])
+    n = gram.norm()
+    assert torch.allclose((n * found).log() + (gram / n @ found).log(), torch.zeros(3, dtype=torch.float64), atol=1e-6)
+    assert float((found @ rows).norm()) == pytest.approx(3**0.5)

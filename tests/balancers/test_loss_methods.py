@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,15 @@ from polyptych.balancers.scale_invariant import ScaleInvariant
 from polyptych.balancers.stch import STCH
 from polyptych.balancers.uncertainty import Uncertainty
 from polyptych.balancers.uw_so import UWSO
+from polyptych.recipes.rooms import rooms
+from polyptych.tasks._base import CATALOG
+from polyptych.tasks.boundaries import Boundaries
+from polyptych.tasks.classification import Classification
+from polyptych.tasks.depth import Depth
+from polyptych.tasks.keypoints import Keypoints
+from polyptych.tasks.normals import Normals
+from polyptych.tasks.semseg import SemanticSegmentation
+from polyptych.types import LabelInfo
 
 # -- every method against its equations ------------------------------------------------------------------------------
 
@@ -181,16 +191,57 @@ def test_dtp_follows_the_tasks_own_metrics():
 
 def test_dtp_reads_every_task_that_has_a_share():
     """The metrics that the tasks really report, so that a renamed one is noticed."""
-    from polyptych.balancers._indicator import WHOLE, indicator
+    from polyptych.balancers._indicator import SHARES, indicator
     from polyptych.tasks._base import CATALOG
 
     found = {}
     for name in CATALOG.names():
         directions = CATALOG.load(name).higher_is_better
-        known = [metric for metric in WHOLE if metric in directions]
+        known = [metric for metric in SHARES if metric in directions]
         assert all(directions[metric] for metric in known)
         found[name] = indicator(name, dict.fromkeys(directions, 0.5)) is not None
     assert {name for name, has in found.items() if not has} == {"edge_texture", "keypoints2d"}
+
+
+def test_dtp_takes_every_metric_as_it_is_measured():
+    """All shares, the customary ones and others that may be named, on predictions that are right: 100 percent."""
+    from polyptych.balancers._indicator import SHARES, indicator
+    from polyptych.metrics.accuracy import Accuracy
+
+    labels = LabelInfo(classes=("one", "two"), unit="m")
+    line = torch.zeros(1, 24, 24)
+    line[:, 12] = 1
+    valid = torch.ones(1, 24, 24, dtype=torch.bool)
+    up = torch.tensor([0.0, 0.0, -1.0])[None, :, None, None].expand(1, 3, 24, 24)
+    targets = {"semseg": line.long(), "depth": line + 1, "normals": up, "boundaries": line, "saliency": line}
+    seen = set()
+    for name, target in targets.items():
+        task = CATALOG.load(name).Config().build(labels=labels)
+        metric = task.metric()
+        metric.update(target, target, valid)
+        metrics = metric.compute()
+        for chosen in (each for each, higher in task.higher_is_better.items() if higher):
+            assert indicator(name, metrics, chosen) == pytest.approx(1), (name, chosen)
+            seen.add(chosen)
+        build(DTP.Config(metrics=dict.fromkeys([name], chosen)), (name,)).on_validation({name: metrics})
+    accuracy = Accuracy()
+    accuracy.update(torch.eye(2).log(), torch.arange(2), valid.expand(2, 24, 24))
+    assert indicator("classification", accuracy.compute()) == 1
+    assert set(SHARES) - seen == {"PCK", "top1", "odsF"}
+    assert indicator("boundaries", {"odsF": 71.0, "F": 60.0}) == pytest.approx(0.71)
+
+
+@pytest.mark.slow
+def test_dtp_takes_the_benchmark_of_boundaries_as_it_is_measured():
+    from polyptych.balancers._indicator import indicator
+    from polyptych.metrics.boundary_scores import BoundaryScores
+
+    line, metric = torch.zeros(1, 24, 24), BoundaryScores()
+    line[:, 12] = 1
+    metric.update(line, line, torch.ones(1, 24, 24, dtype=torch.bool))
+    metrics = metric.compute()
+    assert indicator("boundaries", metrics) == indicator("boundaries", metrics, "oisF") == 1
+    assert 0 <= indicator("boundaries", metrics, "AP") <= 1
 
 
 def test_dtp_falls_back_on_ratios_of_losses():
@@ -210,13 +261,14 @@ def test_dtp_falls_back_on_ratios_of_losses():
 
 
 @pytest.mark.parametrize(("metrics", "said"), [
-    ({"depth": "delta4"}, "got 'delta4' for 'depth'; needs one of RMSE, delta1 (nearest: delta1)"),
-    ({"depth": "RMSE"}, "got 'RMSE' of 'depth' at 450; needs a metric that is a share"),
+    ({"depth": "delta4"}, "got 'delta4' for 'depth'; needs one of delta1, odd (nearest: delta1)"),
+    ({"depth": "odd"}, "got 'odd' of 'depth' at 450; needs a metric that is a share"),
+    ({"depth": "RMSE"}, "balancer.metrics: got 'RMSE' for 'depth', an error; needs a metric that is a share"),
+    ({"depth": "error"}, "balancer.metrics: got 'error' for 'depth', an error; needs a metric that is a share"),
 ])
 def test_dtp_refuses_what_is_no_share(metrics, said):
-    balancer = build(DTP.Config(metrics=metrics))
     with pytest.raises(ValueError) as error:
-        balancer.on_validation({"depth": {"RMSE": 450.0, "delta1": 50.0}})
+        build(DTP.Config(metrics=metrics)).on_validation({"depth": {"odd": 450.0, "delta1": 50.0}})
     assert said in str(error.value)
 
 
@@ -241,3 +293,22 @@ def test_refusals(config, said):
     with pytest.raises(ValueError) as error:
         build(config)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_likelihood_belongs_to_the_loss_and_not_to_the_name():
+    """Through a run, as training builds it: kinds under other names, and losses that are not the default."""
+    run = replace(rooms(), balancer=Uncertainty.Config(likelihoods={"far": "gaussian"}), tasks={
+        "material": SemanticSegmentation.Config(), "place": Classification.Config(), "semseg": Depth.Config(),
+        "far": Depth.Config(), "square": Depth.Config(loss="l2"), "silog": Depth.Config(loss="silog"),
+        "wall": Boundaries.Config(), "joints": Keypoints.Config(), "heat": Keypoints.Config(loss="mse"),
+        "facing": Normals.Config(loss="cosine")})
+    labels = dict.fromkeys(run.tasks, LabelInfo(classes=("one", "two"), unit="m"))
+    assert run.build_balancer(run.build_tasks(labels)).likelihoods == {
+        "material": "categorical", "place": "categorical", "semseg": "laplace", "far": "gaussian",
+        "square": "gaussian", "silog": "gaussian", "wall": "categorical", "joints": "categorical",
+        "heat": "gaussian", "facing": "laplace"}
+
+
+def test_in_a_loop_of_ones_own_a_name_of_a_kind_has_its_default_likelihood():
+    found = build(Uncertainty.Config(), ("saliency", "keypoints", "classification", "depth", "other")).likelihoods
+    assert list(found.values()) == ["categorical"] * 3 + ["laplace"] * 2

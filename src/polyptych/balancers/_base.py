@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyptych import distributed
 from polyptych.balancers._engine import Reach, predictions, reach
 from polyptych.component import Catalog, Component
-from polyptych.types import Output
+from polyptych.types import Likelihood, Output
 
 CATALOG: Catalog[Balancer] = Catalog("balancer", "polyptych.balancers")
 
@@ -35,6 +35,7 @@ class Balancer(nn.Module, Component, ABC):
     Attributes:
         tasks: all tasks of the run, in order.
         reach: who uses which parameters, once that was measured.
+        fallbacks: steps so far that had equal weights because the method's were not finite, or what it needs was not.
         diagnostics: what is worth watching of the last step, by name (``gradient_norm/depth``, ``fallbacks``).
         one_backward: whether gradients come from one ordinary backward pass, which DistributedDataParallel may average;
             where not, the balancer averages them itself and takes the bare network.
@@ -51,15 +52,18 @@ class Balancer(nn.Module, Component, ABC):
     class Config(Component.Config):
         catalog = CATALOG
 
-        def build(self, *, standard_weights: dict[str, float]) -> Balancer:
-            """``standard_weights`` maps every task of the run to the weight that is customary in the field."""
+        def build(self, *, standard_weights: dict[str, float],
+                  likelihoods: Mapping[str, Likelihood] | None = None) -> Balancer:
+            """``standard_weights`` maps every task of the run to the weight that is customary in the field;
+            ``likelihoods`` to what its loss is the negative log likelihood of, for balancers that ask for it."""
             return self.owner(self, standard_weights=standard_weights)
 
     def __init__(self, config: Config | None = None, *, standard_weights: dict[str, float] | None = None):
         super().__init__()
         self.tasks = tuple(standard_weights or ())
         self.diagnostics: dict[str, float | Tensor] = {}
-        self.steps, self.seed, self.fallbacks = 0, torch.initial_seed() % 2**31, 0
+        self.steps, self.seed = 0, torch.initial_seed() % 2**31
+        self.fallbacks: int | Tensor = 0
         self.reach: Reach | None = None
 
     @abstractmethod
@@ -132,7 +136,7 @@ class Balancer(nn.Module, Component, ABC):
         return [self.tasks.index(task) for task in tasks]
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor([self.steps, self.seed, self.fallbacks])
+        return torch.tensor([self.steps, self.seed, int(self.fallbacks)])
 
     def set_extra_state(self, state: Any) -> None:
         self.steps, self.seed, self.fallbacks = state.tolist()

@@ -127,15 +127,21 @@ class Rows:
         first = parameters[0]
         if any(p.dtype != first.dtype or p.device != first.device for p in parameters):
             raise InputError("--balancer.level", "shared parameters of several types or devices",
-                             "one type and one device", "use the level loss or representation")
+                             "one type and one device", "choose --balancer.level representation or layer, or a "
+                             "balancer that weighs losses alone, such as uncertainty")
         size = sum(p.numel() for p in parameters)
         self.flat: Float[Tensor, "k p"] = torch.zeros(count, size, dtype=first.dtype, device=first.device)
         self._views = [self._view(row) for row in self.flat]
 
     def _view(self, row: Float[Tensor, " p"]) -> list[Tensor]:
         views, offset = [], row.storage_offset()
-        for parameter in self.parameters:  # of the parameter's own strides: fast optimizers want that
-            views.append(row.as_strided(parameter.shape, parameter.stride(), offset))
+        for parameter in self.parameters:
+            # Of the parameter's own strides, as fast optimizers want it; where its memory has gaps or overlaps these
+            # would reach beyond the places that belong to it here, and autograd wants contiguous gradients.
+            strides = torch.empty_like(parameter, device="meta").stride()  # dense ones, its own where they are
+            if strides != parameter.stride():
+                strides = torch.empty(parameter.shape, device="meta").stride()
+            views.append(row.as_strided(parameter.shape, strides, offset))
             offset += parameter.numel()
         return views
 

@@ -15,10 +15,12 @@ from polyptych import distributed
 from polyptych.balancers._base import Balancer, Pass
 from polyptych.balancers._engine import Reach, Rows, check_branches, gram, keep_graphs, predictions, reach
 from polyptych.balancers._step import Step
+from polyptych.balancers._task_numbers import numbers
 from polyptych.errors import InputError
 from polyptych.types import Output
 
 Level = Literal["parameters", "representation", "layer"]
+NO_SUM = 1e-12  # weights whose sum is not above this cannot be scaled to another one
 
 
 class GramBalancer(Balancer):
@@ -34,7 +36,8 @@ class GramBalancer(Balancer):
     Heads (parameters of one task) get gradients with the task's weight, or as they are without ``weight_heads``. With
     gradient accumulation the levels ``representation`` and ``layer`` run every micro-batch twice, because the weights
     of the first one depend on the last one. A step whose inner products or weights are not finite has equal weights and
-    is counted in ``diagnostics["fallbacks"]``.
+    is counted in ``fallbacks``. Where losses are scaled (float16) it is the scaler's business if gradients overflow: it
+    leaves the step out and lowers its scale, so that is no failure, and norms that say nothing are not shown.
 
     State stays on the CPU, whatever ``to`` says: the problems are as small as K x K.
     """
@@ -48,7 +51,8 @@ class GramBalancer(Balancer):
         level: Level = "parameters"
         """Gradients of all shared parameters, of the shared features, or of the last shared layer."""
         every: int = 1
-        """Steps between two computations of the weights; those between keep them, at the cost of equal weights."""
+        """Steps between two computations of the weights; those between keep them, at the cost of equal weights, unless
+        a task has labels that had none then."""
         sum_to: Literal["native", "mean", "sum"] = "native"
         """Scale of the weights: the method's own, a sum of 1, or a sum of the number of tasks."""
         weight_heads: bool = True
@@ -67,7 +71,8 @@ class GramBalancer(Balancer):
         self.config = config
         keep_graphs()
         self._rows: Rows | None = None
-        self.register_buffer("kept_weights", torch.ones(len(self.tasks), dtype=torch.float64))
+        self._scaled = False
+        self.register_buffer("kept_weights", numbers(self.tasks, torch.inf))  # inf: took no part in the computation
 
     kept_weights: Tensor
 
@@ -101,6 +106,7 @@ class GramBalancer(Balancer):
             raise InputError("--accumulate", str(len(passes)), f"a multiple of {self.splits}, because this method "
                              "compares independent parts of a step", "change it")
         self.begin()
+        self._scaled = isinstance(scale, Tensor) or scale != 1
         step = Step(self, passes, network, scale, active)
         step.run()
         self.steps += 1
@@ -167,21 +173,40 @@ class GramBalancer(Balancer):
         size = len(tasks)
         host = torch.cat([inner.flatten(), losses.double()]).cpu()  # the only copy to the host
         inner, losses = host[:-size].reshape(size, size), host[-size:]
+        if self._overflowed(inner, losses):
+            return [1.0] * size
         self._watch(inner, tasks)
         found = torch.full((size,), math.nan, dtype=torch.float64)
         if bool(torch.isfinite(host).all()):
             found = distributed.from_main(self.solve(inner, losses, tasks).double().cpu())
         if not bool(torch.isfinite(found).all()):
             return self._fall_back(tasks)
-        total = float(found.sum())
-        if self.config.sum_to != "native" and total > 1e-12:
-            found = found * ((1 if self.config.sum_to == "mean" else size) / total)
+        total, promised = float(found.sum()), self.promised(size)
+        if self.config.sum_to != "native" and promised and total > NO_SUM:
+            found = found * (promised / total)
+        self.kept_weights.fill_(torch.inf)
         self.kept_weights[self.positions(tasks)] = found
         return found.tolist()
 
-    def kept(self, tasks: tuple[str, ...]) -> list[float]:
-        """The weights of the last step that computed them."""
-        return self.kept_weights[self.positions(tasks)].tolist()
+    def promised(self, count: int) -> float | None:
+        """What the weights of so many active tasks sum to, or None where that is free."""
+        return {"native": None, "mean": 1.0, "sum": float(count)}[self.config.sum_to]
+
+    def kept(self, tasks: tuple[str, ...]) -> list[float] | None:
+        """The weights of the last step that computed them, scaled to the promised sum if only some of its tasks are
+        active; None if it is time to compute them, or if there are none for these tasks."""
+        found, promised = self.kept_weights[self.positions(tasks)], self.promised(len(tasks))
+        if self.steps % self.config.every == 0 or not bool(found.isfinite().all()):
+            return None
+        if promised is not None and len(tasks) < int(self.kept_weights.isfinite().sum()):
+            if float(found.sum()) <= NO_SUM:
+                return None
+            found = found * (promised / found.sum())
+        return found.tolist()
+
+    def _overflowed(self, inner: Float[Tensor, "t t"], losses: Float[Tensor, " t"]) -> bool:
+        """Whether scaling made gradients too large for float16, which the scaler will see too."""
+        return self._scaled and bool(losses.isfinite().all()) and not bool(inner.isfinite().all())
 
     def _fall_back(self, tasks: tuple[str, ...]) -> list[float]:
         self.fallbacks += 1
@@ -246,6 +271,8 @@ class JacobianBalancer(GramBalancer):
                   tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float]]:
         """:meth:`combine` with its guards and diagnostics; the plain sum where something is not finite."""
         inner, host = gram(list(rows[:len(tasks)])).cpu(), losses.double().cpu()
+        if self._overflowed(inner, host):
+            return rows.sum(0), [1.0] * len(tasks)
         self._watch(inner, tasks)
         if bool(torch.isfinite(inner).all() & torch.isfinite(host).all()):
             parts = rows.unflatten(0, (self.splits, len(tasks))) if self.splits > 1 else rows
@@ -259,6 +286,8 @@ class JacobianBalancer(GramBalancer):
         """:meth:`combine_maps` with the same guards."""
         local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in rows]).sum(0)
         inner, host = (distributed.total(local) / distributed.world() ** 2).cpu(), losses.double().cpu()
+        if self._overflowed(inner, host):
+            return [of_tasks.sum(0) for of_tasks in rows], [1.0] * len(tasks)
         self._watch(inner, tasks)
         if bool(torch.isfinite(inner).all() & torch.isfinite(host).all()):
             found, weights = self.combine_maps(maps, rows, host, tasks)

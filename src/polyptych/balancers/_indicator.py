@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from polyptych.errors import InputError, nearest
 
-WHOLE = {"mIoU": 100.0, "maxF": 100.0, "delta1": 100.0, "within_11.25": 100.0, "odsF": 1.0, "F": 100.0, "PCK": 100.0,
-         "top1": 100.0}
-"""Metrics that are shares, by falling preference, and their value where all is right."""
+SHARES = ("mIoU", "maxF", "delta1", "within_11.25", "odsF", "F", "PCK", "top1")
+"""Metrics that are shares in percent, as all shares that tasks report, by falling preference."""
+
+ROUNDING = 1e-9  # of a perfect prediction's measures, which are sums over pixels
+NEEDED = "a metric that is a share and grows as predictions get better"
 
 
 def indicator(task: str, metrics: dict[str, float], chosen: str | None = None) -> float | None:
@@ -15,7 +19,7 @@ def indicator(task: str, metrics: dict[str, float], chosen: str | None = None) -
     Args:
         task: for messages.
         metrics: all of the task, by name.
-        chosen: which one to take, in percent if it is none of the customary ones.
+        chosen: which one to take, in percent.
 
     Raises:
         InputError: the task does not report the chosen metric, or its value is not a share.
@@ -23,12 +27,24 @@ def indicator(task: str, metrics: dict[str, float], chosen: str | None = None) -
     if chosen is not None and chosen not in metrics:
         raise InputError("balancer.metrics", f"'{chosen}' for '{task}'", nearest(chosen, metrics),
                          "name a metric that the task reports")
-    name = chosen or next((name for name in WHOLE if name in metrics), None)
+    name = chosen or next((name for name in SHARES if name in metrics), None)
     if name is None:
         return None
-    share = metrics[name] / WHOLE.get(name, 100.0)
-    if share < 0 or share > 1:
+    share = metrics[name] / 100
+    if share < -ROUNDING or share > 1 + ROUNDING:
         raise InputError("balancer.metrics", f"'{name}' of '{task}' at {metrics[name]:g}",
-                         "a metric that is a share and grows as predictions get better",
-                         "choose another metric, or --balancer.signal loss")
-    return share
+                         NEEDED, "choose another metric, or --balancer.signal loss")
+    return share if math.isnan(share) else min(max(share, 0.0), 1.0)
+
+
+def check_chosen(task: str, chosen: str) -> None:
+    """Refuse a metric that falls as predictions get better. Its value may look like a share: an RMSE of 0.6 m.
+
+    Raises:
+        InputError: some kind of task reports it as an error.
+    """
+    from polyptych.tasks._base import CATALOG  # here: other balancers need no tasks
+
+    if any(CATALOG.load(kind).higher_is_better.get(chosen) is False for kind in CATALOG.names()):
+        raise InputError("balancer.metrics", f"'{chosen}' for '{task}', an error", NEEDED,
+                         f"choose another metric, customary ones are {', '.join(SHARES)}; or --balancer.signal loss")

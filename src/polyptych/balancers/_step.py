@@ -45,8 +45,8 @@ class Step:
             parameter.grad = None
         if not self.tasks:
             self._backward_nothing()
-        elif self.balancer.steps % self.config.every:
-            self._backward_weighted(self.balancer.kept(self.tasks))
+        elif (kept := self.balancer.kept(self.tasks)) is not None:
+            self._backward_weighted(kept)
         elif self.config.level == "parameters":
             self._by_rows()
         elif self.config.level == "representation" and (len(self.passes) == 1 or self.balancer.takes_rows):

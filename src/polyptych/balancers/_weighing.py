@@ -93,5 +93,5 @@ class LossBalancer(Balancer):
 
     def _count(self, finite: Tensor) -> None:
         """Steps with equal weights because the method's were not finite, counted where the tensors are."""
-        before = self.diagnostics.get("fallbacks", torch.zeros((), dtype=torch.long, device=finite.device))
-        self.diagnostics["fallbacks"] = before + (~finite).long()
+        self.fallbacks = self.fallbacks + (~finite).long()
+        self.diagnostics["fallbacks"] = self.fallbacks

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyptych.balancers._indicator import indicator
+from polyptych.balancers._indicator import check_chosen, indicator
 from polyptych.balancers._task_numbers import SMALLEST, check_known, check_number, numbers
 from polyptych.balancers._weighing import LossBalancer
 
@@ -24,7 +24,8 @@ class DTP(LossBalancer):
     """``w_t = -(1 - k_t)^gamma log k_t``, the focal loss of a performance indicator k in (0, 1].
 
     The indicator is a metric of the task on the validation split, a share that is 1 when all is right: mIoU, maxF,
-    delta < 1.25, the share of normals within 11.25 degrees, F of boundaries, PCK, top-1 accuracy. It is smoothed,
+    delta < 1.25, the share of normals within 11.25 degrees, odsF or F of boundaries, PCK, top-1 accuracy, in percent as
+    tasks report them. It is smoothed,
     ``k <- a new + (1 - a) k``, and kept within [0.01, 0.99]. Weights change after every validation and are 1 before
     the first, so ``--monitoring.validate-every`` sets the pace; with a handful of validations raise ``smoothing``.
 
@@ -65,6 +66,8 @@ class DTP(LossBalancer):
         check_number("gamma", config.gamma, config.gamma >= 0, "a number of at least 0")
         check_number("smoothing", config.smoothing, 0 < config.smoothing <= 1, "a number above 0 and at most 1")
         check_known("metrics", config.metrics, self.tasks)
+        for task, metric in config.metrics.items():
+            check_chosen(task, metric)
         self.config = config
         self.register_buffer("indicator", numbers(self.tasks, torch.inf))
         self.register_buffer("last_loss", numbers(self.tasks, torch.inf))

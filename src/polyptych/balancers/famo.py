@@ -60,7 +60,7 @@ class FAMO(LossBalancer):
         lowest = torch.tensor([config.lowest.get(task, 0.0) for task in self.tasks], dtype=torch.float64)
         self.register_buffer("lowest", lowest, persistent=False)
         self.register_buffer("x", numbers(self.tasks))
-        self.register_buffer("before", numbers(self.tasks, torch.inf))  # log d of the last step; inf: no label
+        self.register_buffer("before", numbers(self.tasks, torch.inf))  # log d of this step; inf: no label
         self.adam = TaskAdam(len(self.tasks), learning_rate=config.learning_rate, weight_decay=config.decay)
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
@@ -77,6 +77,7 @@ class FAMO(LossBalancer):
             losses = again()
             found = tuple(task for task in self.tasks if task in losses)
             self._learn(self._logarithms(torch.stack([losses[task].detach() for task in found]), self.positions(found)))
+            self.before = torch.full_like(self.before, torch.inf)  # a step without any label does not reach weigh
 
     def _logarithms(self, losses: Float[Tensor, " t"], here: list[int]) -> Float[Tensor, " all"]:
         """log d for every task of the run, infinity where a task has no label."""

@@ -58,6 +58,9 @@ class IMTL(GramBalancer):
         self.adam = TaskAdam(len(self.tasks), learning_rate=config.learning_rate)
         self.register_buffer("s", numbers(self.tasks))
 
+    def promised(self, count: int) -> float | None:
+        return super().promised(count) or (None if self.scale_losses else 1.0)
+
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
         if not self.scale_losses:

@@ -44,6 +44,9 @@ class MGDA(GramBalancer):
 
     config: Config
 
+    def promised(self, count: int) -> float | None:
+        return super().promised(count) or 1.0
+
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
         here = solvers.present(gram)

@@ -26,8 +26,10 @@ class NashMTL(GramBalancer):
     part and has weight 1.
 
     Scale: the method's own: ``|sum_t w_t g_t|`` is the root of K whatever the size of the gradients, so weights go
-    with the inverse of that size, and they grow where gradients cancel. The shared gradient is clipped to norm 1, as
-    by the authors. Heads get weighted gradients. Cost per step: by level.
+    with the inverse of that size, and they grow where gradients cancel. (The authors' code divides G by its Frobenius
+    norm for its solver, but its constraint ``log(n w) + log(G w / n) >= 0`` multiplies by it again: its weights are
+    these.) The shared gradient is clipped to norm 1, as by the authors, which therefore changes every step: shared
+    parameters move by the direction alone. Heads get weighted gradients. Cost per step: by level.
     """
 
     @dataclass(frozen=True, kw_only=True)

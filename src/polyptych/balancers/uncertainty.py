@@ -5,8 +5,8 @@ Source: Kendall, Gal and Cipolla, CVPR 2018, arXiv 1705.07115; Liebel and Körne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,11 @@ from torch import Tensor, nn
 
 from polyptych.balancers._task_numbers import check_known, check_number
 from polyptych.balancers._weighing import LossBalancer
-
-Likelihood = Literal["gaussian", "laplace", "categorical"]
+from polyptych.types import Likelihood
 
 CONSTANTS: dict[Likelihood, tuple[float, float]] = {"gaussian": (0.5, 0.5), "laplace": (1.0, 1.0),
                                                     "categorical": (1.0, 0.5)}
 """Factors of the loss and of the regularizer: a and b of ``a exp(-s) loss + b s``."""
-CUSTOMARY: dict[str, Likelihood] = {"semseg": "categorical", "parts": "categorical", "saliency": "categorical",
-                                    "boundaries": "categorical", "keypoints": "categorical",
-                                    "classification": "categorical"}
-"""Of the tasks whose default loss is a cross entropy; that of all others is an absolute error."""
 RANGE = (-10.0, 10.0)
 
 
@@ -41,11 +36,11 @@ class Uncertainty(LossBalancer):
     categorical    cross entropy     1    1/2  log of the squared temperature
     =============  ================  ===  ===  ==============================
 
-    By default semseg, parts, saliency, boundaries, keypoints and classification are categorical and all other tasks
-    laplace, which fits their default losses; who chooses another loss (``l2`` of depth) names its likelihood. The
-    minimum over s is at ``exp(s) = loss a / b``, so this is a slow ``1 / loss``: s moves by about its learning rate
-    per step. With ``revised`` the total is ``sum_t exp(-s_t) loss_t / 2 + log(1 + exp(s_t))`` for every likelihood,
-    which never gets negative.
+    In a run every task says which one its loss belongs to, whatever it is called (:class:`polyptych.tasks._base.Task`).
+    In a loop of your own a task that has the name of a kind (``semseg``) has that of its default loss, and any other
+    one is laplace: say so if it is not. The minimum over s is at ``exp(s) = loss a / b``, so this is a slow
+    ``1 / loss``: s moves by about its learning rate per step. With ``revised`` the total is ``sum_t exp(-s_t) loss_t /
+    2 + log(1 + exp(s_t))`` for every likelihood, which never gets negative.
 
     s is kept within [-10, 10]: without bounds the weight of a task with a loss of 0 grows forever. It is learned by
     the optimizer of the run, in a group without weight decay; that of a task without a label in a step does not move.
@@ -60,7 +55,7 @@ class Uncertainty(LossBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         likelihoods: dict[str, Likelihood] = field(default_factory=dict)
-        """Likelihood by task, where it is not the customary one."""
+        """Likelihood by task, where it is not what the task says."""
         revised: bool = False
         """The positive regularizer of Liebel and Körner."""
         start: float = 0.0
@@ -68,11 +63,17 @@ class Uncertainty(LossBalancer):
         learning_rate_factor: float = 1.0
         """Multiplies the optimizer's learning rate; s may have to travel several units."""
 
-    def __init__(self, config: Config, *, standard_weights: dict[str, float]):
+        def build(self, *, standard_weights: dict[str, float],
+                  likelihoods: Mapping[str, Likelihood] | None = None) -> Uncertainty:
+            return Uncertainty(self, standard_weights=standard_weights, likelihoods=likelihoods)
+
+    def __init__(self, config: Config, *, standard_weights: dict[str, float],
+                 likelihoods: Mapping[str, Likelihood] | None = None):
         super().__init__(config, standard_weights=standard_weights)
         check_known("likelihoods", config.likelihoods, self.tasks)
         check_number("start", config.start, RANGE[0] <= config.start <= RANGE[1], "a number from -10 to 10")
-        self.likelihoods = {task: config.likelihoods.get(task, CUSTOMARY.get(task, "laplace")) for task in self.tasks}
+        said = {**(likelihoods or {}), **config.likelihoods}
+        self.likelihoods = {task: said[task] if task in said else of_kind(task) for task in self.tasks}
         self.revised, self.learning_rate_factor = config.revised, config.learning_rate_factor
         # One parameter per task: optimizers leave alone what has no gradient, where a vector would move by momentum.
         start = torch.tensor(config.start, dtype=torch.float64)
@@ -87,3 +88,10 @@ class Uncertainty(LossBalancer):
             a, b = CONSTANTS[self.likelihoods[task]]
             parts.append((-s).exp() * loss / 2 + F.softplus(s) if self.revised else a * (-s).exp() * loss + b * s)
         return torch.stack(parts).sum()
+
+
+def of_kind(task: str) -> Likelihood:
+    """The likelihood of a task of which nothing but its name is known."""
+    from polyptych.tasks._base import CATALOG  # here: a run, which knows its tasks, does not come this way
+
+    return CATALOG.load(task).likelihood if task in CATALOG.names() else "laplace"

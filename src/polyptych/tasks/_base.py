@@ -16,7 +16,7 @@ from polyptych.data.geometry import Geometry
 from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.ops.resize import resize
 from polyptych.tasks._pictures import Legend, Stored
-from polyptych.types import LabelInfo, Loss
+from polyptych.types import LabelInfo, Likelihood, Loss
 
 CATALOG: Catalog[Task] = Catalog("task", "polyptych.tasks")
 
@@ -40,6 +40,8 @@ class Task(Component, ABC):
         dense: every pixel has a label of its own. Predictions of a task that is not dense, one label for the whole
             image, may keep whatever resolution they have: its loss and its decoding take any.
         standard_weight: the loss weight customary in the field (ASTMT, survey and ATRC lines of work).
+        likelihood: what the loss is the negative log likelihood of: ``gaussian`` for squared errors, ``laplace`` for
+            absolute ones, ``categorical`` for cross entropies. Uncertainty weighting asks for it.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Task(Component, ABC):
     perfect: ClassVar[float]
     dense: ClassVar[bool] = True
     standard_weight: float = 1.0
+    likelihood: Likelihood = "laplace"
 
     def __init__(self, config: Config, *, labels: LabelInfo):
         self.config, self.labels = config, labels

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._pictures import UNLABELLED, Legend, Stored, gray, scale_legend, stored, to_bytes
+from polyptych.types import Likelihood
 
 
 class BinaryMap(Task):
@@ -20,6 +21,7 @@ class BinaryMap(Task):
 
     channels = 1
     perfect: ClassVar[float] = 100.0
+    likelihood: Likelihood = "categorical"
     tint: ClassVar[tuple[int, int, int]] = (255, 190, 0)  # of what is laid over an image
 
     def decode(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b h w"]:

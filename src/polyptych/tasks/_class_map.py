@@ -20,7 +20,7 @@ from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._mirror import mirror_order
 from polyptych.tasks._pictures import UNLABELLED, Legend, Stored, class_colors, class_legend
-from polyptych.types import LabelInfo, Loss
+from polyptych.types import LabelInfo, Likelihood, Loss
 
 IGNORED = -100
 
@@ -52,6 +52,7 @@ class ClassMap(Task):
     higher_is_better: ClassVar[dict[str, bool]] = {
         "mIoU": True, "pixel_accuracy": True, "mean_accuracy": True}
     perfect: ClassVar[float] = 100.0
+    likelihood: Likelihood = "categorical"
     config: Config
 
     def __init__(self, config: Config, *, labels: LabelInfo):

@@ -19,7 +19,7 @@ from polyptych.metrics.accuracy import Accuracy
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._mirror import mirror_order
 from polyptych.tasks._pictures import UNLABELLED, class_colors
-from polyptych.types import LabelInfo, Loss
+from polyptych.types import LabelInfo, Likelihood, Loss
 
 IGNORED = -100
 
@@ -48,6 +48,7 @@ class Classification(Task):
     higher_is_better: ClassVar[dict[str, bool]] = {"top1": True, "top5": True}
     perfect: ClassVar[float] = 100.0
     dense: ClassVar[bool] = False
+    likelihood: Likelihood = "categorical"
     config: Config
 
     def __init__(self, config: Config, *, labels: LabelInfo):

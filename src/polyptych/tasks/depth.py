@@ -64,6 +64,7 @@ class Depth(Task):
     def __init__(self, config: Config, *, labels: LabelInfo):
         super().__init__(config, labels=labels)
         self.logarithmic = config.loss in ("log_l1", "log_l2", "silog")
+        self.likelihood = "gaussian" if config.loss in ("l2", "log_l2", "silog") else "laplace"
         if not 0 <= config.silog_lambda <= 1:
             raise InputError("depth.silog_lambda", str(config.silog_lambda), "a number from 0 to 1",
                              "0.5 is customary")

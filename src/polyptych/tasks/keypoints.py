@@ -19,7 +19,7 @@ from polyptych.metrics.keypoints import KeypointError, peaks, visible_points
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._mirror import mirror_order
 from polyptych.tasks._pictures import UNLABELLED, Legend, class_colors, class_legend
-from polyptych.types import LabelInfo, Loss
+from polyptych.types import LabelInfo, Likelihood, Loss
 
 
 class Keypoints(Task):
@@ -59,12 +59,14 @@ class Keypoints(Task):
     headline: ClassVar[str] = "error"
     higher_is_better: ClassVar[dict[str, bool]] = {"error": False, "PCK": True}
     perfect: ClassVar[float] = 0.0
+    likelihood: Likelihood = "categorical"
     config: Config
 
     def __init__(self, config: Config, *, labels: LabelInfo):
         super().__init__(config, labels=labels)
         self.channels = len(labels.classes)
         self.standard_weight = {"softmax": 0.1, "mse": 100.0, "focal": 1000.0}[config.loss]
+        self.likelihood = "gaussian" if config.loss == "mse" else "categorical"
         if not self.channels:
             raise InputError("labels of task 'keypoints'", "no types", "the name of every type of keypoint",
                              "set `classes` in the dataset's LabelInfo")

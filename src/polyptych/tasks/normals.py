@@ -18,7 +18,7 @@ from polyptych.metrics.angles import AngularError, unit_vectors
 from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._pictures import Legend, rgb, to_bytes
-from polyptych.types import Loss
+from polyptych.types import Likelihood, Loss
 
 DIRECTIONS = {"left": (-1, 0, 0), "right": (1, 0, 0), "up": (0, -1, 0), "down": (0, 1, 0), "to the camera": (0, 0, -1)}
 """Which way a surface faces, as a vector."""
@@ -50,6 +50,8 @@ class Normals(Task):
         name: name.startswith("within") for name in AngularError.names}
     perfect: ClassVar[float] = 0.0
     standard_weight: float = 10.0
+    # Also of 1 - cosine: the von Mises-Fisher density on the sphere has, when it is narrow, the same two constants.
+    likelihood: Likelihood = "laplace"
     config: Config
 
     def full_size_loss(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"],
