@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from polyptych.backbones._high_resolution import Exchange
 from polyptych.backbones.timm import Timm
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
@@ -24,8 +25,8 @@ def by_hand(network: Network, size: tuple[int, int]) -> tuple[int, int]:
             convolutions += output.numel() * module.in_channels // module.groups * module.kernel_size[0] ** 2
         elif isinstance(module, nn.BatchNorm2d):
             others += 2 * output.numel()
-        elif isinstance(module, nn.Upsample):
-            others += 4 * output.numel()
+        elif isinstance(module, Exchange):  # every coarser branch is enlarged for every finer one
+            others += sum(4 * x.numel() * (len(output) - 1 - i) for i, x in enumerate(output))
 
     handles = [module.register_forward_hook(visit) for module in network.modules()]
     with torch.no_grad():
