@@ -165,6 +165,22 @@ def moco(history, losses, beta, gamma, decay, rho, *, normalize=False, softmax=F
     return weights @ tracked
 
 
+def modo(history, gamma, rho):
+    """``history``: for every step three batches of gradients."""
+    weights = np.full(len(history[0][0]), 1 / len(history[0][0]))
+    for one, two, _ in history:
+        weights = simplex(weights - gamma * (one @ (two.T @ weights) + rho * weights))
+    return weights @ history[-1][2]
+
+
+def cr_mogm(found, share):
+    """From the weights of the method in every step so far."""
+    average = found[0]
+    for weights in found[1:]:
+        average = share * average + (1 - share) * weights
+    return average
+
+
 def excess_mtl(history, eta, warmup):
     count = len(history[0])
     squares, weights, first = np.zeros_like(history[0]), np.ones(count), np.zeros(count)

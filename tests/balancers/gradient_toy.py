@@ -11,7 +11,7 @@ from polyptych.types import Output
 
 TASKS = ("semseg", "depth", "normals", "edges")
 NAMES = ("mgda", "pcgrad", "gradvac", "imtl", "cagrad", "nash_mtl", "fairgrad", "aligned_mtl", "upgrad", "dualproj",
-         "config", "graddrop", "db_mtl", "moco", "excess_mtl", "sdmgrad")
+         "config", "graddrop", "db_mtl", "moco", "excess_mtl", "sdmgrad", "modo", "cr_mogm")
 CHANCE = {"pcgrad", "gradvac", "graddrop"}  # their random numbers belong to tasks by position
 MEMORY = {"db_mtl", "moco", "excess_mtl"}
 

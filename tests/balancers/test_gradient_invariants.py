@@ -15,7 +15,7 @@ from polyptych.errors import InputError
 
 every = pytest.mark.parametrize("name", NAMES)
 LEVELS = [(name, level) for name in NAMES for level in ("parameters", "representation")
-          if level == "parameters" or name not in MEMORY | {"sdmgrad"}]
+          if level == "parameters" or name not in MEMORY | {"sdmgrad", "modo"}]
 
 
 @pytest.mark.parametrize(("name", "level"), LEVELS)
@@ -128,7 +128,9 @@ def test_levels_without_memory_are_refused(name) -> None:
     ("fairgrad", {"alpha": 0.0}), ("aligned_mtl", {"floor": -1.0}), ("upgrad", {"ridge": 0.0}),
     ("dualproj", {"ridge": 0.0}), ("graddrop", {"leak": {"depth": 2.0}}), ("graddrop", {"leak": {"dpeth": 0.1}}),
     ("db_mtl", {"beta": 1.0}), ("moco", {"beta": 0.0}), ("moco", {"rho": -1.0}), ("excess_mtl", {"warmup": 0}),
-    ("sdmgrad", {"momentum": 1.0})])
+    ("sdmgrad", {"momentum": 1.0}), ("modo", {"gamma": 0.0}), ("modo", {"rho": -1.0}),
+    ("imtl", {"balance_gradients": False, "scale_losses": False}), ("cr_mogm", {"share": 1.0}),
+    ("cr_mogm", {"method": "moco"}), ("cr_mogm", {"method": "dwa"}), ("cr_mogm", {"options": {"c": 0.5}})])
 def test_options_out_of_range_are_refused_by_name(name, options) -> None:
     with pytest.raises(InputError, match=f"balancer.{next(iter(options))}"):
         build(name, **options)
@@ -154,7 +156,7 @@ def test_cagrad_does_better_than_the_mean_for_the_worst_task() -> None:
             assert (rows @ found).min() * (1 + 0.4**2) > (rows @ rows.sum(0)).min()
 
 
-@pytest.mark.parametrize("name", ["moco", "sdmgrad", "excess_mtl"])
+@pytest.mark.parametrize("name", ["moco", "sdmgrad", "excess_mtl", "modo"])
 def test_a_task_of_weight_zero_can_be_alone(name) -> None:
     """Weights that are carried along may be zero; where only such tasks have labels they share the step."""
     balancer, toy = build(name), Toy()

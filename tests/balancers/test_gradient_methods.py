@@ -191,6 +191,85 @@ def test_sdmgrad_of_three_batches() -> None:
         balancer.backward(*pair(toy, 0))
 
 
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.3, "rho": 0.0}])
+def test_modo_of_one_batch(options) -> None:
+    gradients = []
+
+    def reference(balancer, g, _):
+        gradients.append((g, g, g))
+        return papers.modo(gradients, **{"gamma": 1e-3, "rho": 0.1} | options)
+    check("modo", reference, count=5, **options)
+
+
+def test_modo_of_three_batches() -> None:
+    """Micro-batches are the batches, each with a third of the weight of the whole; heads get the mean of all."""
+    balancer, toy, history = build("modo", batches="independent", gamma=0.05), Toy(), []
+    for step in range(4):
+        thirds = [slice(0, 3), slice(3, 6), slice(6, 8)]
+        history.append([3 * toy.rows(toy.losses(step, part)[0]) for part in thirds])
+        head = torch.autograd.grad(toy.losses(step)[0]["depth"], toy.heads["depth"].weight)[0]
+        balancer.accumulate([lambda step=step, part=part: toy.losses(step, part) for part in thirds], toy.network)
+        np.testing.assert_allclose(toy.shared(), papers.modo(history, 0.05, 0.1), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(toy.heads["depth"].weight.grad, head)
+        toy.descend()
+    assert float(balancer.weights.max() - balancer.weights.min()) > 0.05
+
+
+@pytest.mark.parametrize(("method", "options"), [("mgda", {}), ("cagrad", {"c": 0.7}), ("nash_mtl", {}),
+                                                 ("pcgrad", {})])
+def test_cr_mogm_is_the_average_of_another_method(method, options) -> None:
+    balancer, bare, found = build("cr_mogm", method=method, options=options, share=0.6), build(method, **options), []
+    bare.seed = balancer.seed
+
+    def reference(rows, losses):
+        found.append(bare.solve(torch.from_numpy(rows @ rows.T), torch.from_numpy(losses), TASKS).numpy())
+        bare.steps += 1
+        return papers.cr_mogm(found, 0.6) @ rows
+    for _, _, step, expected in steps(balancer, 5, reference=reference):
+        np.testing.assert_allclose(step, expected, rtol=1e-8, atol=1e-10)
+    assert balancer.fallbacks == 0 and np.ptp(np.array(found), 0).max() > 0.01
+
+
+def test_cr_mogm_keeps_the_sum_where_some_tasks_have_no_label() -> None:
+    balancer, toy = build("cr_mogm", share=0.5), Toy()
+    balancer.backward(*pair(toy, 0))
+    before = balancer.average.clone()
+    weights = balancer.backward(*pair(toy, 1), active=set(TASKS[:2]))
+    assert sum(float(w) for w in weights.values()) == pytest.approx(1)
+    assert torch.equal(balancer.average[2:], before[2:]) and float(balancer.average.sum()) == pytest.approx(1)
+
+
+def test_imtl_of_losses_alone() -> None:
+    """``exp(s) loss - s`` by Adam on s, in one backward pass; no gradient is compared."""
+    balancer, toy = build("imtl", level="parameters", balance_gradients=False, learning_rate=0.1), Toy()
+    s = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    optimizer, passed = torch.optim.Adam([s], lr=0.1), []
+    balancer.reach_of(toy.network, *toy.losses(0))
+
+    def watch(module, given, made) -> None:
+        made.register_hook(lambda gradient: passed.append(1))
+
+    handle = toy.trunk.register_forward_hook(watch)
+    for step in range(4):
+        losses, output = toy.losses(step)
+        rows, values = toy.rows(losses), torch.stack([loss.detach() for loss in losses.values()])
+        passed.clear()
+        weights = balancer.backward(losses, toy.network, output)
+        assert len(passed) == 1 and not any(name.startswith("gradient_norm") for name in balancer.diagnostics)
+        expected = s.exp().detach().numpy()
+        np.testing.assert_allclose([float(weights[task]) for task in TASKS], expected, rtol=1e-9)
+        np.testing.assert_allclose(toy.shared(), expected @ rows, rtol=1e-9)
+        (s.exp() * values - s).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        toy.descend()
+    handle.remove()
+    whole, parts = (build("imtl", balance_gradients=False) for _ in range(2))
+    whole.backward(*pair(toy, 5))
+    parts.accumulate([lambda half=half: toy.losses(5, half) for half in (slice(0, 4), slice(4, 8))], toy.network)
+    torch.testing.assert_close(parts.s, whole.s)
+
+
 def test_mgda_compares_features_sample_by_sample() -> None:
     """The upper bound of the paper: one product over all samples, channels and places, not of sums over the batch."""
     balancer, toy = build("mgda", level="representation", normalization="none"), Toy()

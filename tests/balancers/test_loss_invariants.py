@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,21 @@ def test_order_of_tasks_does_not_matter_and_weights_are_finite(name, losses, ord
 def test_a_task_whose_loss_is_zero_breaks_nothing(name):
     balancer = warmed(METHODS[name], [0.0, 2.0, 1.0], TASKS)
     assert all(math.isfinite(w) and w >= 0 for w in weights_of(balancer, [0.0, 1.5, 1.0]))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize(("sum_to", "total"), [("mean", lambda count: 1), ("sum", lambda count: count)])
+def test_weights_of_a_sum_that_was_asked_for(name, sum_to, total):
+    """In the proportions that the method gives them, also where a task has no label."""
+    free, scaled = (warmed(replace(METHODS[name], sum_to=how), [3.0, 2.0, 1.0], TASKS) for how in ("native", sum_to))
+    if name in ("uncertainty", "revised", "rlw"):
+        scaled.load_state_dict(free.state_dict())  # their own gradients, or chance
+    for active in (TASKS, TASKS[1:]):
+        losses = {task: torch.tensor(1.5 if task in active else 0.0, requires_grad=True) for task in TASKS}
+        native, found = ([float(w) for t, w in balancer.backward(losses, nn.Identity(), None, active=active).items()
+                          if t in active] for balancer in (free, scaled))
+        assert sum(found) == pytest.approx(total(len(active)), rel=1e-6)
+        np.testing.assert_allclose(np.array(found) * sum(native), np.array(native) * sum(found), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

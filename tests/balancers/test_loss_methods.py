@@ -100,9 +100,10 @@ def test_dwa_by_epochs():
     torch.testing.assert_close(balancer.weigh(loss, TASKS), loss.new_tensor([3 * x for x in w]))
 
 
-def test_stch_is_the_gradient_of_the_soft_maximum():
-    config = STCH.Config(mu=0.6, warmup=2)
-    balancer = build(config)
+@pytest.mark.parametrize("preferences", [{}, {"depth": 2.5, "normals": 0.4}])
+def test_stch_is_the_gradient_of_the_soft_maximum(preferences):
+    balancer = build(STCH.Config(mu=0.6, warmup=2, preferences=preferences))
+    preferred = torch.tensor([preferences.get(task, 1.0) for task in TASKS], dtype=torch.float64)
     losses = torch.tensor([0.4, 7.0, 2.0], dtype=torch.float64, requires_grad=True)
     (warm,) = torch.autograd.grad(losses.log().sum(), losses)
     balancer.on_epoch_end({"semseg": 9.0, "depth": 9.0, "normals": 9.0})  # not the last of the warm-up
@@ -110,7 +111,7 @@ def test_stch_is_the_gradient_of_the_soft_maximum():
     balancer.on_epoch_end({"semseg": 0.5, "depth": 8.0})  # no label for normals
     balancer.on_epoch_end({"semseg": 0.1, "depth": 0.1, "normals": 4.0})
     nadir = losses.new_tensor([0.5, 8.0, 4.0])
-    (expected,) = torch.autograd.grad(3 * 0.6 * torch.logsumexp((losses / nadir).log() / 0.6, 0), losses)
+    (expected,) = torch.autograd.grad(3 * 0.6 * torch.logsumexp(preferred * (losses / nadir).log() / 0.6, 0), losses)
     torch.testing.assert_close(balancer.weigh(losses.detach(), TASKS), expected)
 
 
@@ -279,6 +280,8 @@ def test_dtp_refuses_what_is_no_share(metrics, said):
     (UWSO.Config(smoothing=1.0), "balancer.smoothing: got 1; needs a number of at least 0 and below 1"),
     (STCH.Config(mu=-1.0), "balancer.mu: got -1"),
     (STCH.Config(warmup=-1), "balancer.warmup: got -1"),
+    (STCH.Config(preferences={"depth": 0.0}), "balancer.preferences of 'depth': got 0; needs a number above 0"),
+    (STCH.Config(preferences={"edges": 1.0}), "balancer.preferences: got an entry for 'edges'"),
     (DTP.Config(gamma=-0.5), "balancer.gamma: got -0.5"),
     (DTP.Config(smoothing=0.0), "balancer.smoothing: got 0"),
     (DTP.Config(metrics={"dept": "delta1"}), "balancer.metrics: got an entry for 'dept'; needs one of depth, normals, "

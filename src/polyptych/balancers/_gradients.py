@@ -40,10 +40,14 @@ class GramBalancer(Balancer):
     leaves the step out and lowers its scale, so that is no failure, and norms that say nothing are not shown.
 
     State stays on the CPU, whatever ``to`` says: the problems are as small as K x K.
+
+    Attributes:
+        needs_gram: whether ``solve`` looks at inner products; where not, it gets zeros at the cost of equal weights.
     """
 
     one_backward = False
     takes_rows: ClassVar[bool] = False
+    needs_gram: bool = True
     splits: int = 1
 
     @dataclass(frozen=True, kw_only=True)
@@ -175,7 +179,8 @@ class GramBalancer(Balancer):
         inner, losses = host[:-size].reshape(size, size), host[-size:]
         if self._overflowed(inner, losses):
             return [1.0] * size
-        self._watch(inner, tasks)
+        if self.needs_gram:
+            self._watch(inner, tasks)
         found = torch.full((size,), math.nan, dtype=torch.float64)
         if bool(torch.isfinite(host).all()):
             found = distributed.from_main(self.solve(inner, losses, tasks).double().cpu())

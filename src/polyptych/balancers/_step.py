@@ -47,6 +47,8 @@ class Step:
             self._backward_nothing()
         elif (kept := self.balancer.kept(self.tasks)) is not None:
             self._backward_weighted(kept)
+        elif not self.balancer.needs_gram:
+            self._by_survey()
         elif self.config.level == "parameters":
             self._by_rows()
         elif self.config.level == "representation" and (len(self.passes) == 1 or self.balancer.takes_rows):
@@ -166,7 +168,7 @@ class Step:
                 inner = sum((self._survey(*self._forward(run)) for run in self.passes[1:]),
                             self._survey(*self._forward(self.passes[0])))
             again = list(self.passes)
-        if self.config.level == "layer":
+        if self.config.level == "layer" and self.balancer.needs_gram:
             rows = distributed.mean(inner)
             inner = gram(list(rows)) / float(self.scale) ** 2
         weights = self.balancer.weights_of(inner, self._mean_losses(), self.tasks)
@@ -174,7 +176,11 @@ class Step:
         self._backward_weighted(weights)
 
     def _survey(self, losses: dict[str, Tensor], output: Output | None) -> Tensor:
-        """What adds up over micro-batches: inner products at the cut, or the rows of the last shared layer."""
+        """What adds up over micro-batches: inner products at the cut, or the rows of the last shared layer. (Nothing
+        where the losses are all that is asked for.)"""
+        if not self.balancer.needs_gram:
+            size, first = len(self.tasks), losses[self.tasks[0]]
+            return torch.zeros(size, size, dtype=torch.float64, device=first.device)
         layer = self.config.level == "layer"
         ends = list(self.reach.layer) if layer else self._cut(output)
         found = [[_or_zero(x, end) for x, end in zip(self._gradients(losses[task], ends), ends, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -29,7 +30,12 @@ class LossBalancer(Balancer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Balancer.Config):
-        pass
+        sum_to: Literal["native", "mean", "sum"] = "native"
+        """Scale of the weights: the method's own, a sum of 1, or a sum of the number of tasks."""
+
+    def __init__(self, config: Config | None = None, *, standard_weights: dict[str, float] | None = None):
+        super().__init__(config, standard_weights=standard_weights)
+        self.sum_to = config.sum_to if config is not None else "native"
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
         """Constant weights for a step.
@@ -83,6 +89,9 @@ class LossBalancer(Balancer):
         with torch.enable_grad():
             objective = self.objective(dict(zip(tasks, whole.unbind(), strict=True)))
         weights, *gradients = torch.autograd.grad(objective, [whole, *own], allow_unused=True)
+        if self.sum_to != "native":
+            total, promised = weights.sum(), 1 if self.sum_to == "mean" else len(tasks)
+            weights = torch.where(total > 1e-12, weights * promised / total, weights)
         finite = torch.isfinite(weights).all()
         for parameter, gradient in zip(own, gradients, strict=True):
             if gradient is not None:

@@ -15,6 +15,7 @@ from polyptych.balancers import _solvers as solvers
 from polyptych.balancers._adam import TaskAdam
 from polyptych.balancers._gradients import GramBalancer, Level
 from polyptych.balancers._task_numbers import check_number, numbers
+from polyptych.errors import InputError
 
 RIDGE = 1e-8  # of the cosines: directions that depend on each other have no unique answer
 WIDEST = 10.0  # of the learned s: a loss that is zero for long would let it grow without end
@@ -27,17 +28,19 @@ class IMTL(GramBalancer):
 
     IMTL-L (``scale_losses``): losses count as ``exp(s_t) loss_t - s_t`` with learned s, which ends where every
     ``exp(s_t) loss_t`` is 1. s moves by Adam with a rate of its own here, and stays between -10 and 10; in the paper it
-    is trained with the network. IMTL-G acts on the gradients of the scaled losses.
+    is trained with the network. IMTL-G acts on the gradients of the scaled losses. Without ``balance_gradients`` there
+    is IMTL-L alone: task t weighs ``exp(s_t)``, and no gradients are compared.
 
     Weights may be negative, as in the paper. Where gradients nearly depend on each other they may be huge, or sum to a
     number that is not positive (scaling it to 1 would make all losses rise): then weights are ``~ 1 / |g_t|``, which
     also sum to 1. A task whose gradient is zero gets no weight from IMTL-G. LibMTL has the two parts only together,
     and stops with an error where gradients depend on each other.
 
-    Scale: the weights sum to 1, times ``exp(s_t)``. Heads get weighted gradients. Cost per step: by level.
+    Scale: the weights sum to 1, times ``exp(s_t)``; that of IMTL-L alone is free. Heads get weighted gradients. Cost
+    per step: by level; of IMTL-L alone, one backward pass.
 
     Raises:
-        InputError: a learning rate that is not above 0.
+        InputError: a learning rate that is not above 0, or neither of the two parts.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,9 @@ class IMTL(GramBalancer):
         level: Level = "representation"
         """Gradients of the shared features, of all shared parameters, or of the last shared layer."""
         scale_losses: bool = True
-        """Learn the scale of losses, too (IMTL-L)."""
+        """Learn the scale of losses (IMTL-L)."""
+        balance_gradients: bool = True
+        """Make the step's projections onto all gradients equal (IMTL-G)."""
         learning_rate: float = 1e-3
         """Of the scales."""
 
@@ -54,7 +59,10 @@ class IMTL(GramBalancer):
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)
         check_number("learning_rate", config.learning_rate, config.learning_rate > 0, "a number above 0")
-        self.scale_losses = config.scale_losses
+        if not (config.scale_losses or config.balance_gradients):
+            raise InputError("balancer.balance_gradients", "neither this nor scale_losses", "at least one part of IMTL",
+                             "leave one of them on, or choose --balancer equal")
+        self.scale_losses, self.needs_gram = config.scale_losses, config.balance_gradients
         self.adam = TaskAdam(len(self.tasks), learning_rate=config.learning_rate)
         self.register_buffer("s", numbers(self.tasks))
 
@@ -67,7 +75,9 @@ class IMTL(GramBalancer):
             return solvers.where_present(gram, 0, impartial)
         here = self.positions(tasks)
         factors = self.s[here].exp()
-        weights = factors * solvers.where_present(gram * factors * factors[:, None], 0, impartial)
+        weights = factors
+        if self.needs_gram:
+            weights = factors * solvers.where_present(gram * factors * factors[:, None], 0, impartial)
         gradient, moving = torch.zeros_like(self.s), torch.zeros_like(self.s, dtype=torch.bool)
         gradient[here], moving[here] = factors * losses - 1, True
         self.adam.step(self.s, gradient, moving)

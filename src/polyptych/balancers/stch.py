@@ -6,32 +6,34 @@ Source: Lin, Zhang, Yang, Liu, Wang and Zhang, ICML 2024, arXiv 2402.19078
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyptych.balancers._task_numbers import SMALLEST, check_number, numbers
+from polyptych.balancers._task_numbers import SMALLEST, check_known, check_number, numbers
 from polyptych.balancers._weighing import LossBalancer
 
 
 class STCH(LossBalancer):
-    """``K mu log sum_t exp(f_t / mu)`` with ``f_t = log(loss_t / n_t)``, the authors' recipe for multi-task networks.
+    """``K mu log sum_t exp(p_t f_t / mu)`` with ``f_t = log(loss_t / n_t)``, the authors' recipe for multi-task
+    networks, where all preferences p are 1.
 
     For the first ``warmup`` epochs the total is ``sum_t log loss_t``; the nadir n_t is the mean loss in the last of
-    them. Task t weighs ``1 / loss_t`` before, and ``K softmax(f / mu)_t / loss_t`` after. A task without a label in
-    that epoch takes its nadir from the next one where it has, and weighs ``1 / loss_t`` until then. Without a warm-up
-    all nadirs are 1. A run of fewer epochs than the warm-up is ``scale_invariant``.
+    them. Task t weighs ``1 / loss_t`` before, and ``K softmax(p f / mu)_t p_t / loss_t`` after. A task without a label
+    in that epoch takes its nadir from the next one where it has, and weighs ``1 / loss_t`` until then. Without a
+    warm-up all nadirs are 1. A run of fewer epochs than the warm-up is ``scale_invariant``.
 
     TorchJD's STCH is the bare formula, with neither logarithm nor nadir. LibMTL logs weights of 1. Losses are
     positive; one below 1e-8 counts as 1e-8.
 
-    Scale: the sum of the weights is free; the shares ``w_t loss_t`` sum to K. Heads get weighted gradients. Cost per
-    step: one backward pass.
+    Scale: the sum of the weights is free; the shares ``w_t loss_t / p_t`` sum to K. Heads get weighted gradients. Cost
+    per step: one backward pass.
 
     Raises:
-        InputError: a sharpness that is not above 0, or a negative warm-up.
+        InputError: a sharpness or preference that is not above 0, a preference for a task that the run does not have,
+            or a negative warm-up.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -40,15 +42,23 @@ class STCH(LossBalancer):
         """Softness of the maximum; towards 0 only the worst task counts."""
         warmup: int = 4
         """Epochs until the nadir is taken."""
+        preferences: dict[str, float] = field(default_factory=dict)
+        """Of tasks that shall end nearer to 0 than others, 1 where it is not named; the paper's lambda."""
 
     epochs: Tensor
     nadir: Tensor
+    preferences: Tensor
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)
         check_number("mu", config.mu, config.mu > 0, "a number above 0")
         check_number("warmup", config.warmup, config.warmup >= 0, "a number of at least 0")
+        check_known("preferences", config.preferences, self.tasks)
+        for task, value in config.preferences.items():
+            check_number(f"preferences of '{task}'", value, value > 0, "a number above 0")
         self.mu, self.warmup = config.mu, config.warmup
+        preferences = torch.tensor([config.preferences.get(task, 1.0) for task in self.tasks], dtype=torch.float64)
+        self.register_buffer("preferences", preferences, persistent=False)
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
         self.register_buffer("nadir", numbers(self.tasks, torch.inf if config.warmup else 1.0))
 
@@ -60,8 +70,9 @@ class STCH(LossBalancer):
                     self.nadir[place] = max(losses[task], SMALLEST)
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        safe, nadir = losses.clamp(min=SMALLEST).double(), self.nadir[self.positions(tasks)]
+        here = self.positions(tasks)
+        safe, nadir, preferred = losses.clamp(min=SMALLEST).double(), self.nadir[here], self.preferences[here]
         known = nadir.isfinite()
-        distance = torch.where(known, (safe / nadir).log() / self.mu, -torch.inf)
-        shares = torch.where(known, known.sum() * distance.softmax(0), 1.0)
+        distance = torch.where(known, preferred * (safe / nadir).log() / self.mu, -torch.inf)
+        shares = torch.where(known, known.sum() * preferred * distance.softmax(0), 1.0)
         return (shares / safe).to(losses)

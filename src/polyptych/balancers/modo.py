@@ -1,0 +1,69 @@
+"""MoDo: MGDA by small steps of the weights, on the product of gradients of two batches, which noise does not bias.
+
+Source: Chen, Fernando, Ying and Chen, NeurIPS 2023, arXiv 2305.20057
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from polyptych.balancers import _solvers as solvers
+from polyptych.balancers._engine import gram
+from polyptych.balancers._gradients import JacobianBalancer
+from polyptych.balancers._task_numbers import check_number, numbers
+
+
+class MoDo(JacobianBalancer):
+    """``w <- P(w - gamma (J J'^T w + rho w))`` with P the projection to the simplex; the step is ``sum_t w_t g_t``.
+
+    The paper takes J, J' and g from three independent batches: ``independent``, where the micro-batches of a step, in
+    turn, are the three, so that ``--accumulate`` must be a multiple of 3 and memory holds three times the rows. Heads
+    then get the mean gradient of all, as in LibMTL. The default is one batch for everything, which costs what other
+    methods do, and whose product of a noisy gradient with itself is too large by the noise.
+
+    gamma and rho are LibMTL's; torchjd has 0.1 for both. A task without a label in a step keeps its weight; the others
+    share the rest.
+
+    Scale: the weights sum to 1. Their steps depend on the scale of gradients. Heads get unweighted gradients. Cost per
+    step: that of the level ``parameters``.
+
+    Raises:
+        InputError: an option out of range.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(JacobianBalancer.Config):
+        weight_heads: bool = False
+        """Whether the parameters of one task alone get its weight too."""
+        batches: Literal["one", "independent"] = "one"
+        """One batch for everything, or three parts of every step."""
+        gamma: float = 1e-3
+        """Step size of the weights."""
+        rho: float = 0.1
+        """Pull of the weights towards equal ones."""
+
+    config: Config
+    weights: Tensor
+
+    def __init__(self, config: Config, *, standard_weights: dict[str, float]):
+        super().__init__(config, standard_weights=standard_weights)
+        check_number("gamma", config.gamma, config.gamma > 0, "a number above 0")
+        check_number("rho", config.rho, config.rho >= 0, "a number of at least 0")
+        self.splits = 3 if config.batches == "independent" else 1
+        self.register_buffer("weights", numbers(self.tasks, 1 / max(len(self.tasks), 1)))
+
+    def combine(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"],
+                tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
+        size, here = len(tasks), self.positions(tasks)
+        # A part has the gradient of a third of the batch.
+        parts = rows if self.splits == 3 else rows[None]
+        product = self.splits**2 * (gram([*parts[0], *parts[1]])[:size, size:] if self.splits == 3 else gram([*rows]))
+        before, total = solvers.shares(self.weights[here]), self.weights[here].sum()
+        moved = before - self.config.gamma * (product.cpu() @ before + self.config.rho * before)
+        weights = solvers.project_to_simplex(moved)
+        self.weights[here] = total * weights
+        return self.splits * (weights.to(rows) @ parts[-1]), weights
