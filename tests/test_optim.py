@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from polyptych.optim import Optimizer, Schedule, set_learning_rate
+from polyptych.backbones.timm import Timm
+from polyptych.decoders.ema_net import EMANet
+from polyptych.decoders.heads import Heads
+from polyptych.decoders.pap_net import PAPNet
+from polyptych.encoders.shared import Shared
+from polyptych.network import Network as RealNetwork
+from polyptych.optim import UNDECAYED, Optimizer, Schedule, set_learning_rate
 
 KINDS = ("cosine", "polynomial", "warm_restarts", "step", "constant")
 
@@ -77,3 +84,30 @@ def test_learning_rate_follows_the_share(kind: str) -> None:
     assert set_learning_rate(optimizer, 0.2) == pytest.approx(0.02)
     assert sorted({round(group["lr"], 6) for group in optimizer.param_groups}) == [0.01, 0.02]
     assert isinstance(optimizer, {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[kind])
+
+
+@pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "test_vit"])
+def test_what_timm_does_not_decay_is_not_decayed(model) -> None:
+    config = Timm.Config(model=model, vit_pyramid="taps")
+    whole = timm.create_model(model)
+    assert all(UNDECAYED & set(name.split(".")) for name in whole.no_weight_decay())
+    network = RealNetwork.build(config, Shared.Config(), Heads.Config(), {"depth": 1})
+    decay = {id(p): group["weight_decay"] for group in Optimizer().build(network, nn.Module()).param_groups
+             for p in group["params"]}
+    met = set()
+    for name, parameter in network.named_parameters():
+        left_out = UNDECAYED & set(name.split("."))
+        met |= left_out
+        assert (decay[id(parameter)] == 0) == (parameter.ndim <= 1 or bool(left_out)), name
+    assert met
+    everything = Optimizer(decay_everything=True).build(network, nn.Module())
+    assert all(group["weight_decay"] == 0.05 for group in everything.param_groups)
+
+
+def test_what_mixes_tasks_is_never_decayed() -> None:
+    for decoder, name in ((EMANet.Config(learn_gamma=True, size=(64, 64)), "gamma"), (PAPNet.Config(), "mixture")):
+        network = RealNetwork.build(Timm.Config(model="test_resnet"), Shared.Config(), decoder, {"a": 1, "b": 1})
+        groups = Optimizer(decay_everything=True).build(network, nn.Module()).param_groups
+        decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        mine = [decay[id(p)] for full, p in network.named_parameters() if full.rpartition(".")[2] == name]
+        assert mine == [0.0] and set(decay.values()) == {0.0, 0.05}

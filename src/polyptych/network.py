@@ -13,6 +13,7 @@ from polyptych.backbones._base import Backbone
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
 from polyptych.tasks._base import resize
+from polyptych.tasks._names import check_task_name
 from polyptych.types import Auxiliary, FeatureSpec, Output
 
 
@@ -40,7 +41,12 @@ class Network(nn.Module):
         Args:
             channels: how many channels each task predicts, in the order of the tasks.
             whole: tasks that say one thing about the whole image.
+
+        Raises:
+            InputError: a task with a name that a module cannot have, or parts that do not fit together.
         """
+        for task in channels:
+            check_task_name(task, "the name of a task")
         encoder_module = encoder.build(backbone=backbone, tasks=tuple(channels))
         return cls(encoder_module, decoder.build(features=described(encoder_module), channels=channels), whole)
 

@@ -9,6 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+# Names of timm's for what its own optimizers leave out beside biases and norms.
+UNDECAYED = frozenset({"pos_embed", "cls_token", "reg_token", "dist_token", "relative_position_bias_table",
+                       "logit_scale", "cpb_mlp"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
@@ -16,6 +20,7 @@ class Optimizer:
 
     A module may have rules for its own parameters and those of all modules within, which multiply what is set here:
     the attributes ``learning_rate_factor`` and ``weight_decay_factor`` (the units of cross-stitch networks have both).
+    ``undecayed`` names parameters of its own that nothing may pull to zero, whatever is set.
     """
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -25,9 +30,10 @@ class Optimizer:
     backbone_scale: float = 1.0
     """Multiplies the learning rate of the encoder (smaller than 1 for pretrained weights)."""
     weight_decay: float = 0.05
-    """Not applied to biases and normalization parameters unless decay-everything is set."""
+    """Not applied to biases, normalization parameters, and a transformer's tables of positions and special tokens
+    unless decay-everything is set."""
     decay_everything: bool = False
-    """Apply weight decay to biases and normalization parameters too, as the older papers do."""
+    """Apply weight decay to those too, as the older papers do."""
     momentum: float = 0.9
     """Of SGD; the first beta of Adam."""
     beta2: float = 0.999
@@ -52,7 +58,8 @@ class Optimizer:
             if parameter.requires_grad:
                 of_rate, of_decay = factors[id(parameter)]
                 rate = self.learning_rate * of_rate * (self.backbone_scale if name.startswith("encoder.") else 1.0)
-                decay = self.weight_decay * of_decay if self.decay_everything or parameter.ndim > 1 else 0.0
+                decayed = self.decay_everything or (parameter.ndim > 1 and UNDECAYED.isdisjoint(name.split(".")))
+                decay = self.weight_decay * of_decay if decayed else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
         made = [{"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
                 for (peak, decay), parameters in groups.items()]
@@ -66,7 +73,9 @@ def _factors(module: nn.Module, rate: float = 1.0, decay: float = 1.0) -> dict[i
     """By the parameter's id, the factors of learning rate and weight decay that the modules around it ask for."""
     rate *= getattr(module, "learning_rate_factor", 1.0)
     decay *= getattr(module, "weight_decay_factor", 1.0)
-    found = {id(parameter): (rate, decay) for parameter in module.parameters(recurse=False)}
+    undecayed = getattr(module, "undecayed", ())
+    found = {id(parameter): (rate, 0.0 if name in undecayed else decay)
+             for name, parameter in module.named_parameters(recurse=False)}
     for child in module.children():
         found |= _factors(child, rate, decay)
     return found

@@ -90,6 +90,12 @@ def test_the_same_arithmetic_over_single_metrics_is_delta_m(row: list[float], pr
     assert found == pytest.approx(printed, abs=0.165)  # rows are printed rounded
 
 
+def test_a_negative_reference_does_not_turn_the_sign() -> None:
+    """Log-likelihoods, for instance, of a user's own task."""
+    assert deltas({"a": -1.0}, {"a": -2.0}, {"a": True}) == {"a": 50.0}
+    assert deltas({"a": -1.0}, {"a": -2.0}, {"a": False}) == {"a": -50.0}
+
+
 def test_deltas_have_the_sign_of_better() -> None:
     found = deltas({"a": 11.0, "b": 11.0}, {"a": 10.0, "b": 10.0}, {"a": True, "b": False})
     assert found == pytest.approx({"a": 10.0, "b": -10.0})

@@ -48,7 +48,7 @@ TOML_FAULTS = [
     ("[160, 82, 45]", "[300, 82, 45]", "tasks.material.colors: got a number outside"),
     ('task = "semseg"', 'task = "semsge"', "tasks.material.task: got 'semsge'"),
     ('task = "semseg"', "", "tasks.material.task: got 'material'"),
-    ("[tasks.material]", "[tasks.items]", "tasks.items: got a name that cannot be a task's"),
+    ("[tasks.material]", "[tasks.items]", "tasks.items: got 'items', a name that cannot be a task's"),
     ('unit = "mm"', 'unit = "cm"', "tasks.depth.unit: got 'cm'"),
     ('unit = "mm"', 'unit = "disparity"', "tasks.depth.baseline: got 0"),
     ('"-y", "-z"', '"-y", "-y"', "tasks.normals.axes"),

@@ -62,7 +62,7 @@ def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float
 def deltas(values: Mapping[str, float], reference: Mapping[str, float],
            higher_is_better: Mapping[str, bool]) -> dict[str, float]:
     """The relative gain over the reference by task, in percent, positive where better; NaN where the reference is 0."""
-    return {task: (100 if higher_is_better[task] else -100) * (value - reference[task]) / reference[task]
+    return {task: (100 if higher_is_better[task] else -100) * (value - reference[task]) / abs(reference[task])
             if reference[task] else math.nan for task, value in values.items()}
 
 

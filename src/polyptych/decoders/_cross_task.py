@@ -146,6 +146,8 @@ class CrossTaskAffinity(nn.Module):
     vectors to blend the arithmetic is at least float32: a sum over thousands of positions has no bound.
     """
 
+    undecayed = ("gamma",)
+
     def __init__(self, config: CrossTaskConfig, *, tasks: int, grid: tuple[int, int], ratio: int):
         super().__init__()
         self.method, self.ratio = config.method, ratio

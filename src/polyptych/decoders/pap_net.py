@@ -42,6 +42,7 @@ class PAPNet(Decoder):
     """
 
     refines = True
+    undecayed = ("mixture",)  # all of it is a softmax's argument: towards zero is towards a plain mean
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from polyptych.datasets._folder.labels import Labels
 from polyptych.datasets._folder.maps import BinaryMaps, ClassMaps, NormalMaps
@@ -21,6 +18,7 @@ from polyptych.datasets._folder.values import DepthMaps, InverseDepthMaps, Respo
 from polyptych.datasets._toml import decode_toml, read_toml
 from polyptych.errors import InputError, nearest
 from polyptych.record import decode
+from polyptych.tasks._names import check_task_name
 
 KINDS: Mapping[str, type[Labels]] = {
     "semseg": ClassMaps, "parts": ClassMaps, "depth": DepthMaps, "normals": NormalMaps, "boundaries": BinaryMaps,
@@ -75,9 +73,7 @@ def read_description(path: Path) -> Description:
     tasks, kinds = {}, {}
     for name, table in contents.tasks.items():
         where = f"{path}: tasks.{name}"
-        # Networks keep a module for each task under its name.
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict, name):
-            raise InputError(where, "a name that cannot be a task's", "letters, digits, - and _", "rename it")
+        check_task_name(name, where)
         kind = table.get("task", name)
         if not isinstance(kind, str) or kind not in KINDS:
             raise InputError(f"{where}.task", repr(kind), nearest(str(kind), KINDS),
