@@ -333,3 +333,13 @@ def test_diffusion_in_half_precision(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = affinity_diffusion(features, values)
     assert y.dtype == dtype and math.isclose(distance(y, exact), 0, abs_tol=2 * torch.finfo(dtype).eps)
+
+
+def test_a_zero_vector_has_a_bounded_gradient() -> None:
+    """A position where every channel is cut off by a ReLU."""
+    features = torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    features[:, :, 1, 2] = 0
+    features.requires_grad_()
+    values = torch.rand(1, 2, 3, 5, generator=torch.Generator().manual_seed(1))
+    affinity_diffusion(features, values).square().sum().backward()
+    assert features.grad is not None and features.grad.abs().max() < 1e7

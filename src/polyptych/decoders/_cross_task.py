@@ -37,12 +37,10 @@ from torch import Tensor, nn
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import BottleneckHead, SingleValueBatchNorm
 from polyptych.errors import InputError
-from polyptych.ops.affinity import cross_task_affinity
+from polyptych.ops.affinity import SMALLEST_LENGTH, cross_task_affinity
 from polyptych.ops.winograd import Convolution3x3
 from polyptych.tasks._base import resize
 from polyptych.types import FeatureSpec
-
-SMALLEST_LENGTH = 1e-6  # of a feature vector, below which it is not scaled to unit length (its gradient would explode)
 
 
 @dataclass(frozen=True, kw_only=True)

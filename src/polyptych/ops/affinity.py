@@ -21,6 +21,8 @@ from polyptych.ops import _affinity_plain as plain
 from polyptych.ops._affinity_autograd import Gather
 from polyptych.ops.exporting import exporting
 
+SMALLEST_LENGTH = 1e-6  # of a feature vector, below which it is not scaled to unit length (its gradient would explode)
+
 Method = Literal["auto", "linear", "streamed", "materialized"]
 
 
@@ -106,7 +108,7 @@ def affinity_diffusion(
     positions: with unit vectors F, A X = F^T (F X^T) and D = F^T (F 1). Computed in float32 at least.
 
     Args:
-        features: of one source, or of several; any length, zero included.
+        features: of one source, or of several; any length, zero included (one shorter than 1e-6 stays as short).
         values: X.
         nonnegative: A[i, p] = (1 + cosine) / 2, whose rows cannot sum to zero. Otherwise the cosine itself, as
             published; its rows may sum to nearly zero, and the result is then as large as one over that.
@@ -115,7 +117,7 @@ def affinity_diffusion(
     """
     dtype, result = torch.promote_types(torch.promote_types(features.dtype, values.dtype), torch.float32), values.dtype
     with torch.autocast(features.device.type, enabled=False):
-        unit = F.normalize(features.to(dtype).flatten(-2), dim=-2)
+        unit = F.normalize(features.to(dtype).flatten(-2), dim=-2, eps=SMALLEST_LENGTH)
         unit = unit if features.ndim == 5 else unit[:, None]
         if nonnegative:  # (1 + cosine) / 2 is the product of vectors that have one more coordinate
             unit = torch.cat([unit, torch.ones_like(unit[:, :, :1])], dim=2) / 2**0.5
