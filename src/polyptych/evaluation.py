@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,13 @@ def skill(value: float, trivial: float, perfect: float) -> float:
     """Skill score (value - trivial) / (perfect - trivial): 0 is the trivial baseline, 1 is perfect; it does not
     depend on direction or unit, so that it can be averaged over tasks."""
     return (value - trivial) / (perfect - trivial) if perfect != trivial else float("nan")
+
+
+def known_skill(record: Mapping[str, Any]) -> tuple[int, float]:
+    """How many tasks of a record have a finite skill, and its mean over them (NaN for none): a split need not have
+    labels of every task. Compared in this order, a network that got lost in a task never beats one that did not."""
+    finite = [entry["skill"] for entry in record["tasks"].values() if math.isfinite(entry["skill"])]
+    return len(finite), sum(finite) / len(finite) if finite else float("nan")
 
 
 def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = "") -> dict[str, dict[str, Any]]:
