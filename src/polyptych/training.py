@@ -258,8 +258,10 @@ class Trainer:
                            seconds=self.state.progress.get("seconds", 0.0))
         progress = self.state.progress
         # A checkpoint without the number is of a version that needed the skill of every task.
-        before = [progress.get("best_known", len(self.tasks)), progress["best_skill"]] if "best_skill" in progress else [0]
-        if known and [known, skill] > before:
+        beaten = known > 0
+        if "best_skill" in progress:
+            beaten = (known, skill) > (progress.get("best_known", len(self.tasks)), progress["best_skill"])
+        if beaten:
             progress["best_known"], progress["best_skill"] = known, skill
             self._keep(subject)
         return time.monotonic() - start
