@@ -55,13 +55,46 @@ def _lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
 
 
-def local_device(name: str) -> torch.device:
-    """The device this process works on. ``auto`` takes CUDA, then the CPU; each of several processes its own."""
+def local_device(name: str, where: str = "--execution.device") -> torch.device:
+    """The device this process works on. ``auto`` takes CUDA, then the CPU; each of several processes its own.
+
+    Raises:
+        InputError: an unknown name, or a device that this machine lacks; ``where`` says who asked.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if there else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    return torch.device(name)
+    device = known_device(name, where)
+    try:
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+        elif (device.index or 0) >= there:
+            raise RuntimeError
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(where, f"'{name}', which is not there", f"one of {_devices(there)}", "choose one") from None
+    return device
+
+
+def known_device(name: str, where: str) -> torch.device:
+    """The device of that name, in this machine or not; that of ``auto`` is the CPU.
+
+    Raises:
+        InputError: it is the name of no device on which anything could be computed.
+    """
+    try:
+        device = torch.device("cpu" if name == "auto" else name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "meta":
+        raise InputError(where, f"'{name}'", f"one of {_devices(torch.cuda.device_count())}", "choose one")
+    return device
+
+
+def _devices(cuda: int) -> str:
+    """The devices of this machine by name."""
+    return ", ".join(["auto", "cpu", *(["cuda"] if cuda else []), *(f"cuda:{i}" for i in range(cuda))])
 
 
 def parallel(network: nn.Module, device: torch.device, unused: Iterable[nn.Parameter] = ()) -> nn.Module:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from polyptych import distributed
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
+from polyptych.frames import Frame, framed_labels, framed_predictions, frames
 from polyptych.metrics._accumulation import number_name
 from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.prediction.model import load_network
@@ -24,11 +26,14 @@ from polyptych.reports.examples import write_examples
 from polyptych.reports.page import write_report
 from polyptych.reports.tables import terminal_table
 from polyptych.run import Run
-from polyptych.tasks._base import Task, Trivial, resize
+from polyptych.tasks._base import Task, Trivial
 from polyptych.types import Batch
 
-Predictor = Callable[[Batch], dict[str, Tensor]]
-"""Decoded predictions for a batch, by task, at the size of the labels."""
+Predictor = Callable[[Batch], dict[str, list[Tensor]]]
+"""Decoded predictions for a batch, by task, one tensor for every frame (:mod:`polyptych.frames`)."""
+
+MOST_SIZES = 32
+"""Pairs of task and native size whose constant predictions are kept."""
 
 LONGEST_ID = 256
 """Bytes of an image's id and size that processes exchange."""
@@ -94,27 +99,26 @@ class Evaluator:
         precision = getattr(torch, self.run.execution.precision)
         network.eval()
 
-        def predict(batch: Batch) -> dict[str, Tensor]:
+        def forward(image: Tensor) -> dict[str, Tensor]:
             with torch.autocast(self.device.type, precision, enabled=precision is not torch.float32):
-                raw = network(batch.image).final
-            return {name: task.decode(to_native(raw[name].float(), batch, name, task.dense))
-                    for name, task in self.tasks.items()}
+                raw: dict[str, Tensor] = network(image).final
+            return raw
 
-        return predict
+        return lambda batch: framed_predictions(batch, forward, self.tasks)
 
     def trivial_predictor(self) -> Predictor:
         """The best constant predictions, learned from training labels."""
         trivials = self._learn_trivials()
 
-        @cache
+        @lru_cache(MOST_SIZES)
         def decoded(name: str, size: tuple[int, int]) -> Tensor:
             return self.tasks[name].decode(trivials[name].prediction(size).to(self.device))
 
-        def predict(batch: Batch) -> dict[str, Tensor]:
-            constants = {name: decoded(name, tuple(batch.valid[name].shape[-2:])) for name in self.tasks}
-            return {name: value.expand(len(batch.image), *value.shape[1:]) for name, value in constants.items()}
+        def constant(name: str, part: Frame) -> Tensor:
+            value = decoded(name, part.native)
+            return value.expand(part.images, *value.shape[1:])
 
-        return predict
+        return lambda batch: {name: [constant(name, part) for part in frames(batch)] for name in self.tasks}
 
     def _learn_trivials(self) -> dict[str, Trivial]:
         """Constants learned from evenly spaced training labels; the same in every process."""
@@ -143,11 +147,13 @@ def measure(predictors: dict[str, Predictor], batches: Iterable[Batch], tasks: d
     metrics["final"] = {name: metric for name, metric in slow.items() if metric is not None}
     for batch in batches:
         batch = batch.to(device)
+        labels = {name: framed_labels(batch, name, task) for name, task in tasks.items()}
         for who, predict in predictors.items():
             for name, decoded in predict(batch).items():
-                metrics[who][name].update(decoded, batch.target[name], batch.valid[name])
+                seen = [(prediction, *label) for prediction, label in zip(decoded, labels[name], strict=True)]
+                metrics[who][name].update_batch(seen)
                 if who == "network" and name in metrics["final"]:
-                    metrics["final"][name].update(decoded, batch.target[name], batch.valid[name])
+                    metrics["final"][name].update_batch(seen)
     for metric in (metric for group in metrics.values() for metric in group.values()):
         distributed.merge(metric)
     return metrics
@@ -193,26 +199,17 @@ def _named(entry: dict[str, Any]) -> dict[str, Any]:
         for part in ("metrics", "trivial", "higher_is_better")}
 
 
-def to_native(prediction: Tensor, batch: Batch, task: str, dense: bool = True) -> Tensor:
-    """A raw prediction brought from the image's size to that of the labels, whose padding it leaves at zero. One that
-    is not dense stays as it is where every image fills its frame."""
-    valid, image_size = batch.valid[task], tuple(batch.image.shape[-2:])
-    if not dense and all(info.content == image_size for info in batch.info):
-        return prediction
-    size = (valid.shape[-2], valid.shape[-1])
-    if all(info.content == image_size and info.native == size for info in batch.info):
-        return resize(prediction, size)
-    result = prediction.new_zeros(*prediction.shape[:2], *size)
-    for index, info in enumerate(batch.info):
-        (h, w), (native_h, native_w) = info.content, info.native
-        result[index, :, :native_h, :native_w] = resize(prediction[index : index + 1, :, :h, :w], info.native)[0]
-    return result
-
-
 def skill(value: float, trivial: float, perfect: float) -> float:
     """Skill score (value - trivial) / (perfect - trivial): 0 is the trivial baseline, 1 is perfect; it does not
     depend on direction or unit, so that it can be averaged over tasks."""
     return (value - trivial) / (perfect - trivial) if perfect != trivial else float("nan")
+
+
+def known_skill(record: Mapping[str, Any]) -> tuple[int, float]:
+    """How many tasks of a record have a finite skill, and its mean over them (NaN for none): a split need not have
+    labels of every task. Compared in this order, a network that got lost in a task never beats one that did not."""
+    finite = [entry["skill"] for entry in record["tasks"].values() if math.isfinite(entry["skill"])]
+    return len(finite), sum(finite) / len(finite) if finite else float("nan")
 
 
 def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = "") -> dict[str, dict[str, Any]]:

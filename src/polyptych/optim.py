@@ -9,6 +9,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from polyptych.errors import InputError
+from polyptych.ranges import check_range
+
 # Names of timm's for what its own optimizers leave out beside biases and norms.
 UNDECAYED = frozenset({"pos_embed", "cls_token", "reg_token", "dist_token", "relative_position_bias_table",
                        "logit_scale", "cpb_mlp"})
@@ -40,6 +43,15 @@ class Optimizer:
     """Second beta of Adam."""
     nesterov: bool = False
     """Nesterov momentum (SGD)."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "backbone_scale", "weight_decay"):
+            check_range(f"--optimizer.{name.replace('_', '-')}", getattr(self, name), 0)
+        for name in ("momentum", "beta2"):
+            check_range(f"--optimizer.{name}", getattr(self, name), 0, 1, below=True)
+        if self.kind == "sgd" and self.nesterov and self.momentum == 0:
+            raise InputError("--optimizer.nesterov", "no momentum", "a momentum above 0",
+                             "set --optimizer.momentum, for instance to 0.9")
 
     def build(self, network: nn.Module, balancer: nn.Module) -> torch.optim.Optimizer:
         """An optimizer whose groups remember their peak learning rate as ``peak``."""
@@ -98,6 +110,14 @@ class Schedule:
     """By how much each cycle is longer than the one before (warm restarts); the drop is 1 / factor (step)."""
     final: float = 0.0
     """Share of the peak rate that is left at the end."""
+
+    def __post_init__(self) -> None:
+        check_range("--schedule.warmup", self.warmup, 0)
+        check_range("--schedule.power", self.power, 0, do="0.9 is usual")
+        check_range("--schedule.period", self.period, 1)
+        # Below 1, cycles would shrink until the last step is never reached, and drops would raise the rate.
+        check_range("--schedule.factor", self.factor, 1, do="2 is usual")
+        check_range("--schedule.final", self.final, 0, 1)
 
     def share(self, step: int, steps: int) -> float:
         """The learning rate of a step (counted from 0) as a share of its peak, in a run of ``steps``."""

@@ -13,10 +13,12 @@ from polyptych.balancers._base import Balancer
 from polyptych.data.transforms import Augment
 from polyptych.datasets._base import Dataset
 from polyptych.decoders._base import Decoder
+from polyptych.distributed import known_device
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
 from polyptych.network import Network
 from polyptych.optim import Optimizer, Schedule
+from polyptych.ranges import check_range
 from polyptych.record import decode, encode, read_json, write_json
 from polyptych.tasks._base import Task
 from polyptych.types import LabelInfo
@@ -33,6 +35,9 @@ class Loading:
     on_fault: Literal["stop", "skip"] = "stop"
     """What to do about an unreadable or invalid sample: stop with its name, or skip, count and report it."""
 
+    def __post_init__(self) -> None:
+        check_range("--loading.workers", self.workers, 0, do="0 reads in the training process")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
@@ -48,6 +53,9 @@ class Execution:
     """Compile the network with torch.compile."""
     sync_batch_norm: bool = False
     """Share batch statistics between processes."""
+
+    def __post_init__(self) -> None:
+        known_device(self.device, "--execution.device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,11 @@ class Monitoring:
     """Test images shown in the report."""
     trivial_samples: int = 200
     """Training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "validate_every", "save_every", "trivial_samples"):
+            check_range(f"--monitoring.{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
+        check_range("--monitoring.examples", self.examples, 0, do="0 shows none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +127,10 @@ class Run:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}", str(getattr(self, name)), "1 or more", "raise it")
-        for name in ("log_every", "validate_every", "save_every", "trivial_samples"):
-            if getattr(self.monitoring, name) < 1:
-                raise InputError(f"--monitoring.{name.replace('_', '-')}", str(getattr(self.monitoring, name)),
-                                 "1 or more", "raise it")
-        if not 0 <= self.ema < 1:
-            raise InputError("--ema", str(self.ema), "a decay of at least 0 and less than 1", "use for instance 0.999")
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
+        check_range("--clip", self.clip, 0, do="use 0 to leave gradients as they are")
+        check_range("--ema", self.ema, 0, 1, below=True, do="use for instance 0.999, or 0 to keep none")
+        check_range("--seed", self.seed, 0, 2**63, below=True)
         if self.size is not None and min(self.size) < 1:
             raise InputError("--size", f"{self.size[0]} {self.size[1]}", "a positive height and width", "correct it")
 

@@ -21,7 +21,7 @@ from polyptych.data.cache import cached
 from polyptych.data.loading import TrainingBatches
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
-from polyptych.evaluation import Evaluator, finish
+from polyptych.evaluation import Evaluator, finish, known_skill
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, stop_on_signal
 from polyptych.logbook import Logbook, environment
@@ -161,6 +161,7 @@ class Trainer:
             if stop.asked and not ended:
                 raise Interrupted(f"stopped at step {state.step} of {run.steps}; everything is saved, go on with "
                                   f"`polyptych resume {self.folder}`")
+        self._settle_best()
         self._report_faults()
 
     def step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
@@ -249,16 +250,34 @@ class Trainer:
         self.balancer.on_validation(metrics)
         headlines = "  ".join(f"{name} {entry['headline']} {entry['metrics'][entry['headline']]:.3g}"
                               for name, entry in result["tasks"].items())
-        self.display.say(f"step {self.state.step}: validation  {headlines}  skill {result['skill']:.3f}")
+        known, skill = known_skill(result)
+        of = "" if known == len(self.tasks) else f" ({known} of {len(self.tasks)} tasks have one)"
+        self.display.say(f"step {self.state.step}: validation  {headlines}  skill {skill:.3f}{of}")
         if self.log is not None:
-            self.log.write("validation", self.state.step, metrics=metrics, skill=result["skill"],
+            self.log.write("validation", self.state.step, metrics=metrics, skill=skill,
                            seconds=self.state.progress.get("seconds", 0.0))
-        if result["skill"] > self.state.progress.get("best_skill", -float("inf")):
-            self.state.progress["best_skill"] = result["skill"]
-            if distributed.is_main():
-                tensors = {f"network.{name}": value for name, value in subject.state_dict().items()}
-                write_tensors(self.last.with_name("best.safetensors"), tensors, {"step": self.state.step})
+        progress = self.state.progress
+        # A checkpoint without the number is of a version that needed the skill of every task.
+        beaten = known > 0
+        if "best_skill" in progress:
+            beaten = (known, skill) > (progress.get("best_known", len(self.tasks)), progress["best_skill"])
+        if beaten:
+            progress["best_known"], progress["best_skill"] = known, skill
+            self._keep(subject)
         return time.monotonic() - start
+
+    def _keep(self, subject: torch.nn.Module) -> None:
+        """Write weights as the best."""
+        if distributed.is_main():
+            tensors = {f"network.{name}": value for name, value in subject.state_dict().items()}
+            write_tensors(self.last.with_name("best.safetensors"), tensors, {"step": self.state.step})
+
+    def _settle_best(self) -> None:
+        """A run that was to test its best weights tests the last where no validation could tell which are better."""
+        if self.run.select == "best" and "best_skill" not in self.state.progress:
+            self.display.say("no validation found a finite skill of any task, so nothing could be selected: the last "
+                             "weights are kept as the best")
+            self._keep(self.state.average or self.state.network)
 
     def _save(self) -> None:
         self._check_finite()

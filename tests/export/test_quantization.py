@@ -11,9 +11,10 @@ import torch
 from polyptych.cli import main
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
-from polyptych.evaluation import measure, to_native
+from polyptych.evaluation import measure
 from polyptych.export.quantization import quantize, quantize_file
 from polyptych.export.runtime import OnnxModel
+from polyptych.frames import framed_predictions
 from polyptych.prediction.model import open_model
 from polyptych.run import read_run, write_run
 
@@ -45,13 +46,9 @@ def test_static(static, run_folder):
 
 def test_the_table_says_what_an_evaluation_of_the_file_says(static, run_folder):
     run, model = read_run(run_folder)[0], OnnxModel.open(static.path)
-
-    def predict(batch):
-        raw = model.raw(batch.image)
-        return {name: task.decode(to_native(raw[name], batch, name, task.dense)) for name, task in model.tasks.items()}
-
     batches = evaluation_batches(run.build_dataset("val"), model.tasks, run.size, 1, rank=0, world=1, workers=0,
                                  on_fault=run.loading.on_fault)
+    predict = lambda batch: framed_predictions(batch, model.raw, model.tasks)  # noqa: E731
     metrics = measure({"int8": predict}, batches, model.tasks, torch.device("cpu"))["int8"]
     assert [score.task for score in static.scores] == ["semseg", "depth"]
     for score in static.scores:

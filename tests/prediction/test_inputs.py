@@ -138,5 +138,5 @@ def test_onnx_without_its_runtime(tmp_path, monkeypatch) -> None:
 
 
 def test_a_device_that_is_not_there(tmp_path) -> None:
-    with pytest.raises(InputError, match="--device: got abacus"):
+    with pytest.raises(InputError, match="--device: got 'abacus'; needs one of auto, cpu"):
         open_model(tmp_path, device="abacus")

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
-from polyptych.evaluation import Predictor, measure, to_native
+from polyptych.evaluation import Predictor, measure
 from polyptych.export.exporting import check, export
 from polyptych.export.graph import INPUT, Size, quiet
 from polyptych.export.metadata import KEY, Description, to_json
 from polyptych.export.runtime import FileModel, OnnxModel
+from polyptych.frames import framed_predictions
 from polyptych.metrics._accumulation import number_name
 from polyptych.run import Run, read_run
 from polyptych.tasks._base import Task
-from polyptych.types import Batch
 
 Method = Literal["dynamic", "static"]
 
@@ -153,14 +153,14 @@ def _measure(model: FileModel, run: Run) -> tuple[dict[str, tuple[float, str]], 
     """Headline and its accumulation by task, and seconds per image in the model alone."""
     spent, images = 0.0, 0
 
-    def predict(batch: Batch) -> dict[str, Tensor]:
+    def forward(image: Tensor) -> dict[str, Tensor]:
         nonlocal spent, images
         start = time.perf_counter()
-        raw = model.raw(batch.image)
-        spent, images = spent + time.perf_counter() - start, images + len(batch.image)
-        return {name: task.decode(to_native(raw[name], batch, name, task.dense)) for name, task in model.tasks.items()}
+        raw = model.raw(image)
+        spent, images = spent + time.perf_counter() - start, images + len(image)
+        return raw
 
-    predictors: dict[str, Predictor] = {"network": predict}
+    predictors: dict[str, Predictor] = {"network": lambda batch: framed_predictions(batch, forward, model.tasks)}
     metrics = measure(predictors, _batches(run, model.tasks), model.tasks, torch.device("cpu"))["network"]
     return ({name: (metric.compute()[model.tasks[name].headline], metric.accumulation)
              for name, metric in metrics.items()}, spent / max(1, images))

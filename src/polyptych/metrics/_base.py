@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from polyptych.metrics._accumulation import Accumulation
+
+Part = tuple[Tensor, Tensor, Tensor]
+"""Prediction, target and valid of images of one size."""
 
 
 class Metric(ABC):
@@ -48,7 +51,13 @@ class Metric(ABC):
 
     @abstractmethod
     def update(self, prediction: Tensor, target: Tensor, valid: Tensor) -> None:
-        """Add a batch: ``prediction`` as decoded by the task, ``target`` and ``valid`` (b h w) as in a Batch."""
+        """Add images of one size: ``prediction`` as decoded by the task, ``target`` and ``valid`` (b h w) as in a
+        Batch, without padding."""
+
+    def update_batch(self, parts: Sequence[Part]) -> None:
+        """Add a batch whose images may differ in size: each part is what :meth:`update` takes."""
+        for part in parts:
+            self.update(*part)
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
@@ -95,16 +104,25 @@ class Averaged(Metric):
         return self._make().options
 
     def update(self, prediction: Tensor, target: Tensor, valid: Tensor) -> None:
-        step = 1 if self.accumulation == "image" else len(valid)
-        weight = len(valid) if self.accumulation == "batch_weighted" else 1
-        for start in range(0, len(valid), step):
-            part = slice(start, start + step)
-            metric = self._make()
-            metric.update(prediction[part], target[part], valid[part])
-            for name, value in metric.compute().items():
-                known = value == value
-                self.add(**{f"sum/{name}": torch.tensor(weight * value if known else 0.0, dtype=torch.float64),
-                            f"count/{name}": torch.tensor(weight if known else 0)})
+        self.update_batch([(prediction, target, valid)])
+
+    def update_batch(self, parts: Sequence[Part]) -> None:
+        if self.accumulation != "image":
+            self._average(parts, sum(len(part[2]) for part in parts) if self.accumulation == "batch_weighted" else 1)
+            return
+        for prediction, target, valid in parts:
+            for row in range(len(valid)):
+                one = slice(row, row + 1)
+                self._average([(prediction[one], target[one], valid[one])], 1)
+
+    def _average(self, parts: Sequence[Part], weight: int) -> None:
+        """Add the values of some images together as one term of the mean."""
+        metric = self._make()
+        metric.update_batch(parts)
+        for name, value in metric.compute().items():
+            known = value == value
+            self.add(**{f"sum/{name}": torch.tensor(weight * value if known else 0.0, dtype=torch.float64),
+                        f"count/{name}": torch.tensor(weight if known else 0)})
 
     def compute(self) -> dict[str, float]:
         if not self.sums:

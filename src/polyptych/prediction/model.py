@@ -78,7 +78,7 @@ def open_model(path: Path, weights: str = "", device: str = "auto") -> Model:
     if path.name == "run.json":
         path = path.parent
     if path.is_dir():
-        return RunModel.open(path, weights, _device(device))
+        return RunModel.open(path, weights, distributed.local_device(device, "--device"))
     if not path.exists():
         raise InputError(path, "no such file or folder", FORMS, "check the path")
     if weights:
@@ -117,13 +117,3 @@ def load_network(folder: Path, weights: str = "",
     network = run.build_network(tasks, pretrained=False)
     step = load_weights(folder / "checkpoints" / f"{weights or run.select}.safetensors", network)
     return run, tasks, network.to(device or "cpu").eval(), step
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = distributed.local_device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        what = str(error).partition("\n")[0]
-        raise InputError("--device", f"{name} ({what})", "a device of this machine", "use auto or cpu") from None
-    return device

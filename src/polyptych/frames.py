@@ -1,0 +1,78 @@
+"""The images of an evaluation batch, each in the frame of its own size: what is measured depends on no other image.
+
+Images of different sizes share a batch by padding. A tolerance that is a part of the diagonal, a map that is
+normalized over all places, or a network that looks across the border would see the padding, and with it the size of
+whatever image stands beside. So images and labels are cut back to their own size first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from polyptych.data.geometry import Geometry
+from polyptych.ops.resize import resize
+from polyptych.tasks._base import Task
+from polyptych.types import Batch
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Rows of a batch that need no padding among themselves: all of them, or one where sizes differ.
+
+    Attributes:
+        native, content: sizes (h, w) of their labels and of their image in the batch.
+    """
+
+    rows: slice
+    native: tuple[int, int]
+    content: tuple[int, int]
+
+    @property
+    def images(self) -> int:
+        return int(self.rows.stop) - int(self.rows.start)
+
+
+def frames(batch: Batch) -> list[Frame]:
+    """The frames of a batch, in the order of its images."""
+    sizes = [(info.native, info.content) for info in batch.info]
+    if all(size == sizes[0] for size in sizes):
+        return [Frame(slice(0, len(sizes)), *sizes[0])]
+    return [Frame(slice(row, row + 1), *size) for row, size in enumerate(sizes)]
+
+
+def framed_predictions(batch: Batch, forward: Callable[[Tensor], Mapping[str, Tensor]],
+                       tasks: Mapping[str, Task]) -> dict[str, list[Tensor]]:
+    """Decoded predictions by task, one tensor for every frame, at the native size of its labels (raw predictions are
+    resized, bilinear, and then decoded; those of a task that is not dense stay as they are).
+
+    Args:
+        forward: raw predictions by task of images. Images of different sizes pass one at a time.
+    """
+    parts = frames(batch)
+    if all(part.content == tuple(batch.image.shape[-2:]) for part in parts):
+        whole = forward(batch.image)
+        raw = [{name: whole[name][part.rows] for name in tasks} for part in parts]
+    else:
+        raw = [dict(forward(batch.image[part.rows, :, :part.content[0], :part.content[1]])) for part in parts]
+    return {name: [task.decode(resize(of[name].float(), part.native) if task.dense else of[name].float())
+                   for of, part in zip(raw, parts, strict=True)] for name, task in tasks.items()}
+
+
+def framed_labels(batch: Batch, name: str, task: Task) -> list[tuple[Tensor, Bool[Tensor, "_ h w"]]]:
+    """The labels of one task and where they are valid, for every frame."""
+    target, valid = batch.target[name], batch.valid[name]
+    padded = (valid.shape[-2], valid.shape[-1])
+    result = []
+    for part in frames(batch):
+        if part.native == padded:
+            result.append((target[part.rows], valid[part.rows]))
+            continue
+        # Every task knows how its labels move, and cutting off is a move.
+        cut = Geometry(padded, part.native, (0, 0, *part.native))
+        labels = [task.move(t, v, cut) for t, v in zip(target[part.rows], valid[part.rows], strict=True)]
+        result.append((task.collate([t for t, _ in labels]), valid[part.rows, :part.native[0], :part.native[1]]))
+    return result
