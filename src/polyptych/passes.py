@@ -62,8 +62,10 @@ class Passes:
     def _run(self, batch: Batch) -> tuple[dict[str, Tensor], Output]:
         with self._synchronized(batch is self._batches[-1]), self._autocast():
             output = self._forward(batch.image)
-        return {name: total_loss(task, name, output, batch, self._label_sums[name]).sum * (distributed.world() / max(self.counts[name], 1))
-                for name, task in self._tasks.items()}, output
+        losses = {name: total_loss(task, name, output, batch, self._label_sums[name]).sum
+                  for name, task in self._tasks.items()}
+        return {name: loss * (distributed.world() / max(self.counts[name], 1))
+                for name, loss in losses.items()}, output
 
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """DistributedDataParallel exchanges gradients once per step, with the last micro-batch."""

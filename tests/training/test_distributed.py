@@ -32,8 +32,8 @@ from polyptych.training import Trainer
 
 out, batch_size, balancer, head, model = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 torch.set_num_threads(1)
-run = replace(with_tasks(rooms(), ["semseg", "depth", "parts", "saliency"]), dataset=Rooms.Config(size=(48, 64), val_frames=3),
-              size=(48, 64), backbone=Timm.Config(model=model), decoder=Heads.Config(head=head),
+run = replace(with_tasks(rooms(), ["semseg", "depth", "parts", "saliency"]), size=(48, 64),
+              dataset=Rooms.Config(size=(48, 64), val_frames=3), backbone=Timm.Config(model=model), decoder=Heads.Config(head=head),
               balancer=CATALOG.load(balancer).Config(), batch_size=batch_size, steps=3, accumulate=2,
               optimizer=Optimizer(kind="sgd", learning_rate=0.1, weight_decay=0.0, momentum=0.9),
               schedule=Schedule(kind="constant"), loading=Loading(), execution=Execution(device="cpu"))
