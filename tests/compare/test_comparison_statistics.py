@@ -101,3 +101,9 @@ def test_mean_rank_shares_ties_and_knows_directions() -> None:
     # a (higher is better): 3, 1.5, 1.5; b (lower is better): 2.5, 2.5, 1.
     assert mean_ranks(table, {"a": True, "b": False})[:3] == [2.75, 2.0, 1.25]
     assert math.isnan(mean_ranks(table, {"a": True, "b": False})[3])
+
+
+def test_a_gain_over_a_negative_reference_is_a_gain() -> None:
+    values, directions = {"skill": -1.0, "error": -3.0}, {"skill": True, "error": False}
+    assert deltas(values, {"skill": -2.0, "error": -2.0}, directions) == pytest.approx({"skill": 50.0, "error": 50.0})
+    assert delta_mtl(values, {"skill": -0.5, "error": -4.0}, directions) == pytest.approx((-100 - 25) / 2)
