@@ -31,11 +31,14 @@ class Passes:
                  micro_batches: Sequence[Batch], device: torch.device, memory_format: torch.memory_format,
                  autocast: Callable[[], torch.autocast]):
         # Counted where the loader left the masks: a device would have to be waited for.
-        counts = torch.tensor([sum(int(b.valid[task].sum()) for b in micro_batches) for task in tasks],
-                              dtype=torch.float64)
+        rows = [torch.stack([torch.cat([b.valid[name].sum()[None], task.label_sums(b.target[name], b.valid[name])])
+                             for b in micro_batches]).sum(0) for name, task in tasks.items()]
+        sums = torch.cat(rows)
         if distributed.world() > 1:
-            counts = distributed.total(counts.to(device))
-        self.counts = dict(zip(tasks, counts.tolist(), strict=True))
+            sums = distributed.total(sums.to(device))
+        parts = dict(zip(tasks, sums.cpu().split([len(row) for row in rows]), strict=True))
+        self.counts = {name: float(part[0]) for name, part in parts.items()}
+        self._label_sums = {name: part[1:].to(device, non_blocking=True) for name, part in parts.items()}
         self.active = {task for task, count in self.counts.items() if count}
         self._model, self._forward, self._tasks, self._autocast = model, forward, tasks, autocast
         self._batches = [batch.to(device, memory_format) for batch in micro_batches]
@@ -59,8 +62,10 @@ class Passes:
     def _run(self, batch: Batch) -> tuple[dict[str, Tensor], Output]:
         with self._synchronized(batch is self._batches[-1]), self._autocast():
             output = self._forward(batch.image)
-        return {name: total_loss(task, name, output, batch).sum * (distributed.world() / max(self.counts[name], 1))
-                for name, task in self._tasks.items()}, output
+        losses = {name: total_loss(task, name, output, batch, self._label_sums[name]).sum
+                  for name, task in self._tasks.items()}
+        return {name: loss * (distributed.world() / max(self.counts[name], 1))
+                for name, loss in losses.items()}, output
 
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """DistributedDataParallel exchanges gradients once per step, with the last micro-batch."""
@@ -95,12 +100,19 @@ class EpochMeans:
         self._sums.copy_(torch.tensor(saved, dtype=torch.float64))
 
 
-def total_loss(task: Task, name: str, output: Output, batch: Batch) -> Loss:
+def total_loss(task: Task, name: str, output: Output, batch: Batch, sums: Tensor | None = None) -> Loss:
     """A task's loss on its final prediction and on every auxiliary one (deep supervision). The count stays that of
-    the final prediction: auxiliary losses add to the numerator only."""
+    the final prediction: auxiliary losses add to the numerator only.
+
+    Args:
+        sums: of the labels of the step that the batch is a part of (``Task.label_sums``); by default it is the whole.
+    """
     target, valid = batch.target[name], batch.valid[name]
-    loss = task.loss(output.final[name], target, valid)
+    if sums is None:
+        sums = task.label_sums(target, valid)
+    loss = task.loss_in_step(output.final[name], target, valid, sums)
     for auxiliary in output.auxiliary:
         if name in auxiliary.prediction:
-            loss.sum = loss.sum + auxiliary.weight * task.loss(auxiliary.prediction[name], target, valid).sum
+            part = task.loss_in_step(auxiliary.prediction[name], target, valid, sums)
+            loss.sum = loss.sum + auxiliary.weight * part.sum
     return loss

@@ -19,6 +19,7 @@ from polyptych.beginning import begin
 from polyptych.checkpoint import TrainingState, load_state, save_state, write_tensors
 from polyptych.data.cache import cached
 from polyptych.data.loading import TrainingBatches
+from polyptych.data.order import hashed
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
 from polyptych.evaluation import Evaluator, finish, known_skill
@@ -167,6 +168,9 @@ class Trainer:
     def step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
         """One optimizer step over all micro-batches; returns the mean losses and the weights of the tasks."""
         run, state = self.run, self.state
+        if distributed.world() > 1:
+            # The checkpoint holds the random numbers of one process, and all would draw the same dropout.
+            seed_everything(hashed(run.seed, distributed.rank(), state.step))
         state.network.train()
         self.learning_rate = set_learning_rate(state.optimizer, run.schedule.share(state.step, run.steps))
         passes = Passes(self.model, self.forward, self.tasks, micro_batches, self.device, self.memory_format,
@@ -281,7 +285,10 @@ class Trainer:
 
     def _save(self) -> None:
         self._check_finite()
+        # What differs between processes is not in the checkpoint: they go on as a resumed run would.
+        distributed.share_buffers([self.state.network, self.state.average])
         self.state.progress["epoch"] = self.epoch.saved()
+        self.epoch.restore(self.state.progress["epoch"])
         if distributed.is_main():
             save_state(self.last, self.state)
         distributed.barrier()

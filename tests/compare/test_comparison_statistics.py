@@ -90,12 +90,6 @@ def test_the_same_arithmetic_over_single_metrics_is_delta_m(row: list[float], pr
     assert found == pytest.approx(printed, abs=0.165)  # rows are printed rounded
 
 
-def test_a_negative_reference_does_not_turn_the_sign() -> None:
-    """Log-likelihoods, for instance, of a user's own task."""
-    assert deltas({"a": -1.0}, {"a": -2.0}, {"a": True}) == {"a": 50.0}
-    assert deltas({"a": -1.0}, {"a": -2.0}, {"a": False}) == {"a": -50.0}
-
-
 def test_deltas_have_the_sign_of_better() -> None:
     found = deltas({"a": 11.0, "b": 11.0}, {"a": 10.0, "b": 10.0}, {"a": True, "b": False})
     assert found == pytest.approx({"a": 10.0, "b": -10.0})
@@ -107,3 +101,9 @@ def test_mean_rank_shares_ties_and_knows_directions() -> None:
     # a (higher is better): 3, 1.5, 1.5; b (lower is better): 2.5, 2.5, 1.
     assert mean_ranks(table, {"a": True, "b": False})[:3] == [2.75, 2.0, 1.25]
     assert math.isnan(mean_ranks(table, {"a": True, "b": False})[3])
+
+
+def test_a_gain_over_a_negative_reference_is_a_gain() -> None:
+    values, directions = {"skill": -1.0, "error": -3.0}, {"skill": True, "error": False}
+    assert deltas(values, {"skill": -2.0, "error": -2.0}, directions) == pytest.approx({"skill": 50.0, "error": 50.0})
+    assert delta_mtl(values, {"skill": -0.5, "error": -4.0}, directions) == pytest.approx((-100 - 25) / 2)

@@ -100,6 +100,25 @@ def test_an_absent_measure_is_a_note() -> None:
     assert set(qualify(record | {"input_size": None}).notes) == {"INVPT-P"}
 
 
+@pytest.mark.parametrize(("size", "benchmark", "ids"), [
+    ([512, 512], "pascal_survey", {"SURV-P"}), (None, "pascal", {"ATRC-P", "INVPT-P"}),
+    ([512, 512], "pascal", {"ASTMT-P"}),
+])
+def test_odsf_of_all_images_is_not_that_of_the_edge_tool(size, benchmark: str, ids: set[str]) -> None:
+    """The tool takes 2498 of the 5105 images; mIoU of all of them still belongs to the protocol."""
+    record = {"protocol": "pascal_context-21-native-pascal_mt", "split": "test", "images": 5105, "weights": "last",
+              "input_size": size,
+              "tasks": {"semseg": entry("global", "mIoU", require_tp=False, union_unlabeled=False),
+                        "boundaries": entry("global", "odsF", "F", benchmark=benchmark)}}
+    notes = qualify(record).notes
+    assert set(notes) == ids
+    said = "boundaries: odsF of 5105 images does not belong to it; there it is of 2498 of them"
+    assert all((said in lines) == (name != "ASTMT-P") for name, lines in notes.items())
+    del record["tasks"]["boundaries"]
+    assert not any("2498" in line for lines in qualify(record).notes.values() for line in lines
+                   if line.startswith("boundaries"))
+
+
 def test_data_of_nobody_belongs_to_nothing() -> None:
     assert qualify(libmtl() | {"protocol": "rooms-1-128x160"}) == qualify({"tasks": {}})
 

@@ -22,6 +22,23 @@ def test_the_weight_is_the_share_of_background_in_the_valid_batch():
     assert float(loss.sum) == pytest.approx(1.5 * math.log(2)) and loss.count == 4
 
 
+def test_parts_of_a_step_add_up_to_the_whole():
+    """One image nearly all salient, one nearly not at all: halves that balanced themselves would give another loss."""
+    make = torch.Generator().manual_seed(0)
+    target = torch.zeros(2, 4, 5)
+    target[0, :3], target[1, 0, 0] = 1, 1
+    valid, raw = torch.rand(2, 4, 5, generator=make) > 0.2, torch.randn(2, 1, 2, 3, generator=make)
+    task, halves = build(), (slice(0, 1), slice(1, 2))
+    sums = sum(task.label_sums(target[half], valid[half]) for half in halves)
+    parts = [task.loss_in_step(raw[half], target[half], valid[half], sums) for half in halves]
+    whole = task.loss(raw, target, valid)
+    assert float(sum(part.sum for part in parts)) == pytest.approx(float(whole.sum), rel=1e-6)
+    assert sum(part.count for part in parts) == whole.count
+    assert float(sum(task.loss(raw[half], target[half], valid[half]).sum for half in halves)) != pytest.approx(
+        float(whole.sum), rel=1e-2)
+    assert not len(build(weight=0.3).label_sums(target, valid))
+
+
 def test_equals_softmax_over_two_channels():
     logits, target = torch.randn(2, 2, 4, 5), (torch.rand(2, 4, 5) > 0.6).float()
     valid = torch.rand(2, 4, 5) > 0.3

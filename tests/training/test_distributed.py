@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from polyptych.checkpoint import read_tensors
+
 PROGRAM = """
 import sys
 from dataclasses import replace
@@ -32,9 +34,10 @@ from polyptych.training import Trainer
 
 out, batch_size, balancer, head, model = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 torch.set_num_threads(1)
-run = replace(with_tasks(rooms(), ["semseg", "depth", "parts"]), dataset=Rooms.Config(size=(48, 64), val_frames=3),
-              size=(48, 64), backbone=Timm.Config(model=model), decoder=Heads.Config(head=head),
-              balancer=CATALOG.load(balancer).Config(), batch_size=batch_size, steps=3, accumulate=2,
+run = replace(with_tasks(rooms(), ["semseg", "depth", "parts", "saliency"]), size=(48, 64),
+              dataset=Rooms.Config(size=(48, 64), val_frames=3), backbone=Timm.Config(model=model),
+              decoder=Heads.Config(head=head), balancer=CATALOG.load(balancer).Config(), batch_size=batch_size, steps=3,
+              accumulate=2,
               optimizer=Optimizer(kind="sgd", learning_rate=0.1, weight_decay=0.0, momentum=0.9),
               schedule=Schedule(kind="constant"), loading=Loading(), execution=Execution(device="cpu"))
 with distributed.group(torch.device("cpu")):
@@ -115,3 +118,57 @@ def test_a_dead_process_ends_the_run_and_it_resumes(balancer: str, tmp_path: Pat
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
              if '"train"' in line]
     assert steps == list(range(1, record["run"]["steps"] + 1))
+
+
+RESUME = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from polyptych import distributed
+from polyptych.backbones.timm import Timm
+from polyptych.balancers._base import CATALOG
+from polyptych.datasets.rooms import Rooms
+from polyptych.decoders.heads import Heads
+from polyptych.interruption import Interrupted, StopFlag
+from polyptych.recipes.rooms import rooms
+from polyptych.run import Execution, Loading, Monitoring, with_tasks
+from polyptych.training import Trainer
+
+out, balancer = Path(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+run = replace(with_tasks(rooms(), ["semseg", "depth"]), dataset=Rooms.Config(size=(48, 64), val_frames=2), size=(48, 64),
+              backbone=Timm.Config(model="test_resnet", drop_path=0.3), decoder=Heads.Config(head="aspp"), ema=0.9,
+              balancer=CATALOG.load(balancer).Config(), batch_size=2, steps=6, accumulate=2, loading=Loading(),
+              monitoring=Monitoring(log_every=1, validate_every=100, save_every=3, trivial_samples=2),
+              execution=Execution(device="cpu"))
+with distributed.group(torch.device("cpu")):
+    Trainer(run, out / "whole", resume=False).fit(StopFlag())
+    (out / f"seed{distributed.rank()}").write_text(str(torch.initial_seed()))
+    trainer, stop = Trainer(run, out / "half", resume=False), StopFlag()
+    step = trainer.step
+    def stopping(batches):
+        stop.asked = trainer.state.step == 2
+        return step(batches)
+    trainer.step = stopping
+    try:
+        trainer.fit(stop)
+    except Interrupted:
+        torch.manual_seed(99)
+    Trainer(run, out / "half", resume=True).fit(StopFlag())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balancer", ["equal", "nash_mtl"])
+def test_two_processes_resume_exactly(balancer: str, tmp_path: Path) -> None:
+    """With dropout and batch statistics, which differ between the processes."""
+    (tmp_path / "program.py").write_text(RESUME)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                    tmp_path / "program.py", tmp_path, balancer], check=True,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+    whole, half = (read_tensors(tmp_path / name / "checkpoints" / "last.safetensors") for name in ("whole", "half"))
+    assert whole[1]["step"] == half[1]["step"] == 6 and whole[1]["progress"]["epoch"] == half[1]["progress"]["epoch"]
+    assert whole[0].keys() == half[0].keys()
+    assert [name for name in whole[0] if not torch.equal(whole[0][name], half[0][name])] == []
+    assert (tmp_path / "seed0").read_text() != (tmp_path / "seed1").read_text()  # each its own dropout

@@ -6,7 +6,7 @@ confidence interval is ``t(0.975, n - 1) * s / sqrt(n)`` with the sample deviati
 the same test images; it says nothing about other images. One seed has no interval.
 
 **delta_mtl** (Maninis, Radosavovic and Kokkinos, CVPR 2019, arXiv 1904.08918; Vandenhende et al., TPAMI 2021, arXiv
-2004.13379): ``100/T * sum_t sign_t * (M_t - S_t) / S_t`` over the headline metrics of T tasks, with sign -1 where
+2004.13379): ``100/T * sum_t sign_t * (M_t - S_t) / |S_t|`` over the headline metrics of T tasks, with sign -1 where
 lower is better and S the single-task reference. In percent, higher is better. It is *paired by seed*: every seed is
 compared with the reference of the same seed, which saw the same images in the same order, and mean and interval are
 taken over these differences.
@@ -61,7 +61,8 @@ def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float
 
 def deltas(values: Mapping[str, float], reference: Mapping[str, float],
            higher_is_better: Mapping[str, bool]) -> dict[str, float]:
-    """The relative gain over the reference by task, in percent, positive where better; NaN where the reference is 0."""
+    """The relative gain over the reference by task, in percent, positive where better; NaN where the reference is 0.
+    It is relative to the size of the reference: dividing by a negative one would turn better into worse."""
     return {task: (100 if higher_is_better[task] else -100) * (value - reference[task]) / abs(reference[task])
             if reference[task] else math.nan for task, value in values.items()}
 

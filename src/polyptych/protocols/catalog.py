@@ -16,7 +16,11 @@ _RMSE = {"RMSE": False}
 _ANGLES = {"mean": False, "median": False, "within_11.25": True, "within_22.5": True, "within_30": True}
 _MEAN = {"mean": False}
 _DELTAS = {**_DEPTH, "delta1": True, "delta2": True, "delta3": True}
-_ODS = {name: Measure({"odsF": True}, options={"benchmark": name}) for name in ("nyud", "pascal", "pascal_survey")}
+_ODS = {name: Measure({"odsF": True}, options={"benchmark": name}) for name in ("nyud", "pascal")}
+
+# The edge tool that the field's papers share takes test_new for PASCAL, not all 5105 images.
+_ODS_NEW = {name: Measure({"odsF": True}, options={"benchmark": name}, images=2498)
+            for name in ("pascal", "pascal_survey")}
 
 _GLOBAL_IOU = {"require_tp": False, "union_unlabeled": False}
 _SEG = Measure(_SEGMENTATION, options=_GLOBAL_IOU)
@@ -31,7 +35,7 @@ _GLOBAL_CS = {"inverse_depth": Measure(_DEPTH, options=_ALL_LABELS)}
 _SALIENT_IOU = Measure({"mIoU_per_image": True})
 _SALIENT_F = Measure({"maxF": True}, options={"double_sigmoid": False})
 _SALIENT_INVPT = Measure({"maxF": True}, options={"double_sigmoid": True})
-_PASCAL = {"semseg": _CLASSES, "parts": _CLASSES, "normals": Measure(_MEAN), "boundaries": _ODS["pascal"]}
+_PASCAL = {"semseg": _CLASSES, "parts": _CLASSES, "normals": Measure(_MEAN), "boundaries": _ODS_NEW["pascal"]}
 _NYUD = {"semseg": _CLASSES, "depth": Measure(_RMSE), "normals": Measure(_MEAN), "boundaries": _ODS["nyud"]}
 _HEAT = Measure({"abs": False}, "batch_weighted")
 
@@ -119,20 +123,20 @@ _ALL = (
              {**_NYUD, "depth": Measure(_RMSE, "image")}, "ResNet, flip, scale and rotation", "the last epoch",
              "41 classes; RMSE is a mean over images", _ASTMT),
     Protocol("ASTMT-P", "PASCAL-Context, 5 tasks", _PASCAL_MT, 5105, (512, 512),
-             {**_PASCAL, "saliency": _SALIENT_IOU}, "ResNet, flip, scale and rotation", "the last epoch",
-             "saliency by mIoU; odsF with NMS on all 5105 images", _ASTMT),
+             {**_PASCAL, "saliency": _SALIENT_IOU, "boundaries": _ODS["pascal"]}, "ResNet, flip, scale and rotation",
+             "the last epoch", "saliency by mIoU; odsF with NMS on all 5105 images", _ASTMT),
     Protocol("SURV-N", _NYU_40, _SURVEY_MT, 654, (480, 640), {"semseg": _CLASSES, "depth": Measure(_RMSE)},
              "100 epochs, flip and scale 1 to 1.5 (depth divided by the scale)", "the best of the last 10 epochs",
              "RMSE over all pixels; normals and boundaries only as auxiliary tasks", _SURVEY),
     Protocol("SURV-P", "PASCAL-Context, 5 tasks", _PASCAL_MT, 5105, (512, 512),
-             {**_PASCAL, "saliency": _SALIENT_IOU, "boundaries": _ODS["pascal_survey"]},
+             {**_PASCAL, "saliency": _SALIENT_IOU, "boundaries": _ODS_NEW["pascal_survey"]},
              "100 epochs, flip, scale and rotation", "the best of the last 10 epochs",
              "saliency by mIoU; odsF without NMS on 2498 of the images, not comparable with ASTMT-P", _SURVEY),
     Protocol("ATRC-N", _NYU_40, _ATRC_MT, 654, "native", _NYUD, "40,000 steps, scale, crop to 425x560, flip, colors",
              "the last step", "RMSE over all pixels of the whole image", _ATRC),
     Protocol("ATRC-P", "PASCAL-Context, 5 tasks", _PASCAL_MT, 5105, "native", {**_PASCAL, "saliency": _SALIENT_F},
              "40,000 steps, scale, crop to 512x512, flip, colors", "the last step",
-             "saliency by maxF with beta^2 0.3; odsF with NMS", _ATRC),
+             "saliency by maxF with beta^2 0.3; odsF with NMS on 2498 of the images", _ATRC),
     Protocol("INVPT-N", _NYU_40, _INVPT_MT, 654, "native", _NYUD, "40,000 steps, scale, crop to 448x576, flip, colors",
              "the last step", "as ATRC-N; images are padded to 448x576", _INVPT),
     Protocol("INVPT-P", "PASCAL-Context, 5 tasks", _PASCAL_MT, 5105, "native", {**_PASCAL, "saliency": _SALIENT_INVPT},

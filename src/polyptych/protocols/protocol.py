@@ -18,11 +18,14 @@ class Measure:
         accumulation: see :data:`polyptych.metrics._accumulation.Accumulation`.
         options: options of the metric that the protocol fixes. What does not change a number on its full test set (how
             absent classes count, where every class occurs) is not fixed.
+        images: how many images of the test split the task is measured on, where that is not all; numbers of others do
+            not belong to the protocol, whatever the other tasks' do.
     """
 
     metrics: Mapping[str, bool]
     accumulation: Accumulation = "global"
     options: Mapping[str, bool | float | str] = field(default_factory=dict)
+    images: int | None = None
 
     @property
     def numbers(self) -> dict[str, bool]:

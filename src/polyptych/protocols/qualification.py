@@ -119,6 +119,9 @@ def _notes(protocol: Protocol, record: Mapping[str, Any]) -> Iterator[str]:
         lacking = [name for name in measure.numbers if name not in record["tasks"].get(task, {}).get("metrics", {name})]
         if lacking:
             yield f"{task}: {', '.join(lacking)} not measured here"
+        elif task in record["tasks"] and measure.images not in (None, record.get("images")):
+            yield (f"{task}: {', '.join(measure.numbers)} of {record.get('images')} images does not belong to it; "
+                   f"there it is of {measure.images} of them")
 
 
 def _by(size: Any) -> str:

@@ -78,6 +78,17 @@ class Task(Component, ABC):
         """As :meth:`loss`, for a float32 prediction that has the resolution of the labels. A batch without a valid
         pixel gives sum 0 with zero (finite) gradients."""
 
+    def label_sums(self, target: Tensor, valid: Bool[Tensor, "b h w"]) -> Float[Tensor, " n"]:
+        """What the loss must know of the labels of a whole step (how many pixels are of a class), as sums that add up
+        over micro-batches and processes, float64. Most tasks need nothing."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def loss_in_step(self, prediction: Float[Tensor, "b c hp wp"], target: Tensor, valid: Bool[Tensor, "b h w"],
+                     sums: Float[Tensor, " n"]) -> Loss:
+        """As :meth:`loss`, for a part of a step whose labels add up to ``sums``. Parts add up to the loss of the whole
+        step, however it is cut."""
+        return self.loss(prediction, target, valid)
+
     # -- measuring and showing -----------------------------------------------------------------------------------
 
     @abstractmethod

@@ -19,6 +19,6 @@ ABOUT = About(
     notes=(
         "Normals and saliency are predictions of networks, not annotations; normals are used on 170 context classes.",
         "Which axes the stored normals have is not documented; they are taken as x right, y down, z forward.",
-        "The survey evaluates boundaries on 2498 of the 5105 test images (test_new), ASTMT, ATRC and InvPT on all.",
+        "The survey, ATRC and InvPT measure boundaries with a tool that takes 2498 of the 5105 test images (test_new).",
     ),
 )
