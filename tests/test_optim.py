@@ -17,7 +17,7 @@ from polyptych.decoders.heads import Heads
 from polyptych.decoders.pap_net import PAPNet
 from polyptych.encoders.shared import Shared
 from polyptych.network import Network as RealNetwork
-from polyptych.optim import UNDECAYED, Optimizer, Schedule, set_learning_rate
+from polyptych.optim import Optimizer, Schedule, decays, set_learning_rate
 
 KINDS = ("cosine", "polynomial", "warm_restarts", "step", "constant")
 
@@ -86,22 +86,27 @@ def test_learning_rate_follows_the_share(kind: str) -> None:
     assert isinstance(optimizer, {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[kind])
 
 
-@pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "test_vit"])
+@pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "test_vit",
+                                   "maxvit_tiny_tf_224", "levit_128s"])
 def test_what_timm_does_not_decay_is_not_decayed(model) -> None:
-    config = Timm.Config(model=model, vit_pyramid="taps")
     whole = timm.create_model(model)
-    assert all(UNDECAYED & set(name.split(".")) for name in whole.no_weight_decay())
-    network = RealNetwork.build(config, Shared.Config(), Heads.Config(), {"depth": 1})
-    decay = {id(p): group["weight_decay"] for group in Optimizer().build(network, nn.Module()).param_groups
-             for p in group["params"]}
-    met = set()
-    for name, parameter in network.named_parameters():
-        left_out = UNDECAYED & set(name.split("."))
-        met |= left_out
-        assert (decay[id(parameter)] == 0) == (parameter.ndim <= 1 or bool(left_out)), name
-    assert met
-    everything = Optimizer(decay_everything=True).build(network, nn.Module())
-    assert all(group["weight_decay"] == 0.05 for group in everything.param_groups)
+    named = tuple(whole.no_weight_decay())
+    kept = [name for name, p in whole.named_parameters() if not decays(name, p)]
+    assert all(name in kept for name, p in whole.named_parameters() if p.ndim <= 1)
+    assert all(name in kept for name, _ in whole.named_parameters() if name.startswith(named))
+    tables = [name for name, p in whole.named_parameters() if name in kept and p.ndim > 1]
+    assert tables and not any(name.endswith(("qkv.weight", "fc1.weight", "proj.weight")) for name in kept)
+
+
+def test_tables_are_decayed_with_everything_only() -> None:
+    network = RealNetwork.build(Timm.Config(model="test_vit"), Shared.Config(), Heads.Config(), {"depth": 1})
+
+    def decay(optimizer: Optimizer) -> set[float]:
+        groups = optimizer.build(network, nn.Module()).param_groups
+        table = network.encoder.backbone.stages[0].model.pos_embed
+        return {group["weight_decay"] for group in groups if any(p is table for p in group["params"])}
+
+    assert decay(Optimizer()) == {0.0} and decay(Optimizer(decay_everything=True)) == {0.05}
 
 
 def test_what_mixes_tasks_is_never_decayed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,9 @@ from torch import nn
 from polyptych.errors import InputError
 from polyptych.ranges import check_range
 
-# Names of timm's for what its own optimizers leave out beside biases and norms.
-UNDECAYED = frozenset({"pos_embed", "cls_token", "reg_token", "dist_token", "relative_position_bias_table",
-                       "logit_scale", "cpb_mlp"})
+UNDECAYED = re.compile("bias|.*pos_embed.*|(cls|dist|reg)_token|attention_biases|relative_position_bias_table|"
+                       "(pixel|patch)_pos|rel_pos_[hw]|logit_scale")
+UNDECAYED_MODULES = frozenset({"cpb_mlp", "rel_pos", "pos_block"})  # they make position tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Optimizer:
             if parameter.requires_grad:
                 of_rate, of_decay = factors[id(parameter)]
                 rate = self.learning_rate * of_rate * (self.backbone_scale if name.startswith("encoder.") else 1.0)
-                decayed = self.decay_everything or (parameter.ndim > 1 and UNDECAYED.isdisjoint(name.split(".")))
+                decayed = self.decay_everything or decays(name, parameter)
                 decay = self.weight_decay * of_decay if decayed else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
         made = [{"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
@@ -79,6 +80,14 @@ class Optimizer:
             peak = self.learning_rate * getattr(balancer, "learning_rate_factor", 1.0)
             made.append({"params": own, "peak": peak, "lr": peak, "weight_decay": 0.0})
         return made
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay suits a parameter. Of those with several dimensions it suits neither biases nor what timm's
+    networks list as ``no_weight_decay``; the names are known here because a backbone that was cut into stages has no
+    such list any more."""
+    *modules, own = name.split(".")
+    return parameter.ndim > 1 and not UNDECAYED.fullmatch(own) and not UNDECAYED_MODULES.intersection(modules)
 
 
 def _factors(module: nn.Module, rate: float = 1.0, decay: float = 1.0) -> dict[int, tuple[float, float]]:

@@ -42,6 +42,37 @@ def test_losses_on_logarithms(loss, expected):
     assert float(result.sum) == pytest.approx(expected) and result.count == 3
 
 
+def sobel(image):
+    """Both responses at every pixel, by hand."""
+    padded, (h, w) = np.pad(image, 1), image.shape
+    window = lambda r, c: padded[r:r + h, c:c + w]  # noqa: E731
+    across = window(0, 2) - window(0, 0) + 2 * (window(1, 2) - window(1, 0)) + window(2, 2) - window(2, 0)
+    down = window(2, 0) - window(0, 0) + 2 * (window(2, 1) - window(0, 1)) + window(2, 2) - window(0, 2)
+    return np.stack([across, down])
+
+
+def test_slopes_count_where_asked():
+    make = np.random.default_rng(0)
+    raw, target = make.uniform(1, 9, (2, 5, 7)), make.uniform(1, 9, (2, 5, 7))
+    everywhere = torch.ones(2, 5, 7, dtype=torch.bool)
+    expected = sum(np.abs(sobel(r) - sobel(t)).sum() for r, t in zip(raw, target, strict=True))
+    prediction = torch.tensor(raw, dtype=torch.float32)[:, None]
+    labels = torch.tensor(target, dtype=torch.float32)
+    plain, both = (build(gradient=g).full_size_loss(prediction, labels, everywhere) for g in (0.0, 0.5))
+    assert float(both.sum) == pytest.approx(np.abs(raw - target).sum() + 0.5 * expected, rel=1e-5)
+    assert float(plain.sum) == pytest.approx(np.abs(raw - target).sum(), rel=1e-5) and both.count == plain.count
+
+
+def test_slopes_leave_pixels_without_a_label_alone():
+    prediction = RAW.clone().requires_grad_()
+    loss = build(gradient=1.0).full_size_loss(prediction, TARGET, VALID)
+    loss.sum.backward()
+    assert torch.isfinite(loss.sum) and prediction.grad[0, 0, 1, 1] == 0 and prediction.grad[0, 0, 0, 0] != 0
+    assert float(build(gradient=1.0).full_size_loss(RAW, TARGET, torch.zeros_like(VALID)).sum) == 0
+    with pytest.raises(InputError, match=r"depth\.gradient: got -1; needs a number of at least 0"):
+        build(gradient=-1.0)
+
+
 def test_silog_with_lambda_one_ignores_the_scale():
     raw = TARGET.nan_to_num(1).log()[:, None]
     loss = build(loss="silog", silog_lambda=1.0)

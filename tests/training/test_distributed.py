@@ -137,9 +137,10 @@ from polyptych.training import Trainer
 
 out, balancer = Path(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-run = replace(with_tasks(rooms(), ["semseg", "depth"]), dataset=Rooms.Config(size=(48, 64), val_frames=2), size=(48, 64),
-              backbone=Timm.Config(model="test_resnet", drop_path=0.3), decoder=Heads.Config(head="aspp"), ema=0.9,
-              balancer=CATALOG.load(balancer).Config(), batch_size=2, steps=6, accumulate=2, loading=Loading(),
+run = replace(with_tasks(rooms(), ["semseg", "depth"]), dataset=Rooms.Config(size=(48, 64), val_frames=2),
+              size=(48, 64), backbone=Timm.Config(model="test_resnet", drop_path=0.3), ema=0.9,
+              decoder=Heads.Config(head="aspp"), balancer=CATALOG.load(balancer).Config(), batch_size=2,
+              steps=6, accumulate=2, loading=Loading(),
               monitoring=Monitoring(log_every=1, validate_every=100, save_every=3, trivial_samples=2),
               execution=Execution(device="cpu"))
 with distributed.group(torch.device("cpu")):

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.depth import DepthError
+from polyptych.ranges import check_range
 from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._pictures import Legend, Stored, scale_legend, stored, viridis
@@ -40,6 +42,10 @@ class Depth(Task):
       loss of an image does not depend on its companions;
     - ``silog``: mean x^2 - lambda (mean x)^2 of every image (Eigen, Puhrsch, Fergus, NeurIPS 2014, arXiv
       1406.2283), weighted by its number of valid pixels.
+
+    ``gradient`` adds \\|S_x x\\| + \\|S_y x\\| of every pixel, S the 3x3 filters of Sobel with zeros beyond the border;
+    ASTMT has it with weight 1 beside ``l1``. x is zero where there is no label; ASTMT compares the prediction with 0
+    there.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,8 @@ class Depth(Task):
         """Loss per pixel; the logarithmic ones make the network predict the logarithm of depth."""
         silog_lambda: float = 0.5
         """Weight of the squared mean in silog: 0 is log_l2, 1 ignores the scale of the scene."""
+        gradient: float = 0.0
+        """Weight of errors of the depth's slope (Sobel), added to the loss; 1 in ASTMT."""
         accumulation: Accumulation = "global"
         """Errors over all pixels of the set, or for every image (ASTMT) or batch (MTAN, CAGrad; AdaShare:
         batch_weighted) and then the mean."""
@@ -68,6 +76,7 @@ class Depth(Task):
         if not 0 <= config.silog_lambda <= 1:
             raise InputError("depth.silog_lambda", str(config.silog_lambda), "a number from 0 to 1",
                              "0.5 is customary")
+        check_range("depth.gradient", config.gradient, 0, do="0 leaves it out")
         if not config.max_depth > 0:
             raise InputError("depth.max_depth", str(config.max_depth), "a distance in meters above 0",
                              "10 suits rooms, 80 streets")
@@ -86,6 +95,8 @@ class Depth(Task):
                 total = _berhu(x)
             case "silog":
                 total = _scale_invariant(x, valid.sum((1, 2)), self.config.silog_lambda)
+        if self.config.gradient:
+            total = total + self.config.gradient * _slopes(x).abs().sum()
         return Loss(total, valid.sum())
 
     def decode(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b h w"]:
@@ -143,6 +154,13 @@ class Depth(Task):
         if not count:
             return None
         return f"depth {float(target[wrong][0]):g} ({count} such pixels; depth lies in (0, {FARTHEST:g}] m)"
+
+
+def _slopes(x: Float[Tensor, "b h w"]) -> Float[Tensor, "b 2 h w"]:
+    """Responses of Sobel's filters along rows and columns."""
+    smooth, slope = x.new_tensor([1.0, 2.0, 1.0]), x.new_tensor([-1.0, 0.0, 1.0])
+    filters = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])
+    return F.conv2d(x[:, None], filters[:, None], padding=1)
 
 
 def _berhu(x: Float[Tensor, "b h w"]) -> Float[Tensor, ""]:
