@@ -11,7 +11,7 @@ from polyptych.errors import InputError
 from polyptych.network import Network
 
 
-@pytest.mark.parametrize("name", ["type", "keys", "train", "a.b", "", "1st", "semantic segmentation"])
+@pytest.mark.parametrize("name", ["type", "keys", "train", "training", "a.b", "", "1st", "semantic segmentation"])
 def test_refused(name):
     with pytest.raises(InputError) as error:
         Network.build(Timm.Config(model="test_resnet"), Shared.Config(), Heads.Config(), {name: 1, "depth": 1})

@@ -18,6 +18,6 @@ def check_task_name(name: str, where: str) -> None:
     Raises:
         InputError: a name with other characters, or one that a module has for itself (``type``, ``train``).
     """
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict, name):
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
         raise InputError(where, f"'{name}', a name that cannot be a task's",
                          "a letter, then letters, digits, - and _, and no name of PyTorch's", "rename it")
