@@ -21,6 +21,8 @@ CATALOG: Catalog[Balancer] = Catalog("balancer", "polyptych.balancers")
 Pass = Callable[[], tuple[dict[str, Tensor], Output | None]]
 """One forward pass: the losses of a micro-batch and the network's output. Each call computes them anew."""
 
+NO_SUM = 1e-12  # weights whose sum is not above this cannot be scaled to another one
+
 
 class Balancer(nn.Module, Component, ABC):
     """How tasks are weighed.

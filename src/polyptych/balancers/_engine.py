@@ -178,6 +178,15 @@ def gram(rows: Sequence[Float[Tensor, " p"]]) -> Float[Tensor, "k k"]:
     return result
 
 
+def product_of_batches(rows: Float[Tensor, "*s t p"]) -> tuple[Float[Tensor, "t t"], Float[Tensor, "t p"]]:
+    """Inner products of the tasks' gradients in one batch with those in another, independent one, and the gradients of
+    a third: of the three parts of a step (s t p), or of one batch that stands for all three (t p)."""
+    if rows.ndim == 2:
+        return gram([*rows]), rows
+    first, second, last = rows
+    return gram([*first, *second])[:len(first), len(first):], last
+
+
 def keep_graphs() -> None:
     """Let several backward passes go through a network that is compiled from now on: its graph may then not give its
     memory away in the first."""

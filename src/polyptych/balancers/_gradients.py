@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyptych import distributed
-from polyptych.balancers._base import Balancer, Pass
+from polyptych.balancers._base import NO_SUM, Balancer, Pass
 from polyptych.balancers._engine import Reach, Rows, check_branches, gram, keep_graphs, predictions, reach
 from polyptych.balancers._step import Step
 from polyptych.balancers._task_numbers import numbers
@@ -20,7 +20,6 @@ from polyptych.errors import InputError
 from polyptych.types import Output
 
 Level = Literal["parameters", "representation", "layer"]
-NO_SUM = 1e-12  # weights whose sum is not above this cannot be scaled to another one
 
 
 class GramBalancer(Balancer):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyptych import distributed
-from polyptych.balancers._base import Balancer, Pass, add
+from polyptych.balancers._base import NO_SUM, Balancer, Pass, add
 from polyptych.balancers._engine import undisturbed
 from polyptych.types import Output
 
@@ -91,7 +91,7 @@ class LossBalancer(Balancer):
         weights, *gradients = torch.autograd.grad(objective, [whole, *own], allow_unused=True)
         if self.sum_to != "native":
             total, promised = weights.sum(), 1 if self.sum_to == "mean" else len(tasks)
-            weights = torch.where(total > 1e-12, weights * promised / total, weights)
+            weights = torch.where(total > NO_SUM, weights * promised / total, weights)
         finite = torch.isfinite(weights).all()
         for parameter, gradient in zip(own, gradients, strict=True):
             if gradient is not None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyptych.balancers import _solvers as solvers
-from polyptych.balancers._engine import gram
+from polyptych.balancers._engine import product_of_batches
 from polyptych.balancers._gradients import JacobianBalancer
 from polyptych.balancers._task_numbers import check_number, numbers
 
@@ -58,12 +58,11 @@ class MoDo(JacobianBalancer):
 
     def combine(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
-        size, here = len(tasks), self.positions(tasks)
-        # A part has the gradient of a third of the batch.
-        parts = rows if self.splits == 3 else rows[None]
-        product = self.splits**2 * (gram([*parts[0], *parts[1]])[:size, size:] if self.splits == 3 else gram([*rows]))
+        here = self.positions(tasks)
+        product, last = product_of_batches(rows)
+        product = self.splits**2 * product  # a part has the gradient of a third of the batch
         before, total = solvers.shares(self.weights[here]), self.weights[here].sum()
         moved = before - self.config.gamma * (product.cpu() @ before + self.config.rho * before)
         weights = solvers.project_to_simplex(moved)
         self.weights[here] = total * weights
-        return self.splits * (weights.to(rows) @ parts[-1]), weights
+        return self.splits * (weights.to(rows) @ last), weights

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyptych.balancers import _solvers as solvers
-from polyptych.balancers._engine import gram
+from polyptych.balancers._engine import product_of_batches
 from polyptych.balancers._gradients import JacobianBalancer
 from polyptych.balancers._task_numbers import check_number, numbers
 
@@ -65,12 +65,11 @@ class SDMGrad(JacobianBalancer):
     def combine(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
         size, here, pull = len(tasks), self.positions(tasks), self.config.pull
-        parts = rows if self.splits == 3 else rows[None]
-        product = gram([*parts[0], *parts[1]])[:size, size:] if self.splits == 3 else gram([*rows])
+        product, last = product_of_batches(rows)
         found = self._descend(product.cpu(), solvers.shares(self.weights[here]))
         self.weights[here] = self.weights[here].sum() * found
         weights = (size * found + pull) / (1 + pull)
-        return self.splits * (weights.to(rows) @ parts[-1]), weights  # a part has the gradient of a third of the batch
+        return self.splits * (weights.to(rows) @ last), weights  # a part has the gradient of a third of the batch
 
     def _descend(self, product: Float[Tensor, "t t"], weights: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         # Between batches, the product of a task with itself may come out below zero.
