@@ -19,7 +19,7 @@ from scipy.io import savemat
 
 from polyptych.data.arrays import read_array
 from polyptych.data.files import read_json, read_lines
-from polyptych.data.pictures import picture_size, read_levels, read_rgb
+from polyptych.data.pictures import picture_size, read_rgb, read_stored
 from polyptych.datasets._folder.fixture import LAYOUTS
 from polyptych.datasets._folder.objects import ImageClasses, read_coco
 from polyptych.datasets._toml import read_toml
@@ -56,13 +56,14 @@ def _numbers(path: Path) -> None:
 
 
 def _picture(path: Path) -> None:
-    for read in (read_rgb, read_levels, picture_size):
+    found: list[InputError] = []
+    for read in (read_rgb, read_stored, picture_size):
         try:
             read(path)
         except InputError as error:
-            last = error
-    if "last" in locals():
-        raise last
+            found.append(error)
+    if found:
+        raise found[0]
 
 
 def _table(path: Path) -> None:
@@ -83,7 +84,8 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
     "plain.mat": (lambda path: savemat(path, _cell()), _numbers),
     "old.mat": (lambda path: savemat(path, {"map": IDS}, format="4"), _numbers),
     "a.h5": (_h5, _numbers),
-    "a.toml": (lambda path: path.write_text((_folder(path) / "dataset.toml").read_text()), lambda p: read_toml(p, "it")),
+    "a.toml": (lambda path: path.write_text((_folder(path) / "dataset.toml").read_text()),
+               lambda path: read_toml(path, "it")),
     "a.json": (lambda path: path.write_text((_folder(path) / "persons.json").read_text()), read_coco),
     "b.json": (lambda path: path.write_text(json.dumps({"a": [1, 2.5, "\u00e9", None]})), lambda p: read_json(p, "it")),
     "a.csv": (lambda path: path.write_text("a,sunny\nb,rainy\n"), _table),
@@ -141,7 +143,7 @@ def bounded():
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_any_change_is_read_or_refused_in_one_line(tmp_path: Path, name: str, count: int) -> None:
     write, read = KINDS[name]
     path = tmp_path / name
