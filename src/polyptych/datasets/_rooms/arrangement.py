@@ -1,4 +1,4 @@
-"""From a seed to a scene: a furnished room, its lights, its people and the camera."""
+"""From a seed to a room: its furniture, its lights, its people and the camera."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polyptych.datasets._rooms.furniture import Style, shade
 from polyptych.datasets._rooms.lighting import Atmosphere, Light, illuminate
 from polyptych.datasets._rooms.materials import Color, Material, darker
 from polyptych.datasets._rooms.people import person
-from polyptych.datasets._rooms.placing import Placed, Room
+from polyptych.datasets._rooms.placing import FreeSpace, Placed
 from polyptych.datasets._rooms.solids import Builder, Solids, Surfaces
 
 WOODS: tuple[Color, ...] = ((0.72, 0.53, 0.35), (0.55, 0.38, 0.24), (0.82, 0.68, 0.50), (0.45, 0.30, 0.20))
@@ -39,17 +39,17 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Room:
     """Everything there is, at no particular resolution.
 
     Attributes:
-        room: its extents; it reaches from the origin to this corner.
+        extent: the corner that it reaches, from the origin.
         classes: class of each instance.
         vividness: how much each instance's color stands out, in [0, 1].
         zoom: focal length over the width of the picture.
     """
 
-    room: tuple[float, float, float]
+    extent: tuple[float, float, float]
     solids: Solids
     surfaces: Surfaces
     classes: np.ndarray
@@ -72,8 +72,8 @@ class Scene:
         return look(self.position, self.target, self.zoom * size[1], size, self.roll)
 
 
-def furnish(rng: Random, *, max_people: int = 3, empty: float = 0.1, clutter: float = 1.0) -> Scene:
-    """A random scene; a given state of ``rng`` gives the same scene always."""
+def furnish(rng: Random, *, max_people: int = 3, empty: float = 0.1, clutter: float = 1.0) -> Room:
+    """A random room; a given state of ``rng`` always gives the same one."""
     b = Builder()
     size = (rng.uniform(3.6, 6.6), rng.uniform(3.8, 6.6), rng.uniform(2.45, 3.0))
     wood = rng.randrange(len(WOODS))
@@ -85,17 +85,17 @@ def furnish(rng: Random, *, max_people: int = 3, empty: float = 0.1, clutter: fl
     target = (size[0] / 2 + rng.uniform(-0.22, 0.22) * size[0], size[1] * rng.uniform(0.6, 0.85),
               rng.uniform(0.65, 1.15))
     zoom = 0.5 / math.tan(math.radians(rng.uniform(58, 78)) / 2)
-    room = Room(b, rng, size, position, target, zoom)
+    space = FreeSpace(b, rng, size, position, target, zoom)
 
-    windows = _openings(room, style, size)
-    placed = _program(room, style)
-    _hang(room, style)
-    lamps = _ceiling_lamps(room, style)
-    _rug(room, style, placed)
+    windows = _openings(space, style, size)
+    placed = _program(space, style)
+    _hang(space, style)
+    lamps = _ceiling_lamps(space, style)
+    _rug(space, style, placed)
     _skirting(b, rng, size)
-    _scatter(room, style, placed, clutter)
-    people = _populate(room, placed, max_people, empty)
-    lights, atmosphere = illuminate(rng, windows, lamps, room.shining, size, style)
+    _scatter(space, style, placed, clutter)
+    people = _populate(space, placed, max_people, empty)
+    lights, atmosphere = illuminate(rng, windows, lamps, space.shining, size, style)
 
     solids, surfaces = b.finish(shell)
     used = np.zeros(len(b.classes))
@@ -103,12 +103,12 @@ def furnish(rng: Random, *, max_people: int = 3, empty: float = 0.1, clutter: fl
     colors = np.array([m.color for m in b.materials])[surfaces.material[6:]]
     np.add.at(used, surfaces.instance[6:], weight * (colors.max(1) - colors.min(1)))
     total = np.bincount(surfaces.instance[6:], weight, len(b.classes))
-    return Scene(size, solids, surfaces, np.array(b.classes), used / np.maximum(total, 1e-9), b.materials, people,
+    return Room(size, solids, surfaces, np.array(b.classes), used / np.maximum(total, 1e-9), b.materials, people,
                  lights, atmosphere, position, target, rng.gauss(0, 0.025), zoom)
 
 
 def _shell(b: Builder, rng: Random, style: Style) -> tuple[tuple[int, int], ...]:
-    """Instance and material of the six faces of the room."""
+    """Instance and material of the six faces of the space."""
     color = shade(rng.choice(WALLS), rng, 0.04)
     plain = b.material(Material(color, color, "fabric", (0.02, 0.02)))
     accent = plain
@@ -132,24 +132,24 @@ def _shell(b: Builder, rng: Random, style: Style) -> tuple[tuple[int, int], ...]
     return (*faces, (b.begin(c.FLOOR), floor), (b.begin(c.CEILING), ceiling))
 
 
-def _openings(room: Room, style: Style, size: tuple[float, float, float]) -> list[Placed]:
+def _openings(space: FreeSpace, style: Style, size: tuple[float, float, float]) -> list[Placed]:
     windows = []
-    for _ in range(room.rng.choice((1, 1, 1, 2, 2, 3))):
-        width, height = room.rng.uniform(0.9, 2.0), room.rng.uniform(1.1, 1.5)
-        z = room.rng.uniform(0.85, 0.95) + height / 2
-        found = room.mount(partial(deco.window, width=width, height=height), style,
+    for _ in range(space.rng.choice((1, 1, 1, 2, 2, 3))):
+        width, height = space.rng.uniform(0.9, 2.0), space.rng.uniform(1.1, 1.5)
+        z = space.rng.uniform(0.85, 0.95) + height / 2
+        found = space.mount(partial(deco.window, width=width, height=height), style,
                            z=min(z, size[2] - 0.15 - height / 2), walls="nnewewn")
         if found:
             windows.append(found)
-            if room.rng.random() < 0.55:
-                _curtains(room, style, found)
-    if room.rng.random() < 0.6:
-        room.mount(deco.door, style, z=0.0, walls="nnew", from_floor=True)
+            if space.rng.random() < 0.55:
+                _curtains(space, style, found)
+    if space.rng.random() < 0.6:
+        space.mount(deco.door, style, z=0.0, walls="nnew", from_floor=True)
     return windows
 
 
-def _curtains(room: Room, style: Style, window: Placed) -> None:
-    b, rng = room.b, room.rng
+def _curtains(space: FreeSpace, style: Style, window: Placed) -> None:
+    b, rng = space.b, space.rng
     w, _, h = window.piece.size
     b.begin(c.WINDOW, instance=window.instance)
     cloth = b.material(Material(shade(rng.choice((style.textile, style.accent, style.white)), rng)))
@@ -164,19 +164,19 @@ def _curtains(room: Room, style: Style, window: Placed) -> None:
     b.place(*window.origin, window.yaw)
 
 
-def _program(room: Room, style: Style) -> list[Placed]:
+def _program(space: FreeSpace, style: Style) -> list[Placed]:
     """Place the furniture that the use of the room asks for."""
-    rng = room.rng
+    rng = space.rng
     found: list[Placed] = []
 
     def against(*makers: furn.Maker, walls: str = "nnew") -> list[Placed]:
-        pieces = [room.against(maker, style, walls=walls) for maker in makers]
+        pieces = [space.against(maker, style, walls=walls) for maker in makers]
         found.extend(p for p in pieces if p)
         return [p for p in pieces if p]
 
     def in_front(anchor: Placed, maker: furn.Maker, gap: float) -> None:
         x, y, _ = anchor.world(0.0, anchor.piece.size[1] / 2 + gap, 0.0)
-        if piece := room.stand(maker, style, x, y, anchor.yaw):
+        if piece := space.stand(maker, style, x, y, anchor.yaw):
             found.append(piece)
 
     use = rng.choice(("living", "living", "bedroom", "dining", "office"))
@@ -185,51 +185,51 @@ def _program(room: Room, style: Style) -> list[Placed]:
             in_front(couch, furn.coffee_table, rng.uniform(0.6, 0.8))
         against(furn.tv_stand, walls="ewn")
         if found and found[-1].piece.size[2] < 0.6:
-            room.top(found[-1], deco.television, style)
+            space.top(found[-1], deco.television, style)
         against(furn.armchair, furn.shelf, furn.floor_lamp)
     elif use == "bedroom":
         for bed in against(furn.bed):
             for side in (-1, 1):
                 x, y, _ = bed.world(side * (bed.piece.size[0] / 2 + 0.32), -bed.piece.size[1] / 2 + 0.22, 0)
-                if piece := room.stand(furn.nightstand, style, x, y, bed.yaw):
+                if piece := space.stand(furn.nightstand, style, x, y, bed.yaw):
                     found.append(piece)
         against(furn.wardrobe, furn.cabinet, furn.chair)
     elif use == "dining":
-        x, y = room.size[0] * rng.uniform(0.35, 0.65), room.size[1] * rng.uniform(0.5, 0.68)
-        if dining := room.stand(furn.table, style, x, y, rng.choice((0.0, math.pi / 2))):
+        x, y = space.size[0] * rng.uniform(0.35, 0.65), space.size[1] * rng.uniform(0.5, 0.68)
+        if dining := space.stand(furn.table, style, x, y, rng.choice((0.0, math.pi / 2))):
             found.append(dining)
-            found.extend(room.around(dining, furn.chair, style, rng.randint(3, 6)))
+            found.extend(space.around(dining, furn.chair, style, rng.randint(3, 6)))
         against(furn.cabinet, furn.shelf)
     else:
         for work in against(furn.desk, furn.desk):
             in_front(work, lambda b, r, s: furn.chair(b, r, s), 0.12)
             if found[-1] is not work:  # the chair looks at the desk
-                found[-1] = room.turn(found[-1], math.pi)
+                found[-1] = space.turn(found[-1], math.pi)
         against(furn.shelf, furn.cabinet, furn.sofa)
     extras = [furn.floor_lamp, furn.plant, furn.plant, furn.shelf, furn.cabinet, furn.chair, furn.armchair, furn.table]
     against(*rng.sample(extras, rng.randint(2, 5)))
     return found
 
 
-def _hang(room: Room, style: Style) -> None:
-    for _ in range(room.rng.randint(1, 4)):
-        room.mount(deco.picture, style, z=room.rng.uniform(1.45, 1.75), walls="nnew")
-    if room.rng.random() < 0.4:
-        room.mount(deco.wall_shelf, style, z=room.rng.uniform(1.3, 1.7), walls="nnew")
+def _hang(space: FreeSpace, style: Style) -> None:
+    for _ in range(space.rng.randint(1, 4)):
+        space.mount(deco.picture, style, z=space.rng.uniform(1.45, 1.75), walls="nnew")
+    if space.rng.random() < 0.4:
+        space.mount(deco.wall_shelf, style, z=space.rng.uniform(1.3, 1.7), walls="nnew")
 
 
-def _ceiling_lamps(room: Room, style: Style) -> list[tuple[float, float, float]]:
+def _ceiling_lamps(space: FreeSpace, style: Style) -> list[tuple[float, float, float]]:
     positions = []
-    for _ in range(room.rng.choice((0, 1, 1, 1, 2))):
-        x, y = room.size[0] * room.rng.uniform(0.3, 0.7), room.size[1] * room.rng.uniform(0.45, 0.75)
-        piece = deco.ceiling_lamp(room.b, room.rng, style)
-        room.b.place(x, y, room.size[2], room.rng.uniform(0, 6))
-        positions.append((x, y, room.size[2] + piece.shine[2]))  # type: ignore[index]  # a ceiling lamp always shines
+    for _ in range(space.rng.choice((0, 1, 1, 1, 2))):
+        x, y = space.size[0] * space.rng.uniform(0.3, 0.7), space.size[1] * space.rng.uniform(0.45, 0.75)
+        piece = deco.ceiling_lamp(space.b, space.rng, style)
+        space.b.place(x, y, space.size[2], space.rng.uniform(0, 6))
+        positions.append((x, y, space.size[2] + piece.shine[2]))  # type: ignore[index]  # a ceiling lamp always shines
     return positions
 
 
-def _rug(room: Room, style: Style, placed: list[Placed]) -> None:
-    rng, b = room.rng, room.b
+def _rug(space: FreeSpace, style: Style, placed: list[Placed]) -> None:
+    rng, b = space.rng, space.b
     if rng.random() < 0.35:
         return
     half = (rng.uniform(0.7, 1.3), rng.uniform(0.5, 0.95))
@@ -237,14 +237,14 @@ def _rug(room: Room, style: Style, placed: list[Placed]) -> None:
     if seats:
         x, y, _ = seats[0].world(0.0, seats[0].piece.size[1] / 2 + half[1] * 0.8, 0.0)
     else:
-        x, y = room.size[0] / 2, room.size[1] * 0.6
+        x, y = space.size[0] / 2, space.size[1] * 0.6
     b.begin(c.FLOOR, instance=4)
     color, second = rng.sample((style.accent, style.textile, style.white, style.wood_dark), 2)
     rug = b.material(rng.choice((Material(color, second, "rug", half), Material(color, second, "stripes", (0.1, 1.0)),
                                  Material(shade(color, rng), color, "fabric", (0.02, 0.02)))))
     b.box((0, 0, 0.004), (2 * half[0], 2 * half[1], 0.008), rug)
-    b.place(min(max(x, half[0]), room.size[0] - half[0]), min(max(y, half[1]), room.size[1] - half[1]), 0,
-            seats[0].yaw if seats and half[0] < room.size[1] / 2 else 0.0)
+    b.place(min(max(x, half[0]), space.size[0] - half[0]), min(max(y, half[1]), space.size[1] - half[1]), 0,
+            seats[0].yaw if seats and half[0] < space.size[1] / 2 else 0.0)
 
 
 def _skirting(b: Builder, rng: Random, size: tuple[float, float, float]) -> None:
@@ -256,8 +256,8 @@ def _skirting(b: Builder, rng: Random, size: tuple[float, float, float]) -> None
         b.box(center, extent, board)
 
 
-def _scatter(room: Room, style: Style, placed: list[Placed], clutter: float) -> None:
-    rng = room.rng
+def _scatter(space: FreeSpace, style: Style, placed: list[Placed], clutter: float) -> None:
+    rng = space.rng
     for piece in placed:
         makers = deco.ON_CABINETS if piece.class_id in (c.CABINET, c.SHELF) else deco.ON_TABLES
         for x, y, z, width, depth in piece.piece.surfaces:
@@ -265,35 +265,35 @@ def _scatter(room: Room, style: Style, placed: list[Placed], clutter: float) -> 
             for k in range(cells):
                 if rng.random() < 0.55 * clutter:
                     spot = (x + ((k + 0.5) / cells - 0.5) * width, y + rng.uniform(-0.25, 0.25) * depth, z)
-                    room.put(piece, rng.choice(makers), style, spot)
+                    space.put(piece, rng.choice(makers), style, spot)
     for _ in range(round(rng.uniform(0, 5) * clutter)):
-        x, y = room.in_view(1.9, 5.0)
-        room.stand(rng.choice(deco.ON_FLOORS), style, x, y, rng.uniform(0, 6.3))
+        x, y = space.in_view(1.9, 5.0)
+        space.stand(rng.choice(deco.ON_FLOORS), style, x, y, rng.uniform(0, 6.3))
 
 
-def _populate(room: Room, placed: list[Placed], max_people: int, empty: float) -> list[Person]:
+def _populate(space: FreeSpace, placed: list[Placed], max_people: int, empty: float) -> list[Person]:
     """People sit where seats are in view, or stand where the floor is free."""
-    rng = room.rng
+    rng = space.rng
     people: list[Person] = []
     if rng.random() < empty or max_people < 1:
         return people
     seats = [(*p.world(*seat), p.yaw) for p in placed for seat in p.piece.seats]
-    seats = [s for s in seats if room.visible(s[0], s[1], s[2] + 0.4)]
+    seats = [s for s in seats if space.visible(s[0], s[1], s[2] + 0.4)]
     rng.shuffle(seats)
     for _ in range(rng.randint(1, max_people)):
         if seats and rng.random() < 0.45:
             x, y, height, yaw = seats.pop()
-            joints = person(room.b, rng, seat=height)
+            joints = person(space.b, rng, seat=height)
         else:
-            spot = room.free_spot(0.42)
+            spot = space.free_spot(0.42)
             if spot is None:
                 continue
             x, y = spot
             # Most look towards the camera or across the room, some away from it.
-            yaw = math.atan2(x - room.position[0], room.position[1] - y) + rng.gauss(0, 1.1)
-            joints = person(room.b, rng)
-        room.b.place(x, y, 0.0, yaw)
+            yaw = math.atan2(x - space.position[0], space.position[1] - y) + rng.gauss(0, 1.1)
+            joints = person(space.b, rng)
+        space.b.place(x, y, 0.0, yaw)
         cos, sin = math.cos(yaw), math.sin(yaw)
         world = np.array([(x + cos * p - sin * q, y + sin * p + cos * q, z) for p, q, z in joints])
-        people.append(Person(len(room.b.classes) - 1, world))
+        people.append(Person(len(space.b.classes) - 1, world))
     return people
