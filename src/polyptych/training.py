@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,7 @@ from polyptych.data.loading import TrainingBatches
 from polyptych.data.order import hashed
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
-from polyptych.evaluation import Evaluator, finish, known_skill
+from polyptych.evaluation import Evaluator, evaluate
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, stop_on_signal
 from polyptych.logbook import Logbook, environment
@@ -30,6 +31,9 @@ from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
 from polyptych.record import write_json
+from polyptych.reports.examples import write_examples
+from polyptych.reports.page import write_report
+from polyptych.reports.tables import terminal_table
 from polyptych.run import Facts, Run, write_run
 from polyptych.types import Batch
 
@@ -249,12 +253,12 @@ class Trainer:
         self._check_finite()
         distributed.share_buffers([self.state.network, self.state.average])
         subject = self.state.average or self.state.network
-        result = self.evaluator.evaluate(subject, "val")
-        metrics = {name: entry["metrics"] for name, entry in result["tasks"].items()}
+        found = self.evaluator.evaluate(subject, "val")
+        metrics = {name: task.own_metrics for name, task in found.tasks.items()}
         self.balancer.on_validation(metrics)
-        headlines = "  ".join(f"{name} {entry['headline']} {entry['metrics'][entry['headline']]:.3g}"
-                              for name, entry in result["tasks"].items())
-        known, skill = known_skill(result)
+        headlines = "  ".join(f"{name} {task.own_headline} {task.headline_value:.3g}"
+                              for name, task in found.tasks.items())
+        known, skill = found.known_skill
         of = "" if known == len(self.tasks) else f" ({known} of {len(self.tasks)} tasks have one)"
         self.display.say(f"step {self.state.step}: validation  {headlines}  skill {skill:.3f}{of}")
         if self.log is not None:
@@ -305,6 +309,18 @@ class Trainer:
         if faults := self.batches.faults:
             self.display.say(f"skipped {len(faults)} training samples that could not be used, for instance: "
                              f"{next(iter(faults.values()))}")
+
+
+def finish(folder: Path, say: Callable[[object], None]) -> Path:
+    """The end of a run: validation and test numbers, example pictures, and the report."""
+    found = evaluate(folder, splits=("val", "test"))["test"]
+    if distributed.is_main():
+        say(terminal_table(found))
+        write_examples(folder)
+        write_report(folder)
+        say(f"report: {folder / 'report.html'}")
+    distributed.barrier()
+    return folder / "report.html"
 
 
 def open_dataset(run: Run, split: str) -> Dataset:

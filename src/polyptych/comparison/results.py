@@ -12,10 +12,10 @@ from polyptych import __version__
 from polyptych.comparison.plan import Entry, Method
 from polyptych.comparison.statistics import CONFIDENCE, Estimate, delta_mtl, deltas, mean_ranks
 from polyptych.errors import InputError
+from polyptych.evaluation_record import Evaluation, ImageList
 from polyptych.profiling.profile import Cost
 from polyptych.record import encode, read_json, write_json
 from polyptych.reports.page import read_events
-from polyptych.reports.tables import Evaluation, ImageList
 from polyptych.run import Run
 
 SPLIT = "test"
@@ -126,16 +126,15 @@ class Finished:
 
     @staticmethod
     def read(entry: Entry) -> Finished:
-        path = entry.folder / "evaluation" / f"{SPLIT}.json"
         events = read_events(entry.folder / "metrics.jsonl")
         seconds = [event["seconds"] for event in events if event.get("event") == "train"]
         environment = entry.folder / "environment.json"
-        return Finished(entry, Evaluation.read(read_json(path), path), seconds[-1] if seconds else math.nan,
+        return Finished(entry, Evaluation.of_run(entry.folder, SPLIT), seconds[-1] if seconds else math.nan,
                         read_json(environment) if environment.exists() else {})
 
     @property
     def headlines(self) -> dict[str, float]:
-        return {name: _number(task.metrics[task.headline]) for name, task in self.evaluation.tasks.items()}
+        return {name: task.headline_value for name, task in self.evaluation.tasks.items()}
 
 
 def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
@@ -156,7 +155,7 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
     first = finished[0]
     seeds = tuple(dict.fromkeys(entry.seed for entry in entries))
     tasks = {name: TaskFacts(task.headline, dict(task.higher_is_better), task.unit, task.note,
-                             {metric: _number(value) for metric, value in task.trivial.items()})
+                             dict(task.trivial))
              for name, task in first.evaluation.tasks.items()}
     return Comparison(
         recipe=first.entry.run.recipe, protocol=first.evaluation.protocol, split=SPLIT,
@@ -208,7 +207,7 @@ def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple
 def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mapping[str, float]],
          directions: Mapping[str, bool]) -> MethodResult:
     first = runs[0].evaluation
-    metrics = {name: {metric: Estimate.of({run.entry.seed: _number(run.evaluation.tasks[name].metrics[metric])
+    metrics = {name: {metric: Estimate.of({run.entry.seed: run.evaluation.tasks[name].metrics[metric]
                                            for run in runs})
                       for metric in task.metrics} for name, task in first.tasks.items()}
     paired = [run for run in runs if run.entry.seed in reference]
@@ -236,10 +235,6 @@ def _machine(environment: Mapping[str, Any]) -> str:
 
 def _distinct(values: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value for value in values if value))
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _without_nan(value: Any) -> Any:
