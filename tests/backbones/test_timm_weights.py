@@ -136,7 +136,7 @@ def first_names(model):
 
 @pytest.fixture
 def shipping_package(tmp_path, monkeypatch):
-    """An installed package with the weights of an EfficientNet-Lite0 under their first names; importing it would fail."""
+    """An installed package with the weights of Lite0 under their first names; importing it would fail."""
     torch.manual_seed(5)
     model = timm.create_model("tf_efficientnet_lite0")
     folder = tmp_path / "small_weights" / "models"
