@@ -19,11 +19,10 @@ from polyptych.errors import InputError
 from polyptych.frames import Frame, framed_labels, framed_predictions, frames
 from polyptych.metrics._accumulation import number_name
 from polyptych.metrics._base import FinalMetric, Metric
+from polyptych.metrics._resampling import Resampling
 from polyptych.prediction.model import load_network
 from polyptych.protocols.qualification import qualify
 from polyptych.record import write_json
-from polyptych.reports.examples import write_examples
-from polyptych.reports.page import write_report
 from polyptych.reports.tables import terminal_table
 from polyptych.run import Run
 from polyptych.tasks._base import Task, Trivial
@@ -63,7 +62,9 @@ class Evaluator:
             dataset, self.tasks, self.run.size, self.run.batch_size, rank=distributed.rank(),
             world=distributed.world(), workers=self.run.loading.workers, on_fault=self.run.loading.on_fault)
         seen: list[str] = []
-        metrics = measure(predictors, _noting(batches, seen), self.tasks, self.device, final=final)
+        watched = Resampling()
+        metrics = measure(predictors, _noting(batches, seen), self.tasks, self.device, final=final,
+                          watched=watched if final else None)
         ids, sizes = _all_images(seen, len(dataset), self.device)
         if "trivial" in metrics:
             self._trivial_metrics[split] = metrics["trivial"]
@@ -79,7 +80,8 @@ class Evaluator:
             "tasks": tasks,
             "scores": dataset.scores({name: entry["metrics"] for name, entry in tasks.items()}),
             "skill": sum(entry["skill"] for entry in tasks.values()) / len(tasks),
-        }
+        } | ({"resampled": watched.record({name: task.headline for name, task in self.tasks.items()},
+                                          self.run.batch_size)} if final else {})
 
     def _entry(self, task: Task, metric: Metric, trivial: Metric, final: Metric | None) -> dict[str, Any]:
         values, baseline = metric.compute(), trivial.compute()
@@ -139,12 +141,15 @@ class Evaluator:
 
 @torch.inference_mode()
 def measure(predictors: dict[str, Predictor], batches: Iterable[Batch], tasks: dict[str, Task],
-            device: torch.device, *, final: bool = False) -> dict[str, dict[str, Metric]]:
+            device: torch.device, *, final: bool = False,
+            watched: Resampling | None = None) -> dict[str, dict[str, Metric]]:
     """Metrics of several predictors in one pass over the data, added up over processes; under ``final`` those of the
-    tasks that have such, of the predictor ``network``, or none."""
+    tasks that have such, of the predictor ``network``, or none. ``watched`` resamples those of ``network``."""
     metrics = {who: {name: task.metric() for name, task in tasks.items()} for who in predictors}
     slow = {name: task.final_metric() for name, task in tasks.items()} if final else {}
     metrics["final"] = {name: metric for name, metric in slow.items() if metric is not None}
+    if watched is not None:
+        watched.watch(metrics["network"], distributed.rank())
     for batch in batches:
         batch = batch.to(device)
         labels = {name: framed_labels(batch, name, task) for name, task in tasks.items()}
@@ -154,7 +159,11 @@ def measure(predictors: dict[str, Predictor], batches: Iterable[Batch], tasks: d
                 metrics[who][name].update_batch(seen)
                 if who == "network" and name in metrics["final"]:
                     metrics["final"][name].update_batch(seen)
+        if watched is not None:
+            watched.block()
     for metric in (metric for group in metrics.values() for metric in group.values()):
+        distributed.merge(metric)
+    for metric in watched.replicates.values() if watched else ():
         distributed.merge(metric)
     return metrics
 
@@ -228,17 +237,23 @@ def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = 
     evaluator, results = Evaluator(run, tasks, device), {}
     for split in splits:
         measured = evaluator.evaluate(network, split, final=True) | {"step": step, "weights": weights or run.select}
+        resampled = measured.pop("resampled")
         results[split] = finished_record(measured)
         if distributed.is_main():
             (folder / "evaluation").mkdir(exist_ok=True)
             ids = folder / "evaluation" / f"{split}.images.txt"
             ids.write_text("".join(f"{name}\n" for name in measured["image_ids"]), encoding="utf-8")
+            (folder / "evaluation" / "resampled").mkdir(exist_ok=True)
+            write_json(folder / "evaluation" / "resampled" / f"{split}.json", resampled)
             write_json(folder / "evaluation" / f"{split}.json", results[split])
     return results
 
 
 def finish(folder: Path, say: Callable[[object], None]) -> Path:
     """The end of a run: validation and test numbers, example pictures, and the report."""
+    from polyptych.reports.examples import write_examples  # with all of matplotlib, which many a run does without
+    from polyptych.reports.page import write_report
+
     result = evaluate(folder, splits=("val", "test"))["test"]
     if distributed.is_main():
         say(terminal_table(result))

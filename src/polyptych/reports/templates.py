@@ -11,16 +11,16 @@ from markupsafe import Markup
 from polyptych.reports.tables import escape_markdown
 
 
-def render(template: str, helpers: dict[str, Any], **values: Any) -> str:
+def render(template: str, helpers: dict[str, Any], package: str = "polyptych.reports", **values: Any) -> str:
     """
     Args:
-        template: a file of this folder; its name says whether it is HTML or Markdown.
+        template: a file of the package; its name says whether it is HTML or Markdown.
         helpers: functions and constants for the template.
         values: what the page is about.
     """
     markdown = template.endswith(".md.j2")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("polyptych.reports", ""), autoescape=not markdown, trim_blocks=True,
+        loader=jinja2.PackageLoader(package, ""), autoescape=not markdown, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
         finalize=_escape_unless_markup if markdown else None)
     environment.globals.update(helpers)
