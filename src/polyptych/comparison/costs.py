@@ -29,7 +29,7 @@ def network_cost(run: Run, facts: Facts | None, kept: Path, *, anywhere: bool = 
     path = kept / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
     if path.exists():
         try:
-            return decode(Cost, read_json(path)["cost"], str(path))  # type: ignore[no-any-return]
+            return decode(Cost, read_json(path)["cost"], str(path))
         except (InputError, KeyError, TypeError):
             pass  # written by another version: measure again
     try:

@@ -70,7 +70,7 @@ class Record:
         events = read_events(folder / "metrics.jsonl")
         run = read_run(folder)[0]
         headlines = {name: task.owner.headline for name, task in run.tasks.items()}
-        spent = next((event for event in reversed(events) if event.get("event") == "train"), {})
+        spent: dict[str, Any] = next((event for event in reversed(events) if event.get("event") == "train"), {})
         evaluation = folder / "evaluation"
         return Record(
             network, balancer, encode(run, _last_part),
@@ -120,7 +120,7 @@ class Record:
         return float(max(skills) if self.run.get("select") == "best" else skills[-1])
 
     def choices(self, where: Path) -> Run:
-        return decode(Run, self.run, f"{where}: run")  # type: ignore[no-any-return]
+        return decode(Run, self.run, f"{where}: run")
 
 
 def check(path: Path, run: Run) -> Record:
@@ -170,7 +170,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _point(event: Mapping[str, Any], headlines: Mapping[str, str]) -> dict[str, Any]:
     """A validation as a point of the curve."""
     values = {task: event["metrics"][task].get(name) for task, name in headlines.items()}
-    return _rounded({"step": event["step"], "skill": event.get("skill"), "headlines": values})  # type: ignore[no-any-return]
+    return _rounded({"step": event["step"], "skill": event.get("skill"), "headlines": values})
 
 
 def _rounded(value: Any) -> Any:
