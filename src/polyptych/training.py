@@ -23,7 +23,7 @@ from polyptych.data.loading import TrainingBatches
 from polyptych.data.order import hashed
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
-from polyptych.evaluation import Evaluator, finish, known_skill
+from polyptych.evaluation import Evaluator, evaluate
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, stop_on_signal
 from polyptych.logbook import Logbook, environment
@@ -31,12 +31,28 @@ from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
 from polyptych.record import write_json
+from polyptych.reports.tables import terminal_table
 from polyptych.run import Facts, Run, numerics, write_run
 from polyptych.types import Batch
 
 NOT_FINITE = "a loss that is not finite"
 End = Callable[[Path, Callable[[object], None]], Path]
 """What follows the last step: from the run's folder, and what shows lines, to the path of what was written."""
+
+
+def finish(folder: Path, say: Callable[[object], None]) -> Path:
+    """The end of a run: validation and test numbers, example pictures, and the report."""
+    from polyptych.reports.examples import write_examples  # with all of matplotlib, which a run of a grid does without
+    from polyptych.reports.page import write_report
+
+    found = evaluate(folder, splits=("val", "test"))["test"]
+    if distributed.is_main():
+        say(terminal_table(found))
+        write_examples(folder)
+        write_report(folder)
+        say(f"report: {folder / 'report.html'}")
+    distributed.barrier()
+    return folder / "report.html"
 
 
 def train(run: Run, folder: Path, *, resume: bool = False, end: End = finish) -> Path:
@@ -257,12 +273,12 @@ class Trainer:
         self._check_finite()
         distributed.share_buffers([self.state.network, self.state.average])
         subject = self.state.average or self.state.network
-        result = self.evaluator.evaluate(subject, "val")
-        metrics = {name: entry["metrics"] for name, entry in result["tasks"].items()}
+        found = self.evaluator.evaluate(subject, "val")
+        metrics = {name: task.own_metrics for name, task in found.tasks.items()}
         self.balancer.on_validation(metrics)
-        headlines = "  ".join(f"{name} {entry['headline']} {entry['metrics'][entry['headline']]:.3g}"
-                              for name, entry in result["tasks"].items())
-        known, skill = known_skill(result)
+        headlines = "  ".join(f"{name} {task.own_headline} {task.headline_value:.3g}"
+                              for name, task in found.tasks.items())
+        known, skill = found.known_skill
         of = "" if known == len(self.tasks) else f" ({known} of {len(self.tasks)} tasks have one)"
         self.display.say(f"step {self.state.step}: validation  {headlines}  skill {skill:.3f}{of}")
         if self.log is not None:

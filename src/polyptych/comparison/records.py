@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 
 from polyptych.errors import InputError
+from polyptych.evaluation_record import Evaluation
 from polyptych.logbook import read_events
 from polyptych.record import decode, encode, first_difference, read_json
-from polyptych.reports.tables import Evaluation
 from polyptych.run import Execution, Loading, Monitoring, Run, numerics, read_run
 
 FORMAT = 1

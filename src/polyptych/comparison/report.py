@@ -283,4 +283,4 @@ def _breakable(label: str) -> Markup:
 
 def _render(template: str, page: Page) -> str:
     helpers = {"markdown_table": markdown_table, "tint": _tint, "signed": signed, "breakable": _breakable}
-    return templates.render(template, helpers, __package__, page=page, comparison=page.comparison)
+    return templates.render(template, helpers, package=__package__, page=page, comparison=page.comparison)

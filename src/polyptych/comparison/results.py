@@ -13,9 +13,9 @@ from polyptych.comparison.grid import Entry, Method
 from polyptych.comparison.records import Record, plain
 from polyptych.comparison.statistics import CONFIDENCE, Estimate, delta_mtl, deltas, mean_ranks
 from polyptych.errors import InputError
+from polyptych.evaluation_record import Evaluation, ImageList
 from polyptych.profiling.profile import Cost
 from polyptych.record import encode, write_json
-from polyptych.reports.tables import Evaluation, ImageList
 from polyptych.run import Run
 
 SPLIT = "test"
@@ -138,7 +138,7 @@ class Finished:
 
     @property
     def headlines(self) -> dict[str, float]:
-        return {name: _number(task.metrics[task.headline]) for name, task in self.evaluation.tasks.items()}
+        return {name: task.headline_value for name, task in self.evaluation.tasks.items()}
 
 
 def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
@@ -159,7 +159,7 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
     first = finished[0]
     seeds = tuple(dict.fromkeys(entry.seed for entry in entries))
     tasks = {name: TaskFacts(task.headline, dict(task.higher_is_better), task.unit, task.note,
-                             {metric: _number(value) for metric, value in task.trivial.items()})
+                             dict(task.trivial))
              for name, task in first.evaluation.tasks.items()}
     return Comparison(
         recipe=first.entry.run.recipe, protocol=first.evaluation.protocol, split=SPLIT,
@@ -211,7 +211,7 @@ def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple
 def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mapping[str, float]],
          directions: Mapping[str, bool]) -> MethodResult:
     first = runs[0].evaluation
-    metrics = {name: {metric: Estimate.of({run.entry.seed: _number(run.evaluation.tasks[name].metrics[metric])
+    metrics = {name: {metric: Estimate.of({run.entry.seed: run.evaluation.tasks[name].metrics[metric]
                                            for run in runs})
                       for metric in task.metrics} for name, task in first.tasks.items()}
     paired = [run for run in runs if run.entry.seed in reference]

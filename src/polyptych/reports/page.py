@@ -17,8 +17,8 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from polyptych.errors import InputError
+from polyptych.evaluation_record import Evaluation
 from polyptych.logbook import read_events
-from polyptych.metrics._accumulation import metric_name
 from polyptych.record import read_json
 from polyptych.reports import curves, tables, templates
 from polyptych.reports.published import PublishedTable, published_tables
@@ -57,7 +57,7 @@ class ReportData:
     record: Mapping[str, Any]
     environment: Mapping[str, Any]
     events: Sequence[Mapping[str, Any]]
-    evaluations: Mapping[str, tables.Evaluation]
+    evaluations: Mapping[str, Evaluation]
     panels: Sequence[Panel]
 
     @property
@@ -73,7 +73,7 @@ class ReportData:
         return _mapping(_mapping(self.record.get("facts")).get("labels"))
 
     @cached_property
-    def main(self) -> tables.Evaluation | None:
+    def main(self) -> Evaluation | None:
         """The evaluation that the report is about: test where there is one."""
         return self.evaluations.get("test") or next(iter(self.evaluations.values()), None)
 
@@ -117,8 +117,7 @@ class ReportData:
     @cached_property
     def plots(self) -> list[curves.Plot]:
         # The log of the training has the tasks' own names.
-        headlines = {name: metric_name(task.headline, task.accumulation)
-                     for name, task in self.main.tasks.items()} if self.main else {}
+        headlines = {name: task.own_headline for name, task in self.main.tasks.items()} if self.main else {}
         return curves.plots(self.events, headlines)
 
     @property
@@ -219,7 +218,7 @@ def read_folder(folder: Path) -> ReportData:
     if not folder.is_dir():
         raise InputError(folder, "no such folder", "the folder of a run", "check the path")
     splits = sorted((folder / "evaluation").glob("*.json"), key=lambda path: (path.stem != "test", path.stem))
-    evaluations = {path.stem: tables.Evaluation.read(read_json(path), path) for path in splits}
+    evaluations = {path.stem: Evaluation.of_run(folder, path.stem) for path in splits}
     return ReportData(
         folder=folder, record=_object(folder / "run.json"), environment=_object(folder / "environment.json"),
         events=read_events(folder / "metrics.jsonl"), evaluations=evaluations,
