@@ -16,12 +16,13 @@ from polyptych.cli import main
 from polyptych.comparison import costs, on_ray, worker
 from polyptych.comparison.board import Board, duration
 from polyptych.comparison.compare import compare
+from polyptych.comparison.grid import make_grid
 from polyptych.comparison.on_local import Device, devices
-from polyptych.comparison.plan import make_plan
 from polyptych.comparison.progress import Progress, time_left
 from polyptych.comparison.worker import Request, lock, work
 from polyptych.errors import InputError
 from polyptych.profiling.profile import Cost
+from polyptych.reports import examples
 from polyptych.run import read_run
 
 SMALL = ["--size", "48", "64", "--dataset.size", "48", "64", "--backbone.model", "test_resnet", "--tasks", "depth"]
@@ -43,8 +44,8 @@ def cheap(monkeypatch) -> list[int]:
 def test_from_runs_to_the_table_and_again_without_training(small_run, tmp_path: Path, cheap, monkeypatch) -> None:
     base = replace(two_tasks(small_run), steps=1, monitoring=replace(small_run.monitoring, examples=1))
     monkeypatch.setattr(sys, "argv", ["polyptych", "compare", "rooms"])
-    for entry in make_plan(base, tmp_path, [], [], [5]).entries:
-        work(Request.of(entry.run, entry.folder))
+    for entry in make_grid(base, tmp_path, [], [], [5]).entries:
+        work(Request.of(entry))
         assert read_run(entry.folder)[0] == entry.run
         assert "polyptych compare rooms" in (entry.folder / "environment.json").read_text()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.*") if path.is_file()}
@@ -65,13 +66,13 @@ def test_from_runs_to_the_table_and_again_without_training(small_run, tmp_path: 
 
 
 def test_a_tested_run_without_report_is_not_tested_again(small_run, tmp_path: Path, monkeypatch) -> None:
-    entry = make_plan(two_tasks(small_run), tmp_path, [], [], [0]).entries[0]
+    entry = make_grid(two_tasks(small_run), tmp_path, [], [], [0]).entries[0]
     (pretend_finished(entry, 1.0, 1.0) / "report.html").unlink()
     monkeypatch.setattr(worker, "train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(worker, "write_examples", lambda folder: None)
+    monkeypatch.setattr(examples, "write_examples", lambda folder: None)
     monkeypatch.setattr(sys, "argv", [*sys.argv])
     assert entry.tested and not entry.finished
-    work(Request.of(entry.run, entry.folder))
+    work(Request.of(entry))
     assert entry.finished
 
 
@@ -89,7 +90,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_time_left(small_run, tmp_path: Path) -> None:
-    single, shared = make_plan(replace(two_tasks(small_run), steps=100), tmp_path, [], [], [0]).entries
+    single, shared = make_grid(replace(two_tasks(small_run), steps=100), tmp_path, [], [], [0]).entries
     assert time_left([Progress(single)], 1) is None
     # 50 steps at 0.1 s, then 100 of the same network, then 100 at the mean of all.
     found = [Progress(single, "training", 50, 5.0), Progress(single), Progress(shared)]
@@ -100,8 +101,8 @@ def test_time_left(small_run, tmp_path: Path) -> None:
 
 
 def test_progress_is_read_from_the_log(small_run, tmp_path: Path, capsys) -> None:
-    plan = make_plan(replace(two_tasks(small_run), steps=9), tmp_path, [], [], [0])
-    board = Board(plan)
+    grid = make_grid(replace(two_tasks(small_run), steps=9), tmp_path, [], [], [0])
+    board = Board(grid.entries)
     run = board.runs[0]
     with board:
         run.state = "training"
@@ -120,8 +121,8 @@ def test_progress_is_read_from_the_log(small_run, tmp_path: Path, capsys) -> Non
 
 
 def test_the_board_of_a_terminal_has_a_row_per_run(small_run, tmp_path: Path) -> None:
-    plan = make_plan(two_tasks(small_run), tmp_path, [], [], [0, 1])
-    board = Board(plan)
+    grid = make_grid(two_tasks(small_run), tmp_path, [], [], [0, 1])
+    board = Board(grid.entries)
     board.runs[1].step, board.runs[1].seconds, board.runs[1].state = 1, 2.0, "training"
     board.runs[2].state, board.runs[2].error = "failed", "no [room]"
     board.console.width = 150

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from polyptych.comparison import scatter
 from polyptych.comparison.long_form import write_csv
 from polyptych.comparison.pictures import Example, write_examples
-from polyptych.comparison.plan import flat
 from polyptych.comparison.results import Comparison, MethodResult
 from polyptych.comparison.statistics import Estimate
-from polyptych.record import encode
-from polyptych.reports import scatter, templates
+from polyptych.record import encode, flat
+from polyptych.reports import templates
 from polyptych.reports.cells import Cell, Column, duration, estimated, exact, short, signed
 from polyptych.reports.published import PublishedTable, published_tables
 from polyptych.reports.tables import ABSENT, TIMES, escape_markdown, format_pair, is_number
@@ -164,9 +164,13 @@ class Page:
 
     @property
     def links(self) -> list[tuple[str, list[tuple[int, str]]]]:
-        """Reports of all runs, relative to the comparison's folder."""
-        return [(method.label, [(seed, Path(os.path.relpath(folder, self.out)).as_posix() + "/report.html")
-                                for seed, folder in method.runs.items()]) for method in self.methods]
+        """Reports (or records) of all runs, relative to the comparison's folder."""
+        def link(place: str) -> str:
+            target = Path(os.path.relpath(place, self.out))
+            return (target if target.suffix == ".json" else target / "report.html").as_posix()
+
+        return [(method.label, [(seed, link(place)) for seed, place in method.runs.items()])
+                for method in self.methods]
 
     def seeds_in_words(self) -> str:
         seeds = ", ".join(map(str, self.comparison.seeds))
@@ -279,4 +283,4 @@ def _breakable(label: str) -> Markup:
 
 def _render(template: str, page: Page) -> str:
     helpers = {"markdown_table": markdown_table, "tint": _tint, "signed": signed, "breakable": _breakable}
-    return templates.render(template, helpers, page=page, comparison=page.comparison)
+    return templates.render(template, helpers, package=__package__, page=page, comparison=page.comparison)

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from polyptych.comparison.plan import Entry
+from polyptych.comparison.grid import Entry
 from polyptych.datasets.rooms import Rooms
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared

@@ -14,13 +14,13 @@ import pytest
 from comparison_runs import pretend_finished, two_tasks
 
 from polyptych.comparison.gather import gather
-from polyptych.comparison.pictures import Cell, Example
-from polyptych.comparison.plan import Plan, make_plan
+from polyptych.comparison.grid import Grid, make_grid
+from polyptych.comparison.pictures import Example, ExamplePicture
+from polyptych.comparison.report import Page, terminal_table, write_comparison
 from polyptych.comparison.results import Comparison, collect
 from polyptych.comparison.statistics import half_width
 from polyptych.errors import InputError
 from polyptych.profiling.profile import Cost
-from polyptych.reports.comparison import Page, terminal_table, write_comparison
 
 VALUES = {  # (mIoU, RMSE) by network and seed
     "single": {0: (40.0, 0.50), 1: (44.0, 0.60)},
@@ -30,15 +30,15 @@ VALUES = {  # (mIoU, RMSE) by network and seed
 
 
 @pytest.fixture
-def plan(small_run, tmp_path: Path) -> Plan:
-    return make_plan(two_tasks(small_run), tmp_path, list(VALUES), [], [0, 1])
+def grid(small_run, tmp_path: Path) -> Grid:
+    return make_grid(two_tasks(small_run), tmp_path, list(VALUES), [], [0, 1])
 
 
 @pytest.fixture
-def finished(plan: Plan) -> Plan:
-    for entry in plan.entries:
+def finished(grid: Grid) -> Grid:
+    for entry in grid.entries:
         pretend_finished(entry, *VALUES[entry.method.network][entry.seed])
-    return plan
+    return grid
 
 
 def with_costs(comparison: Comparison) -> Comparison:
@@ -48,14 +48,14 @@ def with_costs(comparison: Comparison) -> Comparison:
 
 
 def example() -> Example:
-    def cell(value: int) -> Cell:
-        return Cell(np.full((6, 8, 3), value, np.uint8), f"picture {value}")
+    def cell(value: int) -> ExamplePicture:
+        return ExamplePicture(np.full((6, 8, 3), value, np.uint8), f"picture {value}")
 
     rows = {label: {"semseg": cell(9), "depth": cell(99)} for label in ("truth", "single · fixed", "shared · fixed")}
     return Example("test/<0>", cell(50), rows)
 
 
-def test_means_deltas_and_ranks(finished: Plan) -> None:
+def test_means_deltas_and_ranks(finished: Grid) -> None:
     found = collect(finished.entries, {})
     assert (found.protocol, found.split, found.images, found.seeds) == ("rooms-1-48x64", "test", 4, (0, 1))
     single, shared, aspp = found.methods
@@ -73,37 +73,37 @@ def test_means_deltas_and_ranks(finished: Plan) -> None:
     assert aspp.training_seconds.mean == 12.5 and found.machines == ("a processor, 2 cores",)
 
 
-def test_pairing_by_seed_is_not_the_delta_of_means(finished: Plan) -> None:
+def test_pairing_by_seed_is_not_the_delta_of_means(finished: Grid) -> None:
     shared = collect(finished.entries, {}).methods[1]
     of_means = (100 * (43 - 42) / 42 - 100 * (0.555 - 0.55) / 0.55) / 2
     assert abs(shared.delta_mtl.mean - of_means) > 0.1
 
 
-def test_a_method_whose_reference_seed_failed_uses_the_other_seeds(plan: Plan) -> None:
-    for entry in plan.entries:
+def test_a_method_whose_reference_seed_failed_uses_the_other_seeds(grid: Grid) -> None:
+    for entry in grid.entries:
         if not (entry.method.reference and entry.seed == 1):
             pretend_finished(entry, *VALUES[entry.method.network][entry.seed])
-    found = collect(plan.entries, {"single · fixed · seed 1": "out of memory"})
+    found = collect(grid.entries, {"single · fixed · seed 1": "out of memory"})
     shared = found.methods[1]
     assert shared.delta_mtl.by_seed == pytest.approx({0: 7.5}) and shared.delta_mtl.half_width is None
     assert shared.seeds == (0, 1) and found.methods[0].seeds == (0,)
 
 
-def test_a_method_without_any_reference_has_no_delta(plan: Plan) -> None:
-    for entry in plan.entries:
+def test_a_method_without_any_reference_has_no_delta(grid: Grid) -> None:
+    for entry in grid.entries:
         if not entry.method.reference:
             pretend_finished(entry, *VALUES[entry.method.network][entry.seed])
-    found = collect(plan.entries, {})
+    found = collect(grid.entries, {})
     assert found.reference is None and found.methods[0].delta_mtl is None
     assert found.methods[0].deltas == {"semseg": None, "depth": None}
 
 
-def test_nothing_finished_is_an_error_that_says_why(plan: Plan) -> None:
+def test_nothing_finished_is_an_error_that_says_why(grid: Grid) -> None:
     with pytest.raises(InputError, match=r"no finished run \(disk is full\)"):
-        collect(plan.entries, {"single": "disk is full"})
+        collect(grid.entries, {"single": "disk is full"})
 
 
-def test_the_files_hold_the_same_numbers(finished: Plan, tmp_path: Path) -> None:
+def test_the_files_hold_the_same_numbers(finished: Grid, tmp_path: Path) -> None:
     comparison = with_costs(collect(finished.entries, {}))
     write_comparison(comparison, [example()], tmp_path)
     record = json.loads((tmp_path / "comparison.json").read_text())
@@ -128,7 +128,7 @@ def test_the_files_hold_the_same_numbers(finished: Plan, tmp_path: Path) -> None
     assert (tmp_path / "scatter.svg").read_text().startswith("<?xml")
 
 
-def test_the_page_needs_nothing_else_and_says_how_to_read_it(finished: Plan, tmp_path: Path) -> None:
+def test_the_page_needs_nothing_else_and_says_how_to_read_it(finished: Grid, tmp_path: Path) -> None:
     path = write_comparison(with_costs(collect(finished.entries, {})), [example()], tmp_path)
     text = path.read_text()
     for part in ("95% confidence interval", "Student t", "paired by seed", "evaluated once per run",
@@ -140,10 +140,10 @@ def test_the_page_needs_nothing_else_and_says_how_to_read_it(finished: Plan, tmp
 
 
 def test_one_seed_is_said_and_has_no_interval(small_run, tmp_path: Path) -> None:
-    plan = make_plan(two_tasks(small_run), tmp_path, ["shared"], [], [0])
-    for entry in plan.entries:
+    grid = make_grid(two_tasks(small_run), tmp_path, ["shared"], [], [0])
+    for entry in grid.entries:
         pretend_finished(entry, *VALUES[entry.method.network][0])
-    comparison = collect(plan.entries, {})
+    comparison = collect(grid.entries, {})
     write_comparison(comparison, [], tmp_path)
     for name in ("comparison.md", "comparison.html"):
         text = (tmp_path / name).read_text()
@@ -152,19 +152,19 @@ def test_one_seed_is_said_and_has_no_interval(small_run, tmp_path: Path) -> None
     assert all(method.delta_mtl.half_width is None for method in comparison.methods)
 
 
-def test_failed_runs_stand_in_the_report(plan: Plan, tmp_path: Path) -> None:
-    for entry in plan.entries[:3]:
+def test_failed_runs_stand_in_the_report(grid: Grid, tmp_path: Path) -> None:
+    for entry in grid.entries[:3]:
         pretend_finished(entry, *VALUES[entry.method.network][entry.seed])
-    write_comparison(collect(plan.entries, {"shared · seed 1": "no <room>"}), [], tmp_path)
+    write_comparison(collect(grid.entries, {"shared · seed 1": "no <room>"}), [], tmp_path)
     assert "no &lt;room&gt;" in (tmp_path / "comparison.html").read_text()
     assert "1 of 2 seeds" in (tmp_path / "comparison.html").read_text()
 
 
-def test_values_that_are_not_numbers_are_dashes_and_null(plan: Plan, tmp_path: Path) -> None:
-    for entry in plan.entries:
+def test_values_that_are_not_numbers_are_dashes_and_null(grid: Grid, tmp_path: Path) -> None:
+    for entry in grid.entries:
         miou, rmse = VALUES[entry.method.network][entry.seed]
         pretend_finished(entry, math.nan if entry.method.network == "shared" else miou, rmse)
-    comparison = collect(plan.entries, {})
+    comparison = collect(grid.entries, {})
     write_comparison(comparison, [], tmp_path)
     assert math.isnan(comparison.methods[1].delta_mtl.mean) and math.isnan(comparison.methods[1].mean_rank)
     assert json.loads((tmp_path / "comparison.json").read_text())["methods"][1]["mean_rank"] is None
@@ -172,7 +172,7 @@ def test_values_that_are_not_numbers_are_dashes_and_null(plan: Plan, tmp_path: P
     assert Page(comparison, (), tmp_path).best.network == "shared+heads:head=aspp"
 
 
-def test_the_terminal_gets_what_fits(finished: Plan) -> None:
+def test_the_terminal_gets_what_fits(finished: Grid) -> None:
     comparison = collect(finished.entries, {})
     assert len(terminal_table(comparison, 200).columns) == 6
     assert len(terminal_table(comparison, 60).columns) == 4
@@ -181,11 +181,11 @@ def test_the_terminal_gets_what_fits(finished: Plan) -> None:
 # -- from folders --------------------------------------------------------------------------------------------
 
 
-def folders(plan: Plan) -> list[Path]:
-    return [entry.folder for entry in plan.entries]
+def folders(grid: Grid) -> list[Path]:
+    return [entry.folder for entry in grid.entries]
 
 
-def test_a_table_from_folders_is_that_of_the_plan(finished: Plan) -> None:
+def test_a_table_from_folders_is_that_of_the_plan(finished: Grid) -> None:
     planned, found = collect(finished.entries, {}), collect(gather(folders(finished)[::-1]), {})
     assert found.reference.network == "single+heads"  # nobody typed a label here
     spelled = {"single": "single+heads", "shared": "shared+heads"}
@@ -194,38 +194,38 @@ def test_a_table_from_folders_is_that_of_the_plan(finished: Plan) -> None:
         assert other.delta_mtl.mean == pytest.approx(method.delta_mtl.mean) and other.metrics == method.metrics
 
 
-def leave_out_reference(plan: Plan) -> list[Path]:
-    return folders(plan)[2:]
+def leave_out_reference(grid: Grid) -> list[Path]:
+    return folders(grid)[2:]
 
 
-def leave_out_a_seed(plan: Plan) -> list[Path]:
-    return folders(plan)[1:]
+def leave_out_a_seed(grid: Grid) -> list[Path]:
+    return folders(grid)[1:]
 
 
-def list_twice(plan: Plan) -> list[Path]:
-    return [*folders(plan), folders(plan)[0]]
+def list_twice(grid: Grid) -> list[Path]:
+    return [*folders(grid), folders(grid)[0]]
 
 
-def copy_under_another_name(plan: Plan) -> list[Path]:
-    copy = replace(plan.entries[2], folder=plan.entries[2].folder.with_name("copy"))
-    return [*folders(plan), pretend_finished(copy, 1.0, 1.0)]
+def copy_under_another_name(grid: Grid) -> list[Path]:
+    copy = replace(grid.entries[2], folder=grid.entries[2].folder.with_name("copy"))
+    return [*folders(grid), pretend_finished(copy, 1.0, 1.0)]
 
 
-def other_steps(plan: Plan) -> list[Path]:
-    entry = plan.entries[2]
+def other_steps(grid: Grid) -> list[Path]:
+    entry = grid.entries[2]
     other = replace(entry, method=replace(entry.method, run=replace(entry.method.run, steps=9)),
                     folder=entry.folder.with_name("other"))
-    return [*folders(plan)[:2], pretend_finished(other, 1.0, 1.0)]
+    return [*folders(grid)[:2], pretend_finished(other, 1.0, 1.0)]
 
 
-def other_protocol(plan: Plan) -> list[Path]:
-    other = replace(plan.entries[2], folder=plan.entries[2].folder.with_name("other"))
-    return [*folders(plan)[:2], pretend_finished(other, 1.0, 1.0, protocol="nyuv2-40")]
+def other_protocol(grid: Grid) -> list[Path]:
+    other = replace(grid.entries[2], folder=grid.entries[2].folder.with_name("other"))
+    return [*folders(grid)[:2], pretend_finished(other, 1.0, 1.0, protocol="nyuv2-40")]
 
 
-def not_finished(plan: Plan) -> list[Path]:
-    (plan.entries[2].folder / "evaluation" / "test.json").unlink()
-    return folders(plan)
+def not_finished(grid: Grid) -> list[Path]:
+    (grid.entries[2].folder / "evaluation" / "test.json").unlink()
+    return folders(grid)
 
 
 @pytest.mark.parametrize(("choose", "said"), [
@@ -237,19 +237,19 @@ def not_finished(plan: Plan) -> list[Path]:
     (other_protocol, "other: got numbers of protocol nyuv2-40; needs protocol rooms-1-48x64"),
     (not_finished, "got a run that is not finished"),
 ])
-def test_refusals(finished: Plan, choose: Callable[[Plan], list[Path]], said: str) -> None:
+def test_refusals(finished: Grid, choose: Callable[[Grid], list[Path]], said: str) -> None:
     chosen = choose(finished)
     with pytest.raises(InputError) as caught:
         gather(chosen)
     assert said in str(caught.value) and "\n" not in str(caught.value), caught.value
 
 
-def test_a_protocol_that_changed_between_runs_is_refused(plan: Plan) -> None:
+def test_a_protocol_that_changed_between_runs_is_refused(grid: Grid) -> None:
     """For instance data that were rendered anew while a comparison was interrupted."""
-    for index, entry in enumerate(plan.entries):
+    for index, entry in enumerate(grid.entries):
         pretend_finished(entry, 1.0, 1.0, protocol="rooms-1-48x64" if index else "rooms-2-48x64")
     with pytest.raises(InputError, match=r"numbers of protocol rooms-1-48x64; needs protocol rooms-2-48x64"):
-        collect(plan.entries, {})
+        collect(grid.entries, {})
 
 
 def rewrite(entry, **changes) -> None:
@@ -270,7 +270,7 @@ RULES = {"semseg": {"accumulation": "global", "ignores": "pixels without a label
     ({"semseg": {"options": {"require_tp": True}}},
      "semseg with accumulation global, require tp True, ignoring pixels"),
 ])
-def test_numbers_that_came_about_differently_are_refused(finished: Plan, change: dict, said: str) -> None:
+def test_numbers_that_came_about_differently_are_refused(finished: Grid, change: dict, said: str) -> None:
     for entry in finished.entries:
         rewrite(entry, image_list={"count": 4, "sha256": "a"}, **RULES)
     assert collect(finished.entries, {}).rules["semseg"] == "accumulation global, ignoring pixels without a label"
@@ -282,13 +282,13 @@ def test_numbers_that_came_about_differently_are_refused(finished: Plan, change:
     assert str(caught.value).startswith(str(finished.entries[3].folder))
 
 
-def test_evaluations_of_older_versions_still_make_a_table(finished: Plan) -> None:
+def test_evaluations_of_older_versions_still_make_a_table(finished: Grid) -> None:
     rewrite(finished.entries[0], image_list={"count": 4, "sha256": "a"}, **RULES)
     found = collect(finished.entries, {})
     assert len(found.methods) == 3 and found.protocols == {}
 
 
-def test_published_rows_stand_below_methods_of_their_protocol_only(finished: Plan, tmp_path: Path) -> None:
+def test_published_rows_stand_below_methods_of_their_protocol_only(finished: Grid, tmp_path: Path) -> None:
     write_comparison(collect(finished.entries, {}), [], tmp_path)
     for name in ("comparison.md", "comparison.html"):
         assert "Published" not in (tmp_path / name).read_text()

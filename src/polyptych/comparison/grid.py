@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 from polyptych import __version__
 from polyptych.balancers.equal import Equal
 from polyptych.balancers.fixed import Fixed
+from polyptych.comparison.records import check, refuse_other_numbers
 from polyptych.comparison.specification import spell, with_balancer, with_network
 from polyptych.decoders._base import Decoder
 from polyptych.decoders.heads import Heads
 from polyptych.errors import InputError
-from polyptych.record import encode, write_json
+from polyptych.record import encode, first_difference, read_json, write_json
 from polyptych.run import Run, read_run, with_components
 
 
@@ -31,25 +32,39 @@ class Method:
         network, balancer: labels, as the user wrote them.
         run: its choices; the seed is set for each run.
         reference: this is the single-task reference that delta_mtl compares with.
+        settings: what tuning chose otherwise than the recipe, by option: ``{"learning-rate": 0.003}``.
+        untuned: in a tuned comparison, a row with the recipe's settings.
     """
 
     network: str
     balancer: str
     run: Run
     reference: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    untuned: bool = False
 
     @property
     def label(self) -> str:
-        return f"{self.network} · {self.balancer}"
+        return f"{self.network} · {self.balancer}" + (" · untuned" if self.untuned else "")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the grid and its folder."""
+    """One run of the grid and its folder.
+
+    Attributes:
+        record: where its :class:`polyptych.comparison.records.Record` goes, which is then all that must stay of it;
+            None for a run whose folder is kept, with a report of its own.
+        trial: it is not tested; how it does on the validation split decides about other runs.
+        keep: its weights stay in the folder although it has a record.
+    """
 
     method: Method
     seed: int
     folder: Path
+    record: Path | None = None
+    trial: bool = False
+    keep: bool = False
 
     @property
     def run(self) -> Run:
@@ -61,16 +76,19 @@ class Entry:
 
     @property
     def finished(self) -> bool:
-        """Trained, tested (once, at the end) and reported. ``test.json`` appears whole or not at all."""
+        """Trained, tested (once, at the end), and reported or recorded. These files appear whole or not at all."""
+        if self.record is not None:
+            return self.record.exists()
         return self.tested and (self.folder / "report.html").exists()
 
     @property
     def tested(self) -> bool:
-        return (self.folder / "evaluation" / "test.json").exists()
+        """It has numbers."""
+        return self.finished if self.record is not None else (self.folder / "evaluation" / "test.json").exists()
 
 
 @dataclass(frozen=True)
-class Plan:
+class Grid:
     """The grid of a comparison. The single-task reference is its first method."""
 
     methods: tuple[Method, ...]
@@ -92,7 +110,8 @@ class Plan:
              "run": encode(entry.run)} for entry in self.entries]})
 
 
-def make_plan(base: Run, out: Path, networks: Sequence[str], balancers: Sequence[str], seeds: Sequence[int]) -> Plan:
+def make_grid(base: Run, out: Path, networks: Sequence[str], balancers: Sequence[str], seeds: Sequence[int],
+              records: Path | None = None) -> Grid:
     """The grid, with the single-task reference in front.
 
     Args:
@@ -100,6 +119,7 @@ def make_plan(base: Run, out: Path, networks: Sequence[str], balancers: Sequence
         out: folder of the comparison; runs go to ``out/runs``.
         networks: as :mod:`polyptych.comparison.specification` writes them; none is the recipe's own.
         balancers: likewise.
+        records: folder of records; None keeps the folder of every run instead.
 
     Raises:
         InputError: a name is unknown, something is listed twice, or a folder holds another run.
@@ -117,22 +137,33 @@ def make_plan(base: Run, out: Path, networks: Sequence[str], balancers: Sequence
             raise InputError("the grid", f"'{one.label}' and '{other.label}', which are the same",
                              "every method once", "remove one")
     methods = _with_reference(base, methods)
-    entries = tuple(Entry(method, seed, out / "runs" / f"{folder_name(method)}--seed{seed}")
-                    for method in methods for seed in seeds)
+    return with_entries(methods, seeds, out, records)
+
+
+def with_entries(methods: Sequence[Method], seeds: Sequence[int], out: Path, records: Path | None) -> Grid:
+    """Every method with every seed.
+
+    Raises:
+        InputError: a folder or a record is of another run.
+    """
+    entries = tuple(
+        Entry(method, seed, out / "runs" / run_name(method, seed),
+              record=None if records is None else records / f"{run_name(method, seed)}.json", keep=seed == seeds[0])
+        for method in methods for seed in seeds)
     for entry in entries:
         refuse_other_run(entry)
-    return Plan(tuple(methods), tuple(seeds), entries)
+    return Grid(tuple(methods), tuple(seeds), entries)
 
 
-def check_parts(plan: Plan) -> None:
+def check_parts(grid: Grid) -> None:
     """Open the data and build every network and balancer once, so that what cannot work is refused before anything
     is trained.
 
     Raises:
         InputError: as the parts raise it.
     """
-    tasks = plan.base.build_tasks(plan.base.build_dataset("train").labels)
-    for method in plan.methods:
+    tasks = grid.base.build_tasks(grid.base.build_dataset("train").labels)
+    for method in grid.methods:
         method.run.build_network(tasks, pretrained=False)
         method.run.build_balancer(tasks)
 
@@ -170,9 +201,11 @@ def _unless_same(decoder: Decoder.Config, given: Decoder.Config) -> list[Decoder
     return [] if decoder == given else [decoder]
 
 
-def folder_name(method: Method) -> str:
-    """A name for the runs of a method that every file system takes, and that no other method has."""
-    return "--".join(_safe(label) for label in (method.network, method.balancer))
+def run_name(method: Method, seed: int) -> str:
+    """A name for a run that every file system takes, and that no other run of a grid has."""
+    settings = [_safe(f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}")
+                for name, value in method.settings.items()]
+    return "--".join([*map(_safe, (method.network, method.balancer)), *settings, f"seed{seed}"])
 
 
 def _safe(label: str) -> str:
@@ -190,7 +223,10 @@ def refuse_repeats(where: str, values: Sequence[Any]) -> None:
 
 
 def refuse_other_run(entry: Entry) -> None:
-    """A folder that already holds a run must hold exactly the planned one."""
+    """A folder or a record that is there must be of exactly the planned run."""
+    if entry.record is not None and entry.record.exists():
+        check(entry.record, entry.run)
+        return
     if not (entry.folder / "run.json").exists():
         return
     found = read_run(entry.folder)[0]
@@ -198,21 +234,5 @@ def refuse_other_run(entry: Entry) -> None:
         name, needed, got = difference
         raise InputError(entry.folder, f"a run of another recipe ({name} is {got})", f"{name} {needed}",
                          "choose another --out, or remove the folder")
-
-
-def first_difference(planned: Run, found: Run) -> tuple[str, str, str] | None:
-    """The first field in which two runs differ, with both values as JSON; None when they are the same."""
-    one, other = dict(flat(encode(planned))), dict(flat(encode(found)))
-    for name in {**one, **other}:
-        if one.get(name) != other.get(name):
-            return name, json.dumps(one.get(name)), json.dumps(other.get(name))
-    return None
-
-
-def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``("optimizer.kind", "adamw")`` for every leaf of nested JSON objects."""
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
+    if (environment := entry.folder / "environment.json").exists() and entry.record is not None:
+        refuse_other_numbers(entry.folder, read_json(environment).get("numerics", {}), entry.run)
