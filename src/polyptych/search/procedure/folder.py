@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from polyptych import __version__
-from polyptych.comparison.plan import first_difference
 from polyptych.errors import InputError
-from polyptych.record import decode, encode, read_json, write_json
+from polyptych.record import decode, encode, first_difference, read_json, write_json
 from polyptych.run import Facts, Run
 from polyptych.search.procedure.candidates import Candidate
 from polyptych.search.procedure.selection import Judged
