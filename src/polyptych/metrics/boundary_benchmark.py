@@ -28,16 +28,15 @@ from polyptych.metrics._boundary_benchmark.curve import (
     trace,
 )
 from polyptych.metrics._boundary_benchmark.folders import (
-    Pair,
     TruthKind,
     UCMKind,
     count_segmentations,
-    pair_files,
     read_prediction,
     read_truths,
 )
 from polyptych.metrics._boundary_benchmark.protocols import Protocol
 from polyptych.metrics._boundary_benchmark.protocols import protocol as named_protocol
+from polyptych.metrics._paired_files import Pair, pair_files
 
 _IMAGES_PER_WORKER = 16  # a process takes about as long to start as it takes to measure these
 

@@ -1,16 +1,16 @@
-"""Predictions and ground truth on disk: pairing of names, and every format in which they come."""
+"""Predictions and ground truth on disk: every format in which boundaries come."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy import ndimage
 
 from polyptych.data._contours import contours
-from polyptych.data._files import files_by_stem, read_gray, read_lines, read_npy
+from polyptych.data._files import read_gray, read_npy
 from polyptych.data._matlab import load_mat
 from polyptych.errors import InputError
 from polyptych.metrics._boundary_benchmark.thinning import thin
@@ -20,48 +20,6 @@ UCMKind = Literal["contours", "partition"]
 Mask = Bool[np.ndarray, "h w"]
 
 _REGION_KEYS = ("LabelMap", "segmentation")  # of PASCAL-Context and NYUD_MT
-
-
-class Pair(NamedTuple):
-    """The files of one image."""
-
-    name: str
-    prediction: Path
-    truth: Path
-
-
-def pair_files(predictions: Path, truths: Path, images: Path | None = None) -> list[Pair]:
-    """The files of two folders by name without suffix, sorted.
-
-    Args:
-        predictions: .mat, .npy or .png files; where a name has several, the first of these.
-        truths: .mat or .png files.
-        images: text file with the names to take; everything else may be there or not.
-
-    Raises:
-        InputError: no folder, no files, or a name without its counterpart.
-    """
-    found = [_files(predictions, (".mat", ".npy", ".png")), _files(truths, (".mat", ".png"))]
-    if images is not None:
-        names = list(dict.fromkeys(read_lines(images)))
-        if not names:
-            raise InputError(images, "an empty list", "names of images, one per line", "leave it out to take all")
-    else:
-        names = sorted(found[0].keys() | found[1].keys())
-    for folder, files, role in ((predictions, found[0], "prediction"), (truths, found[1], "ground truth")):
-        if missing := [name for name in names if name not in files]:
-            raise InputError(folder, f"no {role} for '{missing[0]}' ({len(missing)} of {len(names)} names)",
-                             "a prediction and a ground truth for every name",
-                             "add the file, or give a list of the images that are to be measured")
-    return [Pair(name, found[0][name], found[1][name]) for name in names]
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise InputError(folder, "no such folder", "a folder with one file per image", "correct the path")
-    if not (found := files_by_stem(folder, suffixes)):
-        raise InputError(folder, "a folder without such files", f"files *{', *'.join(suffixes)}", "correct the path")
-    return found
 
 
 def read_prediction(path: Path, thresholds: tuple[float, ...], *, strict: bool = False,
