@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
-from polyptych.metrics._counting import histogram
+from polyptych.metrics._base import histogram
 from polyptych.metrics.angles import AngularError
 from polyptych.metrics.boundaries import BoundaryF, dilate
 from polyptych.metrics.confusion import ConfusionMatrix

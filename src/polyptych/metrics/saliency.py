@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polyptych.metrics._base import Metric
-from polyptych.metrics._counting import histogram
+from polyptych.metrics._base import Metric, histogram
 
 BETA_SQUARED = 0.3
 F_THRESHOLDS = range(1, 20)  # in twentieths: 0.05 .. 0.95
