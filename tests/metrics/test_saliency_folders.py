@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +60,39 @@ def test_every_way_to_store_a_map_and_a_mask(folders):
     np.save(maps / "a.npy", values / 255)
     Image.fromarray(mask // 255).save(masks / "a.png")
     Image.fromarray(np.array(Image.open(maps / "b.png")).astype(np.uint16) * 257).save(maps / "b.png")
+    Image.fromarray(np.array(Image.open(masks / "b.png")) > 0).save(masks / "b.png")  # one bit
+    Image.fromarray(np.array(Image.open(masks / "c.png")).astype(np.uint16) * 257).save(masks / "c.png")
     assert measured(folders) == pytest.approx(expected, rel=1e-12)
+
+
+def test_few_bits_are_shares_of_what_they_can_hold(folders):
+    """A gray PNG of four bits has 15 for 1, whatever a decoder makes of it."""
+    maps, masks = folders
+    values = np.array(Image.open(maps / "b.png")) // 17
+    for folder, pixels in ((maps, values), (masks, np.array(Image.open(masks / "b.png")) // 17)):
+        write_four_bits(folder / "b.png", pixels)
+    found = measured(folders, images=listing(maps.parent, "b"))
+    Image.fromarray(17 * values).save(maps / "b.png")
+    assert found == measured(folders, images=listing(maps.parent, "b"))
+
+
+def listing(folder: Path, *names: str) -> Path:
+    (path := folder / "list.txt").write_text("\n".join(names))
+    return path
+
+
+def write_four_bits(path: Path, pixels: np.ndarray) -> None:
+    """A gray PNG of four bits, which Pillow reads but does not write."""
+    height, width = pixels.shape
+    padded = np.pad(pixels, ((0, 0), (0, width % 2)))
+    rows = (padded[:, ::2] << 4 | padded[:, 1::2]).astype(np.uint8)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 4, 0, 0, 0, 0))
+                     + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+                     + chunk(b"IEND", b""))
 
 
 def test_pixels_without_a_label_do_not_count(folders):
@@ -68,7 +102,7 @@ def test_pixels_without_a_label_do_not_count(folders):
     grown = np.pad(mask, ((0, 3), (0, 0)), constant_values=255)
     Image.fromarray(grown).save(masks / "b.png")
     Image.fromarray(np.pad(np.array(Image.open(maps / "b.png")), ((0, 3), (0, 0)))).save(maps / "b.png")
-    (listed := maps.parent / "list.txt").write_text("b\n")
+    listed = listing(maps.parent, "b")
     assert measured(folders, images=listed, ignore=255) != measured(folders, images=listed)
     for name in ("a", "c"):
         Image.fromarray(np.array(Image.open(masks / f"{name}.png")) // 255).save(masks / f"{name}.png")
@@ -81,7 +115,7 @@ def test_pixels_without_a_label_do_not_count(folders):
     (lambda maps, masks: Image.new("L", (4, 4)).save(maps / "b.png"), "the size of its ground truth, 7x5"),
     (lambda maps, masks: Image.new("RGB", (5, 7)).save(maps / "b.png"), "one channel"),
     (lambda maps, masks: ((maps / "b.png").unlink(), np.save(maps / "b.npy", np.full((7, 5), 1.5))), "0 to 1"),
-    (lambda maps, masks: ((maps / "b.png").unlink(), np.save(maps / "b.npy", np.full((7, 5), np.nan))), "NaN"),
+    (lambda maps, masks: ((maps / "b.png").unlink(), np.save(maps / "b.npy", np.full((7, 5), np.nan))), "from nan to nan"),
     (lambda maps, masks: [path.unlink() for path in maps.iterdir()], "a folder without such files")])
 def test_one_line_for_what_is_wrong(folders, spoil, said, capsys):
     spoil(*folders)

@@ -36,7 +36,7 @@ from polyptych.metrics._boundary_benchmark.folders import (
 )
 from polyptych.metrics._boundary_benchmark.protocols import BenchmarkSettings
 from polyptych.metrics._boundary_benchmark.protocols import protocol as named_protocol
-from polyptych.metrics._paired_files import Pair, pair_files
+from polyptych.metrics._saved_maps import Pair, pair_files
 
 _IMAGES_PER_WORKER = 16  # a process takes about as long to start as it takes to measure these
 

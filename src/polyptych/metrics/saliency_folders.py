@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from polyptych.data._files import read_gray, read_npy
+from polyptych.data.pictures import read_levels
 from polyptych.errors import InputError
-from polyptych.metrics._paired_files import pair_files
+from polyptych.metrics._saved_maps import pair_files, read_probabilities
 from polyptych.metrics.saliency import SaliencyF
 
 
@@ -21,7 +21,7 @@ def evaluate_saliency_maps(predictions: Path, truths: Path, *, images: Path | No
     """The measures of a folder of maps, and the names of its images.
 
     Args:
-        predictions: one .png (8 or 16 bits: the share of the highest value) or .npy (0 to 1) per image.
+        predictions: one .png or .npy per image, see :func:`polyptych.metrics._saved_maps.read_probabilities`.
         truths: one .png per image with the same name: salient above the middle of the range (0 and 255), or 0 and 1.
         images: text file with the names to measure; None measures all, and every file needs its counterpart.
         ignore: a value of ground truth that is no label; those pixels do not count.
@@ -34,7 +34,7 @@ def evaluate_saliency_maps(predictions: Path, truths: Path, *, images: Path | No
     pairs = pair_files(predictions, truths, images, ((".png", ".npy"), (".png",)))
     metric = SaliencyF(double_sigmoid)
     for done, pair in enumerate(pairs, 1):
-        saliency = read_map(pair.prediction)
+        saliency = read_probabilities(pair.prediction)
         salient, valid = read_truth(pair.truth, ignore)
         if saliency.shape != salient.shape:
             raise InputError(pair.prediction, f"a map of {'x'.join(map(str, saliency.shape))} pixels",
@@ -47,35 +47,17 @@ def evaluate_saliency_maps(predictions: Path, truths: Path, *, images: Path | No
     return metric, [pair.name for pair in pairs]
 
 
-def read_map(path: Path) -> Float[np.ndarray, "h w"]:
-    """Probabilities from 0 to 1, float64.
-
-    Raises:
-        InputError: not one channel of whole numbers or of floats from 0 to 1.
-    """
-    values = read_gray(path) if path.suffix == ".png" else read_npy(path)
-    if values.ndim != 2 or not values.size or values.dtype.kind not in "buf":
-        raise InputError(path, f"{values.dtype} of shape {values.shape}", "one map (h, w) of floats, uint8 or uint16",
-                         "save one map per file")
-    highest = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
-    values = values.astype(np.float64) / highest
-    if not (values.min() >= 0 and values.max() <= 1):  # false for NaN
-        raise InputError(path, "values outside of 0 to 1, or NaN", "probabilities", "apply the sigmoid")
-    return values
-
-
 def read_truth(path: Path, ignore: int | None = None) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
     """What is salient, and where that is known.
 
     Raises:
-        InputError: not one channel of whole numbers.
+        InputError: not a picture of one channel.
     """
-    values = read_gray(path)
-    if values.dtype.kind not in "bu" and values.min() < 0:
-        raise InputError(path, f"values from {values.min():g}", "a picture of what is salient, 0 and 255 or 0 and 1",
-                         "save the mask as a gray PNG")
+    stored, highest = read_levels(path)
+    values = stored.astype(np.int64)
     valid = np.ones(values.shape, bool) if ignore is None else values != ignore
-    known = values[valid]
-    if not known.size or known.max() <= 1:  # a mask of 0 and 1, or one in which nothing is salient
+    largest = values[valid].max(initial=0)
+    if largest <= 1:  # a mask of 0 and 1, or one in which nothing is salient
         return (values > 0) & valid, valid
-    return (values > (127 if known.max() <= 255 else 32767)) & valid, valid
+    highest = 255 if largest <= 255 < highest else highest  # bytes in a file of 16 bits
+    return (values > highest // 2) & valid, valid

@@ -1,4 +1,4 @@
-"""Saved maps and their ground truth: the files of two folders, paired by name."""
+"""Maps of probabilities in files: pairing them with their ground truth by name, and reading them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from polyptych.data._files import files_by_stem, read_lines
+import numpy as np
+from jaxtyping import Float
+
+from polyptych.data.arrays import read_npy
+from polyptych.data.files import files_by_stem, read_lines
+from polyptych.data.pictures import read_levels
 from polyptych.errors import InputError
 
 
@@ -51,3 +56,31 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     if not (found := files_by_stem(folder, suffixes)):
         raise InputError(folder, "a folder without such files", f"files *{', *'.join(suffixes)}", "correct the path")
     return found
+
+
+def read_probabilities(path: Path) -> Float[np.ndarray, "h w"]:
+    """One map from 0 to 1, float64: of a picture the share of the highest value that its bits allow, of an array
+    (.npy) floats from 0 to 1, bytes or 16 bits as in a picture, or bool.
+
+    Raises:
+        InputError: there is something else in the file.
+    """
+    if path.suffix == ".npy":
+        return probabilities(read_npy(path), path)
+    values, highest = read_levels(path)
+    return values / highest if highest else probabilities(values, path)
+
+
+def probabilities(value: np.ndarray, path: Path) -> Float[np.ndarray, "h w"]:
+    """An array as one map from 0 to 1, see :func:`read_probabilities`."""
+    if value.ndim != 2 or not value.size:
+        raise InputError(path, f"an array of shape {value.shape}", "one value per pixel (h w)", "save a single map")
+    if value.dtype == bool:
+        return value.astype(np.float64)
+    if value.dtype in (np.uint8, np.uint16):
+        return value / np.iinfo(value.dtype).max
+    if value.dtype.kind != "f" or not (value.min() >= 0 and value.max() <= 1):  # false for NaN
+        bounds = f" from {value.min():.4g} to {value.max():.4g}" if value.dtype.kind in "fiu" else ""
+        raise InputError(path, f"{value.dtype} values{bounds}", "floats from 0 to 1, or 8 or 16 bits unsigned",
+                         "save probabilities, after the sigmoid")
+    return value.astype(np.float64)
