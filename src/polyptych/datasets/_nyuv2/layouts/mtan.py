@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from polyptych.data._files import class_ids, read_npy
+from polyptych.data.arrays import class_ids, read_npy
 from polyptych.datasets._decoding import meters, vectors
 from polyptych.datasets._mtan import MTANArrays
 from polyptych.datasets._nyuv2.classes import FORTY_TO_THIRTEEN
