@@ -79,9 +79,9 @@ class Page:
 
     @cached_property
     def everything(self) -> list[Column]:
-        """Every metric of every task."""
+        """Every metric of every task that all methods have."""
         return [self._metric_column(task, metric) for task, facts in self.comparison.tasks.items()
-                for metric in facts.trivial]
+                for metric in facts.trivial if all(metric in method.metrics[task] for method in self.methods)]
 
     @cached_property
     def points(self) -> list[scatter.Point]:

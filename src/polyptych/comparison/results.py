@@ -202,18 +202,22 @@ def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple
         methods.setdefault(id(run.entry.method), (run.entry.method, []))[1].append(run)
     reference = {run.entry.seed: run.headlines for run in finished if run.entry.method.reference}
     directions = {name: task.higher_is_better[task.headline] for name, task in tasks.items()}
-    rows = [_row(method, runs, reference, directions) for method, runs in methods.values()]
+    # Runs of an older version lack what later ones measure besides.
+    known = {name: [metric for metric in task.metrics
+                    if all(metric in run.evaluation.tasks[name].metrics for run in finished)]
+             for name, task in finished[0].evaluation.tasks.items()}
+    rows = [_row(method, runs, reference, directions, known) for method, runs in methods.values()]
     ranks = mean_ranks([{name: row.metrics[name][task.headline].mean for name, task in tasks.items()} for row in rows],
                        directions)
     return tuple(replace(row, mean_rank=rank) for row, rank in zip(rows, ranks, strict=True))
 
 
 def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mapping[str, float]],
-         directions: Mapping[str, bool]) -> MethodResult:
+         directions: Mapping[str, bool], known: Mapping[str, Sequence[str]]) -> MethodResult:
     first = runs[0].evaluation
     metrics = {name: {metric: Estimate.of({run.entry.seed: run.evaluation.tasks[name].metrics[metric]
                                            for run in runs})
-                      for metric in task.metrics} for name, task in first.tasks.items()}
+                      for metric in names} for name, names in known.items()}
     paired = [run for run in runs if run.entry.seed in reference]
 
     def estimate(by_seed: dict[int, float]) -> Estimate | None:
