@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,13 @@ from torch import Tensor, nn
 from polyptych import distributed
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
+from polyptych.folder_lock import hold
 from polyptych.frames import Frame, framed_labels, framed_predictions, frames
 from polyptych.metrics._accumulation import number_name
 from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.prediction.model import load_network
 from polyptych.protocols.qualification import qualify
-from polyptych.record import write_json
-from polyptych.reports.examples import write_examples
-from polyptych.reports.page import write_report
-from polyptych.reports.tables import terminal_table
+from polyptych.record import write_json, write_whole
 from polyptych.run import Run
 from polyptych.tasks._base import Task, Trivial
 from polyptych.types import Batch
@@ -212,6 +211,18 @@ def known_skill(record: Mapping[str, Any]) -> tuple[int, float]:
     return len(finite), sum(finite) / len(finite) if finite else float("nan")
 
 
+def check_measured(record: Mapping[str, Any], where: Path) -> None:
+    """Refuse a record in which no task has a number: a table of dashes must not look like a success.
+
+    Raises:
+        InputError: it is such a one.
+    """
+    if not any(math.isfinite(entry["metrics"][entry["headline"]]) for entry in record["tasks"].values()):
+        raise InputError(where, f"no number of {', '.join(record['tasks'])} from {record['image_list']['count']} images",
+                         "labels that the predictions can be measured with",
+                         "check where the labels are looked for, and how the images are split")
+
+
 def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = "") -> dict[str, dict[str, Any]]:
     """Measure a run's network and write ``evaluation/SPLIT.json`` for every split, and the ids of its images into
     ``evaluation/SPLIT.images.txt``.
@@ -226,24 +237,13 @@ def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = 
     device = distributed.local_device(run.execution.device)
     network.to(device)
     evaluator, results = Evaluator(run, tasks, device), {}
-    for split in splits:
-        measured = evaluator.evaluate(network, split, final=True) | {"step": step, "weights": weights or run.select}
-        results[split] = finished_record(measured)
-        if distributed.is_main():
-            (folder / "evaluation").mkdir(exist_ok=True)
-            ids = folder / "evaluation" / f"{split}.images.txt"
-            ids.write_text("".join(f"{name}\n" for name in measured["image_ids"]), encoding="utf-8")
-            write_json(folder / "evaluation" / f"{split}.json", results[split])
+    with hold(folder) if distributed.is_main() else nullcontext():
+        for split in splits:
+            measured = evaluator.evaluate(network, split, final=True) | {"step": step, "weights": weights or run.select}
+            results[split] = finished_record(measured)
+            if distributed.is_main():
+                (folder / "evaluation").mkdir(exist_ok=True)
+                write_whole(folder / "evaluation" / f"{split}.images.txt",
+                            "".join(f"{name}\n" for name in measured["image_ids"]).encode())
+                write_json(folder / "evaluation" / f"{split}.json", results[split])
     return results
-
-
-def finish(folder: Path, say: Callable[[object], None]) -> Path:
-    """The end of a run: validation and test numbers, example pictures, and the report."""
-    result = evaluate(folder, splits=("val", "test"))["test"]
-    if distributed.is_main():
-        say(terminal_table(result))
-        write_examples(folder)
-        write_report(folder)
-        say(f"report: {folder / 'report.html'}")
-    distributed.barrier()
-    return folder / "report.html"

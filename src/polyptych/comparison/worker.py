@@ -5,32 +5,25 @@ A process per run gives all memory back, and a run that crashes takes nothing wi
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from polyptych.errors import InputError
+from polyptych.folder_lock import hold
 from polyptych.record import decode, encode
 from polyptych.reports.examples import write_examples
 from polyptych.reports.page import write_report
 from polyptych.run import Run
 from polyptych.training import train
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two processes apart there
-    fcntl = None  # type: ignore[assignment]
-
 LOG = "worker.log"
-LOCK = "training.lock"
 PATIENCE = 20.0  # seconds that a killed process may take to let go of its folder
 
 
@@ -70,7 +63,7 @@ def work(request: Request) -> None:
     folder = Path(request.folder)
     folder.mkdir(parents=True, exist_ok=True)
     sys.argv[1:] = request.arguments
-    with lock(folder):
+    with hold(folder, PATIENCE):
         if (folder / "report.html").exists():
             return
         if (folder / "evaluation" / "test.json").exists():
@@ -78,33 +71,6 @@ def work(request: Request) -> None:
             write_report(folder)
         else:
             train(decode(Run, request.run, "the planned run"), folder, resume=True)
-
-
-@contextlib.contextmanager
-def lock(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold a run's folder; the operating system lets go of it when the process ends, however it ends.
-
-    A POSIX record lock, because children do not inherit it: loading processes that outlive a killed trainer by a
-    moment must not keep the folder.
-
-    Raises:
-        InputError: another process still holds it after ``patience`` seconds.
-    """
-    if fcntl is None:
-        yield
-        return
-    with open(folder / LOCK, "a") as file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise InputError(folder, "a folder in which another process is training", "a folder of its own",
-                                     "wait for that process, or stop it") from None
-                time.sleep(0.2)
-        yield
 
 
 def die_with(parent: int) -> None:

@@ -16,6 +16,11 @@ CATALOG: Catalog[Dataset] = Catalog("dataset", "polyptych.datasets")
 SPLITS = ("train", "val", "test")
 
 
+class EmptySplit(InputError):
+    """The data has no such split, for instance because nothing is to be held out for validation: no fault of the
+    files. Training then goes without validation, or ends without test numbers, and says so."""
+
+
 class Dataset(Component, ABC):
     """One split of a dataset, restricted to the tasks that are asked for.
 
@@ -34,8 +39,12 @@ class Dataset(Component, ABC):
         def build(self, *, split: str, tasks: tuple[str, ...]) -> Dataset:
             """
             Raises:
+                EmptySplit: there is no such split.
                 InputError: files are missing or not as expected, or a task has no labels here.
             """
+            if split == "val" and getattr(self, "validation", None) == 0:
+                raise EmptySplit("--dataset.validation", "0, which holds no image out", "a share above 0",
+                                 "set it, for instance to 0.1, to have a validation split")
             return self.owner(self, split=split, tasks=tasks)
 
         def kinds(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyptych.datasets._base import Dataset
+from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._folder.arrays import read_image
 from polyptych.datasets._folder.description import Description, read_description
 from polyptych.datasets._folder.labels import Source
@@ -67,7 +67,7 @@ class Folder(Dataset):
         where = f"{self.description.path}: splits"
         self.ids = self.description.splits.of(split, self.images, self.root, where)
         if not self.ids:
-            raise InputError(f"{where}.{split}", "no images", f"at least one ({len(self.images)} images were found)",
+            raise EmptySplit(f"{where}.{split}", "no images", f"at least one ({len(self.images)} images were found)",
                              f"give {split} a list or a share of them")
         self.sources = {task: self._open(task) for task in tasks}
 

@@ -19,9 +19,8 @@ from polyptych.prediction.inputs import Pixels, as_pixels
 from polyptych.prediction.model import Model, open_model
 from polyptych.prediction.scene import Scene
 from polyptych.prediction.windows import slide
+from polyptych.ranges import LARGEST_SIDE
 from polyptych.tasks._base import Task, resize
-
-LARGEST_SIDE = 32768  # of what the network is given, in pixels; a typo in a scale should not fill the memory
 
 Size = tuple[int, int]
 
