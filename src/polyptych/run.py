@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -208,6 +210,20 @@ def _check_labels(labels: LabelInfo, where: str) -> None:
         if not all(0 <= one < number for pair in getattr(labels, name) for one in pair):
             raise InputError(f"{where}.{name}", "a number that no class has", f"pairs of numbers from 0 to {number - 1}",
                              "correct it")
+
+
+@contextlib.contextmanager
+def buildable(where: Path) -> Iterator[None]:
+    """Say in one line that nothing can be built from the choices of a file: each may be of the right type, and all
+    together (a width of a trillion, an index that no feature has) make no network."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise InputError(where, f"choices from which nothing can be built ({type(error).__name__}: {said[:200]})",
+                         "a run.json written by polyptych", "restore it, or choose another run") from error
 
 
 def with_components(run: Run, names: dict[str, str]) -> Run:

@@ -6,7 +6,7 @@ import copy
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -36,7 +36,7 @@ from polyptych.record import write_json
 from polyptych.reports.examples import write_examples
 from polyptych.reports.page import write_report
 from polyptych.reports.tables import terminal_table
-from polyptych.run import Facts, Run, write_run
+from polyptych.run import Facts, Run, buildable, write_run
 from polyptych.tasks._base import Task
 from polyptych.types import Batch
 
@@ -127,7 +127,8 @@ class Trainer:
         if examine and not self.resumed:
             remarks += examine_splits(run, self.tasks, self.splits)
         size = run.size or dataset.read(0).info.native
-        self.state = self._build_state()
+        with buildable(folder / "run.json") if resume else nullcontext():
+            self.state = self._build_state()
         self.balancer = cast(Balancer, self.state.balancer)
         self._measure_sharing(size)
         self.epoch = EpochMeans(tuple(self.tasks), self.device)
