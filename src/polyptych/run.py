@@ -12,6 +12,7 @@ from typing import Any, Literal
 from polyptych import __version__
 from polyptych.backbones._base import Backbone
 from polyptych.balancers._base import Balancer
+from polyptych.component import NUMERICS, Component
 from polyptych.data.transforms import Augment
 from polyptych.datasets._base import Dataset
 from polyptych.decoders._base import Decoder
@@ -160,6 +161,14 @@ class Run:
                                    likelihoods={name: task.likelihood for name, task in tasks.items()})
 
 
+def numerics(run: Run) -> dict[str, int]:
+    """Which generation of the numbers (:data:`polyptych.component.NUMERICS`) this code gives the run: that of the whole
+    and of every component that has moved them since its first version."""
+    parts = [run.dataset, run.backbone, run.encoder, run.decoder, run.balancer, *run.tasks.values()]
+    return {"polyptych": NUMERICS} | {f"{part.catalog.kind} {part.name}": part.owner.numerics for part in parts
+                                      if part.owner.numerics != Component.numerics}
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the dataset said when the run began, so that the network can be rebuilt without the data."""
@@ -208,8 +217,8 @@ def _check_labels(labels: LabelInfo, where: str) -> None:
                          "to 255", "correct them, or leave them out")
     for name in ("mirror", "skeleton"):
         if not all(0 <= one < number for pair in getattr(labels, name) for one in pair):
-            raise InputError(f"{where}.{name}", "a number that no class has", f"pairs of numbers from 0 to {number - 1}",
-                             "correct it")
+            raise InputError(f"{where}.{name}", "a number that no class has",
+                             f"pairs of numbers from 0 to {number - 1}", "correct it")
 
 
 @contextlib.contextmanager

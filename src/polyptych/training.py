@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import cast
@@ -24,32 +24,65 @@ from polyptych.data.loading import TrainingBatches, check
 from polyptych.data.order import hashed
 from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.errors import InputError
-from polyptych.evaluation import Evaluator, check_measured, evaluate, known_skill
+from polyptych.evaluation import Evaluator, evaluate
+from polyptych.evaluation_record import Evaluation
 from polyptych.folder_lock import hold
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
+from polyptych.network import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
 from polyptych.record import write_json
-from polyptych.reports.examples import write_examples
-from polyptych.reports.page import write_report
 from polyptych.reports.tables import terminal_table
-from polyptych.run import Facts, Run, buildable, write_run
+from polyptych.run import Facts, Run, buildable, numerics, read_run, write_run
 from polyptych.tasks._base import Task
 from polyptych.types import Batch
 
+NOT_FINITE = "a loss that is not finite"
+End = Callable[[Path, Callable[[object], None]], Path]
+"""What follows the last step: from the run's folder, and what shows lines, to the path of what was written."""
 
-def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
+
+def finish(folder: Path, say: Callable[[object], None]) -> Path:
+    """The end of a run: validation and test numbers, example pictures, and the report.
+
+    Raises:
+        InputError: the test split has no label, so there is no number; the report is written first.
+    """
+    from polyptych.reports.examples import write_examples  # with all of matplotlib, which a run of a grid does without
+    from polyptych.reports.page import write_report
+
+    found = measure_splits(folder, say)
+    if distributed.is_main():
+        write_examples(folder)
+        write_report(folder)
+        say(f"report: {folder / 'report.html'}")
+    distributed.barrier()
+    if "test" in found:
+        found["test"].require_numbers(folder)
+    return folder / "report.html"
+
+
+def measure_splits(folder: Path, say: Callable[[object], None]) -> dict[str, Evaluation]:
+    """Evaluate a run on its validation and its test split, where its data has them, and show the test numbers."""
+    found = evaluate(folder, splits=tuple(find_splits(read_run(folder)[0])[0]))
+    if distributed.is_main():
+        say(terminal_table(found["test"]) if "test" in found else "the data has no test split: nothing was tested")
+    return found
+
+
+def train(run: Run, folder: Path, *, resume: bool = False, end: End = finish) -> Path:
     """Train, test and report a run in a folder of its own.
 
     Args:
         folder: where everything goes; must not exist yet, unless ``resume``.
         resume: go on from the last checkpoint in the folder, exactly as if nothing had happened.
+        end: what follows the last step; tests and reports by default.
 
     Returns:
-        The path of the report.
+        What ``end`` returns: the path of the report.
 
     Raises:
         InputError: data, folder or checkpoint are not as needed, or a loss is not finite.
@@ -72,31 +105,7 @@ def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
                                   f"checkpoint with `polyptych resume {folder}`") from None
         with raise_on_signal(f"stopped after the last step; everything is saved, measure and report the run with "
                              f"`polyptych resume {folder}`"):
-            return finish(folder, tuple(trainer.splits), trainer.display.say)
-
-
-def finish(folder: Path, splits: Sequence[str], say: Callable[[object], None]) -> Path:
-    """The end of a run: validation and test numbers, example pictures, and the report.
-
-    Args:
-        splits: what the data has beside training.
-
-    Raises:
-        InputError: the test split has no label, so there is no number; the report is written first.
-    """
-    results = evaluate(folder, splits=splits)
-    if distributed.is_main():
-        if "test" in results:
-            say(terminal_table(results["test"]))
-        write_examples(folder)
-        write_report(folder)
-        if "test" not in splits:
-            say("the data has no test split: nothing was tested")
-        say(f"report: {folder / 'report.html'}")
-    distributed.barrier()
-    if "test" in results:
-        check_measured(results["test"], folder / "evaluation" / "test.json")
-    return folder / "report.html"
+            return end(folder, trainer.display.say)
 
 
 class Trainer:
@@ -170,7 +179,7 @@ class Trainer:
         """Show the balancer which parameters are shared, on an image of nothing."""
         network = self.state.network.train()
         image = torch.zeros(min(self.run.batch_size, 2), 3, *size, device=self.device)
-        with undisturbed(network):
+        with undisturbed(network), normalizing(len(image), size):
             self.balancer.prepare(network, network(image))
 
     def _spread(self) -> None:
@@ -192,15 +201,15 @@ class Trainer:
         """Train to the last step."""
         run, state, watch = self.run, self.state, self.run.monitoring
         batches = iter(self.batches)
-        logged, clock = state.step, time.monotonic()
+        logged, clock = state.step, _clock()
         while state.step < run.steps:
             losses, weights = self.step([next(batches) for _ in range(run.accumulate)])
             self.display.step(state.step)
             ended = state.step == run.steps
             if ended or state.step % watch.log_every == 0:
-                images, seconds = (state.step - logged) * run.batch_size * run.accumulate, time.monotonic() - clock
-                self._record(losses, weights, images, seconds)
-                logged, clock = state.step, time.monotonic()
+                images = (state.step - logged) * run.batch_size * run.accumulate
+                self._record(losses, weights, images, *(_clock() - clock))
+                logged, clock = state.step, _clock()
             if "val" in self.splits and (ended or state.step % watch.validate_every == 0):
                 clock += self._validate()  # throughput is that of training
             if ended or stop.asked or state.step % watch.save_every == 0:
@@ -271,36 +280,38 @@ class Trainer:
     def _check_finite(self) -> None:
         for task, step in zip(self.tasks, self._first_bad.tolist(), strict=True):
             if step:
-                raise InputError(f"task '{task}', step {step}", "a loss that is not finite", "finite losses",
+                raise InputError(f"task '{task}', step {step}", NOT_FINITE, "finite losses",
                                  "lower --optimizer.learning-rate, set --clip, or use --execution.precision "
                                  f"bfloat16; checkpoints before it are in {self.last.parent}")
 
     def _record(self, losses: dict[str, Tensor], weights: dict[str, float | Tensor], images: int,
-                seconds: float) -> None:
+                seconds: float, processor_seconds: float) -> None:
         self._check_finite()
         means = {name: float(distributed.total(value)) / distributed.world() for name, value in losses.items()}
         speed = images * distributed.world() / max(seconds, 1e-9)
-        self.state.progress["seconds"] = self.state.progress.get("seconds", 0.0) + seconds
+        progress = self.state.progress
+        progress["seconds"] = progress.get("seconds", 0.0) + seconds
+        progress["processor_seconds"] = progress.get("processor_seconds", 0.0) + processor_seconds
         shares = {name: float(weight) for name, weight in weights.items() if name in self.active}
         self.display.status(self.state.step, means, speed, self.learning_rate, shares)
         if self.log is not None:
             self.log.write("train", self.state.step, losses=means, weights=shares,
                            diagnostics={name: float(value) for name, value in self.balancer.diagnostics.items()},
                            learning_rate=self.learning_rate, images_per_second=speed,
-                           seconds=self.state.progress["seconds"])
+                           seconds=progress["seconds"], processor_seconds=progress["processor_seconds"])
 
-    def _validate(self) -> float:
+    def _validate(self) -> float | np.ndarray:
         """Measure on the validation split and keep the best weights; returns the seconds it took."""
-        start = time.monotonic()
+        start = _clock()
         self._check_finite()
         distributed.share_buffers([self.state.network, self.state.average])
         subject = self.state.average or self.state.network
-        result = self.evaluator.evaluate(subject, "val")
-        metrics = {name: entry["metrics"] for name, entry in result["tasks"].items()}
+        found = self.evaluator.evaluate(subject, "val")
+        metrics = {name: task.own_metrics for name, task in found.tasks.items()}
         self.balancer.on_validation(metrics)
-        headlines = "  ".join(f"{name} {entry['headline']} {entry['metrics'][entry['headline']]:.3g}"
-                              for name, entry in result["tasks"].items())
-        known, skill = known_skill(result)
+        headlines = "  ".join(f"{name} {task.own_headline} {task.headline_value:.3g}"
+                              for name, task in found.tasks.items())
+        known, skill = found.known_skill
         of = "" if known == len(self.tasks) else f" ({known} of {len(self.tasks)} tasks have one)"
         self.display.say(f"step {self.state.step}: validation  {headlines}  skill {skill:.3f}{of}")
         if self.log is not None:
@@ -314,7 +325,7 @@ class Trainer:
         if beaten:
             progress["best_known"], progress["best_skill"] = known, skill
             self._keep(subject)
-        return time.monotonic() - start
+        return _clock() - start
 
     def _keep(self, subject: torch.nn.Module) -> None:
         """Write weights as the best."""
@@ -349,7 +360,7 @@ class Trainer:
             self.held.enter_context(hold(self.folder))
             self.last.parent.mkdir(exist_ok=True)
             write_run(self.folder / "run.json", self.run, Facts.of(dataset))
-            write_json(self.folder / "environment.json", environment())
+            write_json(self.folder / "environment.json", environment() | {"numerics": numerics(self.run)})
         distributed.barrier()
 
     def _report_faults(self) -> None:
@@ -413,6 +424,11 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
 def _taken(folder: Path) -> InputError:
     return InputError(folder, "a folder that exists", "a new folder for the run",
                       f"choose another --out, or go on with `polyptych resume {folder}`")
+
+
+def _clock() -> np.ndarray:
+    """Seconds, and those that the processor spent in this process (of all its threads)."""
+    return np.array([time.monotonic(), time.process_time()])
 
 
 def open_dataset(run: Run, split: str) -> Dataset:

@@ -53,7 +53,7 @@ with distributed.group(torch.device("cpu")):
     result = trainer.evaluator.evaluate(network, "val")
     if distributed.is_main():
         metrics = {f"metric.{t}.{m}": torch.tensor(v, dtype=torch.float64)
-                   for t, e in result["tasks"].items() for m, v in e["metrics"].items()}
+                   for t, e in result.tasks.items() for m, v in e.metrics.items()}
         save_file({k: v.contiguous() for k, v in network.state_dict().items()} | metrics, out / "weights.safetensors")
 """
 

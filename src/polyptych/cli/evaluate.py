@@ -25,12 +25,10 @@ def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "evaluate")
     from rich.console import Console
 
-    from polyptych.evaluation import check_measured
     from polyptych.evaluation import evaluate as evaluate_run
     from polyptych.reports.tables import terminal_table
 
     results = evaluate_run(options.folder, splits=(options.split,), weights=options.weights)
-    path = options.folder / "evaluation" / f"{options.split}.json"
     Console().print(terminal_table(results[options.split]))
-    print(path)
-    check_measured(results[options.split], path)
+    print(options.folder / "evaluation" / f"{options.split}.json")
+    results[options.split].require_numbers(options.folder)

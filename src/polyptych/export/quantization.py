@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
-from polyptych.evaluation import Predictor, measure
+from polyptych.evaluation import BatchPredictor, measure
 from polyptych.export.exporting import check, export
 from polyptych.export.graph import INPUT, Size, quiet
 from polyptych.export.metadata import KEY, Description, to_json
@@ -160,7 +160,7 @@ def _measure(model: FileModel, run: Run) -> tuple[dict[str, tuple[float, str]], 
         spent, images = spent + time.perf_counter() - start, images + len(image)
         return raw
 
-    predictors: dict[str, Predictor] = {"network": lambda batch: framed_predictions(batch, forward, model.tasks)}
+    predictors: dict[str, BatchPredictor] = {"network": lambda batch: framed_predictions(batch, forward, model.tasks)}
     metrics = measure(predictors, _batches(run, model.tasks), model.tasks, torch.device("cpu"))["network"]
     return ({name: (metric.compute()[model.tasks[name].headline], metric.accumulation)
              for name, metric in metrics.items()}, spent / max(1, images))
