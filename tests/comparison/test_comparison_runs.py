@@ -19,8 +19,7 @@ from polyptych.comparison.compare import compare
 from polyptych.comparison.grid import make_grid
 from polyptych.comparison.on_local import Device, devices
 from polyptych.comparison.progress import Progress, time_left
-from polyptych.comparison.worker import Request, lock, work
-from polyptych.errors import InputError
+from polyptych.comparison.worker import Request, work
 from polyptych.profiling.profile import Cost
 from polyptych.reports import examples
 from polyptych.run import read_run
@@ -74,19 +73,6 @@ def test_a_tested_run_without_report_is_not_tested_again(small_run, tmp_path: Pa
     assert entry.tested and not entry.finished
     work(Request.of(entry))
     assert entry.finished
-
-
-def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
-    program = ("import fcntl, sys, time; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
-               "print('held', flush=True); time.sleep(60)")
-    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / worker.LOCK)], stdout=subprocess.PIPE)
-    assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(InputError, match="another process is training"), lock(tmp_path, patience=0.1):
-        pass
-    holder.kill()
-    with lock(tmp_path, patience=10):
-        pass
-    holder.communicate()
 
 
 def test_time_left(small_run, tmp_path: Path) -> None:

@@ -34,10 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
         return 141
     except OSError as error:  # a file where a folder is needed, no right to write, ...
-        if error.filename is None:
+        if error.errno is None:
             raise
-        print(f"polyptych: {error.filename}: got an error of the file system ({error.strerror}); needs a place that "
-              "can be read or written; choose another path", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename is not None else ""  # a full disk does not say where it is
+        print(f"polyptych: {where}got an error of the system ({error.strerror}); needs a place that can be read or "
+              "written, with room on it; free some space or choose another path", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error).lower().replace(
+                "out of memory", "allocate memory"):
+            raise
+        print(f"polyptych: got more than the memory holds ({' '.join(str(error).split())[:200] or 'no more is free'}); "
+              "needs less; lower sizes (--size, --batch-size, --tile)", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:  # Interrupted is one, with a message that says how to go on
         print(f"polyptych: {error or 'interrupted'}", file=sys.stderr)

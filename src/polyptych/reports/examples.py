@@ -1,4 +1,4 @@
-"""Example pictures of a run: image, truth and prediction of evenly spaced test images."""
+"""Example pictures of a run: image, truth and prediction of evenly spaced test images, or else validation images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.errors import InputError
 from polyptych.prediction.predictor import load
 from polyptych.reports.panels import panel
-from polyptych.run import read_run
+from polyptych.run import Run, read_run
 
 
 def write_examples(folder: Path) -> list[Path]:
@@ -17,7 +18,9 @@ def write_examples(folder: Path) -> list[Path]:
     run, _ = read_run(folder)
     predictor = load(folder, device="cpu")
     tasks = predictor.tasks
-    dataset = run.build_dataset("test")
+    dataset = _unseen(run)
+    if dataset is None:
+        return []
     number = min(run.monitoring.examples, len(dataset))
     paths = []
     (folder / "panels").mkdir(exist_ok=True)
@@ -35,3 +38,13 @@ def write_examples(folder: Path) -> list[Path]:
         paths.append(folder / "panels" / f"{position:03}.png")
         Image.fromarray(panel(image, list(tasks), truth, prediction, caption=sample.info.id)).save(paths[-1])
     return paths
+
+
+def _unseen(run: Run) -> Dataset | None:
+    """Images that the run was not trained on, where the data has any."""
+    for split in ("test", "val"):
+        try:
+            return run.build_dataset(split)
+        except EmptySplit:
+            continue
+    return None
