@@ -20,9 +20,23 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from polyptych.errors import InputError, nearest
 
+NUMERICS = 1
+"""Generation of the numbers that training and evaluation give. It is raised by one when a change moves them for most
+runs, and then also the records of comparisons (``--records``) are trained again. A change that moves those of one
+component alone raises that component's own :attr:`Component.numerics`, so that the other rows of a table stay."""
+
 
 class Component:
-    """Base of everything that can be chosen. A subclass without options need not write a ``Config``."""
+    """Base of everything that can be chosen. A subclass without options need not write a ``Config``.
+
+    Attributes:
+        numerics: generation of the numbers that runs with this component give, see :data:`NUMERICS`.
+        tuned: its one own option that ``polyptych compare --tune`` tries values of, with those values, the most
+            promising first; the default is tried anyway. Empty where there is no such option.
+    """
+
+    numerics: ClassVar[int] = 1
+    tuned: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

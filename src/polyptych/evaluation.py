@@ -19,6 +19,7 @@ from polyptych.evaluation_record import Evaluation, ImageList, TaskResult
 from polyptych.frames import Frame, framed_labels, framed_predictions, frames
 from polyptych.metrics._accumulation import number_name
 from polyptych.metrics._base import FinalMetric, Metric
+from polyptych.metrics._resampling import Resampling
 from polyptych.prediction.model import load_network
 from polyptych.protocols.qualification import qualify
 from polyptych.run import Run
@@ -64,7 +65,9 @@ class Evaluator:
             dataset, self.tasks, self.run.size, self.run.batch_size, rank=distributed.rank(),
             world=distributed.world(), workers=self.run.loading.workers, on_fault=self.run.loading.on_fault)
         seen: list[str] = []
-        metrics = measure(predictors, _noting(batches, seen), self.tasks, self.device, final=final)
+        watched = Resampling()
+        metrics = measure(predictors, _noting(batches, seen), self.tasks, self.device, final=final,
+                          watched=watched if final else None)
         ids, sizes = _all_images(seen, len(dataset), self.device)
         if "trivial" in metrics:
             self._trivial_metrics[split] = metrics["trivial"]
@@ -77,7 +80,9 @@ class Evaluator:
             seconds=time.monotonic() - start, tasks=tasks,
             scores=dataset.scores({name: task.own_metrics for name, task in tasks.items()}),
             skill=sum(task.skill for task in tasks.values()) / len(tasks),
-            image_list=ImageList.of(ids), image_ids=ids)
+            image_list=ImageList.of(ids), image_ids=ids,
+            resampled=watched.record({name: task.headline for name, task in self.tasks.items()},
+                                     self.run.batch_size) if final else None)
 
     def network_predictor(self, network: nn.Module) -> BatchPredictor:
         """Decoded predictions of a network, which is put into evaluation mode."""
@@ -124,12 +129,15 @@ class Evaluator:
 
 @torch.inference_mode()
 def measure(predictors: dict[str, BatchPredictor], batches: Iterable[Batch], tasks: dict[str, Task],
-            device: torch.device, *, final: bool = False) -> dict[str, dict[str, Metric]]:
+            device: torch.device, *, final: bool = False,
+            watched: Resampling | None = None) -> dict[str, dict[str, Metric]]:
     """Metrics of several predictors in one pass over the data, added up over processes; under ``final`` those of the
-    tasks that have such, of the predictor ``network``, or none."""
+    tasks that have such, of the predictor ``network``, or none. ``watched`` resamples those of ``network``."""
     metrics = {who: {name: task.metric() for name, task in tasks.items()} for who in predictors}
     slow = {name: task.final_metric() for name, task in tasks.items()} if final else {}
     metrics["final"] = {name: metric for name, metric in slow.items() if metric is not None}
+    if watched is not None:
+        watched.watch(metrics["network"], distributed.rank())
     for batch in batches:
         batch = batch.to(device)
         labels = {name: framed_labels(batch, name, task) for name, task in tasks.items()}
@@ -139,7 +147,11 @@ def measure(predictors: dict[str, BatchPredictor], batches: Iterable[Batch], tas
                 metrics[who][name].update_batch(seen)
                 if who == "network" and name in metrics["final"]:
                     metrics["final"][name].update_batch(seen)
+        if watched is not None:
+            watched.block()
     for metric in (metric for group in metrics.values() for metric in group.values()):
+        distributed.merge(metric)
+    for metric in watched.replicates.values() if watched else ():
         distributed.merge(metric)
     return metrics
 

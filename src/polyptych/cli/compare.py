@@ -22,6 +22,8 @@ single,shared,shared+heads:head=fpn; what is not named is the recipe's (the reci
 --balancers A,B,...: likewise (the recipe's own);
 --seeds N: the seeds 0 to N-1; or a list, 4,7 (3);
 --out DIR: folder of the comparison (comparisons/RECIPE);
+--records DIR: one small file for every finished run, which can be committed and continued elsewhere; runs that have
+one there are finished, and new ones leave theirs instead of a report and of weights;
 --on local|ray: one process per device here, or a Ray task per run (local);
 --from RUN RUN ...: no training: a table from the folders of finished runs, the first of which with encoder single is
 the reference.
@@ -34,7 +36,7 @@ def main(arguments: list[str]) -> None:
     if "--from" in arguments:
         _from_folders(arguments)
         return
-    run, chosen = choose(arguments, "compare", {"networks", "balancers", "seeds", "out", "on"}, NOTE,
+    run, chosen = choose(arguments, "compare", {"networks", "balancers", "seeds", "out", "on", "records"}, NOTE,
                          "polyptych compare rooms --networks single,shared")
     train_and_show(run, chosen, listed(chosen.get("networks", "")), Path("comparisons") / (run.recipe or "run"))
 
@@ -68,7 +70,8 @@ def train_and_show(run: Run, chosen: dict[str, str], networks: list[str], out: P
         raise InputError("--on", f"'{on}'", "local or ray", "choose one")
     out = Path(chosen.get("out", out))
     result = compare(run, out, networks=networks, balancers=listed(chosen.get("balancers", "")),
-                     seeds=seeds(chosen.get("seeds", "3")), on=on)  # type: ignore[arg-type]
+                     seeds=seeds(chosen.get("seeds", "3")), on=on,  # type: ignore[arg-type]
+                     records=Path(chosen["records"]) if "records" in chosen else None)
     _show(result, out)
 
 
@@ -109,7 +112,7 @@ def _from_folders(arguments: list[str]) -> None:
 def _show(result: Comparison, out: Path) -> None:
     from rich.console import Console
 
-    from polyptych.reports.comparison import terminal_table
+    from polyptych.comparison.report import terminal_table
 
     console = Console()
     console.print(terminal_table(result, console.width))

@@ -11,7 +11,7 @@ from polyptych.cli._parsing import parse, take
 from polyptych.errors import InputError
 
 if TYPE_CHECKING:
-    from polyptych.search.settings import Search
+    from polyptych.search.procedure.settings import Search
 
 SLOTS = ("dataset", "backbone", "decoder", "balancer")
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     from polyptych.cli.compare import seeds
     from polyptych.recipes._catalog import load, names
     from polyptych.run import Run, with_components, with_tasks
-    from polyptych.search.settings import Search
+    from polyptych.search.procedure.settings import Search
 
     of_search = {field.name.replace("_", "-") for field in dataclasses.fields(Search)}
     if clash := of_search & {field.name.replace("_", "-") for field in dataclasses.fields(Run)}:
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
         run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
     choices = _choices({name: value for name, value in chosen.items() if name in of_search})
     run = parse(Run, rest, "search", default=run, note=_note())
-    from polyptych.search.procedure import search
+    from polyptych.search.procedure.searching import search
 
     out = Path(chosen.get("out", Path("searches") / (run.recipe or "run")))
     _show(search(run, choices, out, tuple(seeds(chosen.get("seeds", "1")))))
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
 
 def _choices(given: dict[str, str]) -> Search:
     """The options of a search from their texts."""
-    from polyptych.search.settings import Search
+    from polyptych.search.procedure.settings import Search
 
     baselines = given.pop("baselines", None)
     words = [word for name, value in given.items() for word in _words(name, value)]
@@ -86,8 +86,8 @@ def _note() -> str:
     import ast
     import inspect
 
-    from polyptych.search import settings
-    from polyptych.search.budget import HELP
+    from polyptych.search.procedure import settings
+    from polyptych.search.space.budget import HELP
 
     body: list[Any] = next(node for node in ast.parse(inspect.getsource(settings)).body
                            if isinstance(node, ast.ClassDef)).body
@@ -111,14 +111,14 @@ def _folder(arguments: list[str], command: str) -> Path:
 
 def _resume(arguments: list[str]) -> None:
     folder = _folder(arguments, "resume")
-    from polyptych.search.procedure import resume
+    from polyptych.search.procedure.searching import resume
 
     _show(resume(folder))
 
 
 def _report(arguments: list[str]) -> None:
     folder = _folder(arguments, "report")
-    from polyptych.reports.search import write_search_report
+    from polyptych.search.report.page import write_search_report
 
     _show(write_search_report(folder))
 
@@ -128,8 +128,8 @@ def _inspect(arguments: list[str]) -> None:
     if len(rest) != 1 or rest[0].startswith("-"):
         raise InputError("polyptych search inspect", " ".join(rest) or "nothing", "a policy file",
                          "for instance `polyptych search inspect searches/rooms/policies/shared.json`")
-    from polyptych.reports.sharing import tree_lines, write_png
-    from polyptych.search.policy import Policy
+    from polyptych.search.report.sharing import tree_lines, write_png
+    from polyptych.search.space.policy import Policy
 
     path = Path(rest[0])
     policy = Policy.read(path)

@@ -21,7 +21,7 @@ MOST = 4  # images; the page must stay a file that one can send
 
 
 @dataclass(frozen=True)
-class Cell:
+class ExamplePicture:
     """One picture of the page; ``alt`` says it in words."""
 
     picture: UInt8[np.ndarray, "h w 3"]
@@ -44,8 +44,8 @@ class Example:
     """One test image: the input, and rows of pictures by task, the truth first."""
 
     id: str
-    image: Cell
-    rows: dict[str, dict[str, Cell]]
+    image: ExamplePicture
+    rows: dict[str, dict[str, ExamplePicture]]
 
     @property
     def crisp(self) -> bool:
@@ -78,6 +78,11 @@ def examples(folders: dict[str, Path], most: int = MOST) -> list[Example]:
     return found
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether the run's network is still there; one with a record may have been pruned."""
+    return any((folder / "checkpoints").glob("*.safetensors")) and (folder / "run.json").exists()
+
+
 def _positions(length: int, most: int, run: Run) -> list[int]:
     """Of images that the run's own report shows too, where it shows as many."""
     number = min(most, run.monitoring.examples or most, length)
@@ -90,12 +95,12 @@ def _truth(dataset: Dataset, position: int, run: Run) -> Example:
     tasks = run.build_tasks(dataset.labels)
     painted = {name: tasks[name].paint_target(target, sample.valid[name], image)
                for name, target in sample.target.items()}
-    return Example(sample.info.id, Cell(image, f"test image {sample.info.id}"),
+    return Example(sample.info.id, ExamplePicture(image, f"test image {sample.info.id}"),
                    {"truth": _cells(painted, "truth", sample.info.id)})
 
 
-def _cells(painted: dict[str, np.ndarray], label: str, image: str) -> dict[str, Cell]:
-    return {task: Cell(picture, f"{task}, {label}, image {image}") for task, picture in painted.items()}
+def _cells(painted: dict[str, np.ndarray], label: str, image: str) -> dict[str, ExamplePicture]:
+    return {task: ExamplePicture(picture, f"{task}, {label}, image {image}") for task, picture in painted.items()}
 
 
 def write_examples(found: Sequence[Example], out: Path) -> list[Path]:

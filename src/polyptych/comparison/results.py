@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from polyptych import __version__
-from polyptych.comparison.plan import Entry, Method
+from polyptych.comparison.grid import Entry, Method
+from polyptych.comparison.records import Record, plain
 from polyptych.comparison.statistics import CONFIDENCE, Estimate, delta_mtl, deltas, mean_ranks
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation, ImageList
 from polyptych.profiling.profile import Cost
-from polyptych.record import encode, read_json, write_json
-from polyptych.reports.page import read_events
+from polyptych.record import encode, write_json
 from polyptych.run import Run
 
 SPLIT = "test"
@@ -43,7 +43,7 @@ class MethodResult:
         mean_rank: over tasks, among the rows of this table; NaN where a headline is missing.
         training_seconds: spent in optimizer steps.
         cost: None until measured.
-        runs: folder by seed.
+        runs: folder or record by seed.
     """
 
     network: str
@@ -112,25 +112,29 @@ class Comparison:
 
     def write(self, path: Path) -> None:
         """As JSON; what a number is not (NaN) is null."""
-        write_json(path, _without_nan({"version": __version__, **encode(self)}))
+        write_json(path, plain({"version": __version__, **encode(self)}))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What one finished run left in its folder."""
+    """What one finished run left, in its folder or as a record."""
 
     entry: Entry
     evaluation: Evaluation
-    training_seconds: float
-    environment: Mapping[str, Any]
+    record: Record
 
     @staticmethod
     def read(entry: Entry) -> Finished:
-        events = read_events(entry.folder / "metrics.jsonl")
-        seconds = [event["seconds"] for event in events if event.get("event") == "train"]
-        environment = entry.folder / "environment.json"
-        return Finished(entry, Evaluation.of_run(entry.folder, SPLIT), seconds[-1] if seconds else math.nan,
-                        read_json(environment) if environment.exists() else {})
+        if entry.record is not None:
+            record = Record.read(entry.record)
+            return Finished(entry, record.evaluation(entry.record), record)
+        record = Record.of_folder(entry.folder, entry.method.network, entry.method.balancer)
+        return Finished(entry, record.evaluation(entry.folder / "evaluation" / f"{SPLIT}.json"), record)
+
+    @property
+    def place(self) -> Path:
+        """Where its numbers are, for messages."""
+        return self.entry.record or self.entry.folder
 
     @property
     def headlines(self) -> dict[str, float]:
@@ -160,8 +164,8 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
     return Comparison(
         recipe=first.entry.run.recipe, protocol=first.evaluation.protocol, split=SPLIT,
         images=first.evaluation.images or 0, seeds=seeds, run=first.entry.method.run, tasks=tasks,
-        methods=_rows(finished, tasks), machines=_distinct(_machine(run.environment) for run in finished),
-        commits=_distinct(str(run.environment.get("commit", "")) for run in finished), failed=dict(failed),
+        methods=_rows(finished, tasks), machines=_distinct(_machine(run.record.machine) for run in finished),
+        commits=_distinct(run.record.commit for run in finished), failed=dict(failed),
         rules={name: task.rule for name, task in first.evaluation.tasks.items() if task.rule},
         image_list=first.evaluation.image_list, protocols=first.evaluation.protocols,
         other_protocols=first.evaluation.other_protocols)
@@ -175,20 +179,20 @@ def refuse_other_protocols(finished: Sequence[Finished]) -> None:
     first = finished[0]
     for other in finished[1:]:
         if other.evaluation.protocol != first.evaluation.protocol:
-            raise InputError(other.entry.folder, f"numbers of protocol {other.evaluation.protocol}",
-                             f"protocol {first.evaluation.protocol}, that of {first.entry.folder}",
+            raise InputError(other.place, f"numbers of protocol {other.evaluation.protocol}",
+                             f"protocol {first.evaluation.protocol}, that of {first.place}",
                              "compare runs of one protocol only")
         if other.evaluation.images != first.evaluation.images:
-            raise InputError(other.entry.folder, f"numbers on {other.evaluation.images} {SPLIT} images",
-                             f"the {first.evaluation.images} of {first.entry.folder}", "evaluate both on the same ones")
+            raise InputError(other.place, f"numbers on {other.evaluation.images} {SPLIT} images",
+                             f"the {first.evaluation.images} of {first.place}", "evaluate both on the same ones")
         lists = [run.evaluation.image_list for run in (first, other)]
         if None not in lists and lists[0] != lists[1]:
-            raise InputError(other.entry.folder, f"numbers on other {SPLIT} images (evaluation/{SPLIT}.images.txt)",
-                             f"those of {first.entry.folder}", "evaluate both on the same ones")
+            raise InputError(other.place, f"numbers on other {SPLIT} images (evaluation/{SPLIT}.images.txt)",
+                             f"those of {first.place}", "evaluate both on the same ones")
         for name, task in other.evaluation.tasks.items():
             rule, needed = task.rule, first.evaluation.tasks[name].rule if name in first.evaluation.tasks else ""
             if rule and needed and rule != needed:
-                raise InputError(other.entry.folder, f"{name} with {rule}", f"{needed}, as {first.entry.folder} has",
+                raise InputError(other.place, f"{name} with {rule}", f"{needed}, as {first.place} has",
                                  "evaluate both the same way")
 
 
@@ -221,25 +225,21 @@ def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mappi
         network=method.network, balancer=method.balancer, reference=method.reference, metrics=metrics,
         deltas={name: estimate({seed: found[name] for seed, found in by_task.items()}) for name in directions},
         delta_mtl=estimate(overall), mean_rank=math.nan,
-        training_seconds=Estimate.of({run.entry.seed: run.training_seconds for run in runs}),
-        runs={run.entry.seed: str(run.entry.folder) for run in runs})
+        training_seconds=Estimate.of({run.entry.seed: _number(run.record.seconds) for run in runs}),
+        runs={run.entry.seed: str(run.place) for run in runs})
 
 
-def _machine(environment: Mapping[str, Any]) -> str:
-    accelerator = environment.get("accelerator")
+def _machine(machine: Mapping[str, Any]) -> str:
+    accelerator = machine.get("accelerator")
     if accelerator not in (None, "", "none"):
         return str(accelerator)
-    cores = environment.get("cores")
-    return f"{environment.get('processor', '')}{f', {cores} cores' if cores else ''}"
+    cores = machine.get("cores")
+    return f"{machine.get('processor', '')}{f', {cores} cores' if cores else ''}"
 
 
 def _distinct(values: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value for value in values if value))
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

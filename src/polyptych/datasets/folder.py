@@ -8,7 +8,7 @@ from pathlib import Path
 
 from polyptych.datasets._base import Dataset
 from polyptych.datasets._folder.arrays import read_image
-from polyptych.datasets._folder.description import Description, read_description
+from polyptych.datasets._folder.description import FolderSpec, read_description
 from polyptych.datasets._folder.labels import Source
 from polyptych.errors import InputError
 from polyptych.types import Sample, SampleInfo
@@ -106,7 +106,7 @@ class Folder(Dataset):
         return source
 
 
-def _described(config: Folder.Config) -> tuple[Path, Description]:
+def _described(config: Folder.Config) -> tuple[Path, FolderSpec]:
     """The folder of the data and what its description says."""
     if config.description is None and config.root is None:
         raise InputError("dataset folder", "neither a root nor a description", "a folder with dataset.toml, or a "

@@ -25,10 +25,13 @@ class Metric(ABC):
         accumulation: how the values come about, see :data:`polyptych.metrics._accumulation.Accumulation`. It belongs
             to every number.
         ignores: which pixels do not count, in words.
+        beside_headline: names of sums from which no task's headline follows and which are too large to be kept a
+            hundred times (:mod:`polyptych.metrics._resampling`).
     """
 
     accumulation: Accumulation = "global"
     ignores: str = "pixels without a label"
+    beside_headline: ClassVar[tuple[str, ...]] = ()
 
     @property
     def options(self) -> dict[str, bool | float | str]:

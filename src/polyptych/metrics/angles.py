@@ -26,6 +26,7 @@ class AngularError(Metric):
     accurate near 0; a zero vector lies at 90 degrees to everything.
     """
 
+    beside_headline = ("histogram",)
     names = ("mean", "median", "RMSE", *(f"within_{limit:g}" for limit in LIMITS))
 
     def update(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation
+from polyptych.logbook import read_events
 from polyptych.record import read_json
 from polyptych.reports import curves, tables, templates
 from polyptych.reports.published import PublishedTable, published_tables
@@ -224,36 +224,6 @@ def read_folder(folder: Path) -> ReportData:
         folder=folder, record=_object(folder / "run.json"), environment=_object(folder / "environment.json"),
         events=read_events(folder / "metrics.jsonl"), evaluations=evaluations,
         panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))])
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; none when there is no such file.
-
-    Half a line at the very end, as a killed process leaves it, is passed over.
-
-    Raises:
-        InputError: a line is not a JSON object with a step; the message names the line.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    events = []
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # it lacks even the line end
-                break
-            raise _damaged(path, number, f"a line that is not JSON ({error})") from None
-        if event is None:
-            continue
-        if not isinstance(event, dict) or not isinstance(event.get("step"), (int, float)):
-            raise _damaged(path, number, "a line without a step")
-        events.append(event)
-    return events
-
-
-def _damaged(path: Path, line: int, got: str) -> InputError:
-    return InputError(f"{path}, line {line}", got, "one JSON object with a step on each line",
-                      "remove the line, or restore the file")
 
 
 def _object(path: Path) -> dict[str, Any]:
