@@ -26,6 +26,11 @@ class InputError(ValueError):
         return type(self), (self.where, self.got, self.needs, self.do)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough to stand in one line of ours."""
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The part of an error that lists valid names, the nearest first: ``'ema_net' (nearest) or one of ...``."""
     choices = sorted(choices)

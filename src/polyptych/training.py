@@ -43,7 +43,7 @@ End = Callable[[Path, Callable[[object], None]], Path]
 
 def finish(folder: Path, say: Callable[[object], None]) -> Path:
     """The end of a run: validation and test numbers, example pictures, and the report."""
-    from polyptych.reports.examples import write_examples  # with all of matplotlib, which a run of a grid does without
+    from polyptych.prediction.examples import write_examples  # with all of matplotlib, which a run of a grid does without
     from polyptych.reports.page import write_report
 
     found = evaluate(folder, splits=("val", "test"))["test"]
