@@ -88,7 +88,9 @@ def tune(grid: Grid, tuning: Tuning, out: Path, records: Path | None, *, on: Whe
         raise InputError("--tune-seed", f"{tuning.seed}, a reported seed", "a seed of its own",
                          "choose another, so that nothing is reported on what it was chosen with")
     bench = _Bench(tuning, out / "trials", (records or out) / "trials", on, stream)
-    options = {method.label: own_option(method.run, grid.methods) for method in grid.methods}
+    # Networks of their own share nothing that a weight or a way of sharing could change: the reference has rates only.
+    options = {method.label: None if method.reference else own_option(method.run, grid.methods)
+               for method in grid.methods}
     bench.run([(method, [{RATE: rate} for rate in rates(method.run)]) for method in grid.methods])
     more = tuning.trials - len(FACTORS)
     bench.run([(method, further(bench.of(method), options[method.label], more)) for method in grid.methods])
