@@ -12,10 +12,10 @@ import torch
 from polyptych.backbones.segnet import SegNet
 from polyptych.backbones.timm import Timm
 from polyptych.backbones.wide_resnet import WideResNet
-from polyptych.datasets._cityscapes.fixture import LAYOUTS as CITYSCAPES
+from polyptych.datasets._cityscapes.layouts._base import CATALOG as CITYSCAPES
 from polyptych.datasets._decathlon.domains import DOMAINS
 from polyptych.datasets._decathlon.fixture import LAYOUTS as DECATHLON
-from polyptych.datasets._nyuv2.fixture import LAYOUTS as NYUV2
+from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2
 from polyptych.datasets._pascal_context.fixture import LAYOUTS as PASCAL
 from polyptych.evaluation_record import Evaluation
 from polyptych.metrics.decathlon import LARGEST_ERROR
@@ -92,9 +92,9 @@ def test_learning_rates_as_published():
 
 
 MINIATURES = {
-    "nyuv2_mtan": (lambda root: NYUV2["mtan"](root), SegNet.Config(width=4, bottom_width=8)),
-    "cityscapes_mtan": (lambda root: CITYSCAPES["mtan"](root), SegNet.Config(width=4, bottom_width=8)),
-    "nyud_survey": (lambda root: NYUV2["survey"](root), Timm.Config(model="test_resnet")),
+    "nyuv2_mtan": (NYUV2.load("mtan").write_fixture, SegNet.Config(width=4, bottom_width=8)),
+    "cityscapes_mtan": (CITYSCAPES.load("mtan").write_fixture, SegNet.Config(width=4, bottom_width=8)),
+    "nyud_survey": (NYUV2.load("survey").write_fixture, Timm.Config(model="test_resnet")),
     "pascal_survey": (lambda root: PASCAL["pascal_mt"](root), Timm.Config(model="test_resnet")),
     "decathlon_mtan": (lambda root: DECATHLON["devkit"](root), WideResNet.Config(depth=10, width=1)),
 }

@@ -27,6 +27,7 @@ from polyptych.evaluation import Evaluator, evaluate
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, stop_on_signal
 from polyptych.logbook import Logbook, environment
+from polyptych.network import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
@@ -146,7 +147,7 @@ class Trainer:
         """Show the balancer which parameters are shared, on an image of nothing."""
         network = self.state.network.train()
         image = torch.zeros(min(self.run.batch_size, 2), 3, *size, device=self.device)
-        with undisturbed(network):
+        with undisturbed(network), normalizing(len(image), size):
             self.balancer.prepare(network, network(image))
 
     def _spread(self) -> None:

@@ -13,14 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyptych.datasets._cityscapes.about import ABOUT
 from polyptych.datasets._cityscapes.classes import COLORS, NAMES, TABLES, VOID
-from polyptych.datasets._cityscapes.fixture import CAMERA, FRAMES, LAYOUTS, SIZE, Scene
+from polyptych.datasets._cityscapes.layouts._base import CATALOG as CITYSCAPES_LAYOUTS
+from polyptych.datasets._cityscapes.streets import CAMERA, FRAMES, SIZE, StreetScene
 from polyptych.datasets._holdout import blocks, hold_out
-from polyptych.datasets.cityscapes import _LAYOUTS, Cityscapes
+from polyptych.datasets.cityscapes import Cityscapes
 from polyptych.errors import InputError
 from polyptych.tasks._base import CATALOG
 
+LAYOUTS = CITYSCAPES_LAYOUTS.fixtures()
 OFFICIAL, MTAN = ("semseg", "depth", "inverse_depth"), ("semseg", "inverse_depth")
 
 
@@ -40,15 +41,11 @@ def mtan(tmp_path):
     return tmp_path / "mtan"
 
 
-def test_fixture_about_and_options_name_the_same_layouts():
-    assert set(LAYOUTS) == set(ABOUT.layouts) == set(_LAYOUTS)
-
-
 def test_official_gives_what_was_written(official):
     dataset = open_split(official, validation=0.0)
     assert dataset.protocol == "cityscapes-19-64x128-official_val" and len(dataset) == 9
     for index, frame in enumerate(FRAMES["train"]):
-        sample, scene = dataset.read(index), Scene(frame)
+        sample, scene = dataset.read(index), StreetScene(frame)
         assert (sample.info.id, sample.info.native) == (frame, SIZE)
         assert np.array_equal(sample.image.permute(1, 2, 0), scene.image)
         mapped = TABLES[19][scene.ids]

@@ -13,8 +13,8 @@ from scipy.io import savemat
 
 from nyuv2_files import TEST, TRAIN, Frame, damage, write_folder, write_frames, write_mtan
 from polyptych.data._contours import contours, contours_across_void
+from polyptych.datasets._holdout import hold_out, numbered_runs
 from polyptych.datasets._nyuv2.classes import COLORS, FORTY_TO_THIRTEEN, NAMES
-from polyptych.datasets._nyuv2.split import held_out
 from polyptych.datasets.nyuv2 import NYUv2
 from polyptych.errors import InputError
 from polyptych.tasks._base import CATALOG
@@ -113,6 +113,10 @@ def test_void_seams_become_one_contour_and_large_void_stays_unknown():
 
 
 # -- the split ------------------------------------------------------------------------------------------------
+
+
+def held_out(frames: list[str], share: float) -> set[str]:
+    return hold_out(numbered_runs(frames), share)
 
 
 def test_val_is_made_of_whole_runs():

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from jaxtyping import Float
 from timm.layers import LayerNorm2d, PatchEmbed
 from torch import Tensor, nn
 
@@ -119,8 +120,12 @@ class Timm(Backbone):
     def features(self, states: list[Any]) -> Features:
         maps = states[-1] if self._taps is None else [self._tapped(states[i]) for i in self._taps]
         maps = maps if self.pyramid is None else self.pyramid(maps[-1])
-        return Features(tuple(maps if self.norms is None else (norm(x) for norm, x in zip(self.norms, maps,
-                                                                                          strict=True))))
+        return Features(tuple(self.normed(level, x) for level, x in enumerate(maps)))
+
+    def normed(self, level: int, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """A map of the pyramid after its LayerNorm, if maps have one. Encoders that run the stages in their own way need
+        it."""
+        return x if self.norms is None else self.norms[level](x)
 
     def grids(self, state: Any) -> list[Tensor]:
         """Without the prefix tokens of a transformer, which come second."""

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from polyptych.reports.curves import COLORS, TEXT
+from polyptych.reports import style
+from polyptych.reports.style import COLORS, TEXT
 
 MARKERS = "osD^vP*X<>"
 SIZE = (7.4, 3.5)  # inches
-
-_STYLE: Any = {
-    "font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "text.parse_math": False,
-    "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.grid": True,
-    "grid.color": TEXT, "grid.alpha": 0.18, "grid.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5, "ytick.major.size": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -44,15 +33,12 @@ class Point:
 
 def svg(points: Sequence[Point]) -> str:
     """As an element for a page: transparent, its text in the color of the page's text; empty without points."""
-    if not points:
-        return ""
-    text = _draw(points, transparent=True)
-    return text[text.index("<svg"):].replace(TEXT, "currentColor")
+    return _draw(points, page=True) if points else ""
 
 
 def sheet(points: Sequence[Point]) -> str:
     """As an SVG file on white."""
-    return _draw(points, transparent=False)
+    return _draw(points, page=False)
 
 
 def _side_by_side(points: Sequence[Point]) -> list[float]:
@@ -65,13 +51,12 @@ def _side_by_side(points: Sequence[Point]) -> list[float]:
     return places
 
 
-def _draw(points: Sequence[Point], transparent: bool) -> str:
+def _draw(points: Sequence[Point], page: bool) -> str:
     networks = list(dict.fromkeys(point.network for point in points))
     balancers = list(dict.fromkeys(point.balancer for point in points))
     color = {name: COLORS[index % len(COLORS)] for index, name in enumerate(networks)}
     marker = {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(balancers)}
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+    with style.figure(SIZE) as figure:
         axes = figure.subplots()
         axes.axhline(0, color=TEXT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for point, x in zip(points, _side_by_side(points), strict=True):
@@ -88,8 +73,5 @@ def _draw(points: Sequence[Point], transparent: bool) -> str:
         if len(balancers) > 1:
             keys += [Line2D([], [], marker=marker[name], linestyle="", color=TEXT, markeredgewidth=0, label=name)
                      for name in balancers]
-        figure.legend(handles=keys, loc="outside right upper", frameon=False, fontsize=8.5, handletextpad=0.3)
-        buffer = io.StringIO()
-        with matplotlib.rc_context({"svg.hashsalt": "scatter"}):  # the same numbers give the same file
-            figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None})
-    return buffer.getvalue()
+        figure.legend(handles=keys, loc="outside right upper")
+        return style.svg(figure, "scatter", page=page)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from polyptych.data._files import files_by_stem, picture_size, read_color, read_lines, read_npy, require_files
 from polyptych.datasets._base import Dataset
+from polyptych.datasets._decoding import meters, picture_vectors, vectors
 from polyptych.datasets._holdout import hold_out
-from polyptych.datasets._nyuv2.layout import meters, picture_vectors, vectors
 from polyptych.datasets._nyuv2_keypoints.labels import peaks, points
 from polyptych.datasets._nyuv2_keypoints.types import Types, read_types
 from polyptych.errors import InputError

@@ -92,7 +92,8 @@ class TaskPrompter(Encoder):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         """``shared`` has all that the tasks' maps are made of: the maps, and the scores as maps (b k _ _)."""
-        levels = [_branches(level, self.config.scores) for level in self.prompted(self.backbone.stages, image)]
+        levels = [_branches(replace(level, map=self.backbone.normed(number, level.map)), self.config.scores)
+                  for number, level in enumerate(self.prompted(self.backbone.stages, image))]
         features = {task: Features(tuple(self._for_task(*level[:3], number) for level in levels))
                     for number, task in enumerate(self.tasks)}
         return TaskFeatures(features, tuple(x for level in levels for x in level), tuple(level[3] for level in levels))

@@ -61,7 +61,8 @@ class ReportData:
     panels: Sequence[Panel]
 
     @property
-    def name(self) -> str:
+    def title(self) -> str:
+        """The name of the run."""
         return self.folder.resolve().name
 
     @property
@@ -91,7 +92,7 @@ class ReportData:
         """Published rows beside this run's test numbers, for protocols that these belong to."""
         if not self.main:
             return []
-        return published_tables({self.name: {name: task.metrics for name, task in self.main.tasks.items()}},
+        return published_tables({self.title: {name: task.metrics for name, task in self.main.tasks.items()}},
                                 self.main.protocols)
 
     @property
@@ -151,7 +152,7 @@ class ReportData:
         if command := self.environment.get("command"):
             commands.append(("The command that started it", str(command)))
         if self.run:
-            again = shlex.join(["polyptych", "train", "--from", self.name, "--out", f"{self.name}-again"])
+            again = shlex.join(["polyptych", "train", "--from", self.title, "--out", f"{self.title}-again"])
             commands.append(("The same choices, read back from run.json", again))
         return commands
 
@@ -248,7 +249,7 @@ def _render(template: str, data: ReportData) -> str:
     helpers = {"most_panels": MOST_PANELS, "format_skill": tables.format_skill, "percent": _percent,
                "is_number": tables.is_number, "fenced": _fenced,
                "markdown_table": lambda evaluation: Markup(tables.markdown_table(evaluation))}
-    return templates.render(template, helpers, data=data)
+    return templates.render(template, helpers, page=data)
 
 
 def _fenced(text: str) -> Markup:

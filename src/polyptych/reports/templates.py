@@ -1,5 +1,7 @@
 """Pages from templates. Everything that a template prints is escaped for its language: names and paths come from
-outside."""
+outside.
+
+A page extends ``base.html.j2``, which brings the style sheet (``style.css``), and may import ``tables.html.j2``."""
 
 from __future__ import annotations
 

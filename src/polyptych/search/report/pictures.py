@@ -3,31 +3,22 @@ training."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from polyptych.reports.curves import COLORS, TEXT
+from polyptych.reports import style
+from polyptych.reports.style import COLORS, TEXT
 
 KINDS = {"searched": ("searched", COLORS[0], "*"), "finalist": ("other finalists", COLORS[0], "o"),
          "single": ("single networks", COLORS[4], "s"), "shared": ("all shared", COLORS[2], "s"),
          "bottom": ("first N units shared", COLORS[2], "D"), "tree": ("random tree", COLORS[1], "^"),
          "op": ("random per unit", COLORS[3], "v"), "conflict": ("conflict ranking", COLORS[5], "P")}
 SIZE = (7.4, 3.9)  # inches
-
-_STYLE: Any = {
-    "font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "text.parse_math": False,
-    "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.grid": True,
-    "grid.color": TEXT, "grid.alpha": 0.18, "grid.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-}
 
 
 @dataclass(frozen=True)
@@ -69,8 +60,7 @@ def tradeoff_svg(points: Sequence[Point], cost: str, value: str, limit: float | 
         limit: the budget, a vertical line.
         page: transparent with the page's text color, else a white sheet.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+    with style.figure(SIZE) as figure:
         axes = figure.subplots()
         if limit is not None:
             axes.axvline(limit, color=TEXT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -83,19 +73,18 @@ def tradeoff_svg(points: Sequence[Point], cost: str, value: str, limit: float | 
         axes.set_xlabel(cost)
         axes.set_ylabel(value)
         _keys(figure, points)
-        return _text(figure, "front", page)
+        return style.svg(figure, "front", page=page)
 
 
 def ranks_svg(points: Sequence[Point], value: str, *, page: bool = True) -> str:
     """Score on the supermodel against quality after training."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+    with style.figure(SIZE) as figure:
         axes = figure.subplots()
         _points(axes, points, [point.other for point in points], [point.value for point in points], halves=False)
         axes.set_xlabel("mean skill on the supermodel, batch statistics re-estimated")
         axes.set_ylabel(value)
         _keys(figure, points)
-        return _text(figure, "ranks", page)
+        return style.svg(figure, "ranks", page=page)
 
 
 def _points(axes: Axes, points: Sequence[Point], x: Sequence[float], y: Sequence[float], halves: bool) -> None:
@@ -113,12 +102,4 @@ def _keys(figure: Figure, points: Sequence[Point]) -> None:
     there = {point.kind for point in points}
     keys = [Line2D([], [], marker=marker, linestyle="", color=color, markersize=11 if kind == "searched" else 7,
                    markeredgewidth=0, label=label) for kind, (label, color, marker) in KINDS.items() if kind in there]
-    figure.legend(handles=keys, loc="outside right upper", frameon=False, fontsize=8.5, handletextpad=0.3)
-
-
-def _text(figure: Figure, salt: str, page: bool) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):  # the same numbers give the same file
-        figure.savefig(buffer, format="svg", transparent=page, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg"):].replace(TEXT, "currentColor") if page else text
+    figure.legend(handles=keys, loc="outside right upper")

@@ -6,17 +6,17 @@ box use the same weights, a hollow dot is a unit that a task leaves out.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from polyptych.reports.curves import COLORS, TEXT
+from polyptych.reports import style
+from polyptych.reports.style import COLORS
 from polyptych.search.space.policy import OWN, SKIP, Policy, Row
 
 Blocks = tuple[tuple[int, ...], ...]
@@ -53,15 +53,14 @@ def lanes(policy: Policy) -> list[int]:
     return sorted(order, key=lambda task: (key(task), task))
 
 
-def draw(policy: Policy, title: str = "") -> Figure:
+@contextmanager
+def drawn(policy: Policy, title: str = "") -> Iterator[Figure]:
     """The picture."""
     count, order = len(policy.units), lanes(policy)
     lane = {task: len(order) - 1 - place for place, task in enumerate(order)}
     width = min(16.0, max(5.0, 0.33 * count + 2.4))
-    style: Any = {"font.family": "DejaVu Sans", "font.size": 8, "text.parse_math": False}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, 1.3 + 0.42 * len(order) + 0.07 * max(map(len, policy.units))),
-                        layout="constrained")
+    height = 1.3 + 0.42 * len(order) + 0.07 * max(map(len, policy.units))
+    with style.figure((width, height), text=8, axes=False) as figure:
         axes = figure.subplots()
         for task, place in lane.items():
             color = COLORS[task % len(COLORS)]
@@ -75,17 +74,14 @@ def draw(policy: Policy, title: str = "") -> Figure:
                     _box(axes, unit, sorted(lane[i] for i in group))
         axes.set_xlim(-1, count + 0.2)
         axes.set_ylim(-0.7, len(order) - 0.3)
-        axes.set_xticks(range(count), [_short(name) for name in policy.units], rotation=90, color=TEXT)
+        axes.set_xticks(range(count), [_short(name) for name in policy.units], rotation=90)
         axes.set_yticks([])
-        for side in axes.spines.values():
-            side.set_visible(False)
-        axes.tick_params(length=0)
         if title:
-            axes.set_title(title, fontsize=9, color=TEXT, loc="left")
-    return figure
+            axes.set_title(title, loc="left")
+        yield figure
 
 
-def _box(axes: matplotlib.axes.Axes, unit: int, places: Sequence[int]) -> None:
+def _box(axes: Axes, unit: int, places: Sequence[int]) -> None:
     """Around neighboring lanes one box; parts of one group that are not neighbors are joined by a bar."""
     shade, ground = "#3b4148", "white" if len(places) == 1 else "#dfe6ee"
     runs = [[at for _, at in run] for _, run in groupby(enumerate(places), lambda pair: pair[1] - pair[0])]
@@ -102,16 +98,14 @@ def _short(name: str) -> str:
 
 
 def svg(policy: Policy) -> str:
-    """For a page: transparent, its labels in the color of the page's text."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "sharing", "svg.fonttype": "path"}):
-        draw(policy).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg"):].replace(TEXT, "currentColor")
+    """For a page."""
+    with drawn(policy) as figure:
+        return style.svg(figure, "sharing", page=True)
 
 
 def write_png(policy: Policy, path: Path, title: str = "") -> None:
-    draw(policy, title).savefig(path, dpi=130, facecolor="white")
+    with drawn(policy, title) as figure:
+        style.write_png(figure, path)
 
 
 def tree_lines(policy: Policy) -> Iterator[str]:

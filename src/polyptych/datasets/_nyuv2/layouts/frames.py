@@ -1,4 +1,4 @@
-"""The 1449 labeled frames in compressed form: JPEG, 8-bit depth, 40 classes, small derived normals."""
+"""Compressed frames: JPEG, 8-bit depth, 40 classes and small derived normals."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from polyptych.data._files import class_ids, files_by_stem, read_color, read_gray, read_lines
-from polyptych.datasets._nyuv2.layout import Files, Layout, picture_vectors
+from polyptych.datasets._decoding import picture_vectors
+from polyptych.datasets._layouts import Files
+from polyptych.datasets._nyuv2.layouts._base import NYUv2Layout
+from polyptych.datasets._nyuv2.scenes import TEST, TRAIN, folders, recorded_scene, write_list
 from polyptych.errors import InputError
 
 _KINDS = {"image": ("images", ".jpg"), "semseg": ("seg40", ".png"), "depth": ("depth", ".webp"),
           "normals": ("normals", ".jpg")}
 
 
-class FramesLayout(Layout):
+class FramesLayout(NYUv2Layout):
     """``images/ID.jpg, seg40/ID.png`` (0..39, 255 unlabeled) ``depth/ID.webp`` (code c means (c + 0.5) /
     25.5 m) ``normals/ID.jpg`` (v / 127.5 - 1, a third of the size) with the lists ``{train,test}.txt``."""
 
     looks_for = "images/, seg40/ and train.txt"
+    note = "8-bit depth and normals derived from it: not for published tables"
+    auto_order = 30
     classes = (40, 13)  # not 41, because otherprop would be background in train only
     semseg_note = "in train, otherprop cannot be told from unlabeled and is not labeled"
     normals_note = "derived from 8-bit depth, about 8 degrees off; not the normals of published tables"
@@ -30,12 +36,10 @@ class FramesLayout(Layout):
         return (root / "images").is_dir() and (root / "seg40").is_dir() and (root / "train.txt").is_file()
 
     def find(self) -> Files:
-        files = {kind: files_by_stem(self.root / folder, (suffix,))
-                 for kind, (folder, suffix) in _KINDS.items()}
-        return {**files, "boundaries": {}}
+        return {kind: files_by_stem(self.root / folder, (suffix,)) for kind, (folder, suffix) in _KINDS.items()}
 
-    def frames(self, official: str) -> list[str]:
-        return read_lines(self.root / f"{official}.txt")
+    def frames(self, part: str) -> list[str]:
+        return read_lines(self.root / f"{part}.txt")
 
     def expected(self, frame: str, kind: str) -> Path:
         folder, suffix = _KINDS[kind]
@@ -58,6 +62,20 @@ class FramesLayout(Layout):
 
     def normals(self, frame: str) -> Float[Tensor, "3 h w"]:
         return picture_vectors(read_color(self.path(frame, "normals"), size=self.size(frame)))
+
+    @classmethod
+    def write_fixture(cls, root: Path) -> None:
+        folders(root, *(folder for folder, _ in _KINDS.values()))
+        write_list(root / "train.txt", TRAIN)
+        write_list(root / "test.txt", TEST)
+        for number in TRAIN + TEST:
+            name, scene = f"{number:04d}", recorded_scene(number)
+            ids = np.where(scene.ids > 0, scene.ids - 1, 255).astype(np.uint8)
+            code = (scene.depth * 25.5).clip(0, 255).astype(np.uint8)
+            (root / f"images/{name}.jpg").write_bytes(scene.jpeg)
+            Image.fromarray(ids).save(root / f"seg40/{name}.png")
+            Image.fromarray(code).save(root / f"depth/{name}.webp", lossless=True)
+            scene.normals_picture().reduce(3).save(root / f"normals/{name}.jpg", quality=95)
 
 
 _METERS = ((np.arange(256) + 0.5) / 25.5).astype(np.float32)

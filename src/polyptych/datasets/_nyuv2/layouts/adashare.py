@@ -1,16 +1,23 @@
-"""NYUv2 as packed by AdaShare and AutoMTL: pictures and arrays of 480x640, found through a JSON index."""
+"""AdaShare's and AutoMTL's archive with a JSON index: pictures and arrays of 480x640."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from polyptych.data._files import class_ids, read_color, read_gray, read_npy, reading
-from polyptych.datasets._nyuv2.layout import Files, Layout, meters, picture_vectors
+from polyptych.datasets._decoding import meters, picture_vectors
+from polyptych.datasets._layouts import Files
+from polyptych.datasets._nyuv2.layouts._base import NYUv2Layout
+from polyptych.datasets._nyuv2.scenes import TEST, TRAIN, folders, recorded_scene
 from polyptych.errors import InputError
 
 _INDEX = "nyu_v2_3task.json"
@@ -18,7 +25,7 @@ _KINDS = ("image", "semseg", "normals", "depth")  # the order of the paths of on
 _EXAMPLES = {"image": "img/{}.png", "semseg": "seg/{}.png", "normals": "normal_mask/{}.png", "depth": "depth/{}.npy"}
 
 
-class AdaShareLayout(Layout):
+class AdaShareLayout(NYUv2Layout):
     """``nyu_v2_3task.json`` lists, for ``train`` and ``test``, ``[img/ID.png, seg/ID.png`` (0..39, 255
     unlabeled) ``normal_mask/ID.png`` (v = 127.5 (n + 1), white unknown) ``depth/ID.npy]`` (m). Its halves of the
     training set, ``train1`` and ``train2``, are not read.
@@ -27,7 +34,11 @@ class AdaShareLayout(Layout):
     all of their targets point into one octant and their angles are not comparable with anyone's, ours included.
     """
 
-    looks_for = _INDEX
+    looks_for = f"{_INDEX} with img/, seg/, normal_mask/ and depth/"
+    counts: ClassVar[Mapping[str, int]] = {}
+    note = ("its numbers use other metrics, and angles between bytes that are not decoded: not comparable with other "
+            "layouts")
+    auto_order = 50
     classes = (40, 13)
     normals_note = "as stored in normal_mask/; red, green and blue are taken for x, y and z, which nobody has checked"
 
@@ -37,7 +48,7 @@ class AdaShareLayout(Layout):
 
     def find(self) -> Files:
         self._lists: dict[str, list[str]] = {}
-        files: Files = {kind: {} for kind in (*_KINDS, "boundaries")}
+        files: Files = {kind: {} for kind in _KINDS}
         present = {folder: {path.name for path in folder.iterdir()}
                    for folder in self.root.iterdir() if folder.is_dir()}
         for part, entries in self._index().items():
@@ -65,11 +76,11 @@ class AdaShareLayout(Layout):
                                  "download the archive again")
         return {part: lists[part] for part in ("train", "test")}
 
-    def has(self, kind: str) -> bool:
-        return kind in _KINDS  # the index promises all four; what is missing has its own message
+    def has(self, task: str) -> bool:
+        return task in self.kinds  # the index promises all files; those that are missing are named
 
-    def frames(self, official: str) -> list[str]:
-        return self._lists[official]
+    def frames(self, part: str) -> list[str]:
+        return self._lists[part]
 
     def expected(self, frame: str, kind: str) -> Path:
         return self.root / _EXAMPLES[kind].format(frame)
@@ -88,3 +99,18 @@ class AdaShareLayout(Layout):
     def normals(self, frame: str) -> Float[Tensor, "3 h w"]:
         picture = read_color(self.path(frame, "normals"))
         return picture_vectors(picture) * (picture != 255).any(0)
+
+    @classmethod
+    def write_fixture(cls, root: Path) -> None:
+        folders(root, "img", "seg", "normal_mask", "depth")
+        paths = {number: [_EXAMPLES[kind].format(f"{number:04d}") for kind in _KINDS] for number in TRAIN + TEST}
+        parts = {"train": TRAIN, "train1": TRAIN[::2], "train2": TRAIN[1::2], "test": TEST}
+        index = {part: [paths[number] for number in numbers] for part, numbers in parts.items()}
+        (root / _INDEX).write_text(json.dumps(index), "utf-8")
+        for number, (image, semseg, normals, depth) in paths.items():
+            scene = recorded_scene(number)
+            known = scene.normals.any(-1, keepdims=True)
+            Image.fromarray(scene.image).save(root / image)
+            Image.fromarray(np.where(scene.ids > 0, scene.ids - 1, 255).astype(np.uint8)).save(root / semseg)
+            Image.fromarray(np.where(known, np.asarray(scene.normals_picture()), np.uint8(255))).save(root / normals)
+            np.save(root / depth, scene.depth)

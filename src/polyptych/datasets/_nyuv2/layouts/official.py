@@ -1,4 +1,4 @@
-"""NYUv2 as its authors publish it: nyu_depth_v2_labeled.mat (MATLAB 7.3, which is HDF5) and splits.mat."""
+"""The authors' .mat files, of which one is HDF5 (MATLAB 7.3)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from torch import Tensor
 
 from polyptych.data._files import class_ids, files_by_stem, read_color, reading
 from polyptych.data._matlab import read_mat
-from polyptych.datasets._nyuv2.layout import Files, Layout, meters, picture_vectors
+from polyptych.datasets._decoding import meters, picture_vectors
+from polyptych.datasets._layouts import Files
+from polyptych.datasets._nyuv2.layouts._base import NYUv2Layout
 from polyptych.datasets._nyuv2.official_labels import LAST_LABEL, TO_FORTY
+from polyptych.datasets._nyuv2.scenes import SIZE, TEST, TRAIN, folders, recorded_scene
 from polyptych.errors import InputError
 
 _FILE, _SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
@@ -24,20 +27,21 @@ _VARIABLES = {"image": ("images", 4, "u"), "semseg": ("labels", 3, "ui"), "depth
               "raw_depth": ("rawDepths", 3, "f")}
 
 
-class OfficialLayout(Layout):
+class OfficialLayout(NYUv2Layout):
     """The frame with the official number 1 is called ``0001``. Frames are read one at a time.
 
     The file has no normals. Those of Eigen and Fergus, ``normals/NNNN.png`` (counted from 0000, v = 127.5 (n + 1)),
     are read if that folder lies beside it.
     """
 
-    looks_for = _FILE
+    looks_for = f"{_FILE} and {_SPLITS}"
+    note = ("894 labels, mapped to 40 or 13 classes; frames have a white border (see --dataset.crop); normals only if "
+            "normals/NNNN.png, counted from 0, lie beside it")
+    auto_order = 40
     normals_note = ("not official: as stored in normals/, in the form in which Eigen and Fergus published theirs; "
                     "masks that came with them are not read, only vectors near zero count as unknown")
 
-    def __init__(self, root: Path):
-        self._open: tuple[int, h5py.File] | None = None
-        super().__init__(root)
+    _open: tuple[int, h5py.File] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}  # an open file does not travel to another process
@@ -66,11 +70,11 @@ class OfficialLayout(Layout):
         files: Files = {kind: dict.fromkeys(names, path) if shape else {} for kind, shape in shapes.items()}
         pictures = files_by_stem(self.root / "normals", (".png",))
         normals = {name: pictures[stem] for i, name in enumerate(names) if (stem := f"{i:04d}") in pictures}
-        return {**files, "normals": normals, "boundaries": {}}
+        return {**files, "normals": normals}
 
-    def frames(self, official: str) -> list[str]:
+    def frames(self, part: str) -> list[str]:
         path = self.root / _SPLITS
-        key = {"train": "trainNdxs", "test": "testNdxs"}[official]
+        key = {"train": "trainNdxs", "test": "testNdxs"}[part]
         numbers = read_mat(path, key).ravel()
         if numbers.dtype.kind not in "uif" or not (
                 np.isfinite(numbers) & (numbers >= 1) & (numbers == np.floor(numbers))).all():
@@ -79,9 +83,9 @@ class OfficialLayout(Layout):
         return [f"{int(number):04d}" for number in numbers]
 
     def expected(self, frame: str, kind: str) -> Path:
-        if kind == "normals":
-            return self.root / "normals" / f"{int(frame) - 1:04d}.png"
-        return self.root / _FILE / f"{_VARIABLES[kind][0]}[{frame}]"
+        if kind in _VARIABLES:
+            return self.root / _FILE / f"{_VARIABLES[kind][0]}[{frame}]"
+        return self.root / "normals" / f"{int(frame) - 1:04d}.png"  # the only label that lies beside the file
 
     def size(self, frame: str) -> tuple[int, int]:
         return self._size
@@ -119,6 +123,24 @@ class OfficialLayout(Layout):
         if self._open is None or self._open[0] != os.getpid():
             self._open = os.getpid(), h5py.File(self.root / _FILE, "r")
         return self._open[1]
+
+    @classmethod
+    def write_fixture(cls, root: Path, size: tuple[int, int] = SIZE) -> None:
+        from scipy.io import savemat
+
+        folders(root, "normals")
+        first_of = np.unique(TO_FORTY, return_index=True)[1].astype(np.uint16)  # the first label of each class
+        scenes = [recorded_scene(number, size) for number in sorted(TRAIN + TEST)]
+        with h5py.File(root / _FILE, "w") as file:
+            # HDF5 counts axes in the opposite order of MATLAB.
+            file["images"] = np.stack([scene.image.transpose(2, 1, 0) for scene in scenes])
+            file["labels"] = np.stack([first_of[scene.ids].T for scene in scenes])
+            file["depths"] = np.stack([scene.depth.T for scene in scenes])
+            file["rawDepths"] = np.stack([scene.raw.T for scene in scenes])
+        savemat(root / _SPLITS, {f"{part}Ndxs": np.array(numbers, np.uint16)[:, None]
+                                 for part, numbers in (("train", TRAIN), ("test", TEST))})
+        for i, scene in enumerate(scenes):
+            scene.normals_picture().save(root / f"normals/{i:04d}.png")
 
 
 def _shape(file: h5py.File, path: Path, name: str, axes: int, kinds: str) -> tuple[int, ...] | None:

@@ -1,20 +1,24 @@
-"""Cityscapes as its site hands it out: one folder per package, split and city, 1024x2048."""
+"""The unpacked archives of the site: one folder for each package, split and city, 1024x2048."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from polyptych.data._files import picture_size, read_color, read_gray, reading
 from polyptych.datasets._cityscapes.classes import LAST_ID, TABLES, VOID
-from polyptych.datasets._cityscapes.layout import Files, Layout
+from polyptych.datasets._cityscapes.layouts._base import CityscapesLayout
+from polyptych.datasets._cityscapes.streets import CAMERA, FRAMES, SIZE, StreetScene
 from polyptych.datasets._holdout import blocks
+from polyptych.datasets._layouts import Files
 from polyptych.errors import InputError
 
 # folder and end of the file name of each kind
@@ -27,7 +31,7 @@ _KINDS = {
 _FARTHEST = 1000.0  # meters; the range of the task, and disparities of less than half a pixel tell nothing
 
 
-class OfficialLayout(Layout):
+class OfficialLayout(CityscapesLayout):
     """``{package}/{split}/{city}/{city}_{sequence}_{frame}_{package}``, for instance
     ``gtFine/val/munster/munster_000000_000019_gtFine_labelIds.png``. Frames are called
     ``munster_000000_000019``.
@@ -37,7 +41,11 @@ class OfficialLayout(Layout):
     frame's own ``camera.json``.
     """
 
-    looks_for = "leftImg8bit/ and gtFine/"
+    looks_for = "leftImg8bit/ and gtFine/ (or disparity/)"
+    counts = {"train": 2975, "val": 500, "test": 1525}  # noqa: RUF012
+    note = ("1024x2048; the archives unpack side by side. The official test labels are dummies, so our test is the "
+            "official val. Metric depth needs disparity/ and camera/")
+    auto_order = 10
     tested_on = "official_val"
     semseg_note = "made from labelIds; the ids that the official evaluation ignores have no label"
     kinds = {"semseg": ("semseg",), "depth": ("disparity", "camera"), "inverse_depth": ("disparity",)}  # noqa: RUF012
@@ -59,8 +67,8 @@ class OfficialLayout(Layout):
                     self._splits[split] = list(found)
         return files
 
-    def frames(self, official: str) -> list[str]:
-        return self._splits[official]
+    def frames(self, part: str) -> list[str]:
+        return self._splits["val" if part == "test" else part]
 
     def runs(self, frames: list[str]) -> Sequence[Sequence[str]]:
         """Cities, as the official split has it; one city alone is cut into blocks of neighboring frames."""
@@ -86,7 +94,7 @@ class OfficialLayout(Layout):
             got = f"class id {ids[~known][0]:g}" if not known.all() else f"{ids.dtype} values"
             raise InputError(path, got, f"ids from -1 (or 255) to {LAST_ID}",
                              "use the files that end in _gtFine_labelIds.png")
-        ids = TABLES[self.classes][ids.astype(np.uint8)]  # -1 becomes 255; a copy, so no id is mapped twice
+        ids = TABLES[self.config.classes][ids.astype(np.uint8)]  # -1 becomes 255; a copy, so no id is mapped twice
         labeled = ids != VOID
         return np.where(labeled, ids, 0), labeled
 
@@ -99,10 +107,10 @@ class OfficialLayout(Layout):
         depth = np.where(valid, nearest / np.where(valid, disparity, 1), 0)
         return depth.astype(np.float32), valid
 
-    def inverse_depth(self, frame: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
+    def inverse_depth(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
         codes = self._codes(frame)
         valid = codes > 0
-        values = codes / 65535 if unit == "fraction" else np.maximum(codes - 1, 0) / 256
+        values = codes / 65535 if self.config.inverse_depth == "fraction" else np.maximum(codes - 1, 0) / 256
         return values.astype(np.float32), valid
 
     def _codes(self, frame: str) -> np.ndarray:
@@ -114,6 +122,25 @@ class OfficialLayout(Layout):
             raise InputError(path, f"a picture of {codes.dtype} values", "16 bits per pixel",
                              "take the official file; 8 bits cannot hold the disparity")
         return codes.astype(np.float64)
+
+    @classmethod
+    def write_fixture(cls, root: Path) -> None:
+        """With a test split whose labels are dummies, as the official one."""
+        for split, frames in FRAMES.items():
+            for frame in frames:
+                scene = StreetScene(frame)
+                ids = scene.ids if split != "test" else np.zeros(SIZE, np.uint8)
+                for folder, _ in _KINDS.values():
+                    (root / folder / split / _city(frame)).mkdir(parents=True, exist_ok=True)
+
+                def place(package: str, ending: str, split: str = split, frame: str = frame) -> Path:
+                    return root / package / split / _city(frame) / f"{frame}_{ending}"
+
+                Image.fromarray(scene.image).save(place("leftImg8bit", "leftImg8bit.png"))
+                Image.fromarray(ids).save(place("gtFine", "gtFine_labelIds.png"))
+                Image.fromarray(ids.astype(np.uint16)).save(place("gtFine", "gtFine_instanceIds.png"))
+                Image.fromarray(scene.codes).save(place("disparity", "disparity.png"))
+                place("camera", "camera.json").write_text(json.dumps(CAMERA, indent=4), "utf-8")
 
 
 class _Intrinsic(msgspec.Struct):
