@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -31,12 +32,12 @@ class Component:
 
     Attributes:
         numerics: generation of the numbers that runs with this component give, see :data:`NUMERICS`.
-        tuned: its one own option that ``polyptych compare --tune`` tries values of, with those values, the most
-            promising first; the default is tried anyway. Empty where there is no such option.
+        tuned: name of its one own option that ``polyptych compare --tune`` tries values of, and these values, the most
+            promising first; the default is tried anyway. None where there is no such option.
     """
 
     numerics: ClassVar[int] = 1
-    tuned: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    tuned: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -56,6 +57,11 @@ class Component:
                 type("Config", (inherited,), {"__doc__": inherited.__doc__, "__module__": cls.__module__,
                                               "__qualname__": f"{cls.__qualname__}.Config"}))
         cls.Config.owner = cls
+
+    @classmethod
+    def tuned_option(cls, config: Any, standard_weights: Mapping[str, float]) -> tuple[str, tuple[Any, ...]] | None:
+        """:attr:`tuned`; overridden where the values depend on other options or on the tasks' customary weights."""
+        return cls.tuned
 
     @classmethod
     def component_name(cls) -> str:
