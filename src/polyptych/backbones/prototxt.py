@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tyro.conf import Suppress
 
 from polyptych.backbones._base import Backbone
+from polyptych.backbones._caffe.layers import Layer
+from polyptych.backbones._caffe.network import Definition, Section
+from polyptych.backbones._caffe.prototxt import parse_prototxt, read_text, to_text
 from polyptych.backbones._states import maps_of
 from polyptych.backbones._weights import read
 from polyptych.errors import InputError
-from polyptych.search.layer_network import Definition, Section
-from polyptych.search.layers import Layer
-from polyptych.search.prototxt import parse_prototxt, read_text, to_text
 from polyptych.types import Features, FeatureSpec
 
 FINEST_STRIDE = 4

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from polyptych import __version__
-from polyptych.comparison.plan import Entry, Method
+from polyptych.comparison.grid import Entry, Method, row_label
+from polyptych.comparison.records import Record, plain
 from polyptych.comparison.statistics import CONFIDENCE, Estimate, delta_mtl, deltas, mean_ranks
+from polyptych.comparison.tuning import Tried, Tuning
 from polyptych.errors import InputError
+from polyptych.evaluation_record import Evaluation, ImageList
 from polyptych.profiling.profile import Cost
-from polyptych.record import encode, read_json, write_json
-from polyptych.reports.page import read_events
-from polyptych.reports.tables import Evaluation, ImageList
+from polyptych.record import encode, write_json
 from polyptych.run import Run
 
 SPLIT = "test"
@@ -43,7 +44,8 @@ class MethodResult:
         mean_rank: over tasks, among the rows of this table; NaN where a headline is missing.
         training_seconds: spent in optimizer steps.
         cost: None until measured.
-        runs: folder by seed.
+        runs: folder or record by seed.
+        settings, untuned: what tuning chose, see :class:`polyptych.comparison.grid.Method`.
     """
 
     network: str
@@ -56,10 +58,12 @@ class MethodResult:
     training_seconds: Estimate
     cost: Cost | None = None
     runs: dict[int, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    untuned: bool = False
 
     @property
     def label(self) -> str:
-        return f"{self.network} · {self.balancer}"
+        return row_label(self.network, self.balancer, self.untuned)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -81,6 +85,7 @@ class Comparison:
         confidence: of the intervals.
         rules: by task, how its numbers were accumulated and what does not count; empty for older evaluations.
         image_list: on which all runs were tested; None for older evaluations.
+        tuning, tried: how settings were chosen, and every trial by method; empty where nothing was tuned.
         protocols, other_protocols: published protocols that the numbers belong to, with notes, and why not to others.
     """
 
@@ -98,6 +103,8 @@ class Comparison:
     confidence: float = CONFIDENCE
     rules: dict[str, str] = field(default_factory=dict)
     image_list: ImageList | None = None
+    tuning: Tuning | None = None
+    tried: Tried = field(default_factory=dict)
     protocols: dict[str, list[str]] = field(default_factory=dict)
     other_protocols: dict[str, str] = field(default_factory=dict)
 
@@ -112,30 +119,33 @@ class Comparison:
 
     def write(self, path: Path) -> None:
         """As JSON; what a number is not (NaN) is null."""
-        write_json(path, _without_nan({"version": __version__, **encode(self)}))
+        write_json(path, plain({"version": __version__, **encode(self)}))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What one finished run left in its folder."""
+    """What one finished run left, in its folder or as a record."""
 
     entry: Entry
     evaluation: Evaluation
-    training_seconds: float
-    environment: Mapping[str, Any]
+    record: Record
 
     @staticmethod
     def read(entry: Entry) -> Finished:
-        path = entry.folder / "evaluation" / f"{SPLIT}.json"
-        events = read_events(entry.folder / "metrics.jsonl")
-        seconds = [event["seconds"] for event in events if event.get("event") == "train"]
-        environment = entry.folder / "environment.json"
-        return Finished(entry, Evaluation.read(read_json(path), path), seconds[-1] if seconds else math.nan,
-                        read_json(environment) if environment.exists() else {})
+        if entry.record is not None:
+            record = Record.read(entry.record)
+            return Finished(entry, record.evaluation(entry.record), record)
+        record = Record.of_folder(entry.folder, entry.method.network, entry.method.balancer)
+        return Finished(entry, record.evaluation(entry.folder / "evaluation" / f"{SPLIT}.json"), record)
+
+    @property
+    def place(self) -> Path:
+        """Where its numbers are, for messages."""
+        return self.entry.record or self.entry.folder
 
     @property
     def headlines(self) -> dict[str, float]:
-        return {name: _number(task.metrics[task.headline]) for name, task in self.evaluation.tasks.items()}
+        return {name: task.headline_value for name, task in self.evaluation.tasks.items()}
 
 
 def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
@@ -156,13 +166,13 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
     first = finished[0]
     seeds = tuple(dict.fromkeys(entry.seed for entry in entries))
     tasks = {name: TaskFacts(task.headline, dict(task.higher_is_better), task.unit, task.note,
-                             {metric: _number(value) for metric, value in task.trivial.items()})
+                             dict(task.trivial))
              for name, task in first.evaluation.tasks.items()}
     return Comparison(
         recipe=first.entry.run.recipe, protocol=first.evaluation.protocol, split=SPLIT,
         images=first.evaluation.images or 0, seeds=seeds, run=first.entry.method.run, tasks=tasks,
-        methods=_rows(finished, tasks), machines=_distinct(_machine(run.environment) for run in finished),
-        commits=_distinct(str(run.environment.get("commit", "")) for run in finished), failed=dict(failed),
+        methods=_rows(finished, tasks), machines=_distinct(_machine(run.record.machine) for run in finished),
+        commits=_distinct(run.record.commit for run in finished), failed=dict(failed),
         rules={name: task.rule for name, task in first.evaluation.tasks.items() if task.rule},
         image_list=first.evaluation.image_list, protocols=first.evaluation.protocols,
         other_protocols=first.evaluation.other_protocols)
@@ -176,20 +186,20 @@ def refuse_other_protocols(finished: Sequence[Finished]) -> None:
     first = finished[0]
     for other in finished[1:]:
         if other.evaluation.protocol != first.evaluation.protocol:
-            raise InputError(other.entry.folder, f"numbers of protocol {other.evaluation.protocol}",
-                             f"protocol {first.evaluation.protocol}, that of {first.entry.folder}",
+            raise InputError(other.place, f"numbers of protocol {other.evaluation.protocol}",
+                             f"protocol {first.evaluation.protocol}, that of {first.place}",
                              "compare runs of one protocol only")
         if other.evaluation.images != first.evaluation.images:
-            raise InputError(other.entry.folder, f"numbers on {other.evaluation.images} {SPLIT} images",
-                             f"the {first.evaluation.images} of {first.entry.folder}", "evaluate both on the same ones")
+            raise InputError(other.place, f"numbers on {other.evaluation.images} {SPLIT} images",
+                             f"the {first.evaluation.images} of {first.place}", "evaluate both on the same ones")
         lists = [run.evaluation.image_list for run in (first, other)]
         if None not in lists and lists[0] != lists[1]:
-            raise InputError(other.entry.folder, f"numbers on other {SPLIT} images (evaluation/{SPLIT}.images.txt)",
-                             f"those of {first.entry.folder}", "evaluate both on the same ones")
+            raise InputError(other.place, f"numbers on other {SPLIT} images (evaluation/{SPLIT}.images.txt)",
+                             f"those of {first.place}", "evaluate both on the same ones")
         for name, task in other.evaluation.tasks.items():
             rule, needed = task.rule, first.evaluation.tasks[name].rule if name in first.evaluation.tasks else ""
             if rule and needed and rule != needed:
-                raise InputError(other.entry.folder, f"{name} with {rule}", f"{needed}, as {first.entry.folder} has",
+                raise InputError(other.place, f"{name} with {rule}", f"{needed}, as {first.place} has",
                                  "evaluate both the same way")
 
 
@@ -199,18 +209,22 @@ def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple
         methods.setdefault(id(run.entry.method), (run.entry.method, []))[1].append(run)
     reference = {run.entry.seed: run.headlines for run in finished if run.entry.method.reference}
     directions = {name: task.higher_is_better[task.headline] for name, task in tasks.items()}
-    rows = [_row(method, runs, reference, directions) for method, runs in methods.values()]
+    # Runs of an older version lack what later ones measure besides.
+    known = {name: [metric for metric in task.metrics
+                    if all(metric in run.evaluation.tasks[name].metrics for run in finished)]
+             for name, task in finished[0].evaluation.tasks.items()}
+    rows = [_row(method, runs, reference, directions, known) for method, runs in methods.values()]
     ranks = mean_ranks([{name: row.metrics[name][task.headline].mean for name, task in tasks.items()} for row in rows],
                        directions)
     return tuple(replace(row, mean_rank=rank) for row, rank in zip(rows, ranks, strict=True))
 
 
 def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mapping[str, float]],
-         directions: Mapping[str, bool]) -> MethodResult:
+         directions: Mapping[str, bool], known: Mapping[str, Sequence[str]]) -> MethodResult:
     first = runs[0].evaluation
-    metrics = {name: {metric: Estimate.of({run.entry.seed: _number(run.evaluation.tasks[name].metrics[metric])
+    metrics = {name: {metric: Estimate.of({run.entry.seed: run.evaluation.tasks[name].metrics[metric]
                                            for run in runs})
-                      for metric in task.metrics} for name, task in first.tasks.items()}
+                      for metric in names} for name, names in known.items()}
     paired = [run for run in runs if run.entry.seed in reference]
 
     def estimate(by_seed: dict[int, float]) -> Estimate | None:
@@ -222,16 +236,17 @@ def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mappi
         network=method.network, balancer=method.balancer, reference=method.reference, metrics=metrics,
         deltas={name: estimate({seed: found[name] for seed, found in by_task.items()}) for name in directions},
         delta_mtl=estimate(overall), mean_rank=math.nan,
-        training_seconds=Estimate.of({run.entry.seed: run.training_seconds for run in runs}),
-        runs={run.entry.seed: str(run.entry.folder) for run in runs})
+        training_seconds=Estimate.of({run.entry.seed: _number(run.record.seconds) for run in runs}),
+        runs={run.entry.seed: str(run.place) for run in runs}, settings=dict(method.settings),
+        untuned=method.untuned)
 
 
-def _machine(environment: Mapping[str, Any]) -> str:
-    accelerator = environment.get("accelerator")
+def _machine(machine: Mapping[str, Any]) -> str:
+    accelerator = machine.get("accelerator")
     if accelerator not in (None, "", "none"):
         return str(accelerator)
-    cores = environment.get("cores")
-    return f"{environment.get('processor', '')}{f', {cores} cores' if cores else ''}"
+    cores = machine.get("cores")
+    return f"{machine.get('processor', '')}{f', {cores} cores' if cores else ''}"
 
 
 def _distinct(values: Any) -> tuple[str, ...]:
@@ -240,11 +255,3 @@ def _distinct(values: Any) -> tuple[str, ...]:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,7 +20,7 @@ from polyptych.data.pictures import read_color
 from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._decathlon.annotations import Annotated, Annotations, held_out, read_annotations
 from polyptych.datasets._decathlon.domains import DOMAINS, REFERENCE
-from polyptych.datasets._mixed.mixture import Mixture, checked_weights
+from polyptych.datasets._mixture import Mixture, checked_weights
 from polyptych.errors import InputError, nearest
 from polyptych.metrics.decathlon import decathlon_score
 from polyptych.types import LabelInfo, Sample, SampleInfo

@@ -16,7 +16,7 @@ from polyptych.data.arrays import read_array
 from polyptych.data.files import composed
 from polyptych.data.pictures import PICTURES, open_picture, read_color, require_size
 from polyptych.datasets._base import Dataset, EmptySplit
-from polyptych.datasets._folder.description import Description, read_description
+from polyptych.datasets._folder.description import FolderSpec, read_description
 from polyptych.datasets._folder.labels import Source, require_readable
 from polyptych.datasets._folder.patterns import Pattern
 from polyptych.errors import InputError
@@ -176,7 +176,7 @@ def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
 
 
-def _described(config: Folder.Config) -> tuple[Path, Description]:
+def _described(config: Folder.Config) -> tuple[Path, FolderSpec]:
     """The folder of the data and what its description says."""
     if config.description is None and config.root is None:
         raise InputError("dataset folder", "neither a root nor a description", "a folder with dataset.toml, or a "

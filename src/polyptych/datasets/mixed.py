@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polyptych.datasets._base import Dataset, EmptySplit
-from polyptych.datasets._mixed.mixture import Mixture, checked_weights
+from polyptych.datasets._mixture import Mixture, checked_weights
 from polyptych.datasets._toml import decode_toml, read_toml
 from polyptych.errors import InputError, nearest
 from polyptych.types import LabelInfo, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class MixtureSpec:
     """What the file of ``--dataset.description`` holds."""
 
     parts: dict[str, Dataset.Config]
@@ -115,7 +115,7 @@ class Mixed(Dataset):
         return dataclasses.replace(sample, info=dataclasses.replace(sample.info, id=f"{name}/{sample.info.id}"))
 
 
-def _describe(config: Mixed.Config) -> tuple[str, Description]:
+def _describe(config: Mixed.Config) -> tuple[str, MixtureSpec]:
     """The place for messages, and the parts from wherever they are given."""
     if config.description is not None:
         where = str(config.description)
@@ -123,10 +123,10 @@ def _describe(config: Mixed.Config) -> tuple[str, Description]:
             raise InputError(f"description of mixed ({where})", "both a file and options", "one of them",
                              "move the options into the file")
         tables = read_toml(config.description, "a TOML file with a table for each part")
-        description = decode_toml(Description, tables, config.description)
+        description = decode_toml(MixtureSpec, tables, config.description)
     else:
         where = "dataset mixed"
-        description = Description(parts=config.parts, weights=config.weights, tasks=config.tasks)
+        description = MixtureSpec(parts=config.parts, weights=config.weights, tasks=config.tasks)
     if not description.parts:
         raise InputError(f"{where}: parts", "none", "at least one dataset",
                          "describe them in a TOML file, for instance [parts.a] with name = \"rooms\", and pass it as "
@@ -138,7 +138,7 @@ def _describe(config: Mixed.Config) -> tuple[str, Description]:
     return where, description
 
 
-def _offered(where: str, name: str, part: Dataset.Config, description: Description) -> Mapping[str, LabelInfo]:
+def _offered(where: str, name: str, part: Dataset.Config, description: MixtureSpec) -> Mapping[str, LabelInfo]:
     """What a part has labels for, as far as it is used."""
     labels = part.build(split="train", tasks=()).labels
     used = description.tasks.get(name, tuple(labels))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polyptych.data.cache import CachedDataset
 from polyptych.datasets._base import Dataset, EmptySplit
-from polyptych.datasets._prepared.manifest import NAME, read_manifest
+from polyptych.datasets._manifest import NAME, read_manifest
 from polyptych.types import LabelInfo, Sample
 
 
