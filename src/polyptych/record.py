@@ -95,7 +95,7 @@ def read_json(path: Path) -> Any:
         InputError: it is missing or is not JSON; the message names the line.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(path, "no such file", "a file written by polyptych", "check the path") from None
     except OSError as error:

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Integer
 from scipy import ndimage
 
 from polyptych.data._contours import contours
-from polyptych.data._files import files_by_stem, read_gray, read_lines, read_npy
-from polyptych.data._matlab import load_mat
+from polyptych.data.arrays import load_mat, read_npy
+from polyptych.data.files import files_by_stem, read_lines
+from polyptych.data.pictures import read_levels
 from polyptych.errors import InputError
 from polyptych.metrics._boundary_benchmark.thinning import thin
 
@@ -43,7 +44,7 @@ def pair_files(predictions: Path, truths: Path, images: Path | None = None) -> l
     """
     found = [_files(predictions, (".mat", ".npy", ".png")), _files(truths, (".mat", ".png"))]
     if images is not None:
-        names = list(dict.fromkeys(read_lines(images)))
+        names = read_lines(images, "a text file with names of images, one per line")
         if not names:
             raise InputError(images, "an empty list", "names of images, one per line", "leave it out to take all")
     else:
@@ -78,15 +79,17 @@ def read_prediction(path: Path, thresholds: tuple[float, ...], *, strict: bool =
     Raises:
         InputError: what is in the file is none of these.
     """
-    if path.suffix != ".mat":
-        return _probabilities(read_gray(path) if path.suffix == ".png" else read_npy(path), path)
+    if _suffix(path) == ".png":
+        return _probabilities(*read_levels(path), path)
+    if _suffix(path) == ".npy":
+        return _probabilities(array := read_npy(path), _top(array), path)
     variables = _variables(path)
     if "segs" in variables:
         return np.stack([contours(_regions(cell, path)) for cell in _cell(variables["segs"], path)])
     if "ucm2" not in variables:
         raise InputError(path, f"the variables {', '.join(variables) or '(none)'}", "ucm2 or segs",
                          "save the contour map under one of these names")
-    double = _probabilities(variables["ucm2"], path)
+    double = _probabilities(variables["ucm2"], _top(variables["ucm2"]), path)
     if not double.shape[0] % 2 or not double.shape[1] % 2 or min(double.shape) < 3:
         raise InputError(path, f"ucm2 of {double.shape[0]}x{double.shape[1]}", "2h+1 x 2w+1 values",
                          "save the map at double size")
@@ -97,7 +100,7 @@ def read_prediction(path: Path, thresholds: tuple[float, ...], *, strict: bool =
 
 def count_segmentations(path: Path) -> int | None:
     """How many segmentations the cell ``segs`` of a prediction has; None for every other kind of file."""
-    if path.suffix != ".mat":
+    if _suffix(path) != ".mat":
         return None
     variables = _variables(path)
     return len(_cell(variables["segs"], path)) if "segs" in variables else None
@@ -119,12 +122,12 @@ def read_truths(path: Path, kind: TruthKind = "auto") -> list[Mask]:
     Raises:
         InputError: what is in the file is none of these, or a picture of 0 and 1 that may be either.
     """
-    if path.suffix == ".png":
-        return [_truth(read_gray(path), path, kind)]
+    if _suffix(path) == ".png":
+        return [_truth(*read_levels(path), path, kind)]
     variables = _variables(path)
     for key in _REGION_KEYS:
         if key in variables:
-            return [_truth(variables[key], path, "regions" if kind == "auto" else kind)]
+            return [_truth(variables[key], 1, path, "regions" if kind == "auto" else kind)]
     if "groundTruth" not in variables:
         raise InputError(path, f"the variables {', '.join(variables) or '(none)'}",
                          "groundTruth, LabelMap or segmentation", "check that this is a file of ground truth")
@@ -135,8 +138,17 @@ def read_truths(path: Path, kind: TruthKind = "auto") -> list[Mask]:
         if cell.dtype.names is None or field not in cell.dtype.names or not cell.size:
             raise InputError(path, "a groundTruth without it", f"the field '{field}' of every annotator",
                              "check that the file is whole")
-        found.append(_truth(cell[field].flat[0], path, kind))
+        found.append(_truth(np.asarray(cell[field].flat[0]), 1, path, kind))
     return found
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _top(array: np.ndarray) -> int:
+    """The largest number of an unsigned type of 8 or 16 bits; 0 of other types."""
+    return int(np.iinfo(array.dtype).max) if array.dtype in (np.uint8, np.uint16) else 0
 
 
 def _variables(path: Path) -> dict[str, np.ndarray]:
@@ -149,16 +161,14 @@ def _cell(value: np.ndarray, path: Path) -> list[np.ndarray]:
     return list(value.flat)
 
 
-def _probabilities(value: np.ndarray, path: Path) -> Float[np.ndarray, "h w"]:
+def _probabilities(value: np.ndarray, top: int, path: Path) -> Float[np.ndarray, "h w"]:
+    """Shares of ``top``, the largest number that there may be, if that is not 0."""
     if value.ndim != 2 or not value.size:
         raise InputError(path, f"an array of shape {value.shape}", "one value per pixel (h w)", "save a single map")
     if value.dtype == bool:
         return value.astype(np.float64)
-    if value.dtype in (np.uint8, np.uint16):
-        return value / np.iinfo(value.dtype).max
-    # Pillow reads 16-bit gray as int32 in some versions
-    if value.dtype == np.int32 and path.suffix == ".png" and value.min() >= 0 and value.max() <= 65535:
-        return value / 65535
+    if top and value.dtype.kind in "iu":
+        return value / top
     if value.dtype.kind != "f" or not (value.min() >= 0 and value.max() <= 1):  # false for NaN
         bounds = f" from {value.min():.4g} to {value.max():.4g}" if value.dtype.kind in "fiu" else ""
         raise InputError(path, f"{value.dtype} values{bounds}", "floats from 0 to 1, or 8 or 16 bits unsigned",
@@ -174,13 +184,13 @@ def _regions(value: np.ndarray, path: Path) -> Integer[np.ndarray, "h w"]:
     return value.astype(np.int64)
 
 
-def _truth(value: np.ndarray, path: Path, kind: TruthKind) -> Mask:
+def _truth(value: np.ndarray, top: int, path: Path, kind: TruthKind) -> Mask:
+    """``top`` stands for a boundary, if 0 and it are the only numbers."""
     if kind == "regions":
         return thin(contours(_regions(value, path)))
     ids = _regions(value.astype(np.uint8) if value.dtype == bool else value, path)
     levels = np.unique(ids)
-    binary = {0, 255} if path.suffix == ".png" else {0, 1}
-    if kind == "auto" and value.dtype != bool and not set(levels.tolist()) <= binary:
+    if kind == "auto" and value.dtype != bool and not set(levels.tolist()) <= {0, top}:
         if levels[-1] <= 1:
             raise InputError(path, "a picture of 0 and 1", "to know whether they are regions or boundaries",
                              "state it with --truth regions or --truth edges")
