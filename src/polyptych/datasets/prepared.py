@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polyptych.data.cache import CachedDataset
-from polyptych.datasets._base import Dataset
+from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._manifest import NAME, read_manifest
-from polyptych.errors import InputError
 from polyptych.types import LabelInfo, Sample
 
 
@@ -37,7 +36,7 @@ class Prepared(Dataset):
         self.protocol = manifest.protocol
         super().__init__(config, split=split, tasks=tasks)
         if split not in manifest.splits:
-            raise InputError(f"{split} split of {root}", "nothing", f"one of {', '.join(manifest.splits)}",
+            raise EmptySplit(f"{split} split of {root}", "nothing", f"one of {', '.join(manifest.splits)}",
                              "prepare the dataset again, with such a split")
         self._copy = CachedDataset(self, root / manifest.splits[split])
 

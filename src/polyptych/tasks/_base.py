@@ -51,6 +51,11 @@ class Task(Component, ABC):
         def build(self, *, labels: LabelInfo) -> Task:
             return self.owner(self, labels=labels)
 
+        @property
+        def standard_weight(self) -> float:
+            """The task's, before it is built."""
+            return self.owner.standard_weight  # type: ignore[no-any-return]
+
     channels: int
     headline: ClassVar[str]
     higher_is_better: ClassVar[dict[str, bool]]

@@ -31,14 +31,14 @@ class AdaShareLayout(NYUv2Layout):
     unlabeled) ``normal_mask/ID.png`` (v = 127.5 (n + 1), white unknown) ``depth/ID.npy]`` (m). Its halves of the
     training set, ``train1`` and ``train2``, are not read.
 
-    Normals are decoded to unit vectors. The loaders of the authors normalize the bytes as they are instead, so that
-    all of their targets point into one octant and their angles are not comparable with anyone's, ours included.
+    Normals are decoded to unit vectors. The authors' loaders normalize the raw bytes instead, so all of their targets
+    point into one octant, and their angles are comparable with nobody else's, ours included.
     """
 
     looks_for = f"{_INDEX} with img/, seg/, normal_mask/ and depth/"
     counts: ClassVar[Mapping[str, int]] = {}
-    note = ("its numbers use other metrics, and angles between bytes that are not decoded: not comparable with other "
-            "layouts")
+    note = ("published numbers on it use other metrics, and angles between undecoded normals: not comparable "
+            "with other layouts")
     auto_order = 50
     classes = (40, 13)
     normals_note = "as stored in normal_mask/; red, green and blue are taken for x, y and z, which nobody has checked"

@@ -35,7 +35,7 @@ class FolderLayout(NYUv2Layout):
     """
 
     looks_for = "images/ and gt_sets/"
-    note = "NYUD_MT, whichever of the three packings it is"
+    note = "NYUD_MT in any of its three packings"
     auto_order = 10
     normals_note = "as stored in normals/; the files do not say who estimated them"
     suffixes: ClassVar[Mapping[str, tuple[str, ...]]] = {
