@@ -38,6 +38,11 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough to stand in one line of ours."""
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The part of an error that lists valid names, the nearest first: ``'ema_net' (nearest) or one of ...``."""
     choices = sorted(choices)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from polyptych.errors import InputError
-from polyptych.record import write_whole, writing
+from polyptych.record import flat, write_whole, writing
 
 
 class Logbook:
@@ -37,7 +37,7 @@ class Logbook:
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
         if self._board is not None:
-            for name, value in _flat(values, event):
+            for name, value in flat(values, f"{event}/", "/"):
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -96,14 +96,6 @@ def _tensorboard(folder: Path, step: int) -> Any:
         raise InputError("--monitoring.tensorboard", "no tensorboard package", "the log extra",
                          "run `pip install 'polyptych[log]'`") from None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-
-def _flat(values: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
-    flat: list[tuple[str, float]] = []
-    for name, value in values.items():
-        place = f"{prefix}/{name}"
-        flat += _flat(value, place) if isinstance(value, dict) else [(place, value)]
-    return flat
 
 
 def environment() -> dict[str, str | int]:

@@ -81,11 +81,11 @@ def first_difference(planned: Any, found: Any) -> tuple[str, str, str] | None:
     return None
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Mapping[str, Any], prefix: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
     """``("optimizer.kind", "adamw")`` for every leaf of nested JSON objects."""
     for key, item in value.items():
         if isinstance(item, dict):
-            yield from flat(item, f"{prefix}{key}.")
+            yield from flat(item, f"{prefix}{key}{separator}", separator)
         else:
             yield f"{prefix}{key}", item
 

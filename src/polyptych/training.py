@@ -51,7 +51,7 @@ def finish(folder: Path, say: Callable[[object], None]) -> Path:
     Raises:
         InputError: the test split has no label, so there is no number; the report is written first.
     """
-    from polyptych.reports.examples import write_examples  # with all of matplotlib, which a run of a grid does without
+    from polyptych.prediction.examples import write_examples  # with all of matplotlib, which a run of a grid omits
     from polyptych.reports.page import write_report
 
     found = measure_splits(folder, say)

@@ -8,12 +8,16 @@ import os
 import sys
 from pathlib import Path
 
+from polyptych.cli import _stand_ins
 from polyptych.errors import InputError, nearest
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        arguments = sys.argv[1:]
+        if {"-h", "--help"} & set(arguments[1:]) and _stand_ins.install():
+            return _help(arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
         if name in ("-h", "--help", "help"):
@@ -50,6 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:  # Interrupted is one, with a message that says how to go on
         print(f"polyptych: {error or 'interrupted'}", file=sys.stderr)
         return 130
+    return 0
+
+
+def _help(arguments: list[str]) -> int:
+    """The help of a command, without loading what it would compute with."""
+    try:
+        importlib.import_module(f"{__name__}.{arguments[0].replace('-', '_')}").main(arguments[1:])
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        _stand_ins.begin_again(arguments)
+    except Exception:  # something needed what is not there; the real libraries say what, if it is still wrong
+        _stand_ins.begin_again(arguments)
     return 0
 
 

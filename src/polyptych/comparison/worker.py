@@ -80,7 +80,7 @@ def work(request: Request) -> None:
         elif not tested.exists():
             train(run, folder, resume=True)
         elif not (folder / "report.html").exists():
-            from polyptych.reports.examples import write_examples
+            from polyptych.prediction.examples import write_examples
             from polyptych.reports.page import write_report
 
             write_examples(folder)

@@ -30,6 +30,7 @@ class Dataset(Component, ABC):
         labels: what the dataset knows of each task it has labels for (all of them, not only those asked for).
         protocol: id of the protocol that numbers on this dataset belong to; numbers of different ids are never
             compared. It names everything that changes the numbers: classes, layout, native resolution.
+        doubts: what is no error and yet perhaps not meant, one line each; known without reading a sample.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Dataset(Component, ABC):
 
     labels: dict[str, LabelInfo]
     protocol: str
+    doubts: tuple[str, ...] = ()
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
         self.config, self.split, self.tasks = config, split, tasks
@@ -71,6 +73,10 @@ class Dataset(Component, ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples; an endless dataset gives a large number."""
+
+    def labelled(self, task: str) -> int:
+        """How many of the samples have a label of a task, known without reading them; all, by default."""
+        return len(self)
 
     def index_at(self, position: int, seed: int) -> int:
         """The sample at ``position`` of the endless stream that training reads. It depends on nothing but its

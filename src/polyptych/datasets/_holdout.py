@@ -72,8 +72,12 @@ def part_of(frames: list[str], runs: Sequence[Sequence[str]], share: float, spli
         runs: the same frames in groups that show the same place.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or a list names one twice, which would count twice.
     """
+    if len(set(frames)) < len(frames):
+        twice = next(frame for place, frame in enumerate(frames) if frame in frames[:place])
+        raise InputError(f"{split} split of {root}", f"the id '{twice}' twice", "every id once",
+                         "remove it from the dataset's list of images")
     if split != "test":
         kept = hold_out(runs, share)
         frames = [frame for frame in frames if (frame in kept) == (split == "val")]
