@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 
 from polyptych.errors import InputError
 from polyptych.record import write_whole
+
+LARGEST_FLOAT32 = 3.4e38
 
 
 @dataclass
@@ -140,7 +141,8 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path)
             raise InputError(path, came, f"shape {tuple(value.shape)}", "use a checkpoint of the same network")
         kind = found[name].dtype
         if kind != value.dtype and not (kind.is_floating_point and value.dtype.is_floating_point):
-            raise InputError(path, f"{prefix}{name} of {kind}", str(value.dtype), "use a checkpoint of the same network")
+            raise InputError(path, f"{prefix}{name} of {kind}", str(value.dtype),
+                             "use a checkpoint of the same network")
     if extra := found.keys() - expected.keys():
         raise InputError(path, f"{len(extra)} unknown tensors, for instance {prefix}{min(extra)}",
                          "the tensors of this network", "use a checkpoint of the same network")
@@ -171,9 +173,10 @@ def _checked_progress(progress: Any) -> dict[str, Any]:
 
 def _check_scaler(values: Any) -> None:
     """torch takes any value, and fails (or scales by zero) at the next step."""
-    numbers = [values[name] for name in ("scale", "growth_factor", "backoff_factor", "growth_interval")]
-    if not all(type(x) in (int, float) and 0 < x < math.inf for x in numbers) or type(
-            values["_growth_tracker"]) is not int:
+    factors = [values[name] for name in ("scale", "growth_factor", "backoff_factor")]
+    steps = [values[name] for name in ("growth_interval", "_growth_tracker")]
+    if not (all(type(x) is float and 0 < x < LARGEST_FLOAT32 for x in factors)
+            and all(type(x) is int and 0 <= x < 2**31 for x in steps)):
         raise ValueError(f"loss scale {values!r}")
 
 

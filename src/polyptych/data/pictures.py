@@ -55,11 +55,16 @@ def open_picture(path: Path, needs: str = _NEEDS) -> Iterator[Image.Image]:
     """
     with open_file(path, needs) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damage beside the pixels
-        with _opened(file, path, needs) as picture:
+        with identify(file, path, needs) as picture:
             yield picture
 
 
-def _opened(file: IO[bytes], path: Path, needs: str) -> Image.Image:
+def identify(file: IO[bytes], path: Path | str, needs: str = _NEEDS) -> Image.Image:
+    """The picture in an open file, of which only the header is read yet; ``path`` names it in messages.
+
+    Raises:
+        InputError: no picture of a known format, or one of more than :data:`LARGEST_PICTURE` pixels.
+    """
     with _lock:  # Pillow's limit is one for the whole process; others may rely on it
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

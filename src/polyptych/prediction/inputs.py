@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import struct
-import unicodedata
-import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from polyptych.data.pictures import as_rgb
+from polyptych.data.files import composed, file_names, walk
+from polyptych.data.pictures import PICTURES, as_rgb, open_picture, upright
 from polyptych.errors import InputError
-from polyptych.ranges import LARGEST_SIDE
 
-IMAGES = {".jpg", ".jpeg", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+IMAGES = {*PICTURES, ".apng"}
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv"}
 CAMERA = "camera:"
 
@@ -88,9 +83,8 @@ def _named(each: Path | str, recursive: bool) -> Iterator[tuple[Path, str]]:
             raise InputError(f"input '{text}'", "a camera without a number", "for instance camera:0", "add the number")
         yield Path(f"camera_{''.join(c if c.isalnum() else '_' for c in device)}"), device
     elif path.is_dir():
-        # Hidden files are left out: beside x.jpg, macOS writes ._x.jpg on other file systems, which is no image.
-        files = sorted(p for p in (path.rglob("*") if recursive else path.iterdir())
-                       if p.suffix.lower() in IMAGES | VIDEOS and not p.name.startswith(".") and p.is_file())
+        files = sorted(path / name for name in (walk(path) if recursive else file_names(path))
+                       if Path(name).suffix.lower() in IMAGES | VIDEOS)
         if not files:
             raise InputError(path, "a folder without images", f"files ending in {', '.join(sorted(IMAGES | VIDEOS))}",
                              "name another folder" if recursive else "name another folder, or add --recursive")
@@ -122,7 +116,7 @@ def _unique_stems(paths: list[Path]) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return composed(name).casefold()
 
 
 def as_pixels(image: Path | str | Any) -> Pixels:
@@ -138,7 +132,7 @@ def as_pixels(image: Path | str | Any) -> Pixels:
         remark = f"only the first of {frames} frames; make a video of it to have all" if frames > 1 else ""
         return Pixels(array, Path(image).name, remark)
     if isinstance(image, Image.Image):
-        return Pixels(np.array(as_rgb(ImageOps.exif_transpose(image), "image")), "")
+        return Pixels(np.array(as_rgb(upright(image), "image")), "")
     if not isinstance(image, np.ndarray):
         got = type(image).__name__
     elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -160,33 +154,9 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 def _read(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
     """The image, and how many frames (or pages) the file has."""
-    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
-        raise UnreadableInput(path, "something that is not a file", "an image", "remove it")
     try:
-        with warnings.catch_warnings(), _no_limit(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # damage beside the pixels
-            if max(image.size) > LARGEST_SIDE:
-                raise UnreadableInput(path, f"an image of {image.width} x {image.height} pixels",
-                                      f"at most {LARGEST_SIDE} a side", "cut it into parts")
-            frames = int(getattr(image, "n_frames", 1))
-            return np.array(as_rgb(ImageOps.exif_transpose(image), path)), frames
-    except UnreadableInput:
-        raise
+        with open_picture(path, "an image") as picture:
+            frames = int(getattr(picture, "n_frames", 1))
+            return np.array(as_rgb(upright(picture), path)), frames
     except InputError as error:
         raise UnreadableInput(error.where, error.got, error.needs, error.do) from None
-    except FileNotFoundError:
-        raise UnreadableInput(path, "no such file", "an image", "check the path") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
-        raise UnreadableInput(path, f"a file that cannot be read as an image ({error})", "an image",
-                              "repair or remove it") from None
-
-
-@contextlib.contextmanager
-def _no_limit() -> Iterator[None]:
-    """Without Pillow's own limit of pixels, which is made for servers that open files of strangers; windows are there
-    for images beyond it."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
