@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from polyptych.comparison.statistics import Estimate, delta_mtl, deltas, half_width, mean_ranks
+from polyptych.comparison.statistics import (
+    Estimate,
+    delta_mtl,
+    deltas,
+    groups,
+    half_width,
+    holm,
+    mean_ranks,
+    p_value,
+    ranks,
+    smallest_detectable,
+)
 
 
 def test_half_width_is_that_of_the_t_test() -> None:
@@ -107,3 +118,92 @@ def test_a_gain_over_a_negative_reference_is_a_gain() -> None:
     values, directions = {"skill": -1.0, "error": -3.0}, {"skill": True, "error": False}
     assert deltas(values, {"skill": -2.0, "error": -2.0}, directions) == pytest.approx({"skill": 50.0, "error": 50.0})
     assert delta_mtl(values, {"skill": -0.5, "error": -4.0}, directions) == pytest.approx((-100 - 25) / 2)
+
+
+# -- tests, groups, and what a table can show ------------------------------------------------------------------
+
+
+def test_the_p_value_is_that_of_the_paired_t_test() -> None:
+    method, reference = [41.2, 40.1, 42.7, 40.9, 41.5], [40.1, 40.0, 41.2, 40.5, 41.9]
+    differences = [one - other for one, other in zip(method, reference, strict=True)]
+    assert p_value(differences) == pytest.approx(stats.ttest_rel(method, reference).pvalue, rel=1e-12)
+    # An interval without 0 and a p value below 5 % are the same statement.
+    for shift in (0.3, 0.5, 0.7, 0.9):
+        moved = [value + shift for value in differences]
+        assert (p_value(moved) < 0.05) == (not Estimate.of(dict(enumerate(moved))).spans_zero)
+    assert p_value([1.0]) is None and p_value([1.0, math.nan]) is None
+    assert p_value([2.0, 2.0]) == 0 and p_value([0.0, 0.0]) == 1
+    assert Estimate(3.0, None, {}).spans_zero and Estimate(math.nan, None, {}).spans_zero
+
+
+def test_holm_by_hand() -> None:
+    # 4 * .005, 3 * .01, 2 * .03, then not below the one before: .06 instead of .04.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, None, 0.4]) == [pytest.approx(0.8), None, pytest.approx(0.8)]
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == [] and holm([0.03]) == [0.03]
+
+
+def grids(rows: int, seeds: int, times: int, effect: float = 0.0, seed: int = 0) -> np.ndarray:
+    """Tables of differences to a reference, which all rows of a table share; the first row has a true effect."""
+    draw = np.random.default_rng(seed)
+    own, reference = draw.normal(0, 1, (times, rows, seeds)), draw.normal(0, 1, (times, 1, seeds))
+    own[:, 0] += effect
+    return own - reference
+
+
+@pytest.mark.parametrize("rows", [3, 12])
+def test_a_table_without_any_difference_shows_one_in_at_most_5_of_100(rows: int) -> None:
+    tables = grids(rows, 5, 1500)
+    plain = [[p_value(row) for row in table.tolist()] for table in tables]
+    corrected = np.mean([min(holm(values)) < 0.05 for values in plain])
+    assert corrected < 0.05 + 0.015  # three standard errors of the count
+    assert np.mean([min(values) < 0.05 for values in plain]) > 0.09  # without the correction
+
+
+def test_the_smallest_difference_is_found_in_four_of_five_tables() -> None:
+    rows, seeds = 4, 5
+    expected = smallest_detectable([[-math.sqrt(2), math.sqrt(2), 0.0, math.sqrt(2), -math.sqrt(2)]] * rows)
+    deviation = math.sqrt(2)
+    assert np.std([-deviation, deviation, 0, deviation, -deviation], ddof=1) == pytest.approx(deviation)
+    found = [p_value(table[0].tolist()) < 0.05 / rows for table in grids(rows, seeds, 2000, effect=expected)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+    assert smallest_detectable([[1.0]]) is None and smallest_detectable([]) is None
+
+
+def test_groups_are_those_of_tukeys_test() -> None:
+    """Without block effects the pooled spread around the rows' means is nearly that of scipy's test."""
+    draw = np.random.default_rng(3)
+    values = draw.normal([[0.0], [0.1], [2.0], [2.1], [1.0]], 0.5, (5, 8))
+    tukey = stats.tukey_hsd(*values).pvalue
+    letters = groups([dict(enumerate(row)) for row in values.tolist()])
+    for one in range(5):
+        for other in range(5):
+            assert (tukey[one, other] > 0.05) == bool(set(letters[one]) & set(letters[other])), (one, other)
+    assert letters[3][0] == "a" or letters[2][0] == "a"  # the highest mean
+
+
+def test_letters_by_hand() -> None:
+    # Rows at 0, 1 and 2 whose seeds differ by a common level and by +-e: neighbors within the limit share a letter.
+    def table(e: float) -> list[dict[int, float]]:
+        return [{seed: 10 * seed + row + e * (-1) ** (seed + row) for seed in range(4)} for row in range(3)]
+
+    limit = stats.studentized_range.ppf(0.95, 3, 6)  # q of 3 rows, 2 * 3 degrees of freedom
+    rest = np.array([[row[seed] for seed in range(4)] for row in table(1.0)])
+    rest = rest - rest.mean(0) - rest.mean(1, keepdims=True) + rest.mean()
+    unit = limit * math.sqrt((rest**2).sum() / 6 / 4)
+    assert groups(table(0.9 / unit)) == ["c", "b", "a"]
+    assert groups(table(1.5 / unit)) == ["b", "ab", "a"]
+    assert groups(table(2.1 / unit)) == ["a", "a", "a"]
+    assert groups([{0: 1.0}, {0: 2.0}]) == ["", ""] and groups([{0: 1.0, 1: 2.0}]) == [""] and groups([]) == []
+    assert groups([{0: 1.0, 1: math.nan}, {0: 1.0, 1: 2.0}]) == ["", ""]
+
+
+def test_alike_rows_are_told_apart_in_at_most_5_of_100_tables() -> None:
+    told = [set(map(frozenset, groups([dict(enumerate(row)) for row in table]))) for table in grids(4, 5, 300).tolist()]
+    apart = np.mean([not frozenset.intersection(*found) for found in told])
+    assert apart < 0.05 + 0.038
+
+
+def test_ranks_of_one_task() -> None:
+    assert ranks([1.0, 3.0, 3.0], True) == [3.0, 1.5, 1.5] and ranks([1.0, 3.0], False) == [1.0, 2.0]
+    assert math.isnan(ranks([1.0, math.nan], True)[1])

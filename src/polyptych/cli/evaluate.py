@@ -31,3 +31,4 @@ def main(arguments: list[str]) -> None:
     results = evaluate_run(options.folder, splits=(options.split,), weights=options.weights)
     Console().print(terminal_table(results[options.split]))
     print(options.folder / "evaluation" / f"{options.split}.json")
+    results[options.split].require_numbers(options.folder)

@@ -19,7 +19,6 @@ NOTE = """These name things, and come before the options that they bring:
 def main(arguments: list[str]) -> None:
     from polyptych.recipes._catalog import load, names
     from polyptych.run import Run, read_run, with_components, with_tasks
-    from polyptych.training import train as train_run
 
     chosen, rest = take(arguments, {*SLOTS, "tasks", "from", "out"})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -31,4 +30,6 @@ def main(arguments: list[str]) -> None:
     if "tasks" in chosen:
         run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
     run = parse(Run, rest, "train", default=run, note=NOTE)
+    from polyptych.training import train as train_run
+
     train_run(run, Path(chosen.get("out", Path("runs") / (run.recipe or "run"))))

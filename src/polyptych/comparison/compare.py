@@ -22,6 +22,7 @@ from polyptych.comparison.report import write_comparison
 from polyptych.comparison.results import Comparison, MethodResult, TaskFacts, collect
 from polyptych.comparison.runner import Where, run_all
 from polyptych.comparison.statistics import Estimate
+from polyptych.comparison.tuning import Tried, Tuning, tune
 from polyptych.profiling.profile import Cost
 from polyptych.recipes._catalog import load
 from polyptych.run import Run, read_run
@@ -31,7 +32,7 @@ __all__ = ["Comparison", "Estimate", "MethodResult", "TaskFacts", "compare", "co
 
 def compare(recipe: str | Run, out: Path | None = None, *, networks: Sequence[str] = (),
             balancers: Sequence[str] = (), seeds: Sequence[int] = (0, 1, 2), records: Path | None = None,
-            on: Where = "local", stream: TextIO | None = None) -> Comparison:
+            tuning: Tuning | None = None, on: Where = "local", stream: TextIO | None = None) -> Comparison:
     """Compare networks and balancers on one recipe, with a single-task reference for every seed.
 
     Every run is a folder of its own under ``out/runs``. Runs that are finished there are not repeated, those that were
@@ -47,6 +48,8 @@ def compare(recipe: str | Run, out: Path | None = None, *, networks: Sequence[st
         records: folder of small files (:mod:`polyptych.comparison.records`), one for every finished run, which can be
             committed: runs that have one there are finished, whatever is in ``out``. New runs leave theirs there and
             write no report of their own; of their folders only those of the first seed keep weights, for the pictures.
+        tuning: how many settings of every method are tried on the validation split before its runs are trained with
+            the best of them (:mod:`polyptych.comparison.tuning`); None takes the recipe's for all.
         on: ``local``, one process per device; ``ray``, one Ray task per run (the ``cluster`` extra).
         stream: where the progress board goes; standard error by default.
 
@@ -63,12 +66,16 @@ def compare(recipe: str | Run, out: Path | None = None, *, networks: Sequence[st
     if on == "ray":
         on_ray.require_ray()
     grid = make_grid(base, out, networks, balancers, seeds, records)
-    if not all(entry.finished for entry in grid.entries):
+    if tuning is not None or not all(entry.finished for entry in grid.entries):
         check_parts(grid)
     out.mkdir(parents=True, exist_ok=True)
     grid.record(out)
+    tried: Tried = {}
+    if tuning is not None:
+        grid, tried = tune(grid, tuning, out, records, on=on, stream=stream)
+        grid.record(out)
     failed = run_all(grid.entries, on=on, stream=stream)
-    return _conclude(grid.entries, failed, out, records)
+    return _conclude(grid.entries, failed, out, records, tuning, tried)
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> Comparison:
@@ -85,12 +92,13 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Comparison:
     return _conclude(entries, {}, out, None)
 
 
-def _conclude(entries: Sequence[Entry], failed: dict[str, str], out: Path, records: Path | None) -> Comparison:
+def _conclude(entries: Sequence[Entry], failed: dict[str, str], out: Path, records: Path | None,
+              tuning: Tuning | None = None, tried: Tried | None = None) -> Comparison:
     comparison = collect(entries, failed)
     kept = out / "costs" if records is None else records / "costs"
     first = {entry.method.label: entry for entry in reversed(entries) if entry.tested}
     methods = tuple(dataclasses.replace(method, cost=_cost(first[method.label], kept)) for method in comparison.methods)
-    comparison = dataclasses.replace(comparison, methods=methods)
+    comparison = dataclasses.replace(comparison, methods=methods, tuning=tuning, tried=tried or {})
     seed = comparison.seeds[0]
     shown = {entry.method.label: entry.folder for entry in entries
              if entry.seed == seed and entry.tested and has_weights(entry.folder)}

@@ -45,7 +45,11 @@ class Method:
 
     @property
     def label(self) -> str:
-        return f"{self.network} · {self.balancer}" + (" · untuned" if self.untuned else "")
+        return row_label(self.network, self.balancer, self.untuned)
+
+
+def row_label(network: str, balancer: str, untuned: bool = False) -> str:
+    return f"{network} · {balancer}{' · untuned' if untuned else ''}"
 
 
 @dataclass(frozen=True)

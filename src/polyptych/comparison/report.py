@@ -24,9 +24,9 @@ from polyptych.comparison.results import Comparison, MethodResult
 from polyptych.comparison.statistics import Estimate
 from polyptych.record import encode, flat
 from polyptych.reports import templates
-from polyptych.reports.cells import Cell, Column, duration, estimated, exact, short, signed
+from polyptych.reports.cells import Cell, Column, estimated, exact, short, signed
 from polyptych.reports.published import PublishedTable, published_tables
-from polyptych.reports.tables import ABSENT, TIMES, escape_markdown, format_pair, is_number
+from polyptych.reports.tables import ABSENT, TIMES, duration, escape_markdown, format_pair, is_number
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Page:
 
     @cached_property
     def everything(self) -> list[Column]:
-        """Every metric of every task."""
+        """Every metric of every task that all methods have."""
         return [self._metric_column(task, metric) for task, facts in self.comparison.tasks.items()
-                for metric in facts.trivial]
+                for metric in facts.trivial if all(metric in method.metrics[task] for method in self.methods)]
 
     @cached_property
     def points(self) -> list[scatter.Point]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from polyptych import __version__
-from polyptych.comparison.grid import Entry, Method
+from polyptych.comparison.grid import Entry, Method, row_label
 from polyptych.comparison.records import Record, plain
 from polyptych.comparison.statistics import CONFIDENCE, Estimate, delta_mtl, deltas, mean_ranks
+from polyptych.comparison.tuning import Tried, Tuning
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation, ImageList
 from polyptych.profiling.profile import Cost
@@ -44,6 +45,7 @@ class MethodResult:
         training_seconds: spent in optimizer steps.
         cost: None until measured.
         runs: folder or record by seed.
+        settings, untuned: what tuning chose, see :class:`polyptych.comparison.grid.Method`.
     """
 
     network: str
@@ -56,10 +58,12 @@ class MethodResult:
     training_seconds: Estimate
     cost: Cost | None = None
     runs: dict[int, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    untuned: bool = False
 
     @property
     def label(self) -> str:
-        return f"{self.network} · {self.balancer}"
+        return row_label(self.network, self.balancer, self.untuned)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -81,6 +85,7 @@ class Comparison:
         confidence: of the intervals.
         rules: by task, how its numbers were accumulated and what does not count; empty for older evaluations.
         image_list: on which all runs were tested; None for older evaluations.
+        tuning, tried: how settings were chosen, and every trial by method; empty where nothing was tuned.
         protocols, other_protocols: published protocols that the numbers belong to, with notes, and why not to others.
     """
 
@@ -98,6 +103,8 @@ class Comparison:
     confidence: float = CONFIDENCE
     rules: dict[str, str] = field(default_factory=dict)
     image_list: ImageList | None = None
+    tuning: Tuning | None = None
+    tried: Tried = field(default_factory=dict)
     protocols: dict[str, list[str]] = field(default_factory=dict)
     other_protocols: dict[str, str] = field(default_factory=dict)
 
@@ -202,18 +209,21 @@ def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple
         methods.setdefault(id(run.entry.method), (run.entry.method, []))[1].append(run)
     reference = {run.entry.seed: run.headlines for run in finished if run.entry.method.reference}
     directions = {name: task.higher_is_better[task.headline] for name, task in tasks.items()}
-    rows = [_row(method, runs, reference, directions) for method, runs in methods.values()]
+    # Runs of an older version lack what later ones measure besides.
+    known = {name: [metric for metric in task.metrics
+                    if all(metric in run.evaluation.tasks[name].metrics for run in finished)]
+             for name, task in finished[0].evaluation.tasks.items()}
+    rows = [_row(method, runs, reference, directions, known) for method, runs in methods.values()]
     ranks = mean_ranks([{name: row.metrics[name][task.headline].mean for name, task in tasks.items()} for row in rows],
                        directions)
     return tuple(replace(row, mean_rank=rank) for row, rank in zip(rows, ranks, strict=True))
 
 
 def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mapping[str, float]],
-         directions: Mapping[str, bool]) -> MethodResult:
-    first = runs[0].evaluation
+         directions: Mapping[str, bool], known: Mapping[str, Sequence[str]]) -> MethodResult:
     metrics = {name: {metric: Estimate.of({run.entry.seed: run.evaluation.tasks[name].metrics[metric]
                                            for run in runs})
-                      for metric in task.metrics} for name, task in first.tasks.items()}
+                      for metric in names} for name, names in known.items()}
     paired = [run for run in runs if run.entry.seed in reference]
 
     def estimate(by_seed: dict[int, float]) -> Estimate | None:
@@ -226,7 +236,8 @@ def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mappi
         deltas={name: estimate({seed: found[name] for seed, found in by_task.items()}) for name in directions},
         delta_mtl=estimate(overall), mean_rank=math.nan,
         training_seconds=Estimate.of({run.entry.seed: _number(run.record.seconds) for run in runs}),
-        runs={run.entry.seed: str(run.place) for run in runs})
+        runs={run.entry.seed: str(run.place) for run in runs}, settings=dict(method.settings),
+        untuned=method.untuned)
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
