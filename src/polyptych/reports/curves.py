@@ -86,7 +86,8 @@ def plots(events: Iterable[Mapping[str, Any]], headlines: Mapping[str, str] | No
         _weights(train, color),
         *_gradients(train, color),
     ]
-    return [plot for plot in found if plot is not None]
+    # A single point shows no course; its value stands in the tables.
+    return [plot for plot in found if plot is not None and max(len(line.steps) for line in plot.lines) > 1]
 
 
 def svg(plot: Plot, end: float) -> str:
