@@ -86,8 +86,7 @@ def plots(events: Iterable[Mapping[str, Any]], headlines: Mapping[str, str] | No
         _weights(train, color),
         *_gradients(train, color),
     ]
-    # A single point shows no course; its value stands in the tables.
-    return [plot for plot in found if plot is not None and max(len(line.steps) for line in plot.lines) > 1]
+    return [plot for plot in found if plot is not None]
 
 
 def svg(plot: Plot, end: float) -> str:
