@@ -135,6 +135,8 @@ class Trainer:
         self.splits, remarks = find_splits(run)
         if examine and not self.resumed:
             remarks += examine_splits(run, self.tasks, self.splits)
+        # Some doubts name their split, others are the same for all of them.
+        remarks += dict.fromkeys(doubt for each in (dataset, *self.splits.values()) for doubt in each.doubts)
         size = run.size or dataset.read(0).info.native
         with buildable(folder / "run.json") if resume else nullcontext():
             self.state = self._build_state()

@@ -285,7 +285,7 @@ DISPARITY = "disparity/train/aachen/aachen_000000_000019_disparity.png"
     (IMAGE, lambda path: path.write_text("not what it seems"), "an unreadable file"),
     (IDS, truncate, "an unreadable file"),
     (IDS, picture(to="class"), "class id 57; needs ids from -1 .* to 33"),
-    (IDS, picture(to="small"), "a label of 58x128 pixels .*; needs the size of its image, 64x128"),
+    (IDS, picture(to="small"), "a label of 58x128 pixels; needs the size of its image, 64x128"),
     (IDS, picture(to="color"), "a picture with 3 channels"),
     (DISPARITY, truncate, "an unreadable file"),
     (DISPARITY, picture(to="eight"), "a picture of uint8 values; needs 16 bits"),

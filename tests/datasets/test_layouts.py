@@ -319,7 +319,7 @@ def test_an_id_that_is_listed_twice(copy, name, layout, lists):
         index = json.loads((copy / "nyu_v2_3task.json").read_text("utf-8"))
         index["train"].append(index["train"][1])
         (copy / "nyu_v2_3task.json").write_text(json.dumps(index), "utf-8")
-    with pytest.raises(InputError, match=r"train split of .*: got the id '0004' twice; needs every id once"):
+    with pytest.raises(InputError, match=r"got (the id '0004' twice|'0004' a second time).*; needs every id once"):
         open_split(name, copy, layout)
 
 
@@ -329,7 +329,7 @@ def test_normals_that_are_stored_as_pictures_store_them(miniatures, tmp_path, la
     dataset = open_split("nyuv2", root, layout, tasks=("normals",))
     normals = np.load(root / file)
     np.save(root / file, (normals + 1) / 2)
-    with pytest.raises(InputError, match=r"npy: got components from 0 to 1 that look like \(n \+ 1\) / 2; needs unit"):
+    with pytest.raises(InputError, match=r"npy: got vectors of length .*, as \(n \+ 1\) / 2 has; needs unit"):
         dataset.read(0)
     np.save(root / file, np.abs(normals))  # all of them may point one way
     assert dataset.read(0)

@@ -45,8 +45,8 @@ def by_hand(folders: tuple[Path, Path]) -> dict[str, float]:
 
 
 def test_the_command_says_what_the_metric_finds(folders, tmp_path, capsys):
-    assert main(["evaluate-saliency", *map(str, folders), "--out", str(tmp_path / "found.json")]) == 0
-    found, expected = json.loads((tmp_path / "found.json").read_text()), by_hand(folders)
+    assert main(["evaluate-saliency", *map(str, folders), "--out", str(tmp_path / "new" / "found.json")]) == 0
+    found, expected = json.loads((tmp_path / "new" / "found.json").read_text()), by_hand(folders)
     assert {name: found[name] for name in expected} == expected and found["images"] == 3
     said = capsys.readouterr().out
     assert f"{expected['maxF_SOD']:.2f}" in said and f"{expected['MAE']:.4f}" in said
@@ -115,13 +115,20 @@ def test_pixels_without_a_label_do_not_count(folders):
     (lambda maps, masks: Image.new("L", (4, 4)).save(maps / "b.png"), "the size of its ground truth, 7x5"),
     (lambda maps, masks: Image.new("RGB", (5, 7)).save(maps / "b.png"), "one channel"),
     (lambda maps, masks: ((maps / "b.png").unlink(), np.save(maps / "b.npy", np.full((7, 5), 1.5))), "0 to 1"),
-    (lambda maps, masks: ((maps / "b.png").unlink(), np.save(maps / "b.npy", np.full((7, 5), np.nan))), "from nan to nan"),
+    (lambda maps, masks: ((maps / "b.png").unlink(), np.save(maps / "b.npy", np.full((7, 5), np.nan))), "nan to nan"),
     (lambda maps, masks: [path.unlink() for path in maps.iterdir()], "a folder without such files")])
 def test_one_line_for_what_is_wrong(folders, spoil, said, capsys):
     spoil(*folders)
     assert main(["evaluate-saliency", *map(str, folders)]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_known_first(folders, capsys):
+    blocked = folders[0] / "a.png" / "found.json"
+    assert main(["evaluate-saliency", *map(str, folders), "--out", str(blocked)]) == 2
+    said = capsys.readouterr()
+    assert not said.out and said.err.count("\n") == 1
 
 
 def test_two_folders_are_needed(capsys):

@@ -11,7 +11,7 @@ from fakes import Model
 from PIL import Image
 
 import polyptych
-from polyptych.data._files import read_color
+from polyptych.data.pictures import read_color
 from polyptych.errors import InputError
 from polyptych.prediction.inputs import as_pixels, find_sources, read_image
 from polyptych.prediction.model import open_model

@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> None:
     from polyptych.metrics.saliency_folders import evaluate_saliency_maps
     from polyptych.record import write_json
 
+    if options.out is not None:  # a place that cannot be written is better known before the images are measured
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("images", total=None)

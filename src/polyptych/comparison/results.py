@@ -221,7 +221,6 @@ def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple
 
 def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mapping[str, float]],
          directions: Mapping[str, bool], known: Mapping[str, Sequence[str]]) -> MethodResult:
-    first = runs[0].evaluation
     metrics = {name: {metric: Estimate.of({run.entry.seed: run.evaluation.tasks[name].metrics[metric]
                                            for run in runs})
                       for metric in names} for name, names in known.items()}

@@ -96,7 +96,7 @@ def orientation(path: Path) -> int:
 def picture_size(path: Path) -> Size:
     """(h, w) of the upright picture; of most formats from the header alone."""
     with open_picture(path) as picture:
-        turned = _orientation(picture) >= 5
+        turned = _orientation(picture) >= 5 and picture.format != "TIFF"  # of which Pillow gives the turned size
         return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 

@@ -78,6 +78,10 @@ class Dataset(Component, ABC):
         """How many of the samples have a label of a task, known without reading them; all, by default."""
         return len(self)
 
+    def without_image(self, task: str) -> list[str]:
+        """Ids with a label of a task and no image in any split, as far as labels are listed."""
+        return []
+
     def index_at(self, position: int, seed: int) -> int:
         """The sample at ``position`` of the endless stream that training reads. It depends on nothing but its
         arguments, so that a run resumes by asking for a later position. By default every ``len(self)``

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from polyptych.data.arrays import flat
+from polyptych.data.arrays import flat, require_unit_vectors
 from polyptych.errors import InputError
 
 
@@ -46,22 +46,8 @@ def vectors(array: np.ndarray, path: Path | str) -> Float[Tensor, "3 h w"]:
         if (largest := np.abs(planes).max()) > 1.01:
             raise InputError(path, f"components up to {largest:g}", "components from -1 to 1",
                              "store unit vectors")
-    if planes.min() >= 0:
-        _refuse_halved(planes, path)
+    require_unit_vectors(planes, np.linalg.norm(planes, axis=0) > 0.1, path)
     return torch.from_numpy(planes)
-
-
-def _refuse_halved(planes: np.ndarray, path: Path | str) -> None:
-    """Refuse (n + 1) / 2, which would pass as vectors that are some 40 degrees off: most of its vectors are as long as
-    a unit vector only when they are decoded."""
-    known = planes.any(0) & (planes != 0.5).any(0)
-    if not known.any():
-        return
-    stored, decoded = (np.abs(np.sqrt(np.square(vectors).sum(0)) - 1) for vectors in
-                       (planes[:, known], 2 * planes[:, known] - 1))
-    if np.median(decoded) < 0.02 < 0.05 < np.median(stored):
-        raise InputError(path, "components from 0 to 1 that look like (n + 1) / 2", "unit vectors n",
-                         "store 2 v - 1, which is n")
 
 
 def picture_vectors(picture: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:

@@ -140,7 +140,7 @@ class Folder(Dataset):
         if count < len(self):
             first = next(name for name in self.ids if not source.has(name))
             orphans = self.without_image(task)
-            besides = f", and {len(orphans)} labels have no image: '{orphans[0]}'" if orphans else ""
+            besides = f", labels without an image: {len(orphans)} ('{orphans[0]}')" if orphans else ""
             yield f"{where}: {count} of {len(self)} images in {self.split} have a label; '{first}' has none{besides}"
         yield from source.doubts
 

@@ -43,6 +43,9 @@ class Prepared(Dataset):
     def __len__(self) -> int:
         return len(self._copy)
 
+    def labelled(self, task: str) -> int:
+        return self._copy.labelled(task)
+
     def read(self, index: int) -> Sample:
         sample = self._copy.read(index)
         here = [task for task in self.tasks if task in sample.target]

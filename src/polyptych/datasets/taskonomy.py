@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyptych.data._files import picture_size, read_color, read_gray
+from polyptych.data.pictures import picture_size, read_color, read_gray
 from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._taskonomy.buildings import BUILDINGS, CLASSES
 from polyptych.datasets._taskonomy.views import Views, find_order

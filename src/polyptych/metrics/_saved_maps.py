@@ -65,7 +65,7 @@ def read_probabilities(path: Path) -> Float[np.ndarray, "h w"]:
     Raises:
         InputError: there is something else in the file.
     """
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return probabilities(read_npy(path), path)
     values, highest = read_levels(path)
     return values / highest if highest else probabilities(values, path)

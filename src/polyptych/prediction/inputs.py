@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from polyptych.data._files import as_rgb
+from polyptych.data.pictures import as_rgb
 from polyptych.errors import InputError
 from polyptych.ranges import LARGEST_SIDE
 

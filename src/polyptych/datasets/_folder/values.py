@@ -113,7 +113,7 @@ class DepthMaps(ValueMaps):
         if wrong.any():
             do = f"correct unit, scale or offset of {where}, or list the stored value in its `invalid`"
             if self.unit == "m" and self.scale == 1 and array.dtype.kind in "iu":
-                do = f"set unit = \"mm\" in {where} if the files hold millimeters; otherwise {do}"
+                do = f"set unit = \"mm\" if the files hold millimeters; otherwise {do}"
             raise InputError(path, f"a depth of {value[wrong][0]:g} m ({int(wrong.sum())} such pixels)",
                              f"depth above 0 and at most {FARTHEST:g} m", do)
         valid = labeled & (value <= self.maximum)

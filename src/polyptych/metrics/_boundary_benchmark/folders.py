@@ -37,7 +37,7 @@ def read_prediction(path: Path, thresholds: tuple[float, ...], *, strict: bool =
     Raises:
         InputError: what is in the file is none of these.
     """
-    if path.suffix != ".mat":
+    if path.suffix.lower() != ".mat":
         return read_probabilities(path)
     variables = _variables(path)
     if "segs" in variables:
@@ -56,7 +56,7 @@ def read_prediction(path: Path, thresholds: tuple[float, ...], *, strict: bool =
 
 def count_segmentations(path: Path) -> int | None:
     """How many segmentations the cell ``segs`` of a prediction has; None for every other kind of file."""
-    if path.suffix != ".mat":
+    if path.suffix.lower() != ".mat":
         return None
     variables = _variables(path)
     return len(_cell(variables["segs"], path)) if "segs" in variables else None
@@ -78,7 +78,7 @@ def read_truths(path: Path, kind: TruthKind = "auto") -> list[Mask]:
     Raises:
         InputError: what is in the file is none of these, or a picture of 0 and 1 that may be either.
     """
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         values, highest = read_levels(path)
         return [_truth(values, path, kind, {0, highest})]
     variables = _variables(path)
