@@ -38,7 +38,8 @@ def test_every_library_is_declared_and_every_declared_one_is_used() -> None:
     required = names(PROJECT["dependencies"])
     declared = required | {name for extra in OPTIONAL for name in names(PROJECT["optional-dependencies"][extra])}
     homes = packages_distributions()
-    used = {library: {name.lower().replace("_", "-") for name in homes.get(library, [library])} for library in imported()}
+    used = {library: {name.lower().replace("_", "-") for name in homes.get(library, [library])}
+            for library in imported()}
     missing = {library: str(imported()[library]) for library, packages in used.items() if not packages & declared}
     assert not missing, "imported but not declared in pyproject.toml"
     unused = required - set().union(*used.values()) - {"tomli"}

@@ -23,6 +23,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "component": "how a file becomes a choice; it knows no family",
     "record": "any Config to JSON and back",
     "host_memory": "one call of the C library",
+    "folder_lock": "one process at a time in a folder",
     "interruption": "signals, for every loop",
     "progress": "a bar, for every loop",
     "ops": "numerics without a notion of tasks or networks",

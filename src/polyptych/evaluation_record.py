@@ -55,10 +55,6 @@ class TaskResult:
         return self.metrics[self.headline]
 
     @property
-    def headline_higher_is_better(self) -> bool:
-        return self.higher_is_better[self.headline]
-
-    @property
     def own_metrics(self) -> dict[str, float]:
         """The metrics by the task's own names, which do not say the accumulation; those of the training log."""
         return {metric_name(name, self.accumulation): value for name, value in self.metrics.items()}

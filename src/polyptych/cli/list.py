@@ -1,4 +1,4 @@
-"""Everything that can be chosen by name: polyptych list [decoders ...]"""
+"""List everything that can be chosen by name: polyptych list [decoders ...]"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "b
 @dataclass(frozen=True)
 class Arguments:
     kinds: tyro.conf.Positional[tuple[str, ...]] = field(default=KINDS)
-    """Which catalogs; all without an argument."""
+    """Catalogs to list (default: all)."""
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Write the report of a run again, without measuring anything: polyptych report RUN"""
+"""Rewrite the report of a run without measuring anything again: polyptych report RUN"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train, test and report a recipe: polyptych train RECIPE [--encoder NAME] [--tasks A,B] [--steps N] ..."""
+"""Train a recipe, test it, write its report: polyptych train RECIPE [--encoder NAME] [--tasks A,B] [--steps N] ..."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from polyptych.errors import InputError
 
 SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
 
-NOTE = """These name things, and come before the options that they bring:
---out DIR: folder of the run, which must not exist yet (runs/RECIPE);
+NOTE = """These choose components, whose own options then become available:
+--out DIR: folder for the run, which must not exist yet (default: runs/RECIPE);
 --dataset, --backbone, --encoder, --decoder, --balancer NAME: another component (see `polyptych list`);
---tasks A,B,...: what is predicted; NAME:KIND for a task with a name of its own, for instance material:semseg;
---from RUN: in place of a recipe, the choices of an earlier run (a folder or its run.json)."""
+--tasks A,B,...: tasks to predict; NAME:KIND gives a task a name of its own, for example material:semseg;
+--from RUN: start from the settings of an earlier run (a folder or its run.json) in place of a recipe."""
 
 
 def main(arguments: list[str]) -> None:

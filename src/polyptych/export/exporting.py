@@ -26,7 +26,7 @@ ENDINGS: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of it."""
+    """The exported file, and how far it is from the network."""
 
     path: Path
     metadata: ExportMetadata

@@ -45,7 +45,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What came of it; sizes in bytes, times in seconds per image."""
+    """The quantized file, and what it costs; sizes in bytes, times in seconds per image."""
 
     path: Path
     method: Method

@@ -181,7 +181,7 @@ def _task_rows(name: str, task: TaskResult) -> list[Row]:
     for metric in sorted(task.metrics, key=lambda metric: metric != headline):
         value, trivial = format_pair(task.metrics[metric], task.trivial.get(metric))
         direction = task.higher_is_better.get(metric)
-        rows.append(Row(task=name, metric=metric, value=value, trivial=trivial,
+        rows.append(Row(task=name, metric=metric.replace("_", " "), value=value, trivial=trivial,
                         arrow={True: "↑", False: "↓", None: ""}[direction], headline=metric == headline,
                         unit=task.unit, skill=task.skill if metric == headline else None))
     return rows
