@@ -99,9 +99,14 @@ def orientation(path: Path) -> int:
 
 
 def picture_size(path: Path) -> Size:
-    """(h, w) of the upright picture; of most formats from the header alone."""
+    """(h, w) of the upright picture; of most formats from the header alone. A picture with damaged pixels has a size:
+    whoever reads it says what is wrong, or skips it."""
     with open_picture(path) as picture:
-        turned = _orientation(picture) >= 5 and picture.format != "TIFF"  # of which Pillow gives the turned size
+        try:
+            held = _orientation(picture)  # a PNG may say so behind its pixels, and decodes them for it
+        except (OSError, SyntaxError):
+            held = 1
+        turned = held >= 5 and picture.format != "TIFF"  # of which Pillow gives the turned size
         return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
