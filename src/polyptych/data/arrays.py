@@ -128,10 +128,10 @@ def _read_numpy(file: IO[bytes] | zipfile.ZipExtFile, path: Path, size: int) -> 
         raise InputError(path, f"an unreadable file ({there} of the {declared} bytes of {dtype} of shape {shape})",
                          _NPY, _COPY)
     array = np.empty(shape[::-1] if columns_first else shape, dtype)
-    content = memoryview(array.reshape(-1).view(np.uint8)) if declared else memoryview(b"")
+    content = array.reshape(-1).view(np.uint8).data if declared else memoryview(b"")
     done = 0
     while done < declared:
-        count = file.readinto(content[done:])  # type: ignore[attr-defined]
+        count = file.readinto(content[done:])  # type: ignore[union-attr]
         if not count:
             raise InputError(path, f"an unreadable file ({done} of {declared} bytes)", _NPY, _COPY)
         done += count

@@ -190,8 +190,9 @@ def _stored(path: Path, needs: str = _NEEDS) -> tuple[np.ndarray, int, str]:
 
 def _bits(picture: Image.Image) -> int:
     """Bits of each number, as the file says."""
-    if picture.format == "PNG" and picture.tile:  # Pillow keeps of the header how it will read the rows: "L;4"
-        rows = str(picture.tile[0].args)
+    tiles = getattr(picture, "tile", ())
+    if picture.format == "PNG" and tiles:  # Pillow keeps of the header how it will read the rows: "L;4"
+        rows = str(tiles[0].args)
         return int(rows.rpartition(";")[2].rstrip("B")) if ";" in rows else 1 if rows == "1" else 8
     if picture.format == "TIFF":
         return int(np.ravel(picture.tag_v2.get(_BITS, 1))[0])  # type: ignore[attr-defined]
