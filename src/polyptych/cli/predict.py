@@ -31,7 +31,7 @@ class Arguments:
     overlay: bool = False
     """Also write every task laid over the image."""
     opacity: float = 0.6
-    """Of overlays, 0 to 1."""
+    """How much of the image an overlay covers, from 0 to 1."""
     points: bool = False
     """Also write a colored point cloud (.ply) from depth, with normals where they are predicted."""
     intrinsics: tuple[float, float, float, float] | None = None
@@ -62,7 +62,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "predict")
-    from polyptych.prediction.outputs import Outputs
+    from polyptych.prediction.scene import Outputs
     from polyptych.prediction.pipeline import predict as predict_inputs
     from polyptych.prediction.predictor import Inference
 
