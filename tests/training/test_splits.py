@@ -48,7 +48,7 @@ def test_without_validation(tmp_path: Path, capsys) -> None:
 
 
 def test_without_a_test_split(tmp_path: Path, capsys) -> None:
-    root = data(tmp_path / "data", 'train = "train.txt"\nval = "val.txt"')
+    root = data(tmp_path / "data", 'train = "train.txt"\nval = "val.txt"\ntest = 0.0')
     assert train(root, tmp_path / "run") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "the run is not tested" in said and "the data has no test split: nothing was tested" in said
