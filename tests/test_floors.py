@@ -22,6 +22,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "types": "what crosses a boundary: samples, features, outputs, losses",
     "component": "how a file becomes a choice; it knows no family",
     "record": "any Config to JSON and back",
+    "folder_lock": "one writer of a run at a time; knows only errors",
     "host_memory": "one call of the C library",
     "folder_lock": "one process at a time in a folder",
     "interruption": "signals, for every loop",

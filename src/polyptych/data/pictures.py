@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import warnings
@@ -59,7 +60,7 @@ def open_picture(path: Path, needs: str = _NEEDS) -> Iterator[Image.Image]:
             yield picture
 
 
-def identify(file: IO[bytes], path: Path | str, needs: str = _NEEDS) -> Image.Image:
+def identify(file: io.IOBase | IO[bytes], path: Path | str, needs: str = _NEEDS) -> Image.Image:
     """The picture in an open file, of which only the header is read yet; ``path`` names it in messages.
 
     Raises:
