@@ -33,7 +33,6 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "data.pictures": "image files to arrays",
     "data._matlab": "MATLAB files to arrays",
     "data.arrays": "other files to arrays",
-    "data._files": "the three under their first name",
     "data._contours": "the boundaries of a map of regions, for labels and for truths of a benchmark",
     "metrics": "sums over pixels; they know predictions and labels, not who made them",
     "tasks": "all about what is predicted: loss, metric, pictures",
