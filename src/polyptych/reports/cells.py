@@ -74,8 +74,8 @@ def estimated(title: str, estimates: Sequence[HasInterval | None], style: Callab
               higher: bool | None, trivial: str = "") -> Column:
     """A column of means with their intervals; None where a row has no value."""
     means = [math.nan if estimate is None else estimate.mean for estimate in estimates]
-    return _column(title, means, [estimate and estimate.half_width for estimate in estimates], style, note, higher,
-                   trivial)
+    halves = [None if estimate is None else estimate.half_width for estimate in estimates]
+    return _column(title, means, halves, style, note, higher, trivial)
 
 
 def _column(title: str, means: Sequence[float], halves: Sequence[float | None], style: Callable[[float], str],
