@@ -20,12 +20,14 @@ class Cell:
         half: half the width of the interval, empty where there is none.
         best: the best mean of its column.
         value: the number itself, NaN where absent.
+        unsure: of a difference, that its sign may be chance.
     """
 
     text: str
     half: str = ""
     best: bool = False
     value: float = math.nan
+    unsure: bool = False
 
     @property
     def whole(self) -> str:
@@ -58,6 +60,11 @@ def exact(title: str, values: Sequence[float], style: Callable[[float], str], no
     return estimated(title, [Estimate(value, None, {}) for value in values], style, note, higher)
 
 
+def worded(title: str, texts: Sequence[str], note: str = "") -> Column:
+    """Of words rather than of numbers."""
+    return Column(title, tuple(Cell(text) for text in texts), note)
+
+
 def estimated(title: str, estimates: Sequence[Estimate | None], style: Callable[[float], str], note: str,
               higher: bool | None, trivial: str = "") -> Column:
     means = [math.nan if estimate is None else estimate.mean for estimate in estimates]
@@ -65,7 +72,8 @@ def estimated(title: str, estimates: Sequence[Estimate | None], style: Callable[
     best = None if higher is None or len(set(finite)) < 2 else max(finite) if higher else min(finite)
     texts = [style(mean) if is_number(mean) else ABSENT for mean in means]
     # What looks equal is marked alike.
-    cells = [Cell(text, _half(estimate, style), best is not None and text == style(best), mean)
+    cells = [Cell(text, _half(estimate, style), best is not None and text == style(best), mean,
+                  estimate is not None and estimate.half_width is not None and estimate.spans_zero)
              for text, mean, estimate in zip(texts, means, estimates, strict=True)]
     return Column(title, tuple(cells), note, "" if higher is None else ARROWS[higher], trivial)
 
