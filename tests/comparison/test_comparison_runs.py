@@ -14,7 +14,7 @@ from comparison_runs import pretend_finished, two_tasks
 
 from polyptych.cli import main
 from polyptych.comparison import costs, on_ray, worker
-from polyptych.comparison.board import Board, duration
+from polyptych.comparison.board import Board
 from polyptych.comparison.compare import compare
 from polyptych.comparison.grid import make_grid
 from polyptych.comparison.on_local import Device, devices
@@ -23,6 +23,7 @@ from polyptych.comparison.worker import Request, lock, work
 from polyptych.errors import InputError
 from polyptych.profiling.profile import Cost
 from polyptych.reports import examples
+from polyptych.reports.cells import duration
 from polyptych.run import read_run
 
 SMALL = ["--size", "48", "64", "--dataset.size", "48", "64", "--backbone.model", "test_resnet", "--tasks", "depth"]
@@ -97,7 +98,7 @@ def test_time_left(small_run, tmp_path: Path) -> None:
     assert time_left(found, 1) == pytest.approx(5 + 10 + 10)
     assert time_left(found, 2) == pytest.approx(12.5) and time_left(found, 9) == pytest.approx(10)
     assert time_left([Progress(single, "finished", 100, 5.0)], 1) == 0
-    assert [duration(s) for s in (20.0, 200.0, 7500.0)] == ["20 s", "3 min", "2 h 5 min"]
+    assert [duration(s) for s in (6.8, 20.0, 200.0, 7500.0)] == ["6.8 s", "20 s", "3.3 min", "2 h 5 min"]
 
 
 def test_progress_is_read_from_the_log(small_run, tmp_path: Path, capsys) -> None:

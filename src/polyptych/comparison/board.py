@@ -15,6 +15,7 @@ from rich.text import Text
 
 from polyptych.comparison.grid import Entry
 from polyptych.comparison.progress import Progress, State, time_left
+from polyptych.reports.cells import duration
 
 STYLES: dict[State, str] = {"waiting": "dim", "training": "bold cyan", "testing": "cyan", "finished": "green",
                             "failed": "bold red"}
@@ -132,11 +133,3 @@ def _bar(run: Progress) -> Table:
 def _headlines(run: Progress) -> list[str]:
     tasks = run.entry.method.run.tasks
     return [f"{name} {tasks[name].owner.headline} {value:.4g}" for name, value in run.validation.items()]
-
-
-def duration(seconds: float) -> str:
-    """``2 h 5 min``, ``3 min``, ``20 s``."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -93,5 +93,8 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min" if seconds >= 90 else f"{seconds:.1f} s"
+    """``2 h 5 min``, ``3.2 min``, ``45 s``, ``6.8 s``."""
+    minutes = round(seconds / 60)
+    if minutes >= 90:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
