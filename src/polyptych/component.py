@@ -73,7 +73,7 @@ _plugin_names: dict[type, str] = {}
 
 
 @dataclass(frozen=True)
-class Description:
+class Summary:
     """One line of ``polyptych list``: what the component is and where it comes from."""
 
     name: str
@@ -119,14 +119,14 @@ class Catalog(Generic[Kind]):
         raise InputError(f"{self.kind} '{name}'", "an unknown name", nearest(name, self.names()),
                          f"see `polyptych list {self.package.rpartition('.')[2]}`")
 
-    def describe(self, name: str) -> Description:
+    def describe(self, name: str) -> Summary:
         """First line and ``Source:`` line of the module's docstring, read without importing it."""
         path = self._folder() / f"{name}.py"
         if not path.is_file():
             path = Path(importlib.util.find_spec(self._plugins()[name].module).origin)  # type: ignore[union-attr,arg-type]
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         sources = [line.removeprefix("Source:").strip() for line in text.splitlines() if line.startswith("Source:")]
-        return Description(name, text.partition("\n")[0], "; ".join(sources))
+        return Summary(name, text.partition("\n")[0], "; ".join(sources))
 
     def _folder(self) -> Path:
         return _package_folder(self.package)

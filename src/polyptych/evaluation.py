@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from polyptych import distributed
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation, ImageList, TaskResult
+from polyptych.folder_lock import hold
 from polyptych.frames import Frame, framed_labels, framed_predictions, frames
 from polyptych.metrics._accumulation import number_name
 from polyptych.metrics._base import FinalMetric, Metric
@@ -216,10 +218,11 @@ def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = 
     device = distributed.local_device(run.execution.device)
     network.to(device)
     evaluator, found = Evaluator(run, tasks, device), {}
-    for split in splits:
-        measured = replace(evaluator.evaluate(network, split, final=True), step=step, weights=weights or run.select)
-        judged = qualify(measured)
-        found[split] = replace(measured, protocols=judged.notes, other_protocols=judged.reasons)
-        if distributed.is_main():
-            found[split].write(folder)
+    with hold(folder) if distributed.is_main() else nullcontext():
+        for split in splits:
+            measured = replace(evaluator.evaluate(network, split, final=True), step=step, weights=weights or run.select)
+            judged = qualify(measured)
+            found[split] = replace(measured, protocols=judged.notes, other_protocols=judged.reasons)
+            if distributed.is_main():
+                found[split].write(folder)
     return found

@@ -16,7 +16,7 @@ import msgspec
 
 from polyptych.errors import InputError
 from polyptych.metrics._accumulation import metric_name
-from polyptych.record import encode, read_json, write_json
+from polyptych.record import encode, read_json, write_json, write_whole
 
 NAN = math.nan
 BESIDE = ("image_ids", "resampled")  # not in SPLIT.json but in files of their own
@@ -53,10 +53,6 @@ class TaskResult:
     @property
     def headline_value(self) -> float:
         return self.metrics[self.headline]
-
-    @property
-    def headline_higher_is_better(self) -> bool:
-        return self.higher_is_better[self.headline]
 
     @property
     def own_metrics(self) -> dict[str, float]:
@@ -141,6 +137,18 @@ class Evaluation:
         finite = [task.skill for task in self.tasks.values() if math.isfinite(task.skill)]
         return len(finite), sum(finite) / len(finite) if finite else NAN
 
+    def require_numbers(self, folder: Path) -> None:
+        """Refuse to call it a success where no task has a number; a table of dashes looks like one.
+
+        Raises:
+            InputError: no image had a label that a prediction could be measured with.
+        """
+        if not any(math.isfinite(task.headline_value) for task in self.tasks.values()):
+            raise InputError(folder / "evaluation" / f"{self.split}.json",
+                             f"no number of {', '.join(self.tasks)} from {self.images} images",
+                             "labels that predictions can be measured with",
+                             "check where the labels are looked for, and how the images are split")
+
     def write(self, folder: Path) -> Path:
         """Write ``evaluation/SPLIT.json`` and the files beside it into a run's folder.
 
@@ -150,7 +158,7 @@ class Evaluation:
         place = folder / "evaluation"
         place.mkdir(exist_ok=True)
         ids = "".join(f"{name}\n" for name in self.image_ids)
-        (place / f"{self.split}.images.txt").write_text(ids, encoding="utf-8")
+        write_whole(place / f"{self.split}.images.txt", ids.encode())
         if self.resampled is not None:
             (place / "resampled").mkdir(exist_ok=True)
             write_json(place / "resampled" / f"{self.split}.json", self.resampled)

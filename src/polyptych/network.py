@@ -101,8 +101,8 @@ def described(encoder: Encoder) -> dict[str, FeatureSpec]:
 def normalizing(images: int, size: tuple[int, int]) -> Iterator[None]:
     """A forward pass in training mode of so many images of that size (height, width).
 
-    Normalization over a batch needs two values per channel. One image that is as small as the stride of the coarsest map
-    has one there, which torch reports from deep inside of the network.
+    Normalization over a batch needs two values per channel. One image that is as small as the stride of the coarsest
+    map has a single one there, which torch reports from deep inside the network, without a word on the cause.
 
     Raises:
         InputError: a layer finds a single value.
@@ -110,11 +110,12 @@ def normalizing(images: int, size: tuple[int, int]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not str(error).startswith(("Expected more than 1 value per channel", "Expected more than 1 spatial element")):
+        said = str(error)
+        if not said.startswith(("Expected more than 1 value per channel", "Expected more than 1 spatial element")):
             raise
         height, width = size
         number = "one image" if images == 1 else f"{images} images"
         raise InputError(
-            "--batch-size", f"{number} of {height}x{width} in a forward pass, which leaves a normalization layer a single "
-            "value per channel", "two values or more to train on", "raise --batch-size to 2, enlarge --size, or choose a "
-            "backbone without BatchNorm") from None
+            "--batch-size", f"{number} of {height}x{width} in a forward pass, which leaves a normalization layer a "
+            "single value per channel", "two values or more to train on",
+            "raise --batch-size to 2, enlarge --size, or choose a backbone without BatchNorm") from None

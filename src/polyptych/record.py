@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -79,11 +81,11 @@ def first_difference(planned: Any, found: Any) -> tuple[str, str, str] | None:
     return None
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Mapping[str, Any], prefix: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
     """``("optimizer.kind", "adamw")`` for every leaf of nested JSON objects."""
     for key, item in value.items():
         if isinstance(item, dict):
-            yield from flat(item, f"{prefix}{key}.")
+            yield from flat(item, f"{prefix}{key}{separator}", separator)
         else:
             yield f"{prefix}{key}", item
 
@@ -95,19 +97,49 @@ def read_json(path: Path) -> Any:
         InputError: it is missing or is not JSON; the message names the line.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(path, "no such file", "a file written by polyptych", "check the path") from None
     except OSError as error:
         raise InputError(path, f"a file that cannot be read ({error.strerror})", "a file written by polyptych",
                          "check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, integers of thousands of digits
         raise InputError(path, f"a file that is not JSON ({error})", "a file written by polyptych",
                          "restore it or choose another run") from None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write atomically, so that a reader never sees half a file."""
+    """Write a JSON file; complete or not at all."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that neither a reader nor a kill nor a full disk ever leaves half of it.
+
+    Raises:
+        InputError: it cannot be written; what was there before is untouched.
+    """
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    with writing(path, len(data)):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                # Without it the name may reach the disk before the contents, and a power cut leaves an empty file.
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int = 0) -> Iterator[None]:
+    """Say in one line what the file system says within, of a file of ``size`` bytes."""
+    try:
+        yield
+    except OSError as error:
+        room = f"{size / 2**20:.0f} MiB of free, writable disk" if size >= 2**20 else "free, writable disk"
+        raise InputError(path, f"'{error.strerror or error}' while writing", room,
+                         "free some space, then go on: what was there before is untouched") from error

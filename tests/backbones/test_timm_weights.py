@@ -9,7 +9,9 @@ import huggingface_hub.constants as hub
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import nn
 
 from polyptych.backbones import _weights
 from polyptych.backbones.timm import Timm
@@ -21,6 +23,15 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(_weights, "_reachable", lambda url: False)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
+
+
+def cached(hub_folder: Path, whole: nn.Module) -> Path:
+    """Where the hub's cache keeps the weights of a model."""
+    folder = hub_folder / f"models--{whole.pretrained_cfg['hf_hub_id'].replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (snapshot := folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    return snapshot
 
 
 def test_pretrained_without_network_fails_fast_and_says_what_to_do(no_network):
@@ -36,15 +47,32 @@ def test_pretrained_without_network_fails_fast_and_says_what_to_do(no_network):
 def test_pretrained_from_the_cache_without_network(no_network):
     whole = timm.create_model("test_resnet")
     cfg = whole.pretrained_cfg
-    folder = no_network / f"models--{cfg['hf_hub_id'].replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    snapshot = folder / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    save_file(whole.state_dict(), snapshot / "model.safetensors")
+    save_file(whole.state_dict(), cached(no_network, whole) / "model.safetensors")
     backbone = Timm.Config(model="test_resnet", pretrained=True).build()
     assert torch.equal(backbone.stages[1][0].conv1.weight, whole.layer1[0].conv1.weight)
     assert backbone.mean == tuple(cfg["mean"]) and backbone.std == tuple(cfg["std"])
+
+
+@pytest.mark.parametrize("how", ["antialiased", "plain"])
+@pytest.mark.parametrize("source", ["file", "cache"])
+def test_how_a_table_of_positions_is_brought_to_another_grid(how, source, no_network, tmp_path):
+    """Antialiased as timm does it, or plainly as InvPT's and TaskPrompter's authors do; from a file and the hub."""
+    whole = timm.create_model("test_vit")
+    rows = round((whole.pos_embed.shape[1] - 1) ** 0.5)
+    nn.init.normal_(whole.pos_embed)
+    options = {"pretrained": True} if source == "cache" else {"weights": tmp_path / "w.safetensors"}
+    place = cached(no_network, whole) if source == "cache" else tmp_path
+    save_file(whole.state_dict(), place / ("model.safetensors" if source == "cache" else "w.safetensors"))
+    backbone = Timm.Config(model="test_vit", image_size=(96, 80), position_resampling=how, **options).build()
+    table = whole.pos_embed[:, 1:].unflatten(1, (rows, rows)).movedim(-1, 1)
+    expected = F.interpolate(table, (6, 5), mode="bicubic", antialias=how == "antialiased").flatten(2).transpose(1, 2)
+    found = backbone.stages[0].model.pos_embed
+    assert torch.allclose(found[:, 1:], expected, atol=1e-6) and torch.equal(found[:, :1], whole.pos_embed[:, :1])
+
+
+def test_resampling_without_a_size_is_refused():
+    with pytest.raises(InputError, match=r"add --backbone.image-size"):
+        Timm.Config(model="test_vit", position_resampling="plain").build()
 
 
 def test_model_without_published_weights():

@@ -336,6 +336,19 @@ def test_evaluations_of_older_versions_still_make_a_table(finished: Grid) -> Non
     assert len(found.methods) == 3 and found.protocols == {}
 
 
+@pytest.mark.parametrize("newer", [0, 3])
+def test_a_metric_that_older_runs_lack_is_left_out(finished: Grid, tmp_path: Path, newer: int) -> None:
+    """A newer version measures more; a comparison that it goes on with shows what all runs have."""
+    path = finished.entries[newer].folder / "evaluation" / "test.json"
+    record = json.loads(path.read_text())
+    for part, value in (("metrics", 0.1), ("trivial", 0.2), ("higher_is_better", False)):
+        record["tasks"]["depth"][part]["new"] = value
+    path.write_text(json.dumps(record))
+    found = collect(finished.entries, {})
+    assert all("new" not in method.metrics["depth"] for method in found.methods)
+    write_comparison(found, [], tmp_path)
+
+
 def test_published_rows_stand_below_methods_of_their_protocol_only(finished: Grid, tmp_path: Path) -> None:
     write_comparison(collect(finished.entries, {}), [], tmp_path)
     for name in ("comparison.md", "comparison.html"):

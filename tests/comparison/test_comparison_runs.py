@@ -19,11 +19,9 @@ from polyptych.comparison.compare import compare
 from polyptych.comparison.grid import make_grid
 from polyptych.comparison.on_local import Device, devices
 from polyptych.comparison.progress import Progress, time_left
-from polyptych.comparison.worker import Request, lock, work
-from polyptych.errors import InputError
+from polyptych.comparison.worker import Request, work
+from polyptych.prediction import examples
 from polyptych.profiling.profile import Cost
-from polyptych.reports import examples
-from polyptych.reports.cells import duration
 from polyptych.run import read_run
 
 SMALL = ["--size", "48", "64", "--dataset.size", "48", "64", "--backbone.model", "test_resnet", "--tasks", "depth"]
@@ -77,19 +75,6 @@ def test_a_tested_run_without_report_is_not_tested_again(small_run, tmp_path: Pa
     assert entry.finished
 
 
-def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
-    program = ("import fcntl, sys, time; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
-               "print('held', flush=True); time.sleep(60)")
-    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / worker.LOCK)], stdout=subprocess.PIPE)
-    assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(InputError, match="another process is training"), lock(tmp_path, patience=0.1):
-        pass
-    holder.kill()
-    with lock(tmp_path, patience=10):
-        pass
-    holder.communicate()
-
-
 def test_time_left(small_run, tmp_path: Path) -> None:
     single, shared = make_grid(replace(two_tasks(small_run), steps=100), tmp_path, [], [], [0]).entries
     assert time_left([Progress(single)], 1) is None
@@ -98,7 +83,6 @@ def test_time_left(small_run, tmp_path: Path) -> None:
     assert time_left(found, 1) == pytest.approx(5 + 10 + 10)
     assert time_left(found, 2) == pytest.approx(12.5) and time_left(found, 9) == pytest.approx(10)
     assert time_left([Progress(single, "finished", 100, 5.0)], 1) == 0
-    assert [duration(s) for s in (6.8, 20.0, 200.0, 7500.0)] == ["6.8 s", "20 s", "3.3 min", "2 h 5 min"]
 
 
 def test_progress_is_read_from_the_log(small_run, tmp_path: Path, capsys) -> None:

@@ -169,7 +169,7 @@ def changed(k=0, **values) -> np.ndarray:
     ("heat_maps", "keypoints", np.full((48, 12, 16), 255.0), "got values from 255 to 255; needs values from 0 to 1"),
     ("heat_maps", "keypoints", np.full((48, 12, 16), np.nan), "got values from nan to nan"),
     ("points", "depth", np.zeros(SIZE, np.uint16), "got depth as uint16; needs meters"),
-    ("points", "depth", np.zeros((10, 64)), "got a label of 10x64 pixels; needs the size of the image, 48x64"),
+    ("points", "depth", np.zeros((10, 64)), "got a label of 10x64 pixels; needs the size of its image, 48x64"),
     ("points", "normals", np.full((*SIZE, 3), 7.0), "got components up to 7"),
 ])
 def test_wrong_arrays(written, tmp_path, layout, file, array, expected):

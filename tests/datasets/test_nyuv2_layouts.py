@@ -267,7 +267,7 @@ def test_an_index_that_promises_more(written, tmp_path):
     ("survey", "depth/0003.npy", np.full(SIZE, 2000, np.uint16), "got depth as uint16; needs meters"),
     ("survey", "depth/0003.npy", np.full((3, *SIZE), 2.0), "needs real numbers of shape (h, w)"),
     ("survey", "depth/0003.npy", np.full(SIZE, 2j), "got complex128 of shape"),
-    ("survey", "depth/0003.npy", np.full((20, 64), 2.0), "got a label of 20x64 pixels; needs the size of the image"),
+    ("survey", "depth/0003.npy", np.full((20, 64), 2.0), "got a label of 20x64 pixels; needs the size of its image"),
     ("survey", "normals/0003.npy", np.zeros((0, 64, 3)), "needs floating point of shape (h, w, 3)"),
     ("survey", "normals/0003.npy", np.full((*SIZE, 3), np.inf), "got components up to inf"),
     ("survey", "edge/0003.npy", np.full(SIZE, 255, np.uint8), "got values from 255 to 255; needs 0 without and 1 with"),
@@ -324,7 +324,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("layout", FILES)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_broken_files_give_an_input_error_or_labels_that_the_loader_can_judge(written, layout, data):
     """Cut anywhere, or with some bytes overwritten: never another exception."""

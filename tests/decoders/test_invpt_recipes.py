@@ -77,7 +77,7 @@ def test_multiply_adds_of_the_docstrings(recipe):
 MINIATURES = {"nyud_invpt": NYUV2_LAYOUTS.load("invpt").write_fixture, "pascal_invpt": PASCAL_LAYOUTS["pascal_mt"]}
 
 
-@pytest.mark.parametrize("recipe", ["nyud_invpt", pytest.param("pascal_invpt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", [pytest.param(name, marks=pytest.mark.slow) for name in MINIATURES])
 def test_trains_on_a_miniature(recipe, tmp_path):
     MINIATURES[recipe](tmp_path / "data")
     run = load(recipe)()

@@ -12,6 +12,7 @@ from rich.console import Console
 from polyptych.evaluation_record import Evaluation
 from polyptych.reports.tables import (
     class_rows,
+    duration,
     escape_markdown,
     format_pair,
     format_skill,
@@ -130,6 +131,12 @@ def test_markdown_cells_cannot_break_the_table() -> None:
 )
 def test_digits(pair: tuple, expected: tuple) -> None:
     assert format_pair(*pair) == expected
+
+
+def test_durations_read_like_speech() -> None:
+    seconds = (0.4, 9.96, 20.4, 59.7, 60.0, 200.0, 3600.0, 7500.0)
+    said = ["0.4 s", "10 s", "20 s", "1 min", "1 min", "3 min 20 s", "1 h", "2 h 5 min"]
+    assert [duration(s) for s in seconds] == said
 
 
 def test_skill_below_the_baseline_keeps_its_sign() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from polyptych.record import write_json
 from polyptych.run import Facts, Run
-from polyptych.search import compile
+from polyptych.search import Supermodel, compile
 from polyptych.search.procedure.candidates import Candidate
 from polyptych.search.procedure.folder import ScoredCandidate, SearchSetup, run_folder, write_networks
 from polyptych.search.procedure.settings import Search
-from polyptych.search.supermodel.costs import measure_costs
+from polyptych.search.supermodel.costs import CostTable, measure_costs
 
 SKILLS = {  # by name: supermodel, then validation by seed
     "searched-1": (0.5, [0.40, 0.42, 0.41]), "searched-2": (0.6, [0.41, 0.40, 0.39]),
@@ -26,14 +27,19 @@ def evaluation(skill: float) -> dict:
         "depth": {"headline": "RMSE", "metrics": {"RMSE": 1 - skill}, "higher_is_better": {"RMSE": False}}}}
 
 
+@cache
+def measured(backbone) -> tuple[Supermodel, CostTable]:
+    supermodel = compile(backbone.build(), ("semseg", "depth"))
+    return supermodel, measure_costs(supermodel, (32, 32))
+
+
 def write_search(folder: Path, run: Run) -> SearchSetup:
     """A search on two tasks whose finalist 1 won."""
     plan = SearchSetup(replace(run, tasks={name: run.tasks[name] for name in ("semseg", "depth")}), Search(), (0, 1, 2),
                 Facts("toy", {}))
     plan.write(folder)
-    supermodel = compile(run.backbone.build(), ("semseg", "depth"))
+    supermodel, table = measured(run.backbone)
     space = supermodel.space
-    table = measure_costs(supermodel, (32, 32))
     table.write(folder / "costs.json")
     policies = {"searched-1": space.bottom_shared(5), "searched-2": space.bottom_shared(6), "single": space.all_own(),
                 "shared": space.all_shared(), "bottom-3": space.bottom_shared(3)}

@@ -10,12 +10,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub.constants as hub
 import timm
 import torch
 from safetensors.torch import load_file as load_safetensors
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from polyptych.errors import InputError
@@ -74,6 +75,30 @@ def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any
                                f"{len(extra)} are too many)", f"{needs} there, for '{model}'",
                          "pass a file of this model or change --backbone.model")
     network.load_state_dict({name: found[name] for name in needed}, strict=False)
+
+
+@contextmanager
+def positions_resampled(how: Literal["antialiased", "plain"]) -> Iterator[None]:
+    """Let timm bring tables of positions to another grid while it loads weights, with or without antialiasing.
+
+    Its loaders for vision transformers pass the choice on to one function, but nobody can pass it to them.
+    """
+    if how == "antialiased":
+        yield
+        return
+    modules: list[Any] = [module for name, module in sys.modules.items()
+                          if name.startswith("timm.models.") and hasattr(module, "resample_abs_pos_embed")]
+
+    def plain(*arguments: Any, **options: Any) -> Tensor:
+        return resample_abs_pos_embed(*arguments, **(options | {"antialias": False}))
+
+    for module in modules:
+        module.resample_abs_pos_embed = plain
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.resample_abs_pos_embed = resample_abs_pos_embed
 
 
 def read(path: Path) -> dict[str, Tensor]:

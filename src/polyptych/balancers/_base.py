@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from polyptych import distributed
 from polyptych.balancers._engine import Reach, predictions, reach
 from polyptych.component import Catalog, Component
+from polyptych.errors import InputError, nearest
 from polyptych.types import Likelihood, Output
 
 CATALOG: Catalog[Balancer] = Catalog("balancer", "polyptych.balancers")
@@ -133,6 +134,22 @@ class Balancer(nn.Module, Component, ABC):
         if self.steps == 0 and distributed.world() > 1:
             self.seed = int(distributed.from_main(torch.tensor(self.seed)))
 
+    def checked(self, run: Pass, active: Collection[str] | None) -> tuple[dict[str, Tensor], Output | None]:
+        """A forward pass whose losses are scalars, one for every task that takes part, in the order of the tasks.
+
+        Raises:
+            InputError: they are not, or a task is unknown or missing.
+        """
+        losses, output = run()
+        return scalars(losses, self.tasks, active), output
+
+    def check_active(self, active: Collection[str] | None) -> Collection[str] | None:
+        """Refuse an active task that is none of this balancer."""
+        for task in active or ():
+            if task not in self.tasks:
+                raise InputError("active", f"'{task}'", nearest(task, self.tasks), "name tasks of the balancer")
+        return active
+
     def positions(self, tasks: Sequence[str]) -> list[int]:
         """Where tasks stand among all tasks: the rows of a state that belong to them."""
         return [self.tasks.index(task) for task in tasks]
@@ -153,3 +170,32 @@ class Balancer(nn.Module, Component, ABC):
 def add(total: dict[str, Tensor], losses: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses of one more micro-batch, detached, added to those before."""
     return {task: total[task] + loss.detach() if task in total else loss.detach() for task, loss in losses.items()}
+
+
+def scalars(losses: Mapping[str, Tensor], tasks: Sequence[str], active: Collection[str] | None) -> dict[str, Tensor]:
+    """The losses of a pass with the shape (), in the order that they came in.
+
+    A shape of ones, as some losses have it, is taken for a scalar: weights of shape (1,) would broadcast against each
+    other. A task may be absent where ``active`` says so.
+
+    Raises:
+        InputError: a loss is no scalar, or of an unknown task, or there is none of a task that takes part.
+    """
+    for task in losses:
+        if task not in tasks:
+            raise InputError("losses", f"a loss of '{task}'", nearest(task, tasks),
+                             "name the task in standard_weights, or leave its loss out")
+    for task in tasks if active is None else active:
+        if task not in losses:
+            raise InputError("losses", f"none of '{task}'", f"one of each of {', '.join(tasks)}",
+                             "add it, or name the tasks that have labels in `active`")
+    found = {}
+    for task, loss in losses.items():
+        if not isinstance(loss, Tensor):
+            raise InputError(f"the loss of '{task}'", type(loss).__name__, "a tensor",
+                             "pass the loss as it was computed, without .item()")
+        if loss.numel() != 1 or not loss.is_floating_point():
+            raise InputError(f"the loss of '{task}'", f"{str(loss.dtype).removeprefix('torch.')} of shape "
+                             f"{tuple(loss.shape)}", "one floating-point number", "average or add up its elements")
+        found[task] = loss if loss.ndim == 0 else loss.reshape(())
+    return found

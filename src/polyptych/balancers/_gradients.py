@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyptych import distributed
-from polyptych.balancers._base import NO_SUM, Balancer, Pass
-from polyptych.balancers._engine import Reach, Rows, check_branches, gram, keep_graphs, predictions, reach
-from polyptych.balancers._step import Step
+from polyptych.balancers._base import NO_SUM, Balancer, Pass, add
+from polyptych.balancers._engine import (
+    Reach,
+    Rows,
+    Sharing,
+    check_branches,
+    check_whole,
+    gram,
+    keep_graphs,
+    predictions,
+    undisturbed,
+)
 from polyptych.balancers._task_numbers import numbers
 from polyptych.errors import InputError
 from polyptych.types import Output
@@ -45,7 +55,6 @@ class GramBalancer(Balancer):
     """
 
     one_backward = False
-    takes_rows: ClassVar[bool] = False
     needs_gram: bool = True
     splits: int = 1
 
@@ -73,6 +82,7 @@ class GramBalancer(Balancer):
         super().__init__(config, standard_weights=standard_weights)
         self.config = config
         keep_graphs()
+        self._sharing = Sharing()
         self._rows: Rows | None = None
         self._scaled = False
         self.register_buffer("kept_weights", numbers(self.tasks, torch.inf))  # inf: took no part in the computation
@@ -93,7 +103,9 @@ class GramBalancer(Balancer):
     # -- what a step does ----------------------------------------------------------------------------------------
 
     def prepare(self, network: nn.Module, output: Output) -> None:
-        self._measure(network, predictions(output), output.shared)
+        self._sharing = Sharing()
+        self.reach = None
+        self.follow(network, predictions(output), output.shared)
 
     def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output | None = None,
                  scale: float | Tensor = 1.0, active: Collection[str] | None = None) -> dict[str, float | Tensor]:
@@ -102,38 +114,36 @@ class GramBalancer(Balancer):
     def accumulate(self, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor = 1.0,
                    active: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
         if isinstance(network, nn.parallel.DistributedDataParallel):
-            raise InputError("the network of a gradient balancer", "DistributedDataParallel",
-                             "the bare network, whose gradients the balancer averages itself",
-                             "pass `network.module`, also in the forward pass")
+            check_whole(network)
+        active = self.check_active(active)
         if len(passes) % self.splits:
             raise InputError("--accumulate", str(len(passes)), f"a multiple of {self.splits}, because this method "
                              "compares independent parts of a step", "change it")
         self.begin()
         self._scaled = isinstance(scale, Tensor) or scale != 1
-        step = Step(self, passes, network, scale, active)
+        step = Step(self, [partial(self.checked, run, active) for run in passes], network, scale, active)
         step.run()
         self.steps += 1
         self.diagnostics["fallbacks"] = self.fallbacks
         return step.losses, {task: step.weights.get(task, 0.0) for task in step.losses}
 
-    def reach_of(self, network: nn.Module, losses: dict[str, Tensor], output: Output | None) -> Reach:
-        """Which parameters are shared, measured at the first call."""
-        if self.reach is None:
-            ends = predictions(output) if output is not None and output.final else {
-                task: [loss] for task, loss in losses.items()}
-            self._measure(network, ends, output.shared if output is not None else ())
-        assert self.reach is not None
-        return self.reach
-
-    def _measure(self, network: nn.Module, ends: dict[str, list[Tensor]], cut: Sequence[Tensor]) -> None:
-        if missing := [task for task in self.tasks if not any(x.requires_grad for x in ends.get(task, ()))]:
+    def follow(self, network: nn.Module, ends: dict[str, list[Tensor]], cut: Sequence[Tensor]) -> Reach:
+        """Which parameters are shared, now that there is the graph of one more pass."""
+        before = self.reach
+        if before is None and (missing := [task for task in self.tasks
+                                           if not any(x.requires_grad for x in ends.get(task, ()))]):
             raise InputError("the first step of a balancer", f"nothing to differentiate for {', '.join(missing)}",
                              "a prediction of every task", "call balancer.prepare(network, output) once before it")
-        self.reach = reach(network, {task: ends[task] for task in self.tasks}, cut)
-        self._refuse_nothing(self.reach)
-        if self.config.level == "representation":
-            check_branches(cut)
-        self.allocate(sum(p.numel() for p in self.reach.shared), self.reach.shared[0].device)
+        found = self._sharing.follow(network, {task: ends.get(task, []) for task in self.tasks}, cut)
+        if found is not before:
+            if self.needs_gram:
+                self._refuse_nothing(found)
+                if self.config.level == "representation":
+                    check_branches(cut)
+            self.reach = found
+            if found.shared:
+                self.allocate(sum(p.numel() for p in found.shared), found.shared[0].device)
+        return found
 
     def _refuse_nothing(self, found: Reach) -> None:
         """On a level on which this network has nothing, a method would silently do nothing."""
@@ -153,11 +163,11 @@ class GramBalancer(Balancer):
                              "choose --balancer.level parameters")
 
     def allocate(self, parameters: int, device: torch.device) -> None:
-        """Called once, when the number of shared parameters is known, before the first step."""
+        """Called when the number of shared parameters is known, before the first step, and when they are others."""
 
     def clear_rows(self, parameters: tuple[nn.Parameter, ...], count: int) -> None:
         """Zeros in ``rows``, the buffer that stays from step to step."""
-        if self._rows is None or len(self._rows.flat) != count:
+        if self._rows is None or not self._rows.fit(parameters, count):
             self._rows = None  # frees before it allocates
             self._rows = Rows(parameters, count)
         else:
@@ -238,8 +248,6 @@ class JacobianBalancer(GramBalancer):
             (splits t p). ``--accumulate`` must then be a multiple of it.
     """
 
-    takes_rows = True
-
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         def __post_init__(self) -> None:
@@ -297,3 +305,261 @@ class JacobianBalancer(GramBalancer):
             found, weights = self.combine_maps(maps, rows, host, tasks)
             return found, weights.tolist()
         return [of_tasks.sum(0) for of_tasks in rows], self._fall_back(tasks)
+
+
+class Step:
+    """The micro-batches of one step, and what is known of it so far.
+
+    Each process has its own part of the batch; losses and gradients of the step are means over processes. A process
+    whose part has no label for a task takes part in every exchange with zeros.
+
+    Attributes:
+        tasks: the active ones.
+        losses: the sums over the micro-batches so far, detached.
+        weights: of the active tasks, once they are known.
+    """
+
+    def __init__(self, balancer: GramBalancer, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor,
+                 active: Collection[str] | None):
+        self.balancer, self.passes, self.network, self.scale = balancer, passes, network, scale
+        self.config = balancer.config
+        self.tasks = tuple(task for task in balancer.tasks if active is None or task in active)
+        self.losses: dict[str, Tensor] = {}
+        self.weights: dict[str, float] = {}
+        self._reach: Reach | None = None
+        self._followed: dict[str, Tensor] | None = None
+
+    @property
+    def reach(self) -> Reach:
+        assert self._reach is not None
+        return self._reach
+
+    def run(self) -> None:
+        """Add the gradients of the step to ``.grad``."""
+        before = [(p, p.grad.clone()) for p in self.network.parameters() if p.grad is not None]
+        passes = self.passes
+        while True:
+            for parameter in self.network.parameters():
+                parameter.grad = None
+            self.passes, self.losses, self._reach = passes, {}, None
+            try:
+                self._by_level()
+                break
+            except _ReachGrew:  # what was added up so far lacks parameters; reach only grows, so this comes to an end
+                continue
+        if self.tasks and self.config.clip_shared:
+            self._clip(self.config.clip_shared)
+        for parameter, gradient in before:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def _by_level(self) -> None:
+        if not self.tasks:
+            self._backward_nothing()
+        elif (kept := self.balancer.kept(self.tasks)) is not None:
+            self._backward_weighted(kept)
+        elif not self.balancer.needs_gram:
+            self._by_survey()
+        elif self.config.level == "parameters":
+            self._by_rows()
+        elif self.config.level == "representation" and (len(self.passes) == 1
+                                                        or isinstance(self.balancer, JacobianBalancer)):
+            self._through_the_cut()
+        else:
+            self._by_survey()
+
+    def _backward_nothing(self) -> None:
+        """No task is active: zeros, so that optimizer and loss scaling have something to look at."""
+        for run in self.passes:
+            losses, _ = self._forward(run)
+            if ends := [loss for loss in losses.values() if loss.requires_grad]:
+                (torch.stack(ends).sum() * 0).backward()
+        self._average()
+
+    def _forward(self, run: Pass) -> tuple[dict[str, Tensor], Output | None]:
+        losses, output = run()
+        self.losses = add(self.losses, losses)
+        if losses is not self._followed:
+            self._followed = losses
+            made = predictions(output) if output is not None else {}
+            # A task without labels in this pass may have a constant loss: its prediction says what it would reach.
+            ends = {task: [loss] if loss.requires_grad else made.get(task, []) for task, loss in losses.items()}
+            found = self.balancer.follow(self.network, ends, output.shared if output is not None else ())
+            if self._reach is not None and found is not self._reach:
+                raise _ReachGrew
+            self._reach = found
+        return losses, output
+
+    # -- parameters ----------------------------------------------------------------------------------------------
+
+    def _by_rows(self) -> None:
+        """Rows of all micro-batches, their inner products, and their weighed sum without another backward pass."""
+        balancer = self.balancer
+        for number, run in enumerate(self.passes):
+            self._add_rows(run, number)
+        rows, scale = balancer.rows, float(self.scale)
+        distributed.average_([rows.flat])
+        if isinstance(balancer, JacobianBalancer):
+            direction, weights = balancer.direction(rows.flat.div_(scale), self._mean_losses(), self.tasks)
+            rows.flat[0].copy_(direction).mul_(scale)
+        else:
+            weights = balancer.weights_of(gram(list(rows.flat)) / scale**2, self._mean_losses(), self.tasks)
+            rows.combine(weights)
+        rows.hand_over()
+        self._set(weights)
+        for task in self.tasks:
+            found = [p.grad for p in self.reach.private[task] if p.grad is not None]
+            if found and self.weights[task] != 1 and self.config.weight_heads:
+                torch._foreach_mul_(found, self.weights[task])
+        distributed.average_gradients([p for task in self.tasks for p in self.reach.private[task]])
+
+    def _add_rows(self, run: Pass, number: int) -> None:
+        losses, _ = self._forward(run)
+        size, split = len(self.tasks), number % self.balancer.splits
+        if number == 0:
+            self.balancer.clear_rows(self.reach.shared, self.balancer.splits * size)
+        present = [task for task in self.tasks if losses[task].requires_grad]
+        for task in present:
+            with self.balancer.rows.filling(split * size + self.tasks.index(task)):
+                (losses[task] * self.scale).backward(inputs=[*self.reach.shared, *self.reach.private[task]],
+                                                     retain_graph=task != present[-1])
+
+    # -- representation ------------------------------------------------------------------------------------------
+
+    def _through_the_cut(self) -> None:
+        """Each task's gradient goes as far as the cut, and one combined gradient from there."""
+        for run in self.passes:
+            losses, output = self._forward(run)
+            cut = self._cut(output)
+            ends = {task: [*cut, *self.reach.heads[task]] for task in self.tasks}
+            found = {task: self._gradients(losses[task], ends[task]) for task in self.tasks}
+            self._refuse_bypassed(losses, [x for of_task in found.values() for x in of_task[:len(cut)]])
+            maps = [[_or_zero(found[task][k], z) for task in self.tasks] for k, z in enumerate(cut)]
+            combined = self._combine_maps(cut, maps)
+            for task in self.tasks:
+                factor = self.weights[task] if self.config.weight_heads else 1.0
+                for parameter, gradient in zip(ends[task][len(cut):], found[task][len(cut):], strict=True):
+                    if gradient is not None:
+                        gradient = gradient if factor == 1 else gradient * factor
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            del losses, output, found, maps  # the heads' memory is free while the trunk needs its own
+            torch.autograd.backward(cut, combined)
+        self._average()
+
+    def _combine_maps(self, cut: list[Tensor], maps: list[list[Tensor]]) -> list[Tensor]:
+        if isinstance(self.balancer, JacobianBalancer):
+            scale = float(self.scale)
+            rows = [torch.stack(of_tasks) / scale for of_tasks in maps]
+            combined, weights = self.balancer.direction_of_maps([z.detach() for z in cut], rows, self._mean_losses(),
+                                                                self.tasks)
+            self._set(weights)
+            return [(x * scale).to(z.dtype) for x, z in zip(combined, cut, strict=True)]
+        self._set(self.balancer.weights_of(self._inner(maps), self._mean_losses(), self.tasks))
+        for of_tasks in maps:
+            first = of_tasks[0].mul_(self.weights[self.tasks[0]])
+            for task, x in zip(self.tasks[1:], of_tasks[1:], strict=True):
+                first.add_(x, alpha=self.weights[task])
+        return [of_tasks[0] for of_tasks in maps]
+
+    def _cut(self, output: Output | None) -> list[Tensor]:
+        """The tensors at the cut through which gradients reach the trunk."""
+        return [z for z in output.shared if z.requires_grad] if output is not None else []
+
+    def _inner(self, maps: list[list[Tensor]]) -> Tensor:
+        """Inner products sample by sample, added up over samples, maps and processes."""
+        local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in maps]).sum(0)
+        return distributed.total(local) / (distributed.world() * float(self.scale)) ** 2
+
+    # -- weights first, then one backward pass -------------------------------------------------------------------
+
+    def _by_survey(self) -> None:
+        """Inner products of all micro-batches first, then one backward pass with the weights."""
+        if len(self.passes) == 1:
+            losses, output = self._forward(self.passes[0])
+            inner = self._survey(losses, output)
+            again: list[Pass] = [lambda: (losses, output)]  # the graph is still there
+        else:
+            with undisturbed(self.network):
+                inner = sum((self._survey(*self._forward(run)) for run in self.passes[1:]),
+                            self._survey(*self._forward(self.passes[0])))
+            again = list(self.passes)
+        if self.config.level == "layer" and self.balancer.needs_gram:
+            rows = distributed.mean(inner)
+            inner = gram(list(rows)) / float(self.scale) ** 2
+        weights = self.balancer.weights_of(inner, self._mean_losses(), self.tasks)
+        self.passes, self.losses = again, {}
+        self._backward_weighted(weights)
+
+    def _survey(self, losses: dict[str, Tensor], output: Output | None) -> Tensor:
+        """What adds up over micro-batches: inner products at the cut, or the rows of the last shared layer. (Nothing
+        where the losses are all that is asked for.)"""
+        if not self.balancer.needs_gram:
+            size, first = len(self.tasks), losses[self.tasks[0]]
+            return torch.zeros(size, size, dtype=torch.float64, device=first.device)
+        layer = self.config.level == "layer"
+        ends = list(self.reach.layer) if layer else self._cut(output)
+        gradients = [self._gradients(losses[task], ends) for task in self.tasks]
+        if not layer:
+            self._refuse_bypassed(losses, [x for of_task in gradients for x in of_task])
+        found = [[_or_zero(x, end) for x, end in zip(of_task, ends, strict=True)] for of_task in gradients]
+        if layer:
+            return torch.stack([torch.cat([x.flatten() for x in row]) for row in found])
+        return self._inner([list(of_tasks) for of_tasks in zip(*found, strict=True)])
+
+    def _backward_weighted(self, weights: list[float]) -> None:
+        """One ordinary backward pass for every micro-batch. (Two through the heads if these are not weighed.)"""
+        self._set(weights)
+        for run in self.passes:
+            losses, _ = self._forward(run)
+            present = {task: losses[task] * self.scale for task in self.tasks if losses[task].requires_grad}
+            if not present:
+                continue
+            whole = torch.stack([self.weights[task] * loss for task, loss in present.items()]).sum()
+            if self.config.weight_heads:
+                whole.backward()
+                continue
+            at_cut = self.balancer.needs_gram and self.config.level == "representation"
+            weighed = self.reach.trunk if at_cut else self.reach.shared
+            inside = {id(p) for p in weighed}
+            rest = [p for p in self.reach.all if id(p) not in inside]
+            if weighed:
+                whole.backward(inputs=weighed, retain_graph=bool(rest))
+            if rest:
+                torch.stack(list(present.values())).sum().backward(inputs=rest)
+        self._average()
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _refuse_bypassed(self, losses: dict[str, Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """In a network that is compiled as a whole, losses do not come from the tensors of the cut, but from the one
+        node that made these too. The trunk would get gradients of zero."""
+        if all(x is None for x in gradients) and any(losses[task].requires_grad for task in self.tasks):
+            raise InputError("Output.shared", "features that no loss was computed from, as in a network that is "
+                             "compiled as a whole", "the features that the heads read", "compile the network's parts "
+                             "(network.encoder.compile(), ...), or choose --balancer.level parameters")
+
+    def _gradients(self, loss: Tensor, ends: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        if not loss.requires_grad:
+            return [None] * len(ends)
+        return torch.autograd.grad(loss * self.scale, ends, retain_graph=True, allow_unused=True)
+
+    def _mean_losses(self) -> Tensor:
+        return distributed.mean(torch.stack([self.losses[task] for task in self.tasks]))
+
+    def _set(self, weights: Sequence[float]) -> None:
+        self.weights = dict(zip(self.tasks, weights, strict=True))
+
+    def _average(self) -> None:
+        distributed.average_gradients(self.reach.all)
+
+    def _clip(self, largest: float) -> None:
+        found = [p.grad for p in self.reach.shared if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(found) / self.scale
+        torch.nn.utils.clip_grads_with_norm_(self.reach.shared, largest, norm)
+
+
+def _or_zero(gradient: Tensor | None, end: Tensor) -> Tensor:
+    return torch.zeros_like(end) if gradient is None else gradient
+
+
+class _ReachGrew(Exception):
+    """A later micro-batch of a step uses parameters that the earlier ones did not."""

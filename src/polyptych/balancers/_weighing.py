@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -59,6 +60,8 @@ class LossBalancer(Balancer):
 
     def accumulate(self, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor = 1.0,
                    active: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
+        active = self.check_active(active)
+        passes = [partial(self.checked, run, active) for run in passes]
         self.begin()
         weights: dict[str, Tensor] | None = None
         if len(passes) > 1 and self.needs_losses:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from polyptych.comparison.grid import Entry
 from polyptych.comparison.progress import Progress, State, time_left
-from polyptych.reports.cells import duration
+from polyptych.reports.tables import duration
 
 STYLES: dict[State, str] = {"waiting": "dim", "training": "bold cyan", "testing": "cyan", "finished": "green",
                             "failed": "bold red"}

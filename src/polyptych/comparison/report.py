@@ -25,9 +25,17 @@ from polyptych.comparison.statistics import Estimate
 from polyptych.comparison.tuning import in_words
 from polyptych.record import encode, flat
 from polyptych.reports import templates
-from polyptych.reports.cells import Cell, Column, duration, estimated, exact, short, signed, worded
+from polyptych.reports.cells import Cell, Column, estimated, exact, short, signed, worded
 from polyptych.reports.published import PublishedTable, published_tables
-from polyptych.reports.tables import ABSENT, TIMES, escape_markdown, format_pair, format_skill, is_number
+from polyptych.reports.tables import (
+    ABSENT,
+    TIMES,
+    duration,
+    escape_markdown,
+    format_pair,
+    format_skill,
+    is_number,
+)
 
 TWO_SIDED = 1.96  # deviations of a normal distribution in half of a 95 % interval
 
@@ -138,9 +146,9 @@ class Page:
 
     @cached_property
     def everything(self) -> list[Column]:
-        """Every metric of every task."""
+        """Every metric of every task that all methods have."""
         return [self._metric_column(task, metric) for task, facts in self.comparison.tasks.items()
-                for metric in facts.trivial]
+                for metric in facts.trivial if all(metric in method.metrics[task] for method in self.methods)]
 
     @cached_property
     def points(self) -> list[scatter.Point]:

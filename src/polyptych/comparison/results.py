@@ -245,7 +245,11 @@ def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple
     directions = {name: task.higher_is_better[task.headline] for name, task in tasks.items()}
     reference = {run.entry.seed: run for run in finished if run.entry.method.reference}
     untuned = {run.entry.seed: run for run in finished if run.entry.method.untuned}
-    rows = [_row(method, runs, reference, untuned, directions) for method, runs in methods.values()]
+    # Runs of an older version lack what later ones measure besides.
+    known = {name: [metric for metric in task.metrics
+                    if all(metric in run.evaluation.tasks[name].metrics for run in finished)]
+             for name, task in finished[0].evaluation.tasks.items()}
+    rows = [_row(method, runs, reference, untuned, directions, known) for method, runs in methods.values()]
     means = [{name: row.metrics[name][task.headline].mean for name, task in tasks.items()} for row in rows]
     by_task = {name: ranks([row[name] for row in means], higher) for name, higher in directions.items()}
     corrected = holm([row.p_value for row in rows])
@@ -256,11 +260,10 @@ def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple
 
 
 def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Finished], untuned: Mapping[int, Finished],
-         directions: Mapping[str, bool]) -> MethodResult:
-    first = runs[0].evaluation
+         directions: Mapping[str, bool], known: Mapping[str, Sequence[str]]) -> MethodResult:
     metrics = {name: {metric: Estimate.of({run.entry.seed: run.evaluation.tasks[name].metrics[metric]
                                            for run in runs})
-                      for metric in task.metrics} for name, task in first.tasks.items()}
+                      for metric in names} for name, names in known.items()}
     pairs = {run.entry.seed: (run, reference[run.entry.seed]) for run in runs if run.entry.seed in reference}
 
     def estimate(by_seed: dict[int, float]) -> Estimate | None:
@@ -276,7 +279,8 @@ def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Finis
         delta_mtl=estimate(overall), mean_rank=math.nan,
         training_seconds=Estimate.of({run.entry.seed: _number(run.record.seconds) for run in runs}),
         runs={run.entry.seed: str(run.place) for run in runs}, settings=dict(method.settings), untuned=method.untuned,
-        processor_seconds=Estimate.of({run.entry.seed: _number(run.record.processor_seconds) for run in runs}),
+        processor_seconds=None if any(run.record.processor_seconds is None for run in runs) else Estimate.of(
+            {run.entry.seed: _number(run.record.processor_seconds) for run in runs}),
         over_untuned=estimate(over_untuned),
         p_value=None if method.reference else p_value(list(overall.values())),
         image_deviation=None if method.reference else _image_deviation(list(pairs.values()), directions))

@@ -5,15 +5,13 @@ A process per run gives all memory back, and a run that crashes takes nothing wi
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,12 @@ from typing import Any
 from polyptych.comparison.grid import Entry
 from polyptych.comparison.records import Record
 from polyptych.errors import InputError
-from polyptych.evaluation import evaluate
+from polyptych.folder_lock import hold
 from polyptych.record import decode, encode
-from polyptych.reports.tables import terminal_table
 from polyptych.run import Run
-from polyptych.training import NOT_FINITE, train
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two processes apart there
-    fcntl = None  # type: ignore[assignment]
+from polyptych.training import NOT_FINITE, measure_splits, train
 
 LOG = "worker.log"
-LOCK = "training.lock"
 PATIENCE = 20.0  # seconds that a killed process may take to let go of its folder
 
 
@@ -83,13 +74,13 @@ def work(request: Request) -> None:
     sys.argv[1:] = request.arguments
     run = decode(Run, request.run, "the planned run")
     tested = folder / "evaluation" / "test.json"
-    with lock(folder):
+    with hold(folder, PATIENCE):
         if request.record is not None:
             _record(request, run, folder, Path(request.record))
         elif not tested.exists():
             train(run, folder, resume=True)
         elif not (folder / "report.html").exists():
-            from polyptych.reports.examples import write_examples
+            from polyptych.prediction.examples import write_examples
             from polyptych.reports.page import write_report
 
             write_examples(folder)
@@ -118,35 +109,8 @@ def _untested(folder: Path, say: Callable[[object], None]) -> Path:
 
 
 def _tested(folder: Path, say: Callable[[object], None]) -> Path:
-    say(terminal_table(evaluate(folder, splits=("val", "test"))["test"]))
+    measure_splits(folder, say)
     return folder
-
-
-@contextlib.contextmanager
-def lock(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold a run's folder; the operating system lets go of it when the process ends, however it ends.
-
-    A POSIX record lock, because children do not inherit it: loading processes that outlive a killed trainer by a
-    moment must not keep the folder.
-
-    Raises:
-        InputError: another process still holds it after ``patience`` seconds.
-    """
-    if fcntl is None:
-        yield
-        return
-    with open(folder / LOCK, "a") as file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise InputError(folder, "a folder in which another process is training", "a folder of its own",
-                                     "wait for that process, or stop it") from None
-                time.sleep(0.2)
-        yield
 
 
 def die_with(parent: int) -> None:

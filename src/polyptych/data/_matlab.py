@@ -29,7 +29,7 @@ _COMPLEX = 0x0800  # a flag
 _KINDS = {_SPARSE: "a sparse matrix", 16: "a function", 17: "an object"}
 _PEEK = 1 << 12  # bytes of a compressed variable that hold its name
 
-MOST_ELEMENTS = 1 << 20
+MOST_ELEMENTS = 1 << 17
 """Arrays within one file, all members of cells and structs: each takes a hundred bytes of memory, and eight in the
 file."""
 

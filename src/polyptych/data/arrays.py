@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["ARRAYS", "class_ids", "flat", "hdf5_array", "is_any", "load_mat", "native", "npy_shape", "open_hdf5",
-           "read_array", "read_mat", "read_npy", "read_npy_color"]
+           "read_array", "read_mat", "read_npy", "read_npy_color", "require_unit_vectors"]
 
 ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5")
 """Suffixes of the files of arrays that are read."""
@@ -100,12 +100,12 @@ def _read_npz(path: Path, key: str) -> np.ndarray:
         member = members[_variable(path, key, members)]
         require_room(path, f"the array '{member.filename.removesuffix('.npy')}'", member.file_size, stored, _NPZ)
         with archive.open(member) as inside:
-            array = _read_numpy(inside, path, member.file_size)  # type: ignore[arg-type]
+            array = _read_numpy(inside, path, member.file_size)
             inside.read(1)  # the checksum is compared at the end
             return array
 
 
-def _numpy_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _numpy_header(file: IO[bytes] | zipfile.ZipExtFile, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether columns come first, and type."""
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -120,7 +120,7 @@ def _numpy_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, np
     return shape, columns_first, dtype
 
 
-def _read_numpy(file: BinaryIO, path: Path, size: int) -> np.ndarray:
+def _read_numpy(file: IO[bytes] | zipfile.ZipExtFile, path: Path, size: int) -> np.ndarray:
     """The array in an open .npy file of so many bytes."""
     shape, columns_first, dtype = _numpy_header(file, path)
     declared, there = math.prod(shape) * dtype.itemsize, size - file.tell()
@@ -251,6 +251,27 @@ def is_any(stored: np.ndarray, values: Iterable[float]) -> np.ndarray:
     limits = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
     whole = [int(value) for value in values if value.is_integer() and limits[0] <= value <= limits[1]]
     return np.isin(stored, np.array(whole, kind))
+
+
+def require_unit_vectors(vectors: np.ndarray, valid: np.ndarray, path: Path | str) -> None:
+    """Refuse vectors (3 h w) that are stored in another form than they seem to be. Averages of normals are shorter than
+    1, but only at edges; where most of a map is not of length 1, it is no map of unit vectors.
+
+    Args:
+        valid: (h w), where there is one.
+    """
+    known = vectors[:, valid]
+    if not known.size:
+        return
+    length = np.linalg.norm(known, axis=0)
+    # As if every number n were stored as (n + 1) / 2, with or without a sign for its axis
+    decoded = np.abs(np.linalg.norm(2 * np.abs(known) - 1, axis=0) - 1)
+    if np.mean(decoded <= 0.02) >= 0.9 and np.mean(np.abs(length - 1) <= 0.02) < 0.9:
+        raise InputError(path, f"vectors of length {length.min():.3g} to {length.max():.3g}, as (n + 1) / 2 has",
+                         "unit vectors", "store 2 v - 1 in place of v, or a picture of 8 or 16 bits")
+    if np.mean(np.abs(length - 1) <= 0.1) < 0.5:
+        raise InputError(path, f"vectors of a length of {np.median(length):.3g} (median)", "unit vectors",
+                         "normalize them")
 
 
 def class_ids(array: np.ndarray, path: Path | str, lowest: int, highest: int,

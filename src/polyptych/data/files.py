@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 
@@ -82,7 +82,7 @@ def require_plain(path: Path, needs: str) -> int:
 
 
 @contextmanager
-def open_file(path: Path, needs: str) -> Iterator[BinaryIO]:
+def open_file(path: Path, needs: str) -> Iterator[IO[bytes]]:
     """A plain file, open for reading; whatever is raised in the block becomes an InputError that names it."""
     require_plain(path, needs)
     with reading(path, needs), open(path, "rb") as file:
@@ -137,9 +137,18 @@ def read_text(path: Path, needs: str) -> str:
 
 
 def read_lines(path: Path, needs: str = "a text file with one id per line") -> list[str]:
-    """The ids of a list, one per line; empty lines and lines that begin with # are left out."""
-    lines = (line.strip() for line in read_text(path, needs).replace("\r", "\n").split("\n"))
-    return [composed(line) for line in lines if line and not line.startswith("#")]
+    """The ids of a list, one per line; empty lines and lines that begin with # are left out.
+
+    Raises:
+        InputError: an id stands there twice, and would count twice in every number.
+    """
+    found: dict[str, int] = {}
+    lines = read_text(path, needs).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if line and not line.startswith("#") and found.setdefault(composed(line), number) != number:
+            raise InputError(f"{path}, line {number}", f"'{line[:100]}' a second time (first in line "
+                             f"{found[composed(line)]})", "every id once", "remove the line")
+    return list(found)
 
 
 def read_json(path: Path, needs: str, kind: type[Contents] | Any = Any) -> Contents:

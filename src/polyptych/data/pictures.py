@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
@@ -55,11 +55,16 @@ def open_picture(path: Path, needs: str = _NEEDS) -> Iterator[Image.Image]:
     """
     with open_file(path, needs) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damage beside the pixels
-        with _opened(file, path, needs) as picture:
+        with identify(file, path, needs) as picture:
             yield picture
 
 
-def _opened(file: BinaryIO, path: Path, needs: str) -> Image.Image:
+def identify(file: IO[bytes], path: Path | str, needs: str = _NEEDS) -> Image.Image:
+    """The picture in an open file, of which only the header is read yet; ``path`` names it in messages.
+
+    Raises:
+        InputError: no picture of a known format, or one of more than :data:`LARGEST_PICTURE` pixels.
+    """
     with _lock:  # Pillow's limit is one for the whole process; others may rely on it
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -96,7 +101,7 @@ def orientation(path: Path) -> int:
 def picture_size(path: Path) -> Size:
     """(h, w) of the upright picture; of most formats from the header alone."""
     with open_picture(path) as picture:
-        turned = _orientation(picture) >= 5
+        turned = _orientation(picture) >= 5 and picture.format != "TIFF"  # of which Pillow gives the turned size
         return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
@@ -188,12 +193,15 @@ def _bits(picture: Image.Image) -> int:
     return 1 if picture.mode == "1" else 16 if picture.mode.startswith("I;16") else 32 if picture.mode in "IF" else 8
 
 
+def is_lossy(path: Path) -> bool:
+    """Whether a file is a picture that was compressed with losses, whatever its name says: JPEG, or WebP of that
+    kind."""
+    with open_file(path, _NEEDS) as file:
+        head = file.read(16)
+    return head.startswith(b"\xff\xd8\xff") or (head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8 ")
+
+
 # -- labels beside their images ----------------------------------------------------------------------------
-
-
-def pixels(size: Size) -> str:
-    """A size for messages."""
-    return f"{size[0]}x{size[1]} pixels (height x width)"
 
 
 def require_size(label: Size, size: Size, path: Path | str, image: Path | None = None) -> None:
@@ -214,4 +222,5 @@ def require_size(label: Size, size: Size, path: Path | str, image: Path | None =
             needs = f"the size of its image as EXIF turns it (orientation {turn} of {image.name})"
             do = ("turn the label like the image; if it was drawn on the picture as stored, remove what EXIF says "
                   "(exiftool -Orientation= FILE)")
-    raise InputError(path, f"a label of {pixels(label)}", f"{needs}, {size[0]}x{size[1]}", do)
+    raise InputError(path, f"a label of {label[0]}x{label[1]} pixels", f"{needs}, {size[0]}x{size[1]} "
+                     "(height x width)", do)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from polyptych.data._files import flat
+from polyptych.data.arrays import flat, require_unit_vectors
 from polyptych.errors import InputError
 
 
@@ -23,7 +23,8 @@ def meters(array: np.ndarray, path: Path | str) -> np.ndarray:
 
 
 def edges(array: np.ndarray, path: Path | str, top: int) -> np.ndarray:
-    """Bool (h w), from a map that is 0 without and ``top`` with an edge; values between are cut in the middle."""
+    """Bool (h w), from a map that is 0 without and ``top`` with an edge (of a picture with few bits, the largest number
+    that they hold); values between are cut in the middle."""
     array = flat(array, path)
     if array.dtype.kind != "b":
         highest, lowest = (array.max(), array.min()) if array.size else (0, 0)
@@ -45,6 +46,7 @@ def vectors(array: np.ndarray, path: Path | str) -> Float[Tensor, "3 h w"]:
         if (largest := np.abs(planes).max()) > 1.01:
             raise InputError(path, f"components up to {largest:g}", "components from -1 to 1",
                              "store unit vectors")
+    require_unit_vectors(planes, np.linalg.norm(planes, axis=0) > 0.1, path)
     return torch.from_numpy(planes)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from polyptych.datasets._base import EmptySplit
 from polyptych.errors import InputError
 
 BLOCK = 40
@@ -72,13 +73,19 @@ def part_of(frames: list[str], runs: Sequence[Sequence[str]], share: float, spli
         runs: the same frames in groups that show the same place.
 
     Raises:
-        InputError: there are none.
+        EmptySplit: there are none (of ``train``, an InputError).
+        InputError: a list names one twice, which would count twice.
     """
+    if len(set(frames)) < len(frames):
+        twice = next(frame for place, frame in enumerate(frames) if frame in frames[:place])
+        raise InputError(f"{split} split of {root}", f"the id '{twice}' twice", "every id once",
+                         "remove it from the dataset's list of images")
     if split != "test":
         kept = hold_out(runs, share)
         frames = [frame for frame in frames if (frame in kept) == (split == "val")]
     if not frames:
-        raise InputError(f"{split} split of {root}", "no frames",
-                         "at least one (val needs two training images and a validation share above 0)",
-                         "check that the dataset's folders and lists of images are complete")
+        kind = InputError if split == "train" else EmptySplit
+        raise kind(f"{split} split of {root}", "no frames",
+                   "at least one (val needs two training images and a validation share above 0)",
+                   "check that the dataset's folders and lists of images are complete")
     return frames

@@ -20,7 +20,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from polyptych.component import Catalog, Component
-from polyptych.data._files import require_files
+from polyptych.data.files import is_visible, require_files, spelled
+from polyptych.data.pictures import require_size
 from polyptych.datasets._about import LayoutFacts
 from polyptych.datasets._base import Dataset
 from polyptych.datasets._holdout import blocks, checked_share, part_of
@@ -56,7 +57,7 @@ class Layout(Component, ABC):
         Args:
             config: the dataset's options, which :meth:`accept` has seen.
         """
-        self.config, self.root = config, Path(config.root)
+        self.config, self.root = config, spelled(Path(config.root))
         self.files: Files = self.find()
 
     @classmethod
@@ -102,7 +103,7 @@ class Layout(Component, ABC):
         return self.path(frame, self.kinds[task][0])
 
     def require(self, frames: list[str], tasks: Iterable[str]) -> None:
-        """Refuse a half-copied dataset; see :func:`polyptych.data._files.require_files`."""
+        """Refuse a half-copied dataset; see :func:`polyptych.data.files.require_files`."""
         for kind in dict.fromkeys(["image", *(kind for task in tasks for kind in self.kinds[task])]):
             missing = next((frame for frame in frames if frame not in self.files[kind]), frames[0])
             require_files(self.expected(missing, kind).parent, frames, self.files[kind],
@@ -157,7 +158,7 @@ class LayoutCatalog(Catalog[AnyLayout]):
         Raises:
             InputError: there is no such folder, it is of another layout, or the layout lacks what is asked for.
         """
-        root = Path(config.root)
+        root = spelled(Path(config.root))
         where = f"root of {self.dataset} ({root})"
         if not root.is_dir():
             raise InputError(where, "no such folder", "the folder of the dataset",
@@ -178,7 +179,7 @@ class LayoutCatalog(Catalog[AnyLayout]):
             if kind.matches(root):
                 return kind
         inside = [child for child in sorted(root.iterdir())
-                  if child.is_dir() and any(kind.matches(child) for kind in kinds.values())]
+                  if is_visible(child.name) and child.is_dir() and any(kind.matches(child) for kind in kinds.values())]
         raise InputError(where, "a folder of no known layout",
                          "; ".join(f"{kind.looks_for} ({name})" for name, kind in kinds.items()),
                          f"did you mean {inside[0]}?" if inside else "correct the path")
@@ -238,7 +239,6 @@ class LayoutDataset(Dataset):
         target, valid = {}, {}
         for task in self.tasks:
             target[task], valid[task] = self.label(task, frame)
-            if (got := tuple(valid[task].shape)) != size:
-                raise InputError(self.layout.label_path(frame, task), f"a label of {got[0]}x{got[1]} pixels",
-                                 f"the size of the image, {size[0]}x{size[1]}", "resize the one or the other")
+            height, width = valid[task].shape
+            require_size((height, width), size, self.layout.label_path(frame, task), self.layout.path(frame, "image"))
         return Sample(image, target, valid, SampleInfo(frame, size, size))

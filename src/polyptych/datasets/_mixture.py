@@ -39,6 +39,7 @@ class Interleaving:
         while high - low > 1:
             middle = (low + high) // 2
             left, whole = self._sums[middle] - self._sums[low], self._sums[high] - self._sums[low]
+            # round(q w) in whole numbers: floor(q w + 1/2), exact for positions of any size, which floats are not.
             before, after = ((2 * q * left + whole) // (2 * whole) for q in (position, position + 1))
             if after > before:
                 high, position = middle, before

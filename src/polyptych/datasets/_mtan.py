@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from polyptych.data._files import files_by_stem, read_npy_color, reading
+from polyptych.data.arrays import npy_shape, read_npy_color
+from polyptych.data.files import files_by_stem
 from polyptych.datasets._layouts import Files, Layout
+from polyptych.errors import InputError
 
 _PARTS = {"train": "train", "test": "val"}
 
@@ -34,9 +35,10 @@ class MTANArrays(Layout):
                 for kind, folder in self.folders.items()}
 
     def frames(self, part: str) -> list[str]:
-        """0 .. n-1 for the n images that are there, as in the published loaders."""
+        """0 .. n-1 for the n numbered images that are there, as in the published loaders."""
         folder = _PARTS[part]
-        count = sum(frame.startswith(f"{folder}/") for frame in self.files["image"])
+        count = sum(where == folder and stem.isdecimal()
+                    for where, _, stem in (frame.partition("/") for frame in self.files["image"]))
         return [f"{folder}/{i}" for i in range(count)]
 
     def expected(self, frame: str, kind: str) -> Path:
@@ -45,9 +47,11 @@ class MTANArrays(Layout):
 
     def size(self, frame: str) -> tuple[int, int]:
         path = self.path(frame, "image")
-        with reading(path, "an array (h, w, 3) in .npy format"):
-            height, width = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
-        return height, width
+        shape = npy_shape(path)
+        if len(shape) != 3:
+            raise InputError(path, f"an array of shape {shape}", "an image of shape (h, w, 3)",
+                             "check that the file holds an image")
+        return shape[0], shape[1]
 
     def image(self, frame: str) -> UInt8[Tensor, "3 h w"]:
         return read_npy_color(self.path(frame, "image"))

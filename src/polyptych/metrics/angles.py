@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from polyptych.metrics._base import Metric, ratio
-from polyptych.metrics._counting import histogram
+from polyptych.metrics._base import Metric, histogram, ratio
 
 LIMITS = (11.25, 22.5, 30.0)
 BINS_PER_DEGREE = 1000

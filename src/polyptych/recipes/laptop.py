@@ -44,7 +44,7 @@ def nyuv2_laptop() -> Run:
         size=(96, 128),
         steps=400,
         batch_size=16,
-        augment=Augment(),
+        augment=Augment(scales=(1.0, 1.2, 1.5), brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05),
         optimizer=Optimizer(learning_rate=2e-3),
         schedule=Schedule(warmup=40),
         loading=Loading(cache=Path("cache")),

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation
 from polyptych.logbook import read_events
-from polyptych.record import read_json
+from polyptych.record import flat, read_json
 from polyptych.reports import curves, tables, templates
 from polyptych.reports.published import PublishedTable, published_tables
 
@@ -137,7 +137,8 @@ class ReportData:
     def settings(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Every field of the run in groups: the plain ones, then one group for each part."""
         plain = [(key, _shown(value)) for key, value in self.run.items() if not isinstance(value, dict)]
-        parts = [(key, _flat(value)) for key, value in self.run.items() if isinstance(value, dict) and value]
+        parts = [(key, [(name, _shown(item)) for name, item in flat(value)])
+                 for key, value in self.run.items() if isinstance(value, dict) and value]
         return [("run", plain), *parts] if plain else parts
 
     @property
@@ -170,7 +171,7 @@ class ReportData:
         machine = accelerator if accelerator not in (None, "", "none") else self.environment.get("processor")
         parts = [
             f"{steps:,} steps" if steps else "",
-            f"in {_duration(seconds)}" if seconds else "",
+            f"in {tables.duration(seconds)}" if seconds else "",
             f"on {machine}" if machine else "",
         ]
         line = " ".join(part for part in parts if part)
@@ -278,14 +279,6 @@ def _with_unit(row: tables.Row) -> str:
     return f"{row.value}{'' if row.unit in ('', '°', '%') else ' '}{row.unit}"
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for key, item in value.items():
-        place = f"{prefix}{key}"
-        rows += _flat(item, f"{place}.") if isinstance(item, dict) and item else [(place, _shown(item))]
-    return rows
-
-
 def _shown(value: Any) -> str:
     if value is None or value == "" or value == []:
         return tables.ABSENT
@@ -298,9 +291,3 @@ def _shown(value: Any) -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

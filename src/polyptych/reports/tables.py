@@ -156,6 +156,19 @@ def format_skill(skill: float | None) -> str:
     return f"{skill:.3f}".replace("-", MINUS) if is_number(skill) else ABSENT
 
 
+def duration(seconds: float) -> str:
+    """``2 h 5 min``, ``3 min 20 s``, ``20 s``, ``0.4 s``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    if minutes:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{rest} s"
+
+
 def escape_markdown(text: str) -> str:
     """Text from outside as it must stand in Markdown (also inside a table) to be shown as it is."""
     text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(str(text).split()))
@@ -168,7 +181,7 @@ def _task_rows(name: str, task: TaskResult) -> list[Row]:
     for metric in sorted(task.metrics, key=lambda metric: metric != headline):
         value, trivial = format_pair(task.metrics[metric], task.trivial.get(metric))
         direction = task.higher_is_better.get(metric)
-        rows.append(Row(task=name, metric=metric, value=value, trivial=trivial,
+        rows.append(Row(task=name, metric=metric.replace("_", " "), value=value, trivial=trivial,
                         arrow={True: "↑", False: "↓", None: ""}[direction], headline=metric == headline,
                         unit=task.unit, skill=task.skill if metric == headline else None))
     return rows

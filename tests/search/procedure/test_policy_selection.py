@@ -29,10 +29,14 @@ def small(space: str = "tree", tasks: int = 3) -> tuple[Supermodel, CostTable]:
 
 
 @cache
-def use(policy: Policy, limit: float, space: str = "tree") -> float:
+def multiply_adds(policy: Policy, space: str) -> int:
     supermodel, table = small(space, len(policy.tasks))
-    shared = table.cost(supermodel, supermodel.space.all_shared()).multiply_adds
-    return table.cost(supermodel, policy).multiply_adds / shared / limit
+    return table.cost(supermodel, policy).multiply_adds
+
+
+def use(policy: Policy, limit: float, space: str = "tree") -> float:
+    shared = small(space, len(policy.tasks))[0].space.all_shared()
+    return multiply_adds(policy, space) / multiply_adds(shared, space) / limit
 
 
 def sharing(policy: Policy) -> float:

@@ -23,9 +23,9 @@ ABOUT = About(
     ),
     layouts=CATALOG.facts(),
     notes=(
-        "Surface normals are not official. Eigen and Fergus's and Ladicky's differ; say which ones a number uses.",
-        "The shapes in the labeled file and the bounds of the two crops are from memory of those who use them.",
-        "How many images the index of AdaShare lists has not been counted.",
+        "Surface normals are not official. Those of Eigen and Fergus and those of Ladicky differ; say which you used.",
+        "The shapes in the labeled file and the bounds of the two crops are quoted from memory.",
+        "The images in AdaShare's index have not been counted.",
         "Depth of NYUD_MT is in-painted and has no zeros in practice.",
     ),
 )

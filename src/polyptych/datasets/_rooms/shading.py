@@ -32,6 +32,7 @@ def photograph(room: Room, view: View, seed: int) -> UInt8[np.ndarray, "3 h w"]:
                       np.concatenate([view.w.ravel(), fine.w]),
                       np.concatenate([view.normals.reshape(3, -1), normals], 1),
                       np.concatenate([occlusion, occlusion[fine.nearest]]))
+    # As a camera meters: the logarithmic mean, so that a window or a lamp in the picture does not darken the rest.
     luminance = light[:, :height * width].mean(0)
     exposure = room.atmosphere.exposure * 0.75 / (np.exp(np.log(luminance + 0.02).mean()) + 0.05)
     light *= np.array(room.atmosphere.balance, np.float32)[:, None] * np.float32(exposure)
@@ -71,6 +72,7 @@ class _FineSamples:
             wanted[dy:dy + 2 * height:2, dx:dx + 2 * width:2] |= edge
         samples = np.flatnonzero(wanted).astype(np.int32)
         ids, pixels = view.fine_ids.ravel()[samples], view.ids.ravel()
+        # Pixel (y, x) is the fine sample (2y+1, 2x+1): an even row lies between two rows of pixels.
         row, column = np.divmod(samples, self._stride)
         source = np.full(len(samples), -1, np.int32)
         for y in (row // 2, (row - 1) // 2):
@@ -131,6 +133,7 @@ def _radiance(room: Room, camera: Camera, reaches: list[Reach], ids: Int32[np.nd
     bounce = np.array(room.atmosphere.bounce, np.float32)[:, None]
     up = 0.5 + 0.5 * world_normals[2]
     arriving = (bounce + (sky - bounce) * up) * occlusion
+    # Most surfaces are matte: the highlights (Blinn-Phong) are only worked out for the rest.
     gloss = np.array([m.gloss for m in room.materials], np.float32)[which]
     shiny = np.flatnonzero(gloss > 0.05)
     highlight = np.zeros((3, len(shiny)), np.float32)
@@ -159,8 +162,8 @@ def _develop(light: Float32[np.ndarray, "3 p"]) -> Float32[np.ndarray, "3 p"]:
 def ambient_occlusion(w: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
     """How open each point is to light from everywhere, in [0, 1], from the inverse depths alone.
 
-    On a plane the inverse depth is affine, so that opposite neighbors average to the middle; in a hollow they are
-    nearer than it. The sum over several distances and directions; what stands far before a point does not count.
+    On a plane the inverse depth is affine, so that opposite neighbors average to the point between them; in a hollow
+    they are nearer. This is summed over several distances and directions; what stands far in front does not count.
     """
     height, width = w.shape
     total = np.zeros_like(w)
@@ -174,11 +177,13 @@ def ambient_occlusion(w: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w
             hollow = a + b
             hollow *= np.float32(0.5) * inverse
             hollow -= 1
+            # A large difference is an object in front, not a hollow: its weight falls to zero.
             near = np.float32(1) - np.abs(hollow) * np.float32(1 / (0.04 + share))
             np.maximum(near, 0, out=near)
             hollow *= near
             hollow *= np.float32(0.45 / share)
             total += np.maximum(hollow, np.float32(-0.15), out=hollow)
+    # Four distances leave rings around creases; a blur of that width hides them.
     total = uniform_filter(total, max(1, round(0.008 * width)))
     return np.clip(1 - np.float32(0.22) * total, 0.3, 1.0)
 

@@ -53,7 +53,12 @@ class Dataflow:
         return node in self.inputs
 
     def _dominators(self) -> None:
-        """The last node that every way from the image to a node leads through (in one pass: the graph has no cycle)."""
+        """The last node that every way from the image to a node leads through.
+
+        That of a node with several inputs is the nearest common ancestor of the inputs in the tree of dominators, found
+        by climbing from the deeper one (Cooper, Harvey, Kennedy, 2001). One pass is enough: the graph has no cycle and
+        its nodes come after their inputs, so the dominators of all inputs are final.
+        """
         self.dominator: dict[fx.Node, fx.Node | None] = {}
         depth: dict[fx.Node, int] = {}
         for node, below in self.inputs.items():

@@ -37,7 +37,7 @@ def filled(values: Tensor, other: Any) -> Tensor:
     return torch.empty_like(values).copy_(other) if isinstance(other, Tensor) else torch.full_like(values, other)
 
 
-@has_side_effect
+@has_side_effect  # or torch.fx would delete it as dead code: nothing reads its result
 def require(value: Any, expected: Any, place: str) -> None:
     """What the structure of the graph was made from still holds.
 

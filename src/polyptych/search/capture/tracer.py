@@ -66,6 +66,8 @@ class Tracer(fx.Tracer):
         # Functions to be wrapped are looked for in every file that modules come from, not only once one is called.
         homes = {type(module).__module__ for module in root.modules()}
         self._autowrap_search += [sys.modules[name] for name in sorted(homes) if name in sys.modules]
+        # Names of parameters and buffers by identity: the modules' code hands them to functions as plain tensors, and
+        # create_arg must know which they are.
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self._names = {id(tensor): name for name, tensor in tensors}
         with (torch.no_grad(), value_aware_isinstance(root), modes_refused(self._refuse),
@@ -261,7 +263,13 @@ class Tracer(fx.Tracer):
         self._rewrite(values, new.node, new.value)
 
     def _rewrite(self, written: Traced, node: fx.Node, value: Any) -> None:
-        """Every name of the written value reads the new one. (All names of it are one object; a view is another.)"""
+        """Every name of the written value reads the new one.
+
+        All names that Python code has for a value are one Traced object, so giving that object the new node renames
+        all of them at once. A view is another object on the same storage: a pure graph cannot write through it, so that
+        it would go on to read the old numbers. Hence a value with living views cannot be written to and the module
+        stays whole; the exception is an item of a tensor (``x[i] += y``), which is written back into the tensor.
+        """
         others = [x for x in (x() for x in self._alive.pop(_storage(written.value), ()))
                   if x is not None and x is not written]
         whole, index = (None, None) if written.item_of is None else (written.item_of[0](), written.item_of[1])
@@ -279,11 +287,16 @@ class Tracer(fx.Tracer):
     # -- decisions ----------------------------------------------------------------------------------------------------
 
     def decide(self, traced: Traced, kind: Callable[[Any], Any] | None) -> Any:
-        """The plain value of a traced fact, with a check that it still holds when the graph runs."""
+        """The plain value of a traced fact, with a check that it still holds when the graph runs.
+
+        Python code turned the fact into a branch, a loop count or a size, and the graph has only what followed from its
+        value for the example. Facts of shapes are checked (``require``). Facts of the numbers in a tensor differ from
+        image to image, so a module that decides by them stays whole.
+        """
         value = traced.value if kind is None else kind(traced.value)
         if isinstance(traced.value, Tensor) or depends_on_data(traced.node):
             raise CannotOpen(self.scope.module_path, "its Python code depends on values of a tensor")
-        key = (traced.node, kind is bool)
+        key = (traced.node, kind is bool)  # each fact is checked once, however often the code asks
         if key not in self._decisions:
             node = traced.node
             if kind is bool and not isinstance(traced.value, bool):

@@ -154,7 +154,9 @@ class AlternatingTrainer(PretrainTrainer):
 class Adam(nn.Module):
     """Adam with L2 decay on tables of logits, its moments as buffers so that they are saved with the network.
 
-    Kingma and Ba, ICLR 2015, arXiv 1412.6980.
+    Kingma and Ba, ICLR 2015, arXiv 1412.6980. Not torch's, which rounds otherwise (half of the logits differ in their
+    last bits after one step) and keeps its moments elsewhere: a search that version 0.1.0 began would not end in the
+    same numbers.
     """
 
     steps: Tensor

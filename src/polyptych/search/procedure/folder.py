@@ -65,7 +65,7 @@ class SearchSetup:
                    decode(Facts, data["facts"], f"{path}: facts"))
 
 
-def begin(plan: SearchSetup, folder: Path) -> None:
+def begin(setup: SearchSetup, folder: Path) -> None:
     """Claim a folder.
 
     Raises:
@@ -74,23 +74,23 @@ def begin(plan: SearchSetup, folder: Path) -> None:
     path = folder / "search.json"
     if path.exists():
         found = SearchSetup.read(folder)
-        difference = first_difference(plan.run, found.run)
-        if difference or found.search != plan.search or found.seeds != plan.seeds:
+        difference = first_difference(setup.run, found.run)
+        if difference or found.search != setup.search or found.seeds != setup.seeds:
             if difference:
                 name, needed, got = difference
-            elif found.seeds != plan.seeds:
-                name, needed, got = "--seeds", _words(plan.seeds), _words(found.seeds)
+            elif found.seeds != setup.seeds:
+                name, needed, got = "--seeds", _words(setup.seeds), _words(found.seeds)
             else:
                 name, needed, got = next(
-                    (f"--{field.name.replace('_', '-')}", _words(getattr(plan.search, field.name)),
-                     _words(getattr(found.search, field.name))) for field in dataclasses.fields(plan.search)
-                    if getattr(plan.search, field.name) != getattr(found.search, field.name))
+                    (f"--{field.name.replace('_', '-')}", _words(getattr(setup.search, field.name)),
+                     _words(getattr(found.search, field.name))) for field in dataclasses.fields(setup.search)
+                    if getattr(setup.search, field.name) != getattr(found.search, field.name))
             raise InputError(folder, f"a search with other choices ({name} is {got})", f"{name} {needed}",
                              f"choose another --out, or go on with `polyptych search resume {folder}`")
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(folder, "a folder that is not empty", "a new folder for the search", "choose another --out")
     else:
-        plan.write(folder)
+        setup.write(folder)
 
 
 def _words(value: Any) -> str:
@@ -98,7 +98,7 @@ def _words(value: Any) -> str:
 
 
 def discard(folder: Path) -> None:
-    """Give up a folder if nothing but the plan and the costs are in it: nothing was trained."""
+    """Give up a folder if it holds nothing but the settings and the costs: nothing was trained."""
     files = list(folder.iterdir())
     if {file.name for file in files} <= {"search.json", "costs.json"}:
         for file in files:

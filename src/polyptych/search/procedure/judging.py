@@ -96,10 +96,3 @@ class _First(Dataset):
 
     def read(self, index: int) -> Any:
         return self.inner.read(index * len(self.inner) // self.number)
-
-
-def mean_skill(skills: dict[str, float]) -> float:
-    """The score of a policy."""
-    return sum(skills.values()) / len(skills)
-
-

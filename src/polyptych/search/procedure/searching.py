@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from itertools import islice
@@ -19,6 +18,8 @@ from random import Random
 from typing import Any
 
 from polyptych import distributed
+from polyptych.comparison import on_ray
+from polyptych.comparison.runner import Where, run_all
 from polyptych.data.loading import TrainingBatches
 from polyptych.errors import InputError
 from polyptych.interruption import Interrupted
@@ -35,11 +36,10 @@ from polyptych.search.procedure.folder import (
     begin,
     discard,
     read_networks,
-    run_folder,
     write_networks,
 )
 from polyptych.search.procedure.judging import Judge
-from polyptych.search.procedure.networks import encoder_for, write_inherited
+from polyptych.search.procedure.networks import LAST, planned_runs, write_inherited
 from polyptych.search.procedure.phases import (
     PhaseTrainer,
     SamplingTrainer,
@@ -56,19 +56,20 @@ from polyptych.search.report.page import write_search_report
 from polyptych.search.space.budget import PolicyCost
 from polyptych.search.space.policy import Policy
 from polyptych.search.supermodel.costs import CostTable, measure_costs
-from polyptych.training import seed_everything, train
+from polyptych.training import seed_everything
 
 CONFLICT_BATCHES = 20
 
 
-def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,),
+def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,), *, on: Where = "local",
            say: Callable[[object], None] = print) -> Path:
     """Search, train, compare.
 
     Args:
-        run: the recipe; its encoder is replaced by the networks that are compared.
-        folder: everything goes there; one that holds the same search goes on.
+        run: the recipe; its encoder is replaced by those of the networks that are compared.
+        folder: everything goes there; a folder that holds the same search continues it.
         seeds: with which every network is trained.
+        on: where networks are trained: ``local``, one process per device; ``ray``, one Ray task per run.
 
     Returns:
         The path of the report.
@@ -77,27 +78,30 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
         InputError: something is not as needed, or no policy keeps the budget.
         Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call goes on.
     """
-    dataset = run.build_dataset("train")
-    plan = SearchSetup(run, choices, seeds, Facts.of(dataset))
-    begin(plan, folder)
+    if on == "ray":
+        on_ray.require_ray()
+    setup = SearchSetup(run, choices, seeds, Facts.of(run.build_dataset("train")))
+    begin(setup, folder)
     try:
-        return _Search(plan, folder, say).run_all()
+        return _Search(setup, folder, on, say).run_all()
     except InputError:
         discard(folder)  # other choices may be made in the same folder
         raise
 
 
-def resume(folder: Path, say: Callable[[object], None] = print) -> Path:
-    """Go on with the search of a folder."""
-    return _Search(SearchSetup.read(folder), folder, say).run_all()
+def resume(folder: Path, *, on: Where = "local", say: Callable[[object], None] = print) -> Path:
+    """Continue the search of a folder."""
+    if on == "ray":
+        on_ray.require_ray()
+    return _Search(SearchSetup.read(folder), folder, on, say).run_all()
 
 
 class _Search:
-    def __init__(self, plan: SearchSetup, folder: Path, say: Callable[[object], None]):
-        self.plan, self.folder, self.say = plan, folder, say
-        self.run, self.choices = plan.run, plan.search
-        self.tasks = plan.run.build_tasks(plan.facts.labels)
-        self.device = distributed.local_device(plan.run.execution.device)
+    def __init__(self, setup: SearchSetup, folder: Path, on: Where, say: Callable[[object], None]):
+        self.setup, self.folder, self.on, self.say = setup, folder, on, say
+        self.run, self.choices = setup.run, setup.search
+        self.tasks = setup.run.build_tasks(setup.facts.labels)
+        self.device = distributed.local_device(setup.run.execution.device)
         self.go_on = f"polyptych search resume {folder}"
         self.warmup, self.sampling = folder / "warmup", folder / "sampling"
         self.costs: dict[Policy, PolicyCost] = {}
@@ -242,35 +246,36 @@ class _Search:
 
     # -- training what was chosen -------------------------------------------------------------------------------------
 
-    def train_networks(self, networks: list[ScoredCandidate]) -> None:
-        """Every network with every seed."""
-        for seed in self.plan.seeds:
-            for network in networks:
-                if not network.candidate.same_as:
-                    self.train_network(network.candidate, seed)
-
-    def train_network(self, candidate: Candidate, seed: int) -> None:
-        folder = run_folder(self.folder, candidate.name, seed)
-        if (folder / "evaluation" / "test.json").exists() and (folder / "report.html").exists():
+    def train_networks(self, candidates: list[ScoredCandidate]) -> None:
+        """Every network with every seed, by the runner of comparisons."""
+        entries = planned_runs(self.run, candidates, self.folder, self.setup.seeds)
+        waiting = [entry for entry in entries if not entry.finished]
+        if not waiting:
             return
-        run = dataclasses.replace(self.run, seed=seed, encoder=encoder_for(candidate))
-        self.say(f"training {candidate.name}, seed {seed}")
-        if candidate.kind == "searched" and self.choices.weights == "inherited" and not folder.exists():
-            self.inherit(run, candidate, folder)
+        if self.choices.weights == "inherited":
+            policies = {candidate.candidate.name: candidate.candidate.policy for candidate in candidates
+                        if candidate.candidate.kind == "searched"}
+            for entry in waiting:
+                if entry.method.network in policies and not (entry.folder / LAST).exists():
+                    self.inherit(entry.run, policies[entry.method.network], entry.folder)
+        self.__dict__.pop("network", None)  # the supermodel's memory is for the networks now
         try:
-            train(run, folder, resume=folder.exists())
+            failed = run_all(entries, on=self.on)
         except Interrupted:
-            raise Interrupted(f"stopped while training {candidate.name}, seed {seed}; everything is saved, go on with "
+            raise Interrupted("stopped while training the networks; everything is saved, continue with "
                               f"`{self.go_on}`") from None
+        if failed:
+            label, error = next(iter(failed.items()))
+            raise InputError(f"{len(failed)} of {len(entries)} runs failed, the first: {label}", error,
+                             "every run to finish", f"correct the cause and continue with `{self.go_on}`; finished "
+                             "runs are kept")
 
-    def inherit(self, run: Run, candidate: Candidate, folder: Path) -> None:
+    def inherit(self, run: Run, policy: Policy, folder: Path) -> None:
         load_phase(self.sampling, self.network)
         judge = Judge(self.run, self.tasks, self.device, self.choices.calibration, 1)
-        judge.score(self.network, candidate.policy)  # for its batch statistics
-        write_inherited(run, self.tasks, self.network, candidate.policy, folder)
+        judge.score(self.network, policy)  # for its batch statistics
+        write_inherited(run, self.tasks, self.network, policy, folder)
 
 
 def _mean(scores: dict[str, float]) -> float:
     return sum(scores.values()) / len(scores)
-
-

@@ -33,25 +33,20 @@ class Judged:
 
 
 def select(space: Space, allowed: Callable[[Policy], bool], judge: Callable[[Policy], float], number: int, seed: int,
-           starts: Iterable[Policy] = (), judged: Judged | None = None,
-           after_each: Callable[[Judged], None] = lambda judged: None) -> Judged:
+           starts: Iterable[Policy] = (), judged: Judged | None = None) -> Judged:
     """Judge ``number`` policies that keep the budget, or all where there are fewer.
 
     Args:
         judge: the score of a policy, higher is better; the same policy is never judged twice.
         starts: policies to begin with, those that keep the budget.
         judged: what was judged before an interruption; the result is as without it.
-        after_each: called whenever one more was judged, to save it.
     """
     known = judged or Judged()
     done = Judged()
 
     def add(policy: Policy) -> None:
         if policy not in done.scores:
-            fresh = policy not in known.scores
-            done.scores[policy] = judge(policy) if fresh else known.scores[policy]
-            if fresh:
-                after_each(done)
+            done.scores[policy] = known.scores[policy] if policy in known.scores else judge(policy)
 
     for start in starts:
         if len(done.scores) < number and allowed(start):

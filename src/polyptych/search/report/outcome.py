@@ -6,16 +6,18 @@ test split stand beside it and chose nothing.
 
 from __future__ import annotations
 
-import statistics as medians
-from dataclasses import dataclass, field
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scipy import stats
 
 from polyptych.comparison.aggregates import Scores, delta_mtl
 from polyptych.comparison.statistics import Estimate
-from polyptych.record import encode, read_json, write_json
+from polyptych.evaluation_record import Evaluation, TaskResult
+from polyptych.record import encode, write_json
 from polyptych.search.procedure.folder import ScoredCandidate, SearchSetup, read_networks, run_folder
 from polyptych.search.space.budget import PolicyCost
 from polyptych.search.supermodel.costs import CostTable
@@ -104,13 +106,13 @@ class Versus:
 class Outcome:
     """Everything for the report."""
 
-    plan: SearchSetup
+    setup: SearchSetup
     table: CostTable
     shared: PolicyCost
     networks: tuple[TrainedNetwork, ...]
     correlation: Correlation
     versus: tuple[Versus, ...]
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: Mapping[str, TaskResult]
 
     @property
     def searched(self) -> TrainedNetwork:
@@ -129,30 +131,29 @@ def gather(folder: Path) -> Outcome:
     Raises:
         InputError: a run is missing or not finished.
     """
-    plan, networks = SearchSetup.read(folder), read_networks(folder)
+    setup, networks = SearchSetup.read(folder), read_networks(folder)
     table = CostTable.read(folder / "costs.json")
-    chosen = winner(networks, folder, plan.seeds)
+    chosen = winner(networks, folder, setup.seeds)
     shared = _shared_cost(networks)
-    val = {n.candidate.name: _records(folder, n, plan.seeds, "val") for n in networks}
-    test = {n.candidate.name: _records(folder, n, plan.seeds, "test") for n in networks}
+    val = {n.candidate.name: _records(folder, n, setup.seeds, "val") for n in networks}
+    test = {n.candidate.name: _records(folder, n, setup.seeds, "test") for n in networks}
     reference = val.get("single", {})
     trained = tuple(_trained(n, chosen, shared, val[n.candidate.name], test[n.candidate.name], reference)
                     for n in networks)
-    tasks = next(iter(next(iter(val.values())).values()))["tasks"]
+    tasks = next(iter(next(iter(val.values())).values())).tasks
     versus = tuple(found for split in ("test", "val") if (found := _versus(trained, split)) is not None)
-    return Outcome(plan, table, shared, trained, _correlation(trained), versus, tasks)
+    return Outcome(setup, table, shared, trained, _correlation(trained), versus, tasks)
 
 
 def winner(networks: list[ScoredCandidate], folder: Path, seeds: tuple[int, ...]) -> str:
-    """The finalist with the highest mean skill on the validation split over all seeds. A finalist that is no network of
-    its own counts as the one that it equals."""
+    """The finalist with the highest mean skill on the validation split over all seeds. A finalist that shares like
+    another counts as that one. A skill that is not a number never wins."""
     skills = {}
     for network in networks:
         if network.candidate.kind == "searched":
-            name = network.candidate.same_as or network.candidate.name
-            records = [read_json(run_folder(folder, name, seed) / "evaluation" / "val.json") for seed in seeds]
-            skills[network.candidate.name] = sum(float(record["skill"]) for record in records) / len(records)
-    return max(skills, key=skills.__getitem__)
+            found = _records(folder, network, seeds, "val").values()
+            skills[network.candidate.name] = sum(record.skill for record in found) / len(found)
+    return max(skills, key=lambda name: skills[name] if math.isfinite(skills[name]) else -math.inf)
 
 
 def _shared_cost(networks: list[ScoredCandidate]) -> PolicyCost:
@@ -163,35 +164,33 @@ def _shared_cost(networks: list[ScoredCandidate]) -> PolicyCost:
     return min((n.cost for n in networks), key=lambda cost: cost.multiply_adds)
 
 
-def _records(folder: Path, network: ScoredCandidate, seeds: tuple[int, ...], split: str) -> dict[int, Any]:
+def _records(folder: Path, network: ScoredCandidate, seeds: tuple[int, ...], split: str
+             ) -> dict[int, Evaluation]:
     """By seed."""
     name = network.candidate.same_as or network.candidate.name
-    return {seed: read_json(run_folder(folder, name, seed) / "evaluation" / f"{split}.json") for seed in seeds}
+    return {seed: Evaluation.of_run(run_folder(folder, name, seed), split) for seed in seeds}
 
 
-def _trained(network: ScoredCandidate, chosen: str, shared: PolicyCost, val: dict[int, Any], test: dict[int, Any],
-             reference: dict[int, Any]) -> TrainedNetwork:
+def _trained(network: ScoredCandidate, chosen: str, shared: PolicyCost, val: dict[int, Evaluation],
+             test: dict[int, Evaluation], reference: dict[int, Evaluation]) -> TrainedNetwork:
     candidate, cost = network.candidate, network.cost
     relative = {name: getattr(cost, name) / getattr(shared, name) for name in
                 ("parameters", "multiply_adds", "memory", "latency") if getattr(shared, name)}
     deltas = {seed: _delta(val[seed], reference[seed]) for seed in val if seed in reference}
-    tasks = next(iter(val.values()))["tasks"]
-    headlines = {task: sum(record["tasks"][task]["metrics"][entry["headline"]] for record in val.values()) / len(val)
-                 for task, entry in tasks.items()}
+    headlines = {task: sum(record.tasks[task].headline_value for record in val.values()) / len(val)
+                 for task in next(iter(val.values())).tasks}
     return TrainedNetwork(
         candidate.name, "searched" if candidate.name == chosen else candidate.name, candidate.kind, candidate.note,
-        cost, relative, network.score, Estimate.of({seed: float(r["skill"]) for seed, r in val.items()}),
-        Estimate.of({seed: float(r["skill"]) for seed, r in test.items()}),
+        cost, relative, network.score, Estimate.of({seed: r.skill for seed, r in val.items()}),
+        Estimate.of({seed: r.skill for seed, r in test.items()}),
         Estimate.of(deltas) if deltas else None, headlines, candidate.same_as)
 
 
-def _delta(record: Any, reference: Any) -> float:
-    def scores(of: Any, name: str) -> Scores:
-        return Scores(name, str(of["protocol"]), {t: dict(e["metrics"]) for t, e in of["tasks"].items()})
-
-    headlines = {task: entry["headline"] for task, entry in record["tasks"].items()}
-    directions = {task: dict(entry["higher_is_better"]) for task, entry in record["tasks"].items()}
-    return delta_mtl(scores(record, "network"), scores(reference, "single"), directions, headlines)
+def _delta(record: Evaluation, reference: Evaluation) -> float:
+    scores, single = (Scores(name, of.protocol, {task: result.metrics for task, result in of.tasks.items()})
+                      for name, of in (("network", record), ("single", reference)))
+    return delta_mtl(scores, single, {task: result.higher_is_better for task, result in record.tasks.items()},
+                     {task: result.headline for task, result in record.tasks.items()})
 
 
 def _correlation(trained: tuple[TrainedNetwork, ...]) -> Correlation:
@@ -213,7 +212,7 @@ def _versus(trained: tuple[TrainedNetwork, ...], split: str) -> Versus | None:
     for seed, value in skills(searched).items():
         others = [skills(tree)[seed] for tree in trees if seed in skills(tree)]
         if others:
-            differences[seed] = value - medians.median(others)
+            differences[seed] = value - statistics.median(others)
     if not differences:
         return None
     found = Estimate.of(differences)

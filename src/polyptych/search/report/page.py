@@ -35,7 +35,7 @@ class SearchPage:
 
     @property
     def title(self) -> str:
-        return self.outcome.plan.run.recipe or "search"
+        return self.outcome.setup.run.recipe or "search"
 
     @property
     def networks(self) -> tuple[TrainedNetwork, ...]:
@@ -44,13 +44,13 @@ class SearchPage:
     @property
     def axis(self) -> str:
         """The cost that the picture is about: the first of the budget, or multiply-adds."""
-        limits = self.outcome.plan.search.limits.limits
+        limits = self.outcome.setup.search.limits.limits
         return FIELDS[limits[0].name] if limits else "multiply_adds"
 
     @property
     def limit(self) -> float | None:
         """The budget on the axis of the picture, in units of one shared backbone."""
-        limits = self.outcome.plan.search.limits.limits
+        limits = self.outcome.setup.search.limits.limits
         if not limits:
             return None
         return limits[0].value(self.outcome.shared) / max(getattr(self.outcome.shared, self.axis), 1e-30)
@@ -103,11 +103,11 @@ class SearchPage:
     def tasks(self) -> list[Column]:
         """The headline metric of every task on the validation split."""
         columns = []
-        for task, entry in self.outcome.tasks.items():
+        for task, result in self.outcome.tasks.items():
             values = [row.headlines[task] for row in self.networks]
             largest = max((abs(value) for value in values if is_number(value)), default=0)
             columns.append(exact(task, values, lambda value, top=largest: format_pair(value, top)[0],  # type: ignore[misc]
-                                 entry["headline"], entry["higher_is_better"][entry["headline"]]))
+                                 result.headline, result.headline_higher_is_better))
         return columns
 
     @property
@@ -129,9 +129,9 @@ class SearchPage:
 
     @property
     def summary(self) -> list[tuple[str, str]]:
-        plan = self.outcome.plan
-        run, search = plan.run, plan.search
-        seeds = ", ".join(map(str, plan.seeds))
+        setup = self.outcome.setup
+        run, search = setup.run, setup.search
+        seeds = ", ".join(map(str, setup.seeds))
         size = f" at {run.size[0]} {TIMES} {run.size[1]}" if run.size else ""
         steps = (search.warmup or run.steps // 2, search.sampling or run.steps)
         return [
@@ -141,7 +141,7 @@ class SearchPage:
             ("Supermodel", f"{steps[0]} steps of warm-up, {steps[1]} steps on "
              + ("the mixture of all choices" if search.is_automtl else "sampled policies")),
             ("Networks", f"each trained {run.steps} steps of {run.batch_size * run.accumulate} images{size}, "
-             f"{'seeds' if len(plan.seeds) > 1 else 'seed'} {seeds}"),
+             f"{'seeds' if len(setup.seeds) > 1 else 'seed'} {seeds}"),
             ("Finalists", f"began with {search.weights} weights, baselines with fresh ones"),
             ("Costs", "of the encoder alone; latency on " + threads_in_words(self.outcome.table.setting)
              if self.outcome.table.setting.timed else "of the encoder alone; latency was not measured"),
@@ -149,7 +149,7 @@ class SearchPage:
 
     @property
     def notes(self) -> list[str]:
-        several = len(self.outcome.plan.seeds) > 1
+        several = len(self.outcome.setup.seeds) > 1
         return [
             "Everything was chosen on the validation split, which is carved out of the training images. The test split "
             "was evaluated once per network, after its training.",
@@ -164,7 +164,7 @@ class SearchPage:
     @property
     def settings(self) -> list[tuple[str, str]]:
         return [(name, " ".join(map(str, value)) if isinstance(value, list) else str(value))
-                for name, value in encode(self.outcome.plan.search).items()]
+                for name, value in encode(self.outcome.setup.search).items()]
 
 
 def write_search_report(folder: Path) -> Path:

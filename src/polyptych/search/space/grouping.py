@@ -47,9 +47,17 @@ def group_anchors(capture: Capture, flow: Dataflow, anchors: Sequence[Anchor]
 
 
 def _choose(capture: Capture, flow: Dataflow, anchors: Sequence[Anchor]) -> list[Region]:
-    """Regions that do not overlap, the largest first. Where one entry has a region that is too large, as in a dense
-    block, whose joins all go back to its beginning, only the smallest of that entry counts. Parallel branches of
-    several residual blocks (HRNet, DLA) are not a region; their blocks are."""
+    """Regions that do not overlap, the largest first.
+
+    Every join closes a region, so regions nest: a residual block lies in the stage that a longer shortcut closes, and
+    squeeze and excitation lies in the block. Wanted is the scale of a *block*. The largest region of an entry is that
+    block, unless
+
+    - it is too large (MOST_IN_REGION). In a dense block every join goes back to the beginning, so that the regions of
+      one entry grow to the whole block; then only the smallest of that entry counts.
+    - it holds several residual blocks: the parallel branches of HRNet and DLA, which a later sum joins. Then the blocks
+      are the regions; otherwise all branches of a stage would be one choice.
+    """
     by_entry: dict[fx.Node, list[tuple[int, Region]]] = {}
     for region in flow.regions():
         count = len(_within(region, anchors))
@@ -64,6 +72,7 @@ def _choose(capture: Capture, flow: Dataflow, anchors: Sequence[Anchor]) -> list
     blocks = {region for _, region in candidates if skip_of_branch(capture, flow, region.join) is not None}
     candidates = [(count, region) for count, region in candidates if region in blocks
                   or sum(block.inside < region.inside for block in blocks) < 2]
+    # Greedy by size: what is inside of a chosen region is covered by it, so no operation has two units.
     chosen: list[Region] = []
     covered: set[fx.Node] = set()
     for _, region in sorted(candidates, key=lambda pair: -len(pair[1].inside)):
@@ -78,12 +87,14 @@ def _within(region: Region, anchors: Sequence[Anchor]) -> list[Anchor]:
 
 
 def _closed_calls(region: Region, anchors: Sequence[Anchor]) -> bool:
-    """Whether each of its modules is called in it only."""
+    """Whether each of its modules is called in it only. Weights that are also used elsewhere cannot be copied for one
+    task here and shared there: one set of weights has one unit."""
     return all(all(node in region.inside for node in anchor.nodes) for anchor in _within(region, anchors))
 
 
 def _is_gate(join: fx.Node) -> bool:
-    """A product, as of squeeze and excitation: the region is part of a block, not one."""
+    """A product, as of squeeze and excitation: the region is part of a block, not one. Its operations may therefore
+    still join the others of their module in :func:`_blocks`."""
     return getattr(join.target, "__name__", join.target) in ("mul", "imul", "sigmoid", "__mul__")
 
 
@@ -97,7 +108,7 @@ def _blocks(capture: Capture, anchors: Sequence[Anchor], residual: set[int]) -> 
             members.setdefault(path, []).append(anchor)
             path = path.rpartition(".")[0]
     blocks: dict[int, list[Anchor]] = {}
-    for path in sorted(members, key=lambda p: p.count(".")):
+    for path in sorted(members, key=lambda p: p.count(".")):  # the outermost first; what it takes, inner ones do not
         group = members[path]
         if not 2 <= len(group) <= MOST_IN_BLOCK or any(id(a) in residual or id(a) in blocks for a in group):
             continue
@@ -129,7 +140,7 @@ def stage_of(path: str) -> str:
 def _by_resolution(groups: Sequence[list[Anchor]]) -> list[object]:
     """Positions that the last operation of each group gives, per image, where these never grow along the network."""
     positions = [_positions(group[-1].nodes[-1]) for group in groups]
-    for i in range(1, len(positions)):
+    for i in range(1, len(positions)):  # tokens and vectors (0) have no resolution: they stay in the stage before
         positions[i] = positions[i] or positions[i - 1]
     falling = all(a >= b for a, b in pairwise(positions))
     if falling and FEWEST_STAGES <= len(list(groupby(positions))) <= MOST_STAGES:

@@ -242,19 +242,23 @@ class Tree(Space):
         return super().allows(policy)
 
     def draw(self, random: Random) -> Policy:
-        """All tasks together split in two at a random unit or never, and so does every part after it."""
+        """All tasks together split in two at a random unit or never, and so does every part after it.
+
+        The unit at which a part splits is uniform over what is left *and* the end ("never"). So deep and shallow trees
+        are about equally likely; independent choices at every unit would nearly always part all tasks in the first few.
+        """
         count = len(self.units)
         starts: list[list[tuple[int, ...]]] = [[] for _ in range(count + 1)]
 
         def split(block: tuple[int, ...], start: int) -> None:
             at = random.randint(start, count)
-            if len(block) == 1 or at == count:
+            if len(block) == 1 or at == count:  # at the end: this part stays together
                 return
-            order = random.sample(block, len(block))
+            order = random.sample(block, len(block))  # any tasks may go together, not only neighbors in the list
             parts = order[:random.randint(1, len(block) - 1)]
             for part in (parts, [i for i in block if i not in parts]):
                 starts[at].append(tuple(part))
-                split(tuple(part), at)
+                split(tuple(part), at)  # from the same unit on, so that it may also fall into three at once
 
         split(tuple(range(len(self.tasks))), 0)
         names = ["all"] * len(self.tasks)
@@ -263,27 +267,36 @@ class Tree(Space):
             for number, part in enumerate(starts[unit]):
                 for i in part:
                     names[i] = f"{unit}_{number}"
+            # A whole group leaves the unit out: tasks that skip apart from their group would have parted from it. In
+            # sorted order, because the order of a set changes between processes and with it which number is whose.
             out = {name for name in sorted(set(names)) if self.may_skip(unit) and random.random() < SKIPS}
             rows.append(tuple(SKIP if name in out else name for name in names))
         return self.nearest(rows)
 
     def mutate(self, policy: Policy, random: Random) -> Policy:
         """A group parts at a unit; two groups that part at a unit stay together there; or a group leaves a unit out
-        (or no longer does)."""
+        (or no longer does).
+
+        Each kind edits the rows without regard for the tree, and :meth:`nearest` repairs what the edit broke further
+        down. Names such as ``parted`` only have to differ from those that are there; ``canonical`` makes them plain.
+        """
         rows = [list(row) for row in policy.choices]
         unit = random.randrange(len(rows))
         blocks: dict[object, list[int]] = {}
         for i in range(len(self.tasks)):
             blocks.setdefault(_class(policy.choices[unit], i), []).append(i)
         block, *others = random.sample(list(blocks.values()), len(blocks))
+        # Only kinds that can change something, each with the same probability; a pinned unit comes back as it was.
         kinds = ["split"] * (len(block) > 1) + ["merge"] * bool(others) + ["skip"] * self.may_skip(unit)
         kind = random.choice(kinds) if kinds else ""
         if kind == "split":
-            moved = random.sample(block, random.randint(1, len(block) - 1))
-            for at in (unit, *(i for i in range(len(rows)) if unit in self.units.all[i].before)):
-                for i in moved:
-                    rows[at][i] = rows[at][i] if rows[at][i] in (SKIP, OWN) and at != unit else f"{rows[at][i]}_parted"
+            # At this unit only: the two parts have different histories from here on, and nearest() parts them at every
+            # later unit.
+            for i in random.sample(block, random.randint(1, len(block) - 1)):
+                rows[unit][i] = f"{rows[unit][i]}_parted"
         elif kind == "merge":
+            # Here only: whether they stay together further down, where they have names of their own, is for later
+            # mutations. (``own`` is no group: two tasks that say it would not share.)
             name = rows[unit][block[0]]
             for i in (*block, *others[0]):
                 rows[unit][i] = "joined" if name == OWN else name
@@ -293,7 +306,12 @@ class Tree(Space):
         return self.nearest([tuple(row) for row in rows])
 
     def nearest(self, rows: Sequence[Row]) -> Policy:
-        """Groups of tasks that have parted before become groups of those that have not."""
+        """Groups of tasks that have parted before become groups of those that have not.
+
+        Units run in order, so a unit's history is repaired before the unit itself. Tasks keep a common group if they
+        did the same at *every* unit whose output reaches this one; units on parallel branches do not count, because
+        what happens there does not change the features here.
+        """
         fixed = [self._pin(i, row) for i, row in enumerate(rows)]
         for _ in self.tasks:  # once, but where units come before each other both ways
             for unit, row in enumerate(fixed):

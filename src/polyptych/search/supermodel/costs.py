@@ -208,7 +208,7 @@ def _projection_row(skip: Skip, source: fx.Node, values: dict[fx.Node, Any], pla
 def _row(call: Callable[[], Any], node: fx.Node, values: dict[fx.Node, Any], place: torch.device, repeats: int,
          seconds: float) -> tuple[Any, NodeCost]:
     """The value of a node and its row."""
-    # With gradients, because without them torch may hand whole layers to fused kernels that have no formula.
+    # Counted with gradients, because without them torch may hand whole layers to fused kernels that have no formula.
     with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=EXTRA_FORMULAS) as counter:
         call()
     with torch.no_grad():
@@ -255,7 +255,11 @@ def _parameters(supermodel: Supermodel, plan: ExecutionPlan) -> int:
 
 def _peak(plan: ExecutionPlan, rows: list[NodeCost]) -> int:
     """Largest number of bytes alive at a time: each step allocates its result, and what is not read any more is freed.
-    A view keeps what it looks at."""
+
+    Counted are storages, not tensors: a reshape allocates nothing but keeps alive what it looks at, so a storage lives
+    until the last use of any value that holds it. Outputs stay to the end. So does the cut, which the supermodel and
+    the compact network return beside the outputs.
+    """
     last = {i: len(rows) for kept in (*plan.outputs.values(), plan.cut) for i in kept}  # outputs and the cut stay
     for at, done in enumerate(plan.last_use):
         last |= {i: at for i in done if i not in last}

@@ -36,6 +36,13 @@ class Bank(NamedTuple):
 BASE = Bank(SHARED)
 
 
+def bank_of(choice: str, task: str) -> Bank:
+    """Whose weights a choice means. What follows a unit that is left out (norms, scales) is that of ``shared``."""
+    if choice in (SHARED, SKIP):
+        return BASE
+    return Bank(OWN, task) if choice == OWN else Bank("group", choice)
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One computation.
@@ -71,7 +78,8 @@ class ExecutionPlan:
 
     @cached_property
     def last_use(self) -> list[list[int]]:
-        """For every step the steps whose values are not needed after it."""
+        """For every step the steps whose values are not needed after it: what the supermodel may free there, and what
+        the peak of the activations (:mod:`polyptych.search.supermodel.costs`) counts as freed."""
         kept = {i for row in self.outputs.values() for i in row}
         last = {i: i for i in range(len(self.steps))}
         for at, step in enumerate(self.steps):
@@ -85,7 +93,11 @@ class ExecutionPlan:
 
     @cached_property
     def trunk(self) -> frozenset[int]:
-        """Steps that all tasks have in common and that depend on the image and on weights."""
+        """Steps that all tasks have in common and that depend on the image and on weights.
+
+        Balancers take gradients with respect to what all tasks share. Steps without weights below (the image, its
+        padding) have no parameters to balance; steps without the image (weights alone, positions) are no features.
+        """
         everyone = len(self.policy.tasks)
         common: set[int] = set()
         weighted: set[int] = set()
@@ -96,6 +108,8 @@ class ExecutionPlan:
                 from_image.add(i)
             if step.bank is not None or below & weighted:
                 weighted.add(i)
+            # One item of a common tuple is common although a single task reads it: the cut must be at the item, because
+            # a tuple has no gradient.
             part = step.bank is None and below and below <= common and _is_item(step.node)
             if carries_tensors(step.node) and i in weighted & from_image and (len(step.tasks) == everyone or part):
                 common.add(i)
@@ -103,7 +117,9 @@ class ExecutionPlan:
 
     @cached_property
     def cut(self) -> tuple[int, ...]:
-        """Steps of the trunk whose values are read by something that is not of the trunk, or leave the network."""
+        """Steps of the trunk whose values are read by something that is not of the trunk, or leave the network. The
+        gradients of each task with respect to these values are all that a balancer needs to combine, once, for the
+        whole trunk; values that are not floating point have none."""
         read = {i for at, step in enumerate(self.steps) if at not in self.trunk and carries_tensors(step.node)
                 for i in step.inputs.values()}
         read |= {i for row in self.outputs.values() for i in row}
@@ -149,6 +165,10 @@ class Planner:
         return self._plans[policy]
 
     def _make(self, policy: Policy) -> ExecutionPlan:
+        """Node by node in the order of the graph, task by task. ``values`` is the position of the step that gives a
+        node's value for a task. Two tasks get the same step if and only if they use the same weights (bank), the same
+        skip and the same input *steps*; equality of the inputs is thus equality of their whole history, and the
+        comparison never has to look further back than one node."""
         live = {task: self._live(policy, task) for task in policy.tasks}
         values: dict[str, dict[fx.Node, int]] = {task: {} for task in policy.tasks}
         keys: list[dict[str, Any]] = []
@@ -161,10 +181,11 @@ class Planner:
                     continue
                 env = values[task]
                 skip = self._skip(policy, task, node)
-                if skip is not None and skip.projection is None:
+                if skip is not None and skip.projection is None:  # no step: the shortcut's value stands for the sum
                     env[node] = env[self._by_name[skip.by]]
                     continue
                 inputs = {n: env[n] for n in ([self._by_name[skip.by]] if skip else node.all_input_nodes)}
+                # A projection belongs to the task that skips, so no other task ever has its value.
                 bank = Bank(OWN, task) if skip else self.bank(policy, task, str(node.target))
                 key = (bank if node.op in ("call_module", "get_attr") or skip else None, skip, tuple(inputs.values()))
                 if key not in known:
@@ -182,19 +203,16 @@ class Planner:
         at = self.units.owner.get(target)
         if at is None:
             return None
-        if policy.norms == "task" and target in self._norms:
-            return Bank(OWN, task)
-        choice = policy.choice(at, task)
-        if choice in (SHARED, SKIP):
-            return BASE
-        return Bank(OWN, task) if choice == OWN else Bank("group", choice)
+        return bank_of(OWN if policy.norms == "task" and target in self._norms else policy.choice(at, task), task)
 
     def _skip(self, policy: Policy, task: str, node: fx.Node) -> Skip | None:
         at = self._skips.get(node.name)
         return self.units.all[at].skip if at is not None and policy.choice(at, task) == SKIP else None
 
     def _live(self, policy: Policy, task: str) -> set[fx.Node]:
-        """The nodes that a task needs."""
+        """The nodes that a task needs: all on ways back from its outputs, where a skipped unit is bypassed. The rest
+        (the
+        inside of a skipped branch) is not computed, which is why a skip costs nothing."""
         output = next(node for node in self.capture.graph.nodes if node.op == "output")
         live: set[fx.Node] = set()
         waiting = list(output.all_input_nodes)
@@ -204,7 +222,9 @@ class Planner:
                 live.add(node)
                 skip = self._skip(policy, task, node)
                 waiting += [self._by_name[skip.by]] if skip else node.all_input_nodes
-        for node in self.capture.graph.nodes:  # checks of what is computed anyway
+        # Checks have no reader, so that the way back never meets them. They stay where all tensors that they look at
+        # are computed anyway; a check of a skipped branch would bring that branch back.
+        for node in self.capture.graph.nodes:
             if node.op == "call_function" and node.target in (require, torch._assert):
                 needed, waiting, tensors = set(), [node], True
                 while waiting:

@@ -106,7 +106,7 @@ class Supermodel(nn.Module):
         cut: dict[int, Tensor] = {}
         for i, step in enumerate(plan.steps):
             values[i] = self._compute(plan, i, step, values, cut, image)
-            if i in plan.cut:
+            if i in plan.cut:  # a view of its own: the trunk's own readers must not be part of the gradient at the cut
                 cut[i] = values[i].view_as(values[i])
             for done in plan.last_use[i]:
                 values[done] = None

@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 from polyptych.search.capture.capturing import Capture
 from polyptych.search.capture.dataflow import Dataflow
 from polyptych.search.capture.node_values import carries_tensors
-from polyptych.search.space.policy import OWN, SHARED, SKIP, Policy
+from polyptych.search.space.policy import OWN, SKIP, Policy
 from polyptych.search.space.skips import Skip
 from polyptych.search.space.units import Units
-from polyptych.search.supermodel.execution_plan import BASE, Bank
+from polyptych.search.supermodel.execution_plan import BASE, Bank, bank_of
 from polyptych.search.supermodel.model import Supermodel
 from polyptych.types import Features, TaskFeatures
 
@@ -56,12 +56,6 @@ class Logits(nn.Module):
         """Equal weights: the mean of all choices, with which AutoMTL trains before it searches."""
         return [torch.full_like(table, 1 / table.shape[-1]).detach() for table in self.tables]
 
-    def most_likely(self) -> Policy:
-        """Of every unit and task the choice with the largest logit, made to fit the space."""
-        rows = [tuple(names[i] for i in table.argmax(-1).tolist())
-                for names, table in zip(self.choices, self.tables, strict=True)]
-        return self.space.nearest(rows)
-
     def draw(self, random: Random) -> Policy:
         """A policy with choices drawn from the probabilities, independently, made to fit the space."""
         rows = [tuple(random.choices(names, weights=row)[0] for row in table.tolist())
@@ -72,17 +66,26 @@ class Logits(nn.Module):
 def gumbel_softmax(logits: Float[Tensor, "t c"], temperature: float, hard: bool = False,
                    generator: torch.Generator | None = None) -> Float[Tensor, "t c"]:
     """softmax((logits + g) / temperature), g = -log(-log(u)), u uniform; one-hot with its gradient where ``hard``."""
+    # Away from 0 and 1, where the logarithms are infinite: one such draw would make all logits of the table NaN.
     uniform = torch.rand(logits.shape, generator=generator).to(logits).clamp_(1e-20, 1 - 1e-7)
     soft = ((logits - (-uniform.log()).log()) / temperature).softmax(-1)
     if not hard:
         return soft
     one_hot = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
-    return one_hot + (soft - soft.detach())  # in this order, exactly one-hot
+    # In this order: soft - soft is exactly 0, so that the values are exactly one-hot and a hard mixture computes what
+    # the policy computes, to the bit. (one_hot + soft) - soft would not round back.
+    return one_hot + (soft - soft.detach())
 
 
 @dataclass(eq=False)
 class _Value:
-    """What a node gives in one choice or outside of units; equal tokens are equal values."""
+    """What a node gives in one choice or outside of units.
+
+    ``token`` says how the value came about (node, weights, tokens of the inputs), so that equal tokens are equal
+    values. It is the value numbering of :mod:`polyptych.search.supermodel.execution_plan` while running: what two tasks
+    or two choices have in common is found under its token and not computed again. A mixture depends on the weights of
+    one task and gets a new token, because no other task has it.
+    """
 
     token: Any
     data: Any
@@ -90,7 +93,12 @@ class _Value:
 
 class Mixer:
     """Runs a supermodel with mixed choices. All choices of all tasks are computed: memory and time are about the number
-    of tasks times the number of choices; what no unit has touched is computed once."""
+    of tasks times the number of choices; what no unit has touched is computed once.
+
+    Inside a unit the choices run side by side in *lanes*, each from the first weight of the unit to its last with its
+    own weights, and only what leaves the unit is mixed. Mixing after every operation would be another network: a
+    nonlinearity of a mean is not the mean of the nonlinearities.
+    """
 
     def __init__(self, supermodel: Supermodel):
         self.supermodel = supermodel
@@ -137,6 +145,8 @@ class Mixer:
             for i, choice in enumerate(self.choices[unit]):
                 inputs: dict[fx.Node, _Value] = {
                     n: lanes[n][i] if self.extents.unit.get(n) == unit else outside[n] for n in node.all_input_nodes}
+                # A skip replaces one node only, the end of the unit. Its lane computes the rest with the shared
+                # weights, as what reads other ends of the unit still needs a value.
                 if choice == SKIP and node.name in self._skips:
                     of_node.append(self._skipped(self._skips[node.name], task, unit, i, outside, lanes, known))
                 else:
@@ -144,6 +154,7 @@ class Mixer:
             lanes[node] = of_node
             if node in self.extents.exits or not node.users:
                 mixed = mix([value.data for value in of_node], weights[unit][at])
+                # With one choice there is nothing to mix, and other tasks with that choice have the same value.
                 token = of_node[0].token if len(of_node) == 1 else object()
                 outside[node] = _Value(token, mixed)
         return outside
@@ -191,11 +202,7 @@ class Mixer:
             return None
         if target in self.per_task:
             return Bank(OWN, task)
-        if choice is None:  # a weight that acts nowhere on its own
-            return BASE
-        if choice == OWN:
-            return Bank(OWN, task)
-        return BASE if choice in (SHARED, SKIP) else Bank("group", choice)
+        return BASE if choice is None else bank_of(choice, task)  # None: a weight that acts nowhere on its own
 
 
 def mix(values: Sequence[Any], weights: Float[Tensor, " c"]) -> Any:
@@ -212,7 +219,9 @@ def mix(values: Sequence[Any], weights: Float[Tensor, " c"]) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class UnitExtents:
-    """
+    """The nodes of each unit between its first and its last weight: where its choices run side by side, and where their
+    values are mixed.
+
     Attributes:
         unit: for each node inside a span, the position of its unit.
         exits: nodes inside whose values are read outside.
@@ -227,6 +236,9 @@ def find_extents(capture: Capture, units: Units, without: Iterable[str] = ()) ->
     Args:
         without: targets that do not depend on the choice at their unit.
     """
+    # A node lies inside a unit if it is on a way from one of the unit's weights (sources) to the last nodes that the
+    # weights act on (sinks) and no weight of another unit acts in between: there the other unit's choice comes in, and
+    # the values must have been mixed before.
     free = set(without)
     flow = Dataflow(capture.graph)
     sources: list[set[fx.Node]] = [set() for _ in units]
@@ -235,6 +247,8 @@ def find_extents(capture: Capture, units: Units, without: Iterable[str] = ()) ->
     stateful: dict[fx.Node, set[int]] = {}
     for node in capture.graph.nodes:
         target = str(node.target)
+        # Weights may act through what is computed of them first (a standardized kernel, an interpolated position
+        # embedding); `weighs` follows them until they meet the image.
         own = units.owner.get(target) if node.op in ("call_module", "get_attr") and target not in free else None
         below = set[int]().union(*(weighs.get(n, set()) for n in node.all_input_nodes))
         if own is not None:

@@ -19,11 +19,12 @@ from polyptych.search.supermodel.execution_plan import BASE, Bank, ExecutionPlan
 class WeightBanks(nn.Module):
     """Everything with state that a captured network may use.
 
-    ``backbone`` is the network itself, with the names that its checkpoints have. ``copies`` holds, under the name of
-    a bank, modules and parameters under the same paths. A copy is a clone of what the backbone holds when it is made
-    (:meth:`materialize` makes them all at once, for an optimizer that must know them). ``streams`` holds norms whose
-    weights are those of a bank but whose running statistics are of one stream: the same weights may see the features
-    of several sets of tasks.
+    The names ``backbone``, ``copies``, ``streams`` and ``projections``, and ``banks`` in the supermodel, stand in
+    checkpoints. ``backbone`` is the network itself, with the names that its checkpoints have. ``copies`` holds, under
+    the name of a bank, modules and parameters under the same paths. A copy is a clone of what the backbone holds when
+    it is made (:meth:`materialize` makes them all at once, for an optimizer that must know them). ``streams`` holds
+    norms whose weights are those of a bank but whose running statistics are of one stream: the same weights may see the
+    features of several sets of tasks.
     """
 
     def __init__(self, capture: Capture, units: Units, planner: Planner, tasks: Sequence[str]):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polyptych.data._files import class_ids, flat, read_npy
+from polyptych.data.arrays import class_ids, flat, read_npy
 from polyptych.datasets._cityscapes.classes import TABLES, VOID
 from polyptych.datasets._cityscapes.layouts._base import CityscapesLayout
 from polyptych.datasets._cityscapes.streets import FRAMES, StreetScene

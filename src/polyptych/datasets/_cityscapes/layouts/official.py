@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from polyptych.data._files import picture_size, read_color, read_gray, reading
+from polyptych.data.files import file_names, id_of, is_visible, read_json
+from polyptych.data.pictures import picture_size, read_color, read_gray
 from polyptych.datasets._cityscapes.classes import LAST_ID, TABLES, VOID
 from polyptych.datasets._cityscapes.layouts._base import CityscapesLayout
 from polyptych.datasets._cityscapes.streets import CAMERA, FRAMES, SIZE, StreetScene
@@ -60,11 +61,10 @@ class OfficialLayout(CityscapesLayout):
         for kind, (folder, ending) in _KINDS.items():
             files[kind] = {}
             for split in ("train", "val"):
-                found = {path.name.removesuffix(ending): path
-                         for path in sorted((self.root / folder / split).glob(f"*/*{ending}"))}
+                found = dict(_listed(self.root / folder / split, ending))
                 files[kind] |= found
                 if kind == "image":
-                    self._splits[split] = list(found)
+                    self._splits[split] = sorted(found)
         return files
 
     def frames(self, part: str) -> list[str]:
@@ -90,7 +90,7 @@ class OfficialLayout(CityscapesLayout):
         path = self.path(frame, "semseg")
         ids = read_gray(path)
         known = (ids >= -1) & (ids <= LAST_ID) | (ids == 255)
-        if ids.dtype.kind not in "iu" or not known.all():
+        if ids.dtype.kind not in "biu" or not known.all():
             got = f"class id {ids[~known][0]:g}" if not known.all() else f"{ids.dtype} values"
             raise InputError(path, got, f"ids from -1 (or 255) to {LAST_ID}",
                              "use the files that end in _gtFine_labelIds.png")
@@ -159,12 +159,19 @@ class _Camera(msgspec.Struct):
 
 
 def _read_camera(path: Path) -> _Camera:
-    with reading(path, "a camera file (.json) with intrinsic.fx and extrinsic.baseline"):
-        camera = msgspec.json.decode(path.read_bytes(), type=_Camera)
+    camera: _Camera = read_json(path, "a camera file (.json) with intrinsic.fx and extrinsic.baseline", _Camera)
     for name, value in (("intrinsic.fx", camera.intrinsic.fx), ("extrinsic.baseline", camera.extrinsic.baseline)):
         if not value > 0:
             raise InputError(path, f"{name} = {value:g}", "a positive number", "take the official file")
     return camera
+
+
+def _listed(folder: Path, ending: str) -> Iterator[tuple[str, Path]]:
+    """The frames of one package and split, from the folders of its cities."""
+    for city in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for name in file_names(city) if is_visible(city.name) else ():
+            if name.endswith(ending):
+                yield id_of(name.removesuffix(ending), city / name), city / name
 
 
 def _city(frame: str) -> str:

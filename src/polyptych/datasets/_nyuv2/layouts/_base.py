@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from polyptych.data._files import picture_size
+from polyptych.data.pictures import picture_size
 from polyptych.datasets._holdout import numbered_runs
 from polyptych.datasets._layouts import Layout, LayoutCatalog
 from polyptych.errors import InputError

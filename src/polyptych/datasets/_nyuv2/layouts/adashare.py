@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import msgspec
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from polyptych.data._files import class_ids, read_color, read_gray, read_npy, reading
+from polyptych.data.arrays import class_ids, read_npy
+from polyptych.data.files import composed, file_names, id_of, read_json
+from polyptych.data.pictures import read_color, read_gray
 from polyptych.datasets._decoding import meters, picture_vectors
 from polyptych.datasets._layouts import Files
 from polyptych.datasets._nyuv2.layouts._base import NYUv2Layout
@@ -30,14 +31,14 @@ class AdaShareLayout(NYUv2Layout):
     unlabeled) ``normal_mask/ID.png`` (v = 127.5 (n + 1), white unknown) ``depth/ID.npy]`` (m). Its halves of the
     training set, ``train1`` and ``train2``, are not read.
 
-    Normals are decoded to unit vectors. The loaders of the authors normalize the bytes as they are instead, so that
-    all of their targets point into one octant and their angles are not comparable with anyone's, ours included.
+    Normals are decoded to unit vectors. The authors' loaders normalize the raw bytes instead, so all of their targets
+    point into one octant, and their angles are comparable with nobody else's, ours included.
     """
 
     looks_for = f"{_INDEX} with img/, seg/, normal_mask/ and depth/"
     counts: ClassVar[Mapping[str, int]] = {}
-    note = ("its numbers use other metrics, and angles between bytes that are not decoded: not comparable with other "
-            "layouts")
+    note = ("published numbers on it use other metrics, and angles between undecoded normals: not comparable "
+            "with other layouts")
     auto_order = 50
     classes = (40, 13)
     normals_note = "as stored in normal_mask/; red, green and blue are taken for x, y and z, which nobody has checked"
@@ -49,23 +50,25 @@ class AdaShareLayout(NYUv2Layout):
     def find(self) -> Files:
         self._lists: dict[str, list[str]] = {}
         files: Files = {kind: {} for kind in _KINDS}
-        present = {folder: {path.name for path in folder.iterdir()}
-                   for folder in self.root.iterdir() if folder.is_dir()}
+        there: dict[Path, dict[str, Path]] = {}  # of each folder, the files by the composed form of their names
         for part, entries in self._index().items():
             self._lists[part] = []
             for entry in entries:
-                frame = Path(entry[0]).stem
+                frame = composed(Path(entry[0]).stem)
                 self._lists[part].append(frame)
                 for kind, relative in zip(_KINDS, entry, strict=True):
-                    path = self.root / relative
-                    if path.name in present.get(path.parent, ()):
+                    folder = (self.root / relative).parent
+                    if folder not in there:
+                        there[folder] = {id_of(name, folder / name): folder / name for name in file_names(folder)}
+                    if path := there[folder].get(composed(Path(relative).name)):
                         files[kind][frame] = path
         return files
 
     def _index(self) -> dict[str, list[tuple[str, str, str, str]]]:
         path = self.root / _INDEX
-        with reading(path, "JSON: lists 'train' and 'test' of [image, segmentation, normals, depth]"):
-            lists = msgspec.json.decode(path.read_bytes(), type=dict[str, list[tuple[str, str, str, str]]])
+        lists: dict[str, list[tuple[str, str, str, str]]] = read_json(
+            path, "JSON: lists 'train' and 'test' of [image, segmentation, normals, depth]",
+            dict[str, list[tuple[str, str, str, str]]])
         for part in ("train", "test"):
             if part not in lists:
                 raise InputError(path, f"an index without '{part}'", "the lists 'train' and 'test'",

@@ -11,8 +11,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from polyptych.data._files import class_ids, files_by_stem, read_color, read_gray, read_lines, read_npy
-from polyptych.data._matlab import read_mat
+from polyptych.data.arrays import class_ids, read_mat, read_npy
+from polyptych.data.files import files_by_stem, read_lines
+from polyptych.data.pictures import read_color, read_gray, read_levels
 from polyptych.datasets._decoding import edges, meters, picture_vectors, vectors
 from polyptych.datasets._layouts import Files
 from polyptych.datasets._nyuv2.layouts._base import NYUv2Layout
@@ -34,7 +35,7 @@ class FolderLayout(NYUv2Layout):
     """
 
     looks_for = "images/ and gt_sets/"
-    note = "NYUD_MT, whichever of the three packings it is"
+    note = "NYUD_MT in any of its three packings"
     auto_order = 10
     normals_note = "as stored in normals/; the files do not say who estimated them"
     suffixes: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -64,20 +65,23 @@ class FolderLayout(NYUv2Layout):
 
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
         path = self.path(frame, "semseg")
-        array = read_mat(path, "segmentation") if path.suffix == ".mat" else read_gray(path)
+        array = read_mat(path, "segmentation") if _type(path) == ".mat" else read_gray(path)
         return class_ids(array, path, lowest=1, highest=40, void=0)
 
     def depth(self, frame: str) -> np.ndarray:
         path = self.path(frame, "depth")
-        return meters(read_mat(path, "depth") if path.suffix == ".mat" else read_npy(path), path)
+        return meters(read_mat(path, "depth") if _type(path) == ".mat" else read_npy(path), path)
 
     def normals(self, frame: str) -> Float[Tensor, "3 h w"]:
         path = self.path(frame, "normals")
-        return vectors(read_npy(path), path) if path.suffix == ".npy" else picture_vectors(read_color(path))
+        return vectors(read_npy(path), path) if _type(path) == ".npy" else picture_vectors(read_color(path))
 
     def boundaries(self, frame: str) -> np.ndarray:
         path = self.path(frame, "boundaries")
-        return edges(read_npy(path), path, 1) if path.suffix == ".npy" else edges(read_gray(path), path, 255)
+        if _type(path) == ".npy":
+            return edges(read_npy(path), path, 1)
+        levels, top = read_levels(path)  # programs that make pictures smaller store 0 and 255 in one bit, or two
+        return edges(levels, path, top or 255)
 
     @classmethod
     def write_fixture(cls, root: Path) -> None:
@@ -88,6 +92,10 @@ class FolderLayout(NYUv2Layout):
             scene = recorded_scene(number)
             for kind, folder in _FOLDERS.items():
                 _WRITERS[kind, cls.suffixes[kind][0]](root / folder / f"{number:04d}", scene)
+
+
+def _type(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def _write_mat(path: Path, name: str, array: np.ndarray) -> None:

@@ -9,7 +9,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from polyptych.data._files import class_ids, files_by_stem, read_color, read_gray, read_lines
+from polyptych.data.arrays import class_ids
+from polyptych.data.files import files_by_stem, read_lines
+from polyptych.data.pictures import read_color, read_gray, read_levels
 from polyptych.datasets._decoding import picture_vectors
 from polyptych.datasets._layouts import Files
 from polyptych.datasets._nyuv2.layouts._base import NYUv2Layout
@@ -54,11 +56,10 @@ class FramesLayout(NYUv2Layout):
 
     def depth(self, frame: str) -> np.ndarray:
         path = self.path(frame, "depth")
-        code = read_gray(path)
-        if code.dtype != np.uint8:
-            raise InputError(path, f"{code.dtype} values", "an 8-bit code",
-                             "check that the file holds a depth code")
-        return _METERS[code]
+        levels, top = read_levels(path)
+        if not 0 < top <= 255:
+            raise InputError(path, f"{levels.dtype} values", "an 8-bit code", "check that the file holds a depth code")
+        return _METERS[levels * np.uint8(255 // top)]  # a picture with fewer bits holds the same levels, more coarsely
 
     def normals(self, frame: str) -> Float[Tensor, "3 h w"]:
         return picture_vectors(read_color(self.path(frame, "normals"), size=self.size(frame)))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from polyptych.data._files import class_ids, read_npy
+from polyptych.data.arrays import class_ids, read_npy
 from polyptych.datasets._decoding import meters, vectors
 from polyptych.datasets._mtan import MTANArrays
 from polyptych.datasets._nyuv2.classes import FORTY_TO_THIRTEEN
@@ -20,8 +20,8 @@ class MTANLayout(MTANArrays, NYUv2Layout):
     """``{train,val}/{image,label,depth,normal}/I.npy``; their ``val`` is the official test split."""
 
     looks_for = "train/image/ and train/label/ with .npy files"
-    note = ("13 classes at 288x384, counted from 0; its val is the official test split; the script that cropped and "
-            "resized it is lost, so that nobody can make it again")
+    note = ("13 classes at 288x384; files are numbered from 0; its val is the official test split; the script that "
+            "cropped and resized it is lost, so it cannot be reproduced")
     auto_order = 20
     classes = (13,)
     normals_note = "estimated by Eigen and Fergus from depth, resized by the authors of MTAN; axes as stored"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from polyptych.data._files import class_ids, files_by_stem, read_color, reading
-from polyptych.data._matlab import read_mat
+from polyptych.data.arrays import class_ids, hdf5_array, native, open_hdf5, read_mat
+from polyptych.data.files import files_by_stem, reading, require_plain, require_room
+from polyptych.data.pictures import read_color
 from polyptych.datasets._decoding import meters, picture_vectors
 from polyptych.datasets._layouts import Files
 from polyptych.datasets._nyuv2.layouts._base import NYUv2Layout
@@ -35,8 +37,8 @@ class OfficialLayout(NYUv2Layout):
     """
 
     looks_for = f"{_FILE} and {_SPLITS}"
-    note = ("894 labels, mapped to 40 or 13 classes; frames have a white border (see --dataset.crop); normals only if "
-            "normals/NNNN.png, counted from 0, lie beside it")
+    note = ("894 labels, mapped to 40 or 13 classes; frames have a white border (see --dataset.crop); has normals only "
+            "if normals/NNNN.png, numbered from 0, lie beside it")
     auto_order = 40
     normals_note = ("not official: as stored in normals/, in the form in which Eigen and Fergus published theirs; "
                     "masks that came with them are not read, only vectors near zero count as unknown")
@@ -52,7 +54,7 @@ class OfficialLayout(NYUv2Layout):
 
     def find(self) -> Files:
         path = self.root / _FILE
-        with reading(path, "a MATLAB 7.3 (HDF5) file"), h5py.File(path, "r") as file:
+        with open_hdf5(path, "a MATLAB 7.3 (HDF5) file") as file:
             shapes = {kind: _shape(file, path, *_VARIABLES[kind]) for kind in _VARIABLES}
         image = shapes["image"]
         if image is None:
@@ -114,9 +116,12 @@ class OfficialLayout(NYUv2Layout):
         return f"{self.root / _FILE} ({_VARIABLES[kind][0]}, frame {frame})"
 
     def _frame(self, frame: str, kind: str) -> np.ndarray:
-        path = self.root / _FILE
-        with reading(path, f"'{_VARIABLES[kind][0]}' of frame {frame}"):
-            return self._file()[_VARIABLES[kind][0]][int(frame) - 1]
+        path, needs = self.root / _FILE, f"'{_VARIABLES[kind][0]}' of frame {frame}"
+        with reading(path, needs):
+            variable = self._file()[_VARIABLES[kind][0]]
+            size = math.prod(variable.shape[1:]) * variable.dtype.itemsize
+            require_room(path, f"a frame of '{_VARIABLES[kind][0]}'", size, require_plain(path, needs), needs)
+            return native(variable[int(frame) - 1])
 
     def _file(self) -> h5py.File:
         """The file, opened by each process for itself: HDF5 does not survive a fork."""
@@ -145,11 +150,11 @@ class OfficialLayout(NYUv2Layout):
 
 def _shape(file: h5py.File, path: Path, name: str, axes: int, kinds: str) -> tuple[int, ...] | None:
     """Shape of a variable, or None if the file does not have it."""
-    variable = file.get(name)
+    variable = hdf5_array(file, name, path)
     if variable is None:
         return None
-    if not isinstance(variable, h5py.Dataset) or variable.ndim != axes or variable.dtype.kind not in kinds:
-        got = f"{variable.dtype} of shape {variable.shape}" if isinstance(variable, h5py.Dataset) else "a group"
-        raise InputError(path, f"'{name}' as {got}", f"an array with {axes} axes",
+    if variable.ndim != axes or variable.dtype.kind not in kinds:
+        raise InputError(path, f"'{name}' as {variable.dtype} of shape {variable.shape}", f"an array with {axes} axes",
                          "download the labeled dataset again")
-    return variable.shape
+    shape: tuple[int, ...] = variable.shape
+    return shape

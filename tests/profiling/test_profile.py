@@ -326,7 +326,7 @@ def test_not_enough_memory_is_one_line(toy):
 
 def test_a_batch_too_small_to_train_on_is_refused():
     network = Network.build(Timm.Config(model="test_resnet"), Shared.Config(), Heads.Config(), {"depth": 1})
-    with pytest.raises(InputError, match="--batch-size: got 1, with which a BatchNorm sees a single value"):
+    with pytest.raises(InputError, match=r"--batch-size: got one image of 32x32 .* a single value"):
         quick(network, size=(32, 32))
     assert quick(network, size=(32, 32), batch_size=2).memory.training > 0
 

@@ -1,4 +1,4 @@
-"""One image whose coarsest map is a single position: decoders train on it, backbones with BatchNorm say that they cannot."""
+"""One image whose coarsest map is a single position: decoders train on it, backbones with BatchNorm refuse it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_trains(decoder: Decoder.Config, pyramid):
 def test_a_backbone_that_cannot_is_refused_before_training(tmp_path, model):
     """One image that is as small as the stride of the coarsest map; two of them, or a larger one, are fine."""
     run = replace(rooms(), backbone=Timm.Config(model=model), size=(32, 32), batch_size=1)
-    with pytest.raises(InputError, match="one image of 32x32 in a forward pass.*raise --batch-size to 2") as error:
+    with pytest.raises(InputError, match=r"one image of 32x32 in a forward pass.*raise --batch-size to 2") as error:
         Trainer(run, tmp_path / "run", resume=False)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
@@ -46,7 +46,7 @@ def test_a_backbone_that_cannot_is_refused_before_training(tmp_path, model):
 @pytest.mark.parametrize("layer", [nn.BatchNorm2d(3), nn.InstanceNorm2d(3), nn.GroupNorm(3, 3), nn.SyncBatchNorm(3),
                                    BatchNormAct2d(3)])
 def test_every_layer_that_needs_several_values_is_explained(layer):
-    with pytest.raises(InputError, match="one image of 1x1 .* a single value"), normalizing(1, (1, 1)):
+    with pytest.raises(InputError, match=r"one image of 1x1 .* a single value"), normalizing(1, (1, 1)):
         layer.train()(torch.rand(1, 3, 1, 1))
-    with pytest.raises(ValueError, match="^another"), normalizing(1, (1, 1)):
+    with pytest.raises(ValueError, match=r"^another"), normalizing(1, (1, 1)):
         raise ValueError("another error")
