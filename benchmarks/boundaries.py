@@ -33,7 +33,7 @@ from scipy.spatial import cKDTree
 from polyptych.data._contours import contours
 from polyptych.metrics._boundary_benchmark.correspondence import correspond, reach
 from polyptych.metrics._boundary_benchmark.counts import count_matches
-from polyptych.metrics._boundary_benchmark.protocols import PROTOCOLS, Protocol
+from polyptych.metrics._boundary_benchmark.protocols import PROTOCOLS, BenchmarkSettings
 from polyptych.metrics._boundary_benchmark.thinning import thin
 
 WORKLOADS = {"bsds": ((321, 481), 5), "nyud": ((425, 560), 1)}
@@ -62,7 +62,7 @@ def make_image(seed: int, size: tuple[int, int], annotators: int) -> tuple[np.nd
     return np.clip(strength + texture, 0, 1), truths
 
 
-def measure(protocol: Protocol, size: tuple[int, int], annotators: int, images: int) -> dict[str, Any]:
+def measure(protocol: BenchmarkSettings, size: tuple[int, int], annotators: int, images: int) -> dict[str, Any]:
     count_matches(*make_image(0, size, annotators), protocol)  # compiles
     seconds, found = 0.0, []
     for seed in range(1, images + 1):
@@ -79,7 +79,7 @@ def measure(protocol: Protocol, size: tuple[int, int], annotators: int, images: 
             "one_pair": compare(protocol, size, annotators)}
 
 
-def compare(protocol: Protocol, size: tuple[int, int], annotators: int) -> dict[str, float]:
+def compare(protocol: BenchmarkSettings, size: tuple[int, int], annotators: int) -> dict[str, float]:
     """One pair at the threshold 0.2, matched here and by scipy; both find the same number of pairs and total cost."""
     prediction, truths = make_image(1, size, annotators)
     mask = thin(prediction >= 0.2)

@@ -32,7 +32,7 @@ from polyptych.data.loading import TrainingBatches, check
 from polyptych.data.preparation.conversion import Resized
 from polyptych.data.transforms import Augment, augment, collate
 from polyptych.datasets._base import Dataset
-from polyptych.datasets._nyuv2.fixture import write_official
+from polyptych.datasets._nyuv2.layouts.official import OfficialLayout
 from polyptych.datasets.nyuv2 import NYUv2
 from polyptych.tasks._base import CATALOG, Task
 from polyptych.types import Sample
@@ -132,7 +132,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         roots = options.roots or [real]
         if not options.roots and not real.is_dir():
             roots = [Path(made_up)]
-            write_official(roots[0], (480, 640))
+            OfficialLayout.write_fixture(roots[0], (480, 640))
         result = {
             "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                         "torch": torch.__version__},

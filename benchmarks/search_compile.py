@@ -25,9 +25,9 @@ import torch
 
 from polyptych.errors import InputError
 from polyptych.search import compile
-from polyptych.search.examples import same
-from polyptych.search.structure import take_apart
-from polyptych.search.units import GRANULARITIES, find_units
+from polyptych.search.capture.examples import same
+from polyptych.search.capture.structure import take_apart
+from polyptych.search.space.units import GRANULARITIES, find_units
 
 FAMILIES = Path(__file__).with_name("timm_families.json")
 

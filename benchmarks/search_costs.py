@@ -24,7 +24,7 @@ from polyptych.profiling.memory import peak
 from polyptych.profiling.operators import count
 from polyptych.profiling.timing import latency
 from polyptych.search import compile, extract
-from polyptych.search.cost import measure_costs
+from polyptych.search.supermodel.costs import measure_costs
 
 TASKS = ("semseg", "depth", "normals")
 

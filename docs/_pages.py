@@ -7,7 +7,10 @@ Run by mkdocs (``mkdocs build``), which needs ``pip install -e '.[docs]'``.
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "polyptych"
 CATALOGS = {"recipes": "Recipes", "tasks": "Tasks", "datasets": "Datasets", "backbones": "Backbones",
             "encoders": "Encoders", "decoders": "Decoders", "balancers": "Balancers"}
+GROUPS = {"prediction": ("Prediction", ("predictor", "scene", "pipeline", "model", "windows", "video")),
+          "export": ("Export", ("exporting", "quantization", "runtime", "metadata"))}
 LIBRARY = {"polyptych.types": "The types that cross a boundary", "polyptych.component": "The mechanism",
            "polyptych.run": "Every choice of a run", "polyptych.ops.affinity": "Affinity algebra"}
 
@@ -48,6 +53,21 @@ def catalog(folder: str, title: str) -> str:
     return "\n".join(parts)
 
 
+def command_line() -> str:
+    """Every command with its help, as it is printed."""
+    parts = ["# Command line\n",
+             "Every command, and what `--help` prints for it. The options of `train`, `compare`, `ablate` and `search` "
+             "depend on the recipe and its components; those of `rooms` are shown.\n"]
+    environment = os.environ | {"COLUMNS": "110", "NO_COLOR": "1", "PYTHONPATH": str(PACKAGE.parent)}
+    for path in sorted((PACKAGE / "cli").glob("[!_]*.py")):
+        name = path.stem.replace("_", "-")
+        recipe = ["rooms"] if name in ("train", "compare", "ablate", "search") else []
+        said = subprocess.run([sys.executable, "-m", "polyptych", name, *recipe, "--help"], env=environment,
+                              capture_output=True, text=True, check=True).stdout
+        parts.append(f"## `polyptych {name}`\n\n```text\n{said.strip()}\n```\n")
+    return "\n".join(parts)
+
+
 def moved(text: str) -> str:
     """Links of a page at the root of the project, as seen from the folder of the documentation."""
     text = re.sub(r"\]\(docs/", "](", text)
@@ -62,5 +82,9 @@ page("reference/index.md", "# Reference\n\nThe functions of the package, `import
         key=lambda item: item[0].lower()) if f"polyptych.{home}" not in LIBRARY))
 for folder, title in CATALOGS.items():
     page(f"reference/{folder}.md", catalog(folder, title))
+for package, (title, modules) in GROUPS.items():
+    page(f"reference/{package}.md", f"# {title}\n\n" + "\n".join(
+        f"::: polyptych.{package}.{module}\n" for module in modules))
+page("reference/command-line.md", command_line())
 for module, title in LIBRARY.items():
     page(f"reference/{module.removeprefix('polyptych.').replace('.', '_')}.md", f"# {title}\n\n::: {module}\n")

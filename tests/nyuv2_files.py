@@ -1,4 +1,4 @@
-"""Made-up NYUv2 frames in every layout on disk, whole and damaged."""
+"""Made-up NYUv2 frames on disk, whole and damaged."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.io import savemat
-
-from polyptych.datasets._nyuv2.classes import FORTY_TO_THIRTEEN
 
 TRAIN, TEST = ["0003", "0004", "0007", "0008", "0010"], ["0001", "0002"]
 
@@ -33,62 +30,21 @@ class Frame:
         return ((self.code + 0.5) / 25.5).astype(np.float32)
 
 
-def write_folder(root: Path, packing: str) -> Path:
-    """NYUD_MT as the survey (npy), ASTMT (mat) or InvPT (png) packed it."""
+def write_folder(root: Path, packing: str = "npy") -> Path:
+    """NYUD_MT as the survey packed it, with a gap in the official numbers."""
     for folder in ("images", "segmentation", "depth", "normals", "edge", "gt_sets"):
         (root / folder).mkdir(parents=True)
     (root / "gt_sets/train.txt").write_text("\n".join(TRAIN))
     (root / "gt_sets/val.txt").write_text("\n".join(TEST) + "\n")
     for name in TRAIN + TEST:
         frame = Frame(name)
-        ids = np.where(frame.labeled, frame.ids + 1, 0).astype(np.uint8)
         # PNG under the customary name for JPEG keeps the values exact; the decoder looks at the content.
-        Image.fromarray(frame.image).save(root / f"images/{name}.{'png' if packing == 'png' else 'jpg'}", "PNG")
-        picture = Image.fromarray(np.rint((frame.normals + 1) * 127.5).astype(np.uint8))
-        if packing == "mat":
-            savemat(root / f"segmentation/{name}.mat", {"segmentation": ids})
-            savemat(root / f"depth/{name}.mat", {"depth": frame.depth})
-            picture.save(root / f"normals/{name}.jpg", "PNG")
-        else:
-            Image.fromarray(ids).save(root / f"segmentation/{name}.png")
-            np.save(root / f"depth/{name}.npy", frame.depth)
-            if packing == "png":
-                picture.save(root / f"normals/{name}.png")
-            else:
-                np.save(root / f"normals/{name}.npy", frame.normals)
-        if packing == "npy":
-            np.save(root / f"edge/{name}.npy", frame.edge.astype(np.uint8))
-        else:
-            Image.fromarray(frame.edge.astype(np.uint8) * 255).save(root / f"edge/{name}.png")
-    return root
-
-
-def write_mtan(root: Path) -> Path:
-    for part, names in (("train", TRAIN), ("val", TEST)):
-        for folder in ("image", "label", "depth", "normal"):
-            (root / part / folder).mkdir(parents=True)
-        for i, name in enumerate(names):
-            frame = Frame(name)
-            label = np.where(frame.labeled, FORTY_TO_THIRTEEN[frame.ids].astype(np.float32), -1)
-            np.save(root / part / f"image/{i}.npy", frame.image.astype(np.float32) / 255)
-            np.save(root / part / f"label/{i}.npy", label)
-            np.save(root / part / f"depth/{i}.npy", (frame.depth * (frame.code > 60))[..., None])
-            np.save(root / part / f"normal/{i}.npy", frame.normals * (frame.code > 60)[..., None])
-    return root
-
-
-def write_frames(root: Path) -> Path:
-    for folder in ("images", "seg40", "depth", "normals"):
-        (root / folder).mkdir(parents=True)
-    (root / "train.txt").write_text("\n".join(TRAIN))
-    (root / "test.txt").write_text("\n".join(TEST))
-    for name in TRAIN + TEST:
-        frame = Frame(name)
         Image.fromarray(frame.image).save(root / f"images/{name}.jpg", "PNG")
-        Image.fromarray(np.where(frame.labeled, frame.ids, 255).astype(np.uint8)).save(root / f"seg40/{name}.png")
-        Image.fromarray(frame.code).save(root / f"depth/{name}.webp", "WEBP", lossless=True)
-        small = np.rint((frame.normals[::3, ::3] + 1) * 127.5).astype(np.uint8)
-        Image.fromarray(small).save(root / f"normals/{name}.jpg", "PNG")
+        ids = np.where(frame.labeled, frame.ids + 1, 0).astype(np.uint8)
+        Image.fromarray(ids).save(root / f"segmentation/{name}.png")
+        np.save(root / f"depth/{name}.npy", frame.depth)
+        np.save(root / f"normals/{name}.npy", frame.normals)
+        np.save(root / f"edge/{name}.npy", frame.edge.astype(np.uint8))
     return root
 
 

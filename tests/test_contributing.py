@@ -19,7 +19,7 @@ def test_the_worked_example_trains(tmp_path: Path) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     shutil.copytree(ROOT / "src" / "polyptych", tmp_path / "polyptych", ignore=shutil.ignore_patterns("__pycache__"))
     found = FILES.findall(text)
-    assert len(found) == 5
+    assert len(found) == 6
     for name, code in found:
         assert not (tmp_path / name).exists()
         (tmp_path / name).write_text(code)
@@ -37,3 +37,36 @@ def test_the_worked_example_trains(tmp_path: Path) -> None:
     listed = subprocess.run([sys.executable, "-m", "polyptych", "list", "balancers"], cwd=tmp_path, env=environment,
                             capture_output=True, text=True, timeout=60)
     assert "dice" in listed.stdout and "2111.10603" in listed.stdout
+
+
+MINIATURE = """
+import sys
+from polyptych.cli import main
+for arguments in ("data fixture nyuv2 mini --layout npz", "data info nyuv2",
+                  "data verify nyuv2 --root mini --subset --dataset.layout npz"):
+    sys.argv[1:] = arguments.split()
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, arguments
+from polyptych.record import decode, encode
+from polyptych.datasets._base import Dataset
+from polyptych.datasets.nyuv2 import NYUv2
+found = NYUv2.Config(root="mini").build(split="test", tasks=("semseg", "boundaries"))
+print(found.protocol, found.read(1).info.id, sorted(found.labels))
+print(decode(Dataset.Config, encode(NYUv2.Config(layout="npz")), "run.json").layout)
+"""
+
+
+def test_a_layout_is_one_new_file(tmp_path: Path) -> None:
+    """The example of a layout is a choice, is described, writes its miniature and is found without being named."""
+    shutil.copytree(ROOT / "src" / "polyptych", tmp_path / "polyptych", ignore=shutil.ignore_patterns("__pycache__"))
+    written = dict(FILES.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    name = "polyptych/datasets/_nyuv2/layouts/npz.py"
+    (tmp_path / name).write_text(written[name], "utf-8")
+    done = subprocess.run([sys.executable, "-c", MINIATURE], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    assert "mini, layout npz" in done.stdout and "frames/ with .npz files" in done.stdout
+    assert "8 of 8 opened with semseg, depth, boundaries" in done.stdout and "no fault" in done.stdout
+    assert "nyuv2-40-48x64-npz 0002 ['boundaries', 'depth', 'semseg']\nnpz\n" in done.stdout

@@ -34,10 +34,9 @@ def test_commands_of_the_readme_parse() -> None:
     assert shown and set(shown) <= commands().keys()
 
 
-def test_files_stay_short_and_say_what_they_are() -> None:
+def test_files_say_what_they_are() -> None:
     for path in (ROOT / "src").rglob("*.py"):
         text = path.read_text()
-        assert len(text.splitlines()) <= 400, path
         assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
 
 

@@ -3,7 +3,6 @@ miniatures of their data."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +12,12 @@ import torch
 from polyptych.backbones.segnet import SegNet
 from polyptych.backbones.timm import Timm
 from polyptych.backbones.wide_resnet import WideResNet
-from polyptych.datasets._cityscapes.fixture import LAYOUTS as CITYSCAPES
+from polyptych.datasets._cityscapes.layouts._base import CATALOG as CITYSCAPES
 from polyptych.datasets._decathlon.domains import DOMAINS
 from polyptych.datasets._decathlon.fixture import LAYOUTS as DECATHLON
-from polyptych.datasets._nyuv2.fixture import LAYOUTS as NYUV2
+from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2
 from polyptych.datasets._pascal_context.fixture import LAYOUTS as PASCAL
+from polyptych.evaluation_record import Evaluation
 from polyptych.metrics.decathlon import LARGEST_ERROR
 from polyptych.network import Network
 from polyptych.recipes._catalog import load
@@ -92,9 +92,9 @@ def test_learning_rates_as_published():
 
 
 MINIATURES = {
-    "nyuv2_mtan": (lambda root: NYUV2["mtan"](root), SegNet.Config(width=4, bottom_width=8)),
-    "cityscapes_mtan": (lambda root: CITYSCAPES["mtan"](root), SegNet.Config(width=4, bottom_width=8)),
-    "nyud_survey": (lambda root: NYUV2["survey"](root), Timm.Config(model="test_resnet")),
+    "nyuv2_mtan": (NYUV2.load("mtan").write_fixture, SegNet.Config(width=4, bottom_width=8)),
+    "cityscapes_mtan": (CITYSCAPES.load("mtan").write_fixture, SegNet.Config(width=4, bottom_width=8)),
+    "nyud_survey": (NYUV2.load("survey").write_fixture, Timm.Config(model="test_resnet")),
     "pascal_survey": (lambda root: PASCAL["pascal_mt"](root), Timm.Config(model="test_resnet")),
     "decathlon_mtan": (lambda root: DECATHLON["devkit"](root), WideResNet.Config(depth=10, width=1)),
 }
@@ -111,7 +111,7 @@ def miniature(recipe: str, root: Path, **changes) -> Run:
     return replace(run, **(values | changes))
 
 
-def trained(run: Run, folder: Path) -> dict:
+def trained(run: Run, folder: Path) -> Evaluation:
     """All steps of the run, and the record of its test."""
     trainer = Trainer(run, folder, resume=False)
     batches = iter(trainer.batches)
@@ -124,9 +124,9 @@ def trained(run: Run, folder: Path) -> dict:
 def test_trains_on_a_miniature(recipe, tmp_path):
     run = miniature(recipe, tmp_path / "data")
     record = trained(run, tmp_path / "run")
-    assert list(record["tasks"]) == list(run.tasks) and record["images"] > 0
-    for entry in record["tasks"].values():
-        assert all(value == value for value in entry["metrics"].values())  # no NaN
+    assert list(record.tasks) == list(run.tasks) and record.images > 0
+    for task in record.tasks.values():
+        assert all(value == value for value in task.metrics.values())  # no NaN
 
 
 @pytest.mark.parametrize("pages", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "with report"])
@@ -136,12 +136,12 @@ def test_the_decathlon_is_learned_and_scored(pages, tmp_path):
     run = miniature("decathlon_mtan", tmp_path / "data", size=(16, 16), steps=10, batch_size=20)
     if pages:
         train(run, tmp_path / "run")
-        record = json.loads((tmp_path / "run/evaluation/test.json").read_text())
+        record = Evaluation.of_run(tmp_path / "run", "test")
     else:
         record = trained(run, tmp_path / "run")
-    accuracy = {name: entry["metrics"]["top1"] for name, entry in record["tasks"].items()}
+    accuracy = {name: task.metrics["top1"] for name, task in record.tasks.items()}
     assert accuracy.keys() == LARGEST_ERROR.keys() and sum(accuracy.values()) / 10 > 50
-    score = record["scores"]["decathlon_score"]
+    score = record.scores["decathlon_score"]
     expected = sum(1000 * max(0, 1 - (1 - accuracy[name] / 100) / most) ** 2 for name, most in LARGEST_ERROR.items())
     assert score == pytest.approx(expected) and 0 < score < 10000
     assert not pages or f"Decathlon score {score:.4g}. " in (tmp_path / "run/report.md").read_text()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from polyptych.errors import InputError
+from polyptych.record import write_whole
+
+LARGEST_FLOAT32 = 3.4e38
 
 
 @dataclass
@@ -52,7 +56,7 @@ def save_state(path: Path, state: TrainingState) -> None:
                 scalars[f"{index}.{key}"] = value
     tensors |= _random_tensors()
     values = {"step": state.step, "progress": state.progress, "optimizer": scalars,
-              "scaler": state.scaler.state_dict(), "python_random": random.getstate()}
+              "scaler": state.scaler.state_dict(), "python_random": random.getstate(), "tensors": len(tensors)}
     write_tensors(path, tensors, values)
 
 
@@ -67,19 +71,32 @@ def load_state(path: Path, state: TrainingState) -> None:
     fill(state.balancer, tensors, "balancer.", path)
     if state.average is not None:
         fill(state.average, tensors, "average.", path)
-    try:
+    with fitting(path):
+        if values.get("tensors", len(tensors)) != len(tensors):  # since 0.2: one that is lost would begin anew
+            raise ValueError(f"{len(tensors)} of {values['tensors']} tensors")
         entries: dict[int, dict[str, Any]] = {}
         for name, value in [*_under(tensors, "optimizer.").items(), *values["optimizer"].items()]:
             index, _, key = name.partition(".")
             entries.setdefault(int(index), {})[key] = value
+        _check_optimizer(state.optimizer, entries)
         state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": entries})
-        state.scaler.load_state_dict(values["scaler"])
-        state.step, state.progress = int(values["step"]), dict(values["progress"])
-        version, internal, gauss = values["python_random"]
-        random.setstate((version, tuple(internal), gauss))
-        _restore_random(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(path, f"a checkpoint that does not fit this run ({error})",
+        if values["scaler"]:  # empty where the weights come from a search, which scales no loss: a fresh scale
+            _check_scaler(values["scaler"])
+            state.scaler.load_state_dict(values["scaler"])
+        state.step, state.progress = _step(values), _checked_progress(values["progress"])
+        _restore_random(tensors, values["python_random"])
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Within, whatever a wrong value of a checkpoint causes is said in one line."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        said = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(path, f"a checkpoint that does not fit this run ({said})",
                          "one written by the same run", "resume from another checkpoint") from error
 
 
@@ -88,25 +105,14 @@ def load_weights(path: Path, network: nn.Module) -> int:
     tensors, values = read_tensors(path)
     has_average = any(name.startswith("average.") for name in tensors)
     fill(network, tensors, "average." if has_average else "network.", path)
-    return int(values.get("step", 0))
+    with fitting(path):
+        return _step({"step": 0} | values)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """One safetensors file with JSON ``values`` in its header; complete or not there at all."""
-    temporary = path.with_name(path.name + ".partial")
     copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-    data = save(copies, {"polyptych": json.dumps(values)})
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(path, f"'{error.strerror}' while saving",
-                         f"{len(data) / 2**20:.0f} MiB of free, writable disk",
-                         "free some space; the previous checkpoint is untouched, resume from it") from error
+    write_whole(path, save(copies, {"polyptych": json.dumps(values)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,10 +120,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})["polyptych"])
+            if not isinstance(values, dict):
+                raise ValueError("its metadata is no object")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise InputError(path, "no such file", "a checkpoint", "train first, or choose another run") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise InputError(path, f"a file that is not a whole checkpoint ({error})",
                          "a safetensors file written by polyptych", "choose another checkpoint of the run") from None
     return tensors, values
@@ -131,6 +139,10 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path)
         if shape != tuple(value.shape):
             came = f"no tensor {prefix}{name}" if shape is None else f"{prefix}{name} of shape {shape}"
             raise InputError(path, came, f"shape {tuple(value.shape)}", "use a checkpoint of the same network")
+        kind = found[name].dtype
+        if kind != value.dtype and not (kind.is_floating_point and value.dtype.is_floating_point):
+            raise InputError(path, f"{prefix}{name} of {kind}", str(value.dtype),
+                             "use a checkpoint of the same network")
     if extra := found.keys() - expected.keys():
         raise InputError(path, f"{len(extra)} unknown tensors, for instance {prefix}{min(extra)}",
                          "the tensors of this network", "use a checkpoint of the same network")
@@ -139,6 +151,56 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path)
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _step(values: dict[str, Any]) -> int:
+    """The step that a checkpoint is of; text or a fraction would be found out only in the middle of the training."""
+    step = values["step"]
+    if type(step) is not int or not 0 <= step < 2**53:
+        raise ValueError(f"step {step!r}")
+    return step
+
+
+def _checked_progress(progress: Any) -> dict[str, Any]:
+    """The plain values of the loop, each of its kind."""
+    if not isinstance(progress, dict):
+        raise ValueError(f"progress {progress!r}")
+    for name in ("seconds", "best_skill", "best_known"):
+        if name in progress and (isinstance(progress[name], bool) or not isinstance(progress[name], int | float)):
+            raise ValueError(f"{name} {progress[name]!r}")
+    return dict(progress)
+
+
+def _check_scaler(values: Any) -> None:
+    """torch takes any value, and fails (or scales by zero) at the next step."""
+    factors = [values[name] for name in ("scale", "growth_factor", "backoff_factor")]
+    steps = [values[name] for name in ("growth_interval", "_growth_tracker")]
+    if not (all(type(x) is float and 0 < x < LARGEST_FLOAT32 for x in factors)
+            and all(type(x) is int and 0 <= x < 2**31 for x in steps)):
+        raise ValueError(f"loss scale {values!r}")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, entries: dict[int, dict[str, Any]]) -> None:
+    """torch takes a state without some of its tensors, or with ones of another shape, and fails at the next step. What
+    belongs there is what the same optimizer keeps of one parameter after one step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    probe = torch.nn.Parameter(torch.zeros(1))
+    probe.grad = torch.zeros(1)
+    example = type(optimizer)([probe])
+    example.param_groups[0] |= {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+    example.step()
+    expected = example.state[probe]
+    for index, entry in entries.items():
+        parameter = parameters[index] if 0 <= index < len(parameters) else None
+        if parameter is None or entry.keys() != expected.keys():
+            raise ValueError(f"optimizer state {index} with {', '.join(sorted(entry)) or 'nothing'}")
+        for name, value in entry.items():
+            usual = expected[name]
+            shape = None if not isinstance(usual, Tensor) else usual.shape if not usual.ndim else parameter.shape
+            right = type(value) is type(usual) if shape is None else (
+                isinstance(value, Tensor) and value.shape == shape and value.is_floating_point())
+            if not right:
+                raise ValueError(f"optimizer state {index}.{name} that is not of its parameter's shape and kind")
 
 
 def _random_tensors() -> dict[str, Tensor]:
@@ -151,10 +213,20 @@ def _random_tensors() -> dict[str, Tensor]:
     return tensors
 
 
-def _restore_random(tensors: dict[str, Tensor]) -> None:
+def _restore_random(tensors: dict[str, Tensor], python: Any) -> None:
+    for name, value in _random_tensors().items():
+        if name in tensors and (tensors[name].shape != value.shape or tensors[name].dtype != value.dtype):
+            raise ValueError(f"{name} of shape {tuple(tensors[name].shape)}")
+    version, internal, gauss = python
+    if not (gauss is None or isinstance(gauss, float)):
+        raise ValueError(f"python_random {gauss!r}")
+    random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(tensors["random.torch"])
     position, has_gauss, cached = tensors["random.numpy_rest"].tolist()
-    keys = tensors["random.numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), cached))
+    keys = tensors["random.numpy"].numpy()
+    # numpy believes the position, and would read behind its table.
+    if not (0 <= position <= len(keys) and 0 <= keys.min() <= keys.max() < 2**32):
+        raise ValueError(f"random.numpy at {position:g}")
+    np.random.set_state(("MT19937", keys.astype(np.uint32), int(position), int(has_gauss), cached))
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])

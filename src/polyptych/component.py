@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -20,9 +21,23 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from polyptych.errors import InputError, nearest
 
+NUMERICS = 1
+"""Generation of the numbers that training and evaluation give. It is raised by one when a change moves them for most
+runs, and then also the records of comparisons (``--records``) are trained again. A change that moves those of one
+component alone raises that component's own :attr:`Component.numerics`, so that the other rows of a table stay."""
+
 
 class Component:
-    """Base of everything that can be chosen. A subclass without options need not write a ``Config``."""
+    """Base of everything that can be chosen. A subclass without options need not write a ``Config``.
+
+    Attributes:
+        numerics: generation of the numbers that runs with this component give, see :data:`NUMERICS`.
+        tuned: name of its one own option that ``polyptych compare --tune`` tries values of, and these values, the most
+            promising first; the default is tried anyway. None where there is no such option.
+    """
+
+    numerics: ClassVar[int] = 1
+    tuned: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -44,6 +59,11 @@ class Component:
         cls.Config.owner = cls
 
     @classmethod
+    def tuned_option(cls, config: Any, standard_weights: Mapping[str, float]) -> tuple[str, tuple[Any, ...]] | None:
+        """:attr:`tuned`; overridden where the values depend on other options or on the tasks' customary weights."""
+        return cls.tuned
+
+    @classmethod
     def component_name(cls) -> str:
         return _plugin_names.get(cls, cls.__module__.rpartition(".")[2])
 
@@ -53,7 +73,7 @@ _plugin_names: dict[type, str] = {}
 
 
 @dataclass(frozen=True)
-class Description:
+class Summary:
     """One line of ``polyptych list``: what the component is and where it comes from."""
 
     name: str
@@ -99,14 +119,14 @@ class Catalog(Generic[Kind]):
         raise InputError(f"{self.kind} '{name}'", "an unknown name", nearest(name, self.names()),
                          f"see `polyptych list {self.package.rpartition('.')[2]}`")
 
-    def describe(self, name: str) -> Description:
+    def describe(self, name: str) -> Summary:
         """First line and ``Source:`` line of the module's docstring, read without importing it."""
         path = self._folder() / f"{name}.py"
         if not path.is_file():
             path = Path(importlib.util.find_spec(self._plugins()[name].module).origin)  # type: ignore[union-attr,arg-type]
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         sources = [line.removeprefix("Source:").strip() for line in text.splitlines() if line.startswith("Source:")]
-        return Description(name, text.partition("\n")[0], "; ".join(sources))
+        return Summary(name, text.partition("\n")[0], "; ".join(sources))
 
     def _folder(self) -> Path:
         return _package_folder(self.package)

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+MOST_SHOWN = 600  # characters of what came
+
 
 class InputError(ValueError):
     """Something that came from outside is wrong. The command line prints it as one line and exits with code 2.
@@ -20,10 +22,25 @@ class InputError(ValueError):
 
     def __init__(self, where: object, got: str, needs: str, do: str):
         self.where, self.got, self.needs, self.do = str(where), got, needs, do
-        super().__init__(f"{where}: got {got}; needs {needs}; {do}")
+        super().__init__(_one_line(f"{where}: got {_shortened(got)}; needs {needs}; {do}"))
 
     def __reduce__(self):  # loader workers send it to the main process
         return type(self), (self.where, self.got, self.needs, self.do)
+
+
+def _one_line(text: str) -> str:
+    """Line breaks and control characters, which names from files may hold, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shortened(text: str) -> str:
+    """Without the middle where somebody put a megabyte into a field."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough to stand in one line of ours."""
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

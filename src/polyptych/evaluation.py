@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +16,21 @@ from torch import Tensor, nn
 from polyptych import distributed
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
+from polyptych.evaluation_record import Evaluation, ImageList, TaskResult
+from polyptych.folder_lock import hold
 from polyptych.frames import Frame, framed_labels, framed_predictions, frames
 from polyptych.metrics._accumulation import number_name
 from polyptych.metrics._base import FinalMetric, Metric
+from polyptych.metrics._resampling import Resampling
 from polyptych.prediction.model import load_network
 from polyptych.protocols.qualification import qualify
-from polyptych.record import write_json
-from polyptych.reports.examples import write_examples
-from polyptych.reports.page import write_report
-from polyptych.reports.tables import terminal_table
 from polyptych.run import Run
 from polyptych.tasks._base import Task, Trivial
 from polyptych.types import Batch
 
-Predictor = Callable[[Batch], dict[str, list[Tensor]]]
+T = TypeVar("T")
+
+BatchPredictor = Callable[[Batch], dict[str, list[Tensor]]]
 """Decoded predictions for a batch, by task, one tensor for every frame (:mod:`polyptych.frames`)."""
 
 MOST_SIZES = 32
@@ -50,12 +51,15 @@ class Evaluator:
         self.run, self.tasks, self.device = run, tasks, device
         self._trivial_metrics: dict[str, dict[str, Metric]] = {}
 
-    def evaluate(self, network: nn.Module, split: str, *, final: bool = False) -> dict[str, Any]:
-        """What evaluation/SPLIT.json is made of (all but the facts that the caller knows: step, weights), with the
-        names of the tasks' own metrics; :func:`finished_record` makes the rest. ``final`` also measures what takes too
-        long to be watched."""
+    def evaluate(self, network: nn.Module, split: str, *, final: bool = False) -> Evaluation:
+        """Measure a network on one split; what only the caller knows (step, weights) and what follows from it
+        (protocols) stays empty.
+
+        Args:
+            final: also measure what takes too long to be watched during training.
+        """
         start = time.monotonic()
-        predictors: dict[str, Predictor] = {"network": self.network_predictor(network)}
+        predictors: dict[str, BatchPredictor] = {"network": self.network_predictor(network)}
         if split not in self._trivial_metrics:
             predictors["trivial"] = self.trivial_predictor()
         dataset = self.run.build_dataset(split)
@@ -63,38 +67,26 @@ class Evaluator:
             dataset, self.tasks, self.run.size, self.run.batch_size, rank=distributed.rank(),
             world=distributed.world(), workers=self.run.loading.workers, on_fault=self.run.loading.on_fault)
         seen: list[str] = []
-        metrics = measure(predictors, _noting(batches, seen), self.tasks, self.device, final=final)
+        watched = Resampling()
+        metrics = measure(predictors, _noting(batches, seen), self.tasks, self.device, final=final,
+                          watched=watched if final else None)
         ids, sizes = _all_images(seen, len(dataset), self.device)
         if "trivial" in metrics:
             self._trivial_metrics[split] = metrics["trivial"]
-        tasks = {name: self._entry(task, metrics["network"][name], self._trivial_metrics[split][name],
-                                   metrics["final"].get(name)) for name, task in self.tasks.items()}
-        size = self.run.size
-        return {
-            "protocol": dataset.protocol, "split": split, "images": len(dataset),
-            "skipped": list(batches.faults.values()),
-            "input_size": list(size) if size else None, "label_size": sizes[0] if len(sizes) == 1 else None,
-            "image_ids": ids, "batch_size": self.run.batch_size, "processes": distributed.world(),
-            "seed": self.run.seed, "seconds": time.monotonic() - start,
-            "tasks": tasks,
-            "scores": dataset.scores({name: entry["metrics"] for name, entry in tasks.items()}),
-            "skill": sum(entry["skill"] for entry in tasks.values()) / len(tasks),
-        }
+        tasks = {name: _result(task, metrics["network"][name], self._trivial_metrics[split][name],
+                               metrics["final"].get(name)) for name, task in self.tasks.items()}
+        return Evaluation(
+            protocol=dataset.protocol, split=split, images=len(dataset), skipped=list(batches.faults.values()),
+            input_size=self.run.size, label_size=sizes[0] if len(sizes) == 1 else None,
+            batch_size=self.run.batch_size, processes=distributed.world(), seed=self.run.seed,
+            seconds=time.monotonic() - start, tasks=tasks,
+            scores=dataset.scores({name: task.own_metrics for name, task in tasks.items()}),
+            skill=sum(task.skill for task in tasks.values()) / len(tasks),
+            image_list=ImageList.of(ids), image_ids=ids,
+            resampled=watched.record({name: task.headline for name, task in self.tasks.items()},
+                                     self.run.batch_size) if final else None)
 
-    def _entry(self, task: Task, metric: Metric, trivial: Metric, final: Metric | None) -> dict[str, Any]:
-        values, baseline = metric.compute(), trivial.compute()
-        options, directions = metric.options, task.higher_is_better
-        if isinstance(final, FinalMetric):
-            values, options = values | final.compute(), options | final.options
-            directions = directions | final.higher_is_better
-        return {
-            "headline": task.headline, "metrics": values, "trivial": baseline,
-            "accumulation": metric.accumulation, "ignores": metric.ignores, "options": options,
-            "higher_is_better": directions, "unit": task.labels.unit, "note": task.labels.note,
-            "skill": skill(values[task.headline], baseline[task.headline], task.perfect), "classes": metric.breakdown(),
-        }
-
-    def network_predictor(self, network: nn.Module) -> Predictor:
+    def network_predictor(self, network: nn.Module) -> BatchPredictor:
         """Decoded predictions of a network, which is put into evaluation mode."""
         precision = getattr(torch, self.run.execution.precision)
         network.eval()
@@ -106,7 +98,7 @@ class Evaluator:
 
         return lambda batch: framed_predictions(batch, forward, self.tasks)
 
-    def trivial_predictor(self) -> Predictor:
+    def trivial_predictor(self) -> BatchPredictor:
         """The best constant predictions, learned from training labels."""
         trivials = self._learn_trivials()
 
@@ -138,13 +130,16 @@ class Evaluator:
 
 
 @torch.inference_mode()
-def measure(predictors: dict[str, Predictor], batches: Iterable[Batch], tasks: dict[str, Task],
-            device: torch.device, *, final: bool = False) -> dict[str, dict[str, Metric]]:
+def measure(predictors: dict[str, BatchPredictor], batches: Iterable[Batch], tasks: dict[str, Task],
+            device: torch.device, *, final: bool = False,
+            watched: Resampling | None = None) -> dict[str, dict[str, Metric]]:
     """Metrics of several predictors in one pass over the data, added up over processes; under ``final`` those of the
-    tasks that have such, of the predictor ``network``, or none."""
+    tasks that have such, of the predictor ``network``, or none. ``watched`` resamples those of ``network``."""
     metrics = {who: {name: task.metric() for name, task in tasks.items()} for who in predictors}
     slow = {name: task.final_metric() for name, task in tasks.items()} if final else {}
     metrics["final"] = {name: metric for name, metric in slow.items() if metric is not None}
+    if watched is not None:
+        watched.watch(metrics["network"], distributed.rank())
     for batch in batches:
         batch = batch.to(device)
         labels = {name: framed_labels(batch, name, task) for name, task in tasks.items()}
@@ -154,7 +149,11 @@ def measure(predictors: dict[str, Predictor], batches: Iterable[Batch], tasks: d
                 metrics[who][name].update_batch(seen)
                 if who == "network" and name in metrics["final"]:
                     metrics["final"][name].update_batch(seen)
+        if watched is not None:
+            watched.block()
     for metric in (metric for group in metrics.values() for metric in group.values()):
+        distributed.merge(metric)
+    for metric in watched.replicates.values() if watched else ():
         distributed.merge(metric)
     return metrics
 
@@ -166,7 +165,8 @@ def _noting(batches: Iterable[Batch], seen: list[str]) -> Iterator[Batch]:
         yield batch
 
 
-def _all_images(seen: Sequence[str], length: int, device: torch.device) -> tuple[list[str], list[list[int]]]:
+def _all_images(seen: Sequence[str], length: int, device: torch.device
+                ) -> tuple[list[str], list[tuple[int, int]]]:
     """The ids of the images that any process saw, and the native sizes that occur."""
     if distributed.world() > 1:
         # Every process fills in its own rows of a table of bytes, so that the sum over processes is the whole.
@@ -177,26 +177,25 @@ def _all_images(seen: Sequence[str], length: int, device: torch.device) -> tuple
         rows = distributed.total(table.to(device)).cpu()
         seen = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows if bool(row.any())]
     sizes = sorted({text.partition(" ")[0] for text in seen})
-    return ([text.partition(" ")[2] for text in seen], [[int(side) for side in size.split("x")] for size in sizes])
+    sides = [size.partition("x") for size in sizes]
+    return [text.partition(" ")[2] for text in seen], [(int(height), int(width)) for height, _, width in sides]
 
 
-def finished_record(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of one evaluation as it is written: names of numbers that say their accumulation, the image list as
-    count and SHA-256 (of the sorted ids, one a line), and the protocols that the numbers belong to."""
-    record = dict(record)
-    ids = record.pop("image_ids")
-    digest = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
-    record["image_list"] = {"count": len(ids), "sha256": digest}
-    record["tasks"] = {name: _named(entry) for name, entry in record["tasks"].items()}
-    found = qualify(record)
-    return record | {"protocols": found.notes, "other_protocols": found.reasons}
+def _result(task: Task, metric: Metric, trivial: Metric, final: Metric | None) -> TaskResult:
+    values, baseline = metric.compute(), trivial.compute()
+    options, directions = metric.options, task.higher_is_better
+    if isinstance(final, FinalMetric):
+        values, options = values | final.compute(), options | final.options
+        directions = directions | final.higher_is_better
+    reached = skill(values[task.headline], baseline[task.headline], task.perfect)
 
+    def named(by_metric: Mapping[str, T]) -> dict[str, T]:
+        return {number_name(name, metric.accumulation): value for name, value in by_metric.items()}
 
-def _named(entry: dict[str, Any]) -> dict[str, Any]:
-    how = entry["accumulation"]
-    return entry | {"headline": number_name(entry["headline"], how)} | {
-        part: {number_name(name, how): value for name, value in entry[part].items()}
-        for part in ("metrics", "trivial", "higher_is_better")}
+    return TaskResult(
+        headline=number_name(task.headline, metric.accumulation), metrics=named(values), trivial=named(baseline),
+        accumulation=metric.accumulation, ignores=metric.ignores, options=options, higher_is_better=named(directions),
+        unit=task.labels.unit, note=task.labels.note, skill=reached, classes=metric.breakdown())
 
 
 def skill(value: float, trivial: float, perfect: float) -> float:
@@ -205,14 +204,7 @@ def skill(value: float, trivial: float, perfect: float) -> float:
     return (value - trivial) / (perfect - trivial) if perfect != trivial else float("nan")
 
 
-def known_skill(record: Mapping[str, Any]) -> tuple[int, float]:
-    """How many tasks of a record have a finite skill, and its mean over them (NaN for none): a split need not have
-    labels of every task. Compared in this order, a network that got lost in a task never beats one that did not."""
-    finite = [entry["skill"] for entry in record["tasks"].values() if math.isfinite(entry["skill"])]
-    return len(finite), sum(finite) / len(finite) if finite else float("nan")
-
-
-def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = "") -> dict[str, dict[str, Any]]:
+def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = "") -> dict[str, Evaluation]:
     """Measure a run's network and write ``evaluation/SPLIT.json`` for every split, and the ids of its images into
     ``evaluation/SPLIT.images.txt``.
 
@@ -220,30 +212,17 @@ def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = 
         weights: ``last`` or ``best``; empty takes what the run selects.
 
     Returns:
-        The records by split.
+        What was found, by split.
     """
     run, tasks, network, step = load_network(folder, weights)
     device = distributed.local_device(run.execution.device)
     network.to(device)
-    evaluator, results = Evaluator(run, tasks, device), {}
-    for split in splits:
-        measured = evaluator.evaluate(network, split, final=True) | {"step": step, "weights": weights or run.select}
-        results[split] = finished_record(measured)
-        if distributed.is_main():
-            (folder / "evaluation").mkdir(exist_ok=True)
-            ids = folder / "evaluation" / f"{split}.images.txt"
-            ids.write_text("".join(f"{name}\n" for name in measured["image_ids"]), encoding="utf-8")
-            write_json(folder / "evaluation" / f"{split}.json", results[split])
-    return results
-
-
-def finish(folder: Path, say: Callable[[object], None]) -> Path:
-    """The end of a run: validation and test numbers, example pictures, and the report."""
-    result = evaluate(folder, splits=("val", "test"))["test"]
-    if distributed.is_main():
-        say(terminal_table(result))
-        write_examples(folder)
-        write_report(folder)
-        say(f"report: {folder / 'report.html'}")
-    distributed.barrier()
-    return folder / "report.html"
+    evaluator, found = Evaluator(run, tasks, device), {}
+    with hold(folder) if distributed.is_main() else nullcontext():
+        for split in splits:
+            measured = replace(evaluator.evaluate(network, split, final=True), step=step, weights=weights or run.select)
+            judged = qualify(measured)
+            found[split] = replace(measured, protocols=judged.notes, other_protocols=judged.reasons)
+            if distributed.is_main():
+                found[split].write(folder)
+    return found

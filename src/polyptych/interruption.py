@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
@@ -24,12 +25,41 @@ class StopFlag:
 
 
 @contextlib.contextmanager
+def raise_on_signal(advice: str) -> Iterator[None]:
+    """Within, a signal raises :class:`Interrupted` with the advice at once: for work that is done again from its
+    beginning, where there is nothing to save."""
+
+    flag = StopFlag()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        flag.asked = True
+        raise Interrupted(advice)
+
+    with _handled(interrupt):
+        try:
+            yield
+        except RuntimeError:  # the signal also ended a loader process, whose end is noticed on the way out
+            if not flag.asked:
+                raise
+            raise Interrupted(advice) from None
+
+
+@contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopFlag]:
     """Within, a signal sets the flag instead of ending the program."""
     flag = StopFlag()
-    before = {number: signal.signal(number, flag.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(flag.ask):
         yield flag
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

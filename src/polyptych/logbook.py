@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -15,23 +16,28 @@ from typing import Any
 import torch
 
 from polyptych.errors import InputError
+from polyptych.record import flat, write_whole, writing
 
 
 class Logbook:
     """``metrics.jsonl``: one JSON object a line, in order of step. On resume, what lies after the checkpoint is cut
-    off, so that an interrupted run leaves the same log as an uninterrupted one."""
+    off, so that an interrupted run leaves the same log as an uninterrupted one.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
 
     def __init__(self, folder: Path, resumed_at: int, tensorboard: bool):
         self._path = folder / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= resumed_at] if resumed_at else []
-        self._path.write_text("".join(line + "\n" for line in kept))
+        kept = [line for line in self._lines() if _step(line) <= resumed_at] if resumed_at else []
+        write_whole(self._path, "".join(line + "\n" for line in kept).encode())
         self._board = _tensorboard(folder, resumed_at) if tensorboard else None
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        with self._path.open("a") as file:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
         if self._board is not None:
-            for name, value in _flat(values, event):
+            for name, value in flat(values, f"{event}/", "/"):
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -39,9 +45,48 @@ class Logbook:
             self._board.close()
 
     def _lines(self) -> list[str]:
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        # A process killed while writing leaves half a line, always the last.
-        return [line for line in lines if line.endswith("}")]
+        # A machine that lost its power may leave anything in the last block of a file.
+        return self._path.read_text("utf-8", errors="replace").splitlines() if self._path.exists() else []
+
+
+def _step(line: str) -> float:
+    """The step of a line. Half a line, as a killed process or a full disk leaves it, is of no step that is kept."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return math.inf
+    step = event.get("step") if isinstance(event, dict) else None
+    return step if isinstance(step, int) else math.inf
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; none when there is no such file.
+
+    Half a line at the very end, as a killed process leaves it, is passed over.
+
+    Raises:
+        InputError: a line is not a JSON object with a step; the message names the line.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    events = []
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # it lacks even the line end
+                break
+            raise _damaged(path, number, f"a line that is not JSON ({error})") from None
+        if event is None:
+            continue
+        if not isinstance(event, dict) or not isinstance(event.get("step"), (int, float)):
+            raise _damaged(path, number, "a line without a step")
+        events.append(event)
+    return events
+
+
+def _damaged(path: Path, line: int, got: str) -> InputError:
+    return InputError(f"{path}, line {line}", got, "one JSON object with a step on each line",
+                      "remove the line, or restore the file")
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
@@ -51,14 +96,6 @@ def _tensorboard(folder: Path, step: int) -> Any:
         raise InputError("--monitoring.tensorboard", "no tensorboard package", "the log extra",
                          "run `pip install 'polyptych[log]'`") from None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-
-def _flat(values: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
-    flat: list[tuple[str, float]] = []
-    for name, value in values.items():
-        place = f"{prefix}/{name}"
-        flat += _flat(value, place) if isinstance(value, dict) else [(place, value)]
-    return flat
 
 
 def environment() -> dict[str, str | int]:

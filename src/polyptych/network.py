@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from polyptych.backbones._base import Backbone
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
+from polyptych.errors import InputError
 from polyptych.tasks._base import resize
 from polyptych.tasks._names import check_task_name
 from polyptych.types import Auxiliary, FeatureSpec, Output
@@ -92,3 +95,27 @@ class Network(nn.Module):
 def described(encoder: Encoder) -> dict[str, FeatureSpec]:
     """What a decoder is built for: each task's pyramid, and to what the network extends images."""
     return {task: replace(spec, multiple=encoder.multiple) for task, spec in encoder.spec.items()}
+
+
+@contextmanager
+def normalizing(images: int, size: tuple[int, int]) -> Iterator[None]:
+    """A forward pass in training mode of so many images of that size (height, width).
+
+    Normalization over a batch needs two values per channel. One image that is as small as the stride of the coarsest
+    map has a single one there, which torch reports from deep inside the network, without a word on the cause.
+
+    Raises:
+        InputError: a layer finds a single value.
+    """
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        if not said.startswith(("Expected more than 1 value per channel", "Expected more than 1 spatial element")):
+            raise
+        height, width = size
+        number = "one image" if images == 1 else f"{images} images"
+        raise InputError(
+            "--batch-size", f"{number} of {height}x{width} in a forward pass, which leaves a normalization layer a "
+            "single value per channel", "two values or more to train on",
+            "raise --batch-size to 2, enlarge --size, or choose a backbone without BatchNorm") from None

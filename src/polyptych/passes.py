@@ -97,7 +97,10 @@ class EpochMeans:
         return distributed.mean(self._sums).tolist()
 
     def restore(self, saved: list[list[float]]) -> None:
-        self._sums.copy_(torch.tensor(saved, dtype=torch.float64))
+        sums = torch.tensor(saved, dtype=torch.float64)
+        if sums.shape != self._sums.shape:
+            raise ValueError(f"epoch of shape {tuple(sums.shape)}")  # a smaller one would be spread over all tasks
+        self._sums.copy_(sums)
 
 
 def total_loss(task: Task, name: str, output: Output, batch: Batch, sums: Tensor | None = None) -> Loss:

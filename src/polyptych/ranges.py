@@ -6,6 +6,9 @@ import math
 
 from polyptych.errors import InputError
 
+LARGEST_SIDE = 32768
+"""Pixels of a side of anything that a network is given: a typo should not fill the memory."""
+
 
 def check_range(place: str, value: float, least: float = -math.inf, most: float = math.inf, *, above: bool = False,
                 below: bool = False, do: str = "correct it") -> None:

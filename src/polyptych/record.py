@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import typing
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,17 @@ from polyptych.component import Component
 from polyptych.errors import InputError, nearest
 
 
-def encode(value: Any) -> Any:
+def encode(value: Any, spell: Callable[[Path], str] = str) -> Any:
     """A Config, or anything made of dataclasses and plain values, as JSON-ready data. A component's options come with
-    its ``name``."""
+    its ``name``; ``spell`` writes paths."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {"name": value.name} if isinstance(value, Component.Config) else {}
-        return named | {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return named | {f.name: encode(getattr(value, f.name), spell) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: encode(item) for key, item in value.items()}
+        return {key: encode(item, spell) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [encode(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return [encode(item, spell) for item in value]
+    return spell(value) if isinstance(value, Path) else value
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
@@ -68,6 +71,25 @@ def _fields(kind: type, value: Any, where: str) -> Any:
     return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 
 
+def first_difference(planned: Any, found: Any) -> tuple[str, str, str] | None:
+    """The first field in which two Configs (or their JSON) differ, with both values as JSON; None when they are the
+    same."""
+    one, other = dict(flat(encode(planned))), dict(flat(encode(found)))
+    for name in {**one, **other}:
+        if one.get(name) != other.get(name):
+            return name, json.dumps(one.get(name)), json.dumps(other.get(name))
+    return None
+
+
+def flat(value: Mapping[str, Any], prefix: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """``("optimizer.kind", "adamw")`` for every leaf of nested JSON objects."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from flat(item, f"{prefix}{key}{separator}", separator)
+        else:
+            yield f"{prefix}{key}", item
+
+
 def read_json(path: Path) -> Any:
     """The contents of a JSON file.
 
@@ -75,19 +97,49 @@ def read_json(path: Path) -> Any:
         InputError: it is missing or is not JSON; the message names the line.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(path, "no such file", "a file written by polyptych", "check the path") from None
     except OSError as error:
         raise InputError(path, f"a file that cannot be read ({error.strerror})", "a file written by polyptych",
                          "check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, integers of thousands of digits
         raise InputError(path, f"a file that is not JSON ({error})", "a file written by polyptych",
                          "restore it or choose another run") from None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write atomically, so that a reader never sees half a file."""
+    """Write a JSON file; complete or not at all."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that neither a reader nor a kill nor a full disk ever leaves half of it.
+
+    Raises:
+        InputError: it cannot be written; what was there before is untouched.
+    """
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    with writing(path, len(data)):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                # Without it the name may reach the disk before the contents, and a power cut leaves an empty file.
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int = 0) -> Iterator[None]:
+    """Say in one line what the file system says within, of a file of ``size`` bytes."""
+    try:
+        yield
+    except OSError as error:
+        room = f"{size / 2**20:.0f} MiB of free, writable disk" if size >= 2**20 else "free, writable disk"
+        raise InputError(path, f"'{error.strerror or error}' while writing", room,
+                         "free some space, then go on: what was there before is untouched") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,7 @@ from typing import Any, Literal
 from polyptych import __version__
 from polyptych.backbones._base import Backbone
 from polyptych.balancers._base import Balancer
+from polyptych.component import NUMERICS, Component
 from polyptych.data.transforms import Augment
 from polyptych.datasets._base import Dataset
 from polyptych.decoders._base import Decoder
@@ -18,7 +21,7 @@ from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
 from polyptych.network import Network
 from polyptych.optim import Optimizer, Schedule
-from polyptych.ranges import check_range
+from polyptych.ranges import LARGEST_SIDE, check_range
 from polyptych.record import decode, encode, read_json, write_json
 from polyptych.tasks._base import Task
 from polyptych.types import LabelInfo
@@ -34,9 +37,13 @@ class Loading:
     """Folder for a memory-mapped copy of the decoded samples, made at first use; None reads the files each time."""
     on_fault: Literal["stop", "skip"] = "stop"
     """What to do about an unreadable or invalid sample: stop with its name, or skip, count and report it."""
+    check: int = 100
+    """Samples of the validation split, and of the test split, that are read before the first step, so that a damaged
+    file is found then and not after the last step. 0 reads none."""
 
     def __post_init__(self) -> None:
         check_range("--loading.workers", self.workers, 0, do="0 reads in the training process")
+        check_range("--loading.check", self.check, 0, do="0 reads none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +138,9 @@ class Run:
         check_range("--clip", self.clip, 0, do="use 0 to leave gradients as they are")
         check_range("--ema", self.ema, 0, 1, below=True, do="use for instance 0.999, or 0 to keep none")
         check_range("--seed", self.seed, 0, 2**63, below=True)
-        if self.size is not None and min(self.size) < 1:
-            raise InputError("--size", f"{self.size[0]} {self.size[1]}", "a positive height and width", "correct it")
+        if self.size is not None and not 1 <= min(self.size) <= max(self.size) <= LARGEST_SIDE:
+            raise InputError("--size", f"{self.size[0]} {self.size[1]}", f"a height and width from 1 to {LARGEST_SIDE}",
+                             "correct it")
 
     def build_dataset(self, split: str) -> Dataset:
         """One split of the data, with the run's tasks."""
@@ -151,6 +159,14 @@ class Run:
     def build_balancer(self, tasks: dict[str, Task]) -> Balancer:
         return self.balancer.build(standard_weights={name: task.standard_weight for name, task in tasks.items()},
                                    likelihoods={name: task.likelihood for name, task in tasks.items()})
+
+
+def numerics(run: Run) -> dict[str, int]:
+    """Which generation of the numbers (:data:`polyptych.component.NUMERICS`) this code gives the run: that of the whole
+    and of every component that has moved them since its first version."""
+    parts = [run.dataset, run.backbone, run.encoder, run.decoder, run.balancer, *run.tasks.values()]
+    return {"polyptych": NUMERICS} | {f"{part.catalog.kind} {part.name}": part.owner.numerics for part in parts
+                                      if part.owner.numerics != Component.numerics}
 
 
 @dataclass(frozen=True)
@@ -181,7 +197,42 @@ def read_run(path: Path) -> tuple[Run, Facts]:
     if not isinstance(record, dict) or not {"run", "facts"} <= record.keys():
         raise InputError(path, "a file without \"run\" and \"facts\"", "a run.json written by polyptych",
                          "check the path")
-    return decode(Run, record["run"], f"{path}: run"), decode(Facts, record["facts"], f"{path}: facts")
+    run, facts = decode(Run, record["run"], f"{path}: run"), decode(Facts, record["facts"], f"{path}: facts")
+    for task in run.tasks:
+        if task not in facts.labels:
+            raise InputError(f"{path}: facts.labels", f"nothing on task '{task}'", "what the dataset said of each task",
+                             "restore the file, or choose another run")
+        _check_labels(facts.labels[task], f"{path}: facts.labels.{task}")
+    return run, facts
+
+
+def _check_labels(labels: LabelInfo, where: str) -> None:
+    """Refuse what no dataset says, and what would end a picture or a table in the middle."""
+    number = len(labels.classes)
+    if any(not name.isprintable() for name in labels.classes):
+        raise InputError(f"{where}.classes", "a name of several lines", "names of one line", "correct it")
+    if labels.colors and (len(labels.colors) != number or not all(0 <= c <= 255 for rgb in labels.colors for c in rgb)):
+        raise InputError(f"{where}.colors", f"{len(labels.colors)} colors for {number} classes, with values up to "
+                         f"{max(max(rgb) for rgb in labels.colors)}", "one for each class, red, green and blue from 0 "
+                         "to 255", "correct them, or leave them out")
+    for name in ("mirror", "skeleton"):
+        if not all(0 <= one < number for pair in getattr(labels, name) for one in pair):
+            raise InputError(f"{where}.{name}", "a number that no class has",
+                             f"pairs of numbers from 0 to {number - 1}", "correct it")
+
+
+@contextlib.contextmanager
+def buildable(where: Path) -> Iterator[None]:
+    """Say in one line that nothing can be built from the choices of a file: each may be of the right type, and all
+    together (a width of a trillion, an index that no feature has) make no network."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise InputError(where, f"choices from which nothing can be built ({type(error).__name__}: {said[:200]})",
+                         "a run.json written by polyptych", "restore it, or choose another run") from error
 
 
 def with_components(run: Run, names: dict[str, str]) -> Run:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import random
 import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -16,43 +18,83 @@ from polyptych import distributed
 from polyptych.balancers._base import Balancer
 from polyptych.balancers._engine import undisturbed
 from polyptych.beginning import begin
-from polyptych.checkpoint import TrainingState, load_state, save_state, write_tensors
+from polyptych.checkpoint import TrainingState, fitting, load_state, save_state, write_tensors
 from polyptych.data.cache import cached
-from polyptych.data.loading import TrainingBatches
+from polyptych.data.loading import TrainingBatches, check
 from polyptych.data.order import hashed
-from polyptych.datasets._base import Dataset
+from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.errors import InputError
-from polyptych.evaluation import Evaluator, finish, known_skill
+from polyptych.evaluation import Evaluator, evaluate
+from polyptych.evaluation_record import Evaluation
+from polyptych.folder_lock import hold
 from polyptych.host_memory import keep_freed_memory
-from polyptych.interruption import Interrupted, StopFlag, stop_on_signal
+from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
+from polyptych.network import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
 from polyptych.record import write_json
-from polyptych.run import Facts, Run, write_run
+from polyptych.reports.tables import terminal_table
+from polyptych.run import Facts, Run, buildable, numerics, read_run, write_run
+from polyptych.tasks._base import Task
 from polyptych.types import Batch
 
+NOT_FINITE = "a loss that is not finite"
+End = Callable[[Path, Callable[[object], None]], Path]
+"""What follows the last step: from the run's folder, and what shows lines, to the path of what was written."""
 
-def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
+
+def finish(folder: Path, say: Callable[[object], None]) -> Path:
+    """The end of a run: validation and test numbers, example pictures, and the report.
+
+    Raises:
+        InputError: the test split has no label, so there is no number; the report is written first.
+    """
+    from polyptych.prediction.examples import write_examples  # with all of matplotlib, which a run of a grid omits
+    from polyptych.reports.page import write_report
+
+    found = measure_splits(folder, say)
+    if distributed.is_main():
+        write_examples(folder)
+        write_report(folder)
+        say(f"report: {folder / 'report.html'}")
+    distributed.barrier()
+    if "test" in found:
+        found["test"].require_numbers(folder)
+    return folder / "report.html"
+
+
+def measure_splits(folder: Path, say: Callable[[object], None]) -> dict[str, Evaluation]:
+    """Evaluate a run on its validation and its test split, where its data has them, and show the test numbers."""
+    found = evaluate(folder, splits=tuple(find_splits(read_run(folder)[0])[0]))
+    if distributed.is_main():
+        say(terminal_table(found["test"]) if "test" in found else "the data has no test split: nothing was tested")
+    return found
+
+
+def train(run: Run, folder: Path, *, resume: bool = False, end: End = finish) -> Path:
     """Train, test and report a run in a folder of its own.
 
     Args:
         folder: where everything goes; must not exist yet, unless ``resume``.
         resume: go on from the last checkpoint in the folder, exactly as if nothing had happened.
+        end: what follows the last step; tests and reports by default.
 
     Returns:
-        The path of the report.
+        What ``end`` returns: the path of the report.
 
     Raises:
         InputError: data, folder or checkpoint are not as needed, or a loss is not finite.
         Interrupted: Ctrl-C or SIGTERM came; the state was saved first.
     """
     if folder.exists() and not resume:
-        raise InputError(folder, "a folder that exists", "a new folder for the run",
-                         f"choose another --out, or go on with `polyptych resume {folder}`")
-    with distributed.group(distributed.local_device(run.execution.device)):
-        trainer = Trainer(run, folder, resume)
+        raise _taken(folder)
+    with distributed.group(distributed.local_device(run.execution.device)), ExitStack() as held:
+        if folder.exists() and distributed.is_main():
+            held.enter_context(hold(folder))
+        trainer = Trainer(run, folder, resume, examine=True)
+        held.enter_context(trainer.held)
         with stop_on_signal() as stop, trainer.display:
             try:
                 trainer.fit(stop)
@@ -61,20 +103,27 @@ def train(run: Run, folder: Path, *, resume: bool = False) -> Path:
                     raise
                 raise Interrupted(f"stopped at step {trainer.state.step} of {run.steps}; go on from the last "
                                   f"checkpoint with `polyptych resume {folder}`") from None
-        return finish(folder, trainer.display.say)
+        with raise_on_signal(f"stopped after the last step; everything is saved, measure and report the run with "
+                             f"`polyptych resume {folder}`"):
+            return end(folder, trainer.display.say)
 
 
 class Trainer:
     """One run in progress. :meth:`fit` is the loop, :meth:`step` is one optimizer step.
 
+    Args:
+        examine: read samples of the validation and test splits before anything is computed.
+
     Attributes:
         started: what a network that begins with trained ones took from them; empty where it does not.
+        splits: the validation and the test split, where the data has them.
+        held: holds the folder of the run until it is closed.
     """
 
     started: str = ""
 
-    def __init__(self, run: Run, folder: Path, resume: bool):
-        self.run, self.folder = run, folder
+    def __init__(self, run: Run, folder: Path, resume: bool, *, examine: bool = False):
+        self.run, self.folder, self.resume, self.held = run, folder, resume, ExitStack()
         self.device = distributed.local_device(run.execution.device)
         self.last = folder / "checkpoints" / "last.safetensors"
         self.resumed = resume and self.last.exists()
@@ -83,14 +132,21 @@ class Trainer:
         seed_everything(run.seed)
         dataset = open_dataset(run, "train")
         self.tasks = run.build_tasks(dataset.labels)
+        self.splits, remarks = find_splits(run)
+        if examine and not self.resumed:
+            remarks += examine_splits(run, self.tasks, self.splits)
+        # Some doubts name their split, others are the same for all of them.
+        remarks += dict.fromkeys(doubt for each in (dataset, *self.splits.values()) for doubt in each.doubts)
         size = run.size or dataset.read(0).info.native
-        self.state = self._build_state()
+        with buildable(folder / "run.json") if resume else nullcontext():
+            self.state = self._build_state()
         self.balancer = cast(Balancer, self.state.balancer)
         self._measure_sharing(size)
         self.epoch = EpochMeans(tuple(self.tasks), self.device)
         if self.resumed:
             load_state(self.last, self.state)
-            self.epoch.restore(self.state.progress["epoch"])
+            with fitting(self.last):
+                self.epoch.restore(self.state.progress["epoch"])
         self.batches = TrainingBatches(
             dataset, self.tasks, run.augment, size, run.batch_size, run.seed,
             start=self.state.step * run.accumulate, rank=distributed.rank(), world=distributed.world(),
@@ -99,8 +155,9 @@ class Trainer:
         self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
         self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
-        if self.started:
-            self.display.say(self.started)
+        for remark in (*remarks, self.started):
+            if remark:
+                self.display.say(remark)
         self.display.say(f"balancer {run.balancer.name}: {self.balancer.reach}")
         self._first_bad = torch.zeros(len(self.tasks), dtype=torch.long, device=self.device)
         self._prepare_folder(dataset)
@@ -124,7 +181,7 @@ class Trainer:
         """Show the balancer which parameters are shared, on an image of nothing."""
         network = self.state.network.train()
         image = torch.zeros(min(self.run.batch_size, 2), 3, *size, device=self.device)
-        with undisturbed(network):
+        with undisturbed(network), normalizing(len(image), size):
             self.balancer.prepare(network, network(image))
 
     def _spread(self) -> None:
@@ -146,16 +203,16 @@ class Trainer:
         """Train to the last step."""
         run, state, watch = self.run, self.state, self.run.monitoring
         batches = iter(self.batches)
-        logged, clock = state.step, time.monotonic()
+        logged, clock = state.step, _clock()
         while state.step < run.steps:
             losses, weights = self.step([next(batches) for _ in range(run.accumulate)])
             self.display.step(state.step)
             ended = state.step == run.steps
             if ended or state.step % watch.log_every == 0:
-                images, seconds = (state.step - logged) * run.batch_size * run.accumulate, time.monotonic() - clock
-                self._record(losses, weights, images, seconds)
-                logged, clock = state.step, time.monotonic()
-            if ended or state.step % watch.validate_every == 0:
+                images = (state.step - logged) * run.batch_size * run.accumulate
+                self._record(losses, weights, images, *(_clock() - clock))
+                logged, clock = state.step, _clock()
+            if "val" in self.splits and (ended or state.step % watch.validate_every == 0):
                 clock += self._validate()  # throughput is that of training
             if ended or stop.asked or state.step % watch.save_every == 0:
                 self._save()
@@ -225,36 +282,38 @@ class Trainer:
     def _check_finite(self) -> None:
         for task, step in zip(self.tasks, self._first_bad.tolist(), strict=True):
             if step:
-                raise InputError(f"task '{task}', step {step}", "a loss that is not finite", "finite losses",
+                raise InputError(f"task '{task}', step {step}", NOT_FINITE, "finite losses",
                                  "lower --optimizer.learning-rate, set --clip, or use --execution.precision "
                                  f"bfloat16; checkpoints before it are in {self.last.parent}")
 
     def _record(self, losses: dict[str, Tensor], weights: dict[str, float | Tensor], images: int,
-                seconds: float) -> None:
+                seconds: float, processor_seconds: float) -> None:
         self._check_finite()
         means = {name: float(distributed.total(value)) / distributed.world() for name, value in losses.items()}
         speed = images * distributed.world() / max(seconds, 1e-9)
-        self.state.progress["seconds"] = self.state.progress.get("seconds", 0.0) + seconds
+        progress = self.state.progress
+        progress["seconds"] = progress.get("seconds", 0.0) + seconds
+        progress["processor_seconds"] = progress.get("processor_seconds", 0.0) + processor_seconds
         shares = {name: float(weight) for name, weight in weights.items() if name in self.active}
         self.display.status(self.state.step, means, speed, self.learning_rate, shares)
         if self.log is not None:
             self.log.write("train", self.state.step, losses=means, weights=shares,
                            diagnostics={name: float(value) for name, value in self.balancer.diagnostics.items()},
                            learning_rate=self.learning_rate, images_per_second=speed,
-                           seconds=self.state.progress["seconds"])
+                           seconds=progress["seconds"], processor_seconds=progress["processor_seconds"])
 
-    def _validate(self) -> float:
+    def _validate(self) -> float | np.ndarray:
         """Measure on the validation split and keep the best weights; returns the seconds it took."""
-        start = time.monotonic()
+        start = _clock()
         self._check_finite()
         distributed.share_buffers([self.state.network, self.state.average])
         subject = self.state.average or self.state.network
-        result = self.evaluator.evaluate(subject, "val")
-        metrics = {name: entry["metrics"] for name, entry in result["tasks"].items()}
+        found = self.evaluator.evaluate(subject, "val")
+        metrics = {name: task.own_metrics for name, task in found.tasks.items()}
         self.balancer.on_validation(metrics)
-        headlines = "  ".join(f"{name} {entry['headline']} {entry['metrics'][entry['headline']]:.3g}"
-                              for name, entry in result["tasks"].items())
-        known, skill = known_skill(result)
+        headlines = "  ".join(f"{name} {task.own_headline} {task.headline_value:.3g}"
+                              for name, task in found.tasks.items())
+        known, skill = found.known_skill
         of = "" if known == len(self.tasks) else f" ({known} of {len(self.tasks)} tasks have one)"
         self.display.say(f"step {self.state.step}: validation  {headlines}  skill {skill:.3f}{of}")
         if self.log is not None:
@@ -268,7 +327,7 @@ class Trainer:
         if beaten:
             progress["best_known"], progress["best_skill"] = known, skill
             self._keep(subject)
-        return time.monotonic() - start
+        return _clock() - start
 
     def _keep(self, subject: torch.nn.Module) -> None:
         """Write weights as the best."""
@@ -296,15 +355,82 @@ class Trainer:
     def _prepare_folder(self, dataset: Dataset) -> None:
         """Make the run folder and record what will happen in it; nothing is made before the parts are known to fit."""
         if distributed.is_main():
-            self.last.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=self.resume)
+            except FileExistsError:  # made by another process since this one began
+                raise _taken(self.folder) from None
+            self.held.enter_context(hold(self.folder))
+            self.last.parent.mkdir(exist_ok=True)
             write_run(self.folder / "run.json", self.run, Facts.of(dataset))
-            write_json(self.folder / "environment.json", environment())
+            write_json(self.folder / "environment.json", environment() | {"numerics": numerics(self.run)})
         distributed.barrier()
 
     def _report_faults(self) -> None:
         if faults := self.batches.faults:
             self.display.say(f"skipped {len(faults)} training samples that could not be used, for instance: "
                              f"{next(iter(faults.values()))}")
+
+
+def find_splits(run: Run) -> tuple[dict[str, Dataset], list[str]]:
+    """The validation and the test split of a run's data, and a remark on each that there is not.
+
+    Raises:
+        InputError: a split cannot be read, or there is none to select the best weights on.
+    """
+    splits: dict[str, Dataset] = {}
+    remarks = []
+    for split, without in (("val", "the run trains without validation"), ("test", "the run is not tested")):
+        try:
+            splits[split] = run.build_dataset(split)
+        except EmptySplit as missing:
+            if split == "val" and run.select == "best":
+                raise InputError("--select", f"best, of data without a validation split ({missing.where}: "
+                                 f"{missing.got})", "a split on which weights can be selected",
+                                 f"use --select last, or get one: {missing.do}") from None
+            remarks.append(f"no {split} split ({missing.where}: {missing.got}): {without}")
+    return splits, remarks
+
+
+def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dataset]) -> list[str]:
+    """Read samples of the splits that training does not read, so that what is wrong with them is known at once.
+
+    Returns:
+        Remarks on tasks that have no label.
+
+    Raises:
+        InputError: a sample cannot be read, or none of the test samples has any label.
+    """
+    remarks = []
+    for split, dataset in splits.items():
+        number = min(run.loading.check, len(dataset))
+        labelled = set()
+        for position in range(number):
+            try:
+                sample = dataset.read(position * len(dataset) // number)
+                check(sample, tasks)
+            except InputError:
+                if run.loading.on_fault == "stop":
+                    raise
+                continue
+            labelled |= {name for name, valid in sample.valid.items() if valid.any()}
+        missing = [name for name in tasks if name not in labelled]
+        if number and number == len(dataset) and missing:
+            if split == "test" and not labelled:
+                raise InputError(f"test split of {dataset.config.name}", f"{number} images without a label of any task",
+                                 "labels, without which nothing can be tested",
+                                 "check where the labels are looked for, and how the images are split")
+            remarks.append(f"no image of the {split} split has a label of {', '.join(missing)}")
+    return remarks
+
+
+def _taken(folder: Path) -> InputError:
+    return InputError(folder, "a folder that exists", "a new folder for the run",
+                      f"choose another --out, or go on with `polyptych resume {folder}`")
+
+
+def _clock() -> np.ndarray:
+    """Seconds, and those that the processor spent in this process (of all its threads)."""
+    return np.array([time.monotonic(), time.process_time()])
 
 
 def open_dataset(run: Run, split: str) -> Dataset:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,14 @@ import torch
 
 from polyptych.backbones.timm import Timm
 from polyptych.checkpoint import read_tensors
-from polyptych.cli import main
+from polyptych.cli import (
+    main,
+    train,  # noqa: F401  (the help opens with the docstring of the command)
+)
+from polyptych.cli._parsing import parse
+from polyptych.run import Run
 from polyptych.search import compile
+from polyptych.search.procedure.settings import Search
 
 SMALL = ["--steps", "4", "--batch-size", "2", "--size", "48", "64", "--dataset.size", "48", "64",
          "--dataset.val-frames", "2", "--dataset.test-frames", "2", "--backbone.model", "test_resnet",
@@ -65,6 +72,18 @@ def test_help_states_every_option(capsys) -> None:
     said = capsys.readouterr().out
     for part in ("--space", "--budget", "1x is the least", "--policy-steps", "resume FOLDER", "--optimizer.learning-"):
         assert part in said
+
+
+def test_no_option_is_one_of_the_search_and_of_its_runs() -> None:
+    """They stand side by side on the command line."""
+    assert not {field.name for field in fields(Run)} & {field.name for field in fields(Search)}
+
+
+def test_answers_and_lists_on_the_command_line() -> None:
+    options = parse(Search, ["--skip", "no", "--baselines", "single,tree"], "train")
+    assert options.skip is False and options.baselines == ("single", "tree")
+    assert parse(Search, ["--baselines", "none"], "train").baselines == ()
+    assert parse(Search, [], "train") == Search()
 
 
 def test_inspect(capsys, tmp_path: Path) -> None:

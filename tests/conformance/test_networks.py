@@ -17,7 +17,7 @@ from polyptych.network import Network
 from trying_encoders import backbone, names
 
 CHANNELS = {"semseg": 5, "depth": 1, "normals": 3}
-SIZE = (97, 130)
+SIZE = (33, 70)  # odd, more than one position at the coarsest stride
 
 FAST = sorted({*((e, "heads") for e in names()), *(("shared", d) for d in DECODERS.names())})
 REST = [(e, d) for e in names() for d in DECODERS.names() if (e, d) not in FAST]

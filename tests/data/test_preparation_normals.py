@@ -89,7 +89,7 @@ def test_rooms_are_within_a_degree(size: tuple[int, int]) -> None:
     errors, seen = [], []
     for index in range(6):
         sample = rooms.read(index)
-        camera = Intrinsics(*rooms.scene(index).camera(size).intrinsics)
+        camera = Intrinsics(*rooms.room(index).camera(size).intrinsics)
         valid = sample.valid["normals"].numpy()
         normals, found = normals_from_depth(sample.target["depth"].numpy(), valid, camera,
                                             PlaneFit(window=5, stride=1, noise=0.001))

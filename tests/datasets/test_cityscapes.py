@@ -13,14 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyptych.datasets._cityscapes.about import ABOUT
 from polyptych.datasets._cityscapes.classes import COLORS, NAMES, TABLES, VOID
-from polyptych.datasets._cityscapes.fixture import CAMERA, FRAMES, LAYOUTS, SIZE, Scene
+from polyptych.datasets._cityscapes.layouts._base import CATALOG as CITYSCAPES_LAYOUTS
+from polyptych.datasets._cityscapes.streets import CAMERA, FRAMES, SIZE, StreetScene
 from polyptych.datasets._holdout import blocks, hold_out
-from polyptych.datasets.cityscapes import _LAYOUTS, Cityscapes
+from polyptych.datasets.cityscapes import Cityscapes
 from polyptych.errors import InputError
 from polyptych.tasks._base import CATALOG
 
+LAYOUTS = CITYSCAPES_LAYOUTS.fixtures()
 OFFICIAL, MTAN = ("semseg", "depth", "inverse_depth"), ("semseg", "inverse_depth")
 
 
@@ -28,27 +29,30 @@ def open_split(root: Path, split: str = "train", tasks: tuple[str, ...] = OFFICI
     return Cityscapes(Cityscapes.Config(root=root, **options), split=split, tasks=tasks)
 
 
-@pytest.fixture
-def official(tmp_path):
-    LAYOUTS["official"](tmp_path / "official")
-    return tmp_path / "official"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> dict[str, Path]:
+    """Both layouts; copied for every test that may change them."""
+    roots = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS}
+    for layout, write in LAYOUTS.items():
+        write(roots[layout])
+    return roots
 
 
 @pytest.fixture
-def mtan(tmp_path):
-    LAYOUTS["mtan"](tmp_path / "mtan")
-    return tmp_path / "mtan"
+def official(written, tmp_path):
+    return shutil.copytree(written["official"], tmp_path / "official")
 
 
-def test_fixture_about_and_options_name_the_same_layouts():
-    assert set(LAYOUTS) == set(ABOUT.layouts) == set(_LAYOUTS)
+@pytest.fixture
+def mtan(written, tmp_path):
+    return shutil.copytree(written["mtan"], tmp_path / "mtan")
 
 
 def test_official_gives_what_was_written(official):
     dataset = open_split(official, validation=0.0)
     assert dataset.protocol == "cityscapes-19-64x128-official_val" and len(dataset) == 9
     for index, frame in enumerate(FRAMES["train"]):
-        sample, scene = dataset.read(index), Scene(frame)
+        sample, scene = dataset.read(index), StreetScene(frame)
         assert (sample.info.id, sample.info.native) == (frame, SIZE)
         assert np.array_equal(sample.image.permute(1, 2, 0), scene.image)
         mapped = TABLES[19][scene.ids]
@@ -281,7 +285,7 @@ DISPARITY = "disparity/train/aachen/aachen_000000_000019_disparity.png"
     (IMAGE, lambda path: path.write_text("not what it seems"), "an unreadable file"),
     (IDS, truncate, "an unreadable file"),
     (IDS, picture(to="class"), "class id 57; needs ids from -1 .* to 33"),
-    (IDS, picture(to="small"), "a label of 58x128 pixels; needs the size of the image, 64x128"),
+    (IDS, picture(to="small"), "a label of 58x128 pixels; needs the size of its image, 64x128"),
     (IDS, picture(to="color"), "a picture with 3 channels"),
     (DISPARITY, truncate, "an unreadable file"),
     (DISPARITY, picture(to="eight"), "a picture of uint8 values; needs 16 bits"),
@@ -326,7 +330,7 @@ def test_damaged_mtan_files_are_named(mtan, file, damage, message):
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_damage_is_read_or_named(tmp_path, layout, data):
     """Any bytes may change anywhere: the file is read with lawful labels, or named in one line."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyptych.checkpoint import read_tensors
@@ -21,7 +21,7 @@ from polyptych.data.loading import TrainingBatches, evaluation_batches
 from polyptych.data.order import shuffled
 from polyptych.data.transforms import Augment
 from polyptych.datasets._folder.fixture import write_toml
-from polyptych.datasets._mixed.mixture import Interleaving, Mixture
+from polyptych.datasets._mixture import Interleaving, Mixture
 from polyptych.datasets.folder import Folder
 from polyptych.datasets.mixed import Mixed
 from polyptych.datasets.rooms import Rooms
@@ -63,6 +63,7 @@ def test_one_to_three_is_exactly_that():
     assert {sum(parts[start:start + 4]) for start in range(3997)} == {3}
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 10)), min_size=1, max_size=5), st.integers(0, 2**31))
 def test_each_part_goes_through_epochs_of_its_own(parts, seed):
     orders = [lambda p, s, n=n: shuffled(p, n, s) for n, _ in parts]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from polyptych.datasets._nyuv2.scenes import scene
+from polyptych.datasets._nyuv2.scenes import recorded_scene
 from polyptych.datasets._nyuv2_keypoints.about import ABOUT
 from polyptych.datasets._nyuv2_keypoints.fixture import CELLS, FRAMES, LAYOUTS, SIZE, TEST, TRAIN, heat_maps, keypoints
 from polyptych.datasets._nyuv2_keypoints.labels import peaks
@@ -46,7 +46,7 @@ def test_what_was_written_is_read(written, layout):
     dataset = open_split(written[layout], validation=0.0)
     assert len(dataset) == len(TRAIN) * FRAMES and dataset.protocol == f"nyuv2_keypoints-48-48x64-{layout}"
     for index, frame in ((0, 100), (1, 101), (3, 200)):
-        sample, room, points = dataset.read(index), scene(frame // 100, SIZE), keypoints(frame)
+        sample, room, points = dataset.read(index), recorded_scene(frame // 100, SIZE), keypoints(frame)
         assert sample.info.id == f"scene_{frame // 100}/{frame % 100:04d}"
         assert np.array_equal(sample.image.permute(1, 2, 0), room.image)
         found = sample.target["keypoints"].numpy()
@@ -169,7 +169,7 @@ def changed(k=0, **values) -> np.ndarray:
     ("heat_maps", "keypoints", np.full((48, 12, 16), 255.0), "got values from 255 to 255; needs values from 0 to 1"),
     ("heat_maps", "keypoints", np.full((48, 12, 16), np.nan), "got values from nan to nan"),
     ("points", "depth", np.zeros(SIZE, np.uint16), "got depth as uint16; needs meters"),
-    ("points", "depth", np.zeros((10, 64)), "got a label of 10x64 pixels; needs the size of the image, 48x64"),
+    ("points", "depth", np.zeros((10, 64)), "got a label of 10x64 pixels; needs the size of its image, 48x64"),
     ("points", "normals", np.full((*SIZE, 3), 7.0), "got components up to 7"),
 ])
 def test_wrong_arrays(written, tmp_path, layout, file, array, expected):

@@ -21,13 +21,15 @@ from scipy.io import savemat
 
 from polyptych.datasets._nyuv2.about import ABOUT
 from polyptych.datasets._nyuv2.classes import COLORS, FORTY_TO_THIRTEEN, NAMES
-from polyptych.datasets._nyuv2.fixture import LAYOUTS, SIZE, TEST, TRAIN, write_official
+from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2_LAYOUTS
+from polyptych.datasets._nyuv2.layouts.official import OfficialLayout
 from polyptych.datasets._nyuv2.official_labels import LAST_LABEL, TO_FORTY
-from polyptych.datasets._nyuv2.scenes import scene
+from polyptych.datasets._nyuv2.scenes import SIZE, TEST, TRAIN, recorded_scene
 from polyptych.datasets.nyuv2 import NYUv2
 from polyptych.errors import InputError
 from polyptych.tasks._base import CATALOG
 
+LAYOUTS = NYUV2_LAYOUTS.fixtures()
 TASKS = ("semseg", "depth", "normals", "boundaries")
 PACKINGS = ("astmt", "survey", "invpt")
 MAT = "nyu_depth_v2_labeled.mat"
@@ -65,7 +67,7 @@ def test_every_layout_gives_the_rooms_that_were_written(written, layout, split):
     assert len(dataset) == len(numbers)
     assert dataset.protocol == f"nyuv2-{classes_of(layout)}-48x64-{layout}"
     for index, number in enumerate(numbers):
-        sample, room = dataset.read(index), scene(number, SIZE)
+        sample, room = dataset.read(index), recorded_scene(number, SIZE)
         known, labeled = room.normals.any(-1), room.ids > 0
         assert np.array_equal(sample.image.permute(1, 2, 0), room.image)
         assert np.array_equal(sample.valid["semseg"], labeled)
@@ -140,7 +142,7 @@ def test_894_labels():
 
 def test_depth_of_the_sensor(written):
     dataset = open_split(written["official"], tasks=("depth",), raw_depth=True)
-    sample, room = dataset.read(0), scene(TRAIN[0], SIZE)
+    sample, room = dataset.read(0), recorded_scene(TRAIN[0], SIZE)
     assert dataset.protocol == "nyuv2-40-48x64-official-raw" and dataset.labels["depth"].note
     assert np.array_equal(sample.valid["depth"], room.raw > 0) and not sample.valid["depth"].all()
     assert np.array_equal(sample.target["depth"], room.raw)
@@ -149,7 +151,7 @@ def test_depth_of_the_sensor(written):
 
 
 def test_crops(tmp_path):
-    write_official(tmp_path, (480, 640))
+    OfficialLayout.write_fixture(tmp_path, (480, 640))
     whole = open_split(tmp_path, tasks=TASKS).read(0)
     for crop, rows, columns in (("toolbox", (45, 471), (41, 601)), ("gupta", (46, 470), (41, 600))):
         dataset = open_split(tmp_path, crop=crop)
@@ -265,7 +267,7 @@ def test_an_index_that_promises_more(written, tmp_path):
     ("survey", "depth/0003.npy", np.full(SIZE, 2000, np.uint16), "got depth as uint16; needs meters"),
     ("survey", "depth/0003.npy", np.full((3, *SIZE), 2.0), "needs real numbers of shape (h, w)"),
     ("survey", "depth/0003.npy", np.full(SIZE, 2j), "got complex128 of shape"),
-    ("survey", "depth/0003.npy", np.full((20, 64), 2.0), "got a label of 20x64 pixels; needs the size of the image"),
+    ("survey", "depth/0003.npy", np.full((20, 64), 2.0), "got a label of 20x64 pixels; needs the size of its image"),
     ("survey", "normals/0003.npy", np.zeros((0, 64, 3)), "needs floating point of shape (h, w, 3)"),
     ("survey", "normals/0003.npy", np.full((*SIZE, 3), np.inf), "got components up to inf"),
     ("survey", "edge/0003.npy", np.full(SIZE, 255, np.uint8), "got values from 255 to 255; needs 0 without and 1 with"),
@@ -322,7 +324,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("layout", FILES)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_broken_files_give_an_input_error_or_labels_that_the_loader_can_judge(written, layout, data):
     """Cut anywhere, or with some bytes overwritten: never another exception."""

@@ -11,7 +11,7 @@ from transcription import NYUD_FOUR, PASCAL, count
 
 from polyptych.backbones.timm import Timm
 from polyptych.comparison.specification import with_network
-from polyptych.datasets._nyuv2.fixture import LAYOUTS as NYUV2_LAYOUTS
+from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2_LAYOUTS
 from polyptych.datasets._pascal_context.fixture import LAYOUTS as PASCAL_LAYOUTS
 from polyptych.decoders.invpt import InvPT
 from polyptych.encoders.shared import Shared
@@ -74,10 +74,10 @@ def test_multiply_adds_of_the_docstrings(recipe):
         assert 0.995 * 669e9 < counted.total < 669e9 and round(count(network) / 1e6, 0) == 423
 
 
-MINIATURES = {"nyud_invpt": NYUV2_LAYOUTS["invpt"], "pascal_invpt": PASCAL_LAYOUTS["pascal_mt"]}
+MINIATURES = {"nyud_invpt": NYUV2_LAYOUTS.load("invpt").write_fixture, "pascal_invpt": PASCAL_LAYOUTS["pascal_mt"]}
 
 
-@pytest.mark.parametrize("recipe", ["nyud_invpt", pytest.param("pascal_invpt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", [pytest.param(name, marks=pytest.mark.slow) for name in MINIATURES])
 def test_trains_on_a_miniature(recipe, tmp_path):
     MINIATURES[recipe](tmp_path / "data")
     run = load(recipe)()

@@ -10,7 +10,7 @@ import torch
 from transcription import NYUD_FOUR, PASCAL, count
 
 from polyptych.backbones.timm import Timm
-from polyptych.datasets._nyuv2.fixture import LAYOUTS as NYUV2_LAYOUTS
+from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2_LAYOUTS
 from polyptych.datasets._pascal_context.fixture import LAYOUTS as PASCAL_LAYOUTS
 from polyptych.decoders.task_prompter import TaskPrompter as Heads
 from polyptych.network import Network
@@ -62,7 +62,8 @@ def test_sizes_of_the_docstrings(recipe):
     assert not [operator for operator in counted.uncounted if operator.kind == "unknown"]
 
 
-MINIATURES = {"nyud_task_prompter": NYUV2_LAYOUTS["invpt"], "pascal_task_prompter": PASCAL_LAYOUTS["pascal_mt"]}
+MINIATURES = {"nyud_task_prompter": NYUV2_LAYOUTS.load("invpt").write_fixture,
+              "pascal_task_prompter": PASCAL_LAYOUTS["pascal_mt"]}
 
 
 @pytest.mark.parametrize("recipe", ["nyud_task_prompter", pytest.param("pascal_task_prompter", marks=pytest.mark.slow)])

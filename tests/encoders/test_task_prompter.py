@@ -19,7 +19,7 @@ from polyptych.decoders.heads import Heads
 from polyptych.decoders.task_prompter import TaskPrompter as PrompterHeads
 from polyptych.encoders._prompted_swin import PromptedSwin
 from polyptych.encoders._prompted_vit import PromptedViT
-from polyptych.encoders._task_prompts import ChannelPrompts, over_windows
+from polyptych.encoders._task_prompts import ChannelPrompts, PromptOptions, over_windows
 from polyptych.encoders.task_prompter import TaskPrompter
 from polyptych.errors import InputError
 from polyptych.network import Network
@@ -60,14 +60,14 @@ def test_without_prompts_the_maps_are_timms(model, tmp_path):
     config = Timm.Config(model=model, vit_pyramid="taps", weights=tmp_path / "w.safetensors")
     backbone = config.build().eval()
     for size in ((96, 128), (64, 80)):
-        runner = PromptedViT(backbone.stages, 0, size, 1, "attended").eval()
+        runner = PromptedViT(backbone.stages, PromptOptions(0, size)).eval()
         expected = backbone(image(*size)).maps
         levels = runner(backbone.stages, image(*size))
         for level, x in zip(levels, expected, strict=True):
             assert torch.allclose(level.map, x, atol=1e-5)
             assert level.spatial.shape[2] == level.channel.shape[1] == 0
     # And with prompts they are not: patches attend to prompts.
-    prompted = PromptedViT(backbone.stages, 2, (96, 128), 1, "attended").eval()
+    prompted = PromptedViT(backbone.stages, PromptOptions(2, (96, 128))).eval()
     assert not torch.allclose(prompted(backbone.stages, image(96, 128))[-1].map, backbone(image(96, 128)).maps[-1],
                               atol=1e-3)
 
@@ -88,7 +88,7 @@ def test_without_prompts_swins_maps_are_timms(size):
             nn.init.normal_(parameter)
     stages = nn.ModuleList(cut(whole, 4).stages)
     assert PromptedSwin.fits(stages)
-    runner = PromptedSwin(stages, 0, size, 1, "attended").eval()
+    runner = PromptedSwin(stages, PromptOptions(0, size)).eval()
     levels = runner(stages, image(*size))
     state = stages[0](image(*size))
     for stage, level in zip(stages[1:], levels, strict=True):
@@ -307,7 +307,7 @@ def test_swins_scores_lie_at_their_pixels():
     """The scores of the first block of every kind against the products of queries and keys at each pixel."""
     torch.manual_seed(0)
     stages = nn.ModuleList(cut(swin().eval(), 4).stages)
-    runner = PromptedSwin(stages, 3, (64, 96), 2, "attended").eval()
+    runner = PromptedSwin(stages, PromptOptions(3, (64, 96), 2)).eval()
     layer = stages[1].stage
     x, prompts = stages[0].stage(image(72, 88)), runner.prompts.expand(2, -1, -1)
     for block in layer.blocks:  # the second one is shifted
@@ -329,7 +329,7 @@ def test_swins_prompts_are_averaged_over_windows():
     """One block written out: every window with all prompts, without bias in their rows and columns."""
     torch.manual_seed(0)
     stages = nn.ModuleList(cut(swin().eval(), 4).stages)
-    runner = PromptedSwin(stages, 2, (32, 32), 1, "published").eval()  # 8x8 positions, four windows
+    runner = PromptedSwin(stages, PromptOptions(2, (32, 32), channel="published")).eval()  # 8x8 positions, four windows
     block = stages[1].stage.blocks[0]
     nn.init.normal_(block.attn.relative_position_bias_table)
     x, prompts = stages[0].stage(image(32, 32, batch=1)), runner.prompts.unsqueeze(0)
@@ -361,6 +361,30 @@ def test_on_a_swin_every_parameter_learns_with_any_decoder():
         assert final["a"].shape == (2, 2, 65, 90)
         sum((x * torch.randn_like(x)).mean() for x in final.values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+# -- what the published code does besides ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["together", "separate"])
+@torch.no_grad()
+def test_stochastic_depth_is_drawn_once_or_for_prompts_and_patches(kind):
+    """Of an image, either all tokens keep a block's change or none; or prompts and patches decide for themselves."""
+    encoder = replace(SMALL, stochastic_depth=kind).build(backbone=replace(VIT, drop_path=0.5), tasks=TASKS).train()
+    layer = encoder.backbone.stages[-1].blocks[-1].drop_path1
+    assert layer.drop_prob == 0.5
+    changed = encoder.prompted._drop(layer, torch.ones(64, 3 + 12, 8)) != 0
+    prompts, patches = changed[:, :3].flatten(1), changed[:, 3:].flatten(1)
+    for part in (prompts, patches):
+        assert torch.equal(part.any(1), part.all(1)) and 0 < part.any(1).sum() < 64
+    assert torch.equal(prompts.any(1), patches.any(1)) == (kind == "together")
+
+
+def test_the_channel_attention_may_begin_with_the_published_weights():
+    for initial, deviation in (("uniform", 3**-0.5 / 8), ("published", 0.02)):
+        layers = built(replace(SMALL, initial=initial)).prompted.channels[0][0]
+        assert layers.ask.weight.std().item() == pytest.approx(deviation, rel=0.1)
+        assert bool(layers.ask.bias.any()) == bool(layers.tell.bias.any()) == (initial == "uniform")
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from polyptych.errors import InputError
 from polyptych.export.comparison import compare
 from polyptych.export.exporting import save
 from polyptych.export.graph import Graph, capture
-from polyptych.export.metadata import Description
+from polyptych.export.metadata import ExportMetadata
 from polyptych.network import Network
 from polyptych.tasks._base import CATALOG as TASKS
 from polyptych.types import LabelInfo
@@ -43,10 +43,10 @@ def agrees(backbone, encoder, decoder, size, path, format="onnx"):
         if (encoder, decoder) in FAST:
             raise
         pytest.skip(f"not a network that polyptych builds: {error}")
-    description = Description(name="x", protocol="x", tasks=configs, labels=LABELS, mean=(0.0,) * 3, std=(1.0,) * 3,
+    metadata = ExportMetadata(name="x", protocol="x", tasks=configs, labels=LABELS, mean=(0.0,) * 3, std=(1.0,) * 3,
                               size=size, fixed=size is not None)
     program = capture(Graph(network, tuple(LABELS), size))
-    model = save(program, description, path / ("model.onnx" if format == "onnx" else "model.pt2"), format)
+    model = save(program, metadata, path / ("model.onnx" if format == "onnx" else "model.pt2"), format)
     differences = compare(model, network, 1e-4, size or (97, 130))
     assert set(differences) == set(LABELS)
 

@@ -31,8 +31,8 @@ def test_the_file_is_a_model_and_says_what_the_run_says(fixture, run_folder, req
     model = open_model(request.getfixturevalue(fixture))
     run, facts = read_run(run_folder)
     assert isinstance(model, Model)
-    assert model.description.tasks == run.tasks and model.description.labels == facts.labels
-    assert model.size == run.size and model.description.protocol == facts.protocol and model.description.step == 7
+    assert model.metadata.tasks == run.tasks and model.metadata.labels == facts.labels
+    assert model.size == run.size and model.metadata.protocol == facts.protocol and model.metadata.step == 7
     assert list(model.tasks) == ["semseg", "depth"] and facts.protocol in model.caption
 
 
@@ -142,8 +142,8 @@ def test_hostile_metadata(case, onnx_file, tmp_path):
 
 
 def test_metadata_survives(onnx_file):
-    description = OnnxModel.open(onnx_file).description
-    assert from_json(to_json(description), "x") == description
+    metadata = OnnxModel.open(onnx_file).metadata
+    assert from_json(to_json(metadata), "x") == metadata
 
 
 @pytest.mark.parametrize("fixture", ["onnx_file", "torch_file"])

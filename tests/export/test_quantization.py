@@ -36,7 +36,7 @@ def weights(path):
 def test_static(static, run_folder):
     model = open_model(static.path)
     assert static.path == run_folder / "model_static_int8.onnx" and static.images == 3
-    assert model.description.quantization == "static" and "static INT8" in model.caption
+    assert model.metadata.quantization == "static" and "static INT8" in model.caption
     assert static.size[1] < 0.6 * static.size[0] and static.path.stat().st_size == static.size[1]
     found = weights(static.path)
     assert len(found) > 5 and all(kind == onnx.TensorProto.INT8 for kind, _ in found)
@@ -60,7 +60,7 @@ def int8(source, target, method, *images):
     target.parent.mkdir()
     plain = target.with_name("float32.onnx")
     plain.write_bytes(source.read_bytes())
-    quantize_file(plain, target, method, OnnxModel.open(plain).description, iter(images), len(images))
+    quantize_file(plain, target, method, OnnxModel.open(plain).metadata, iter(images), len(images))
     return onnx.load(str(target))
 
 
@@ -87,7 +87,7 @@ def test_dynamic_from_the_command(run_folder, tmp_path, capsys):
     assert main(["export", str(run_folder), "--quantize", "dynamic", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "dynamic INT8" in said and "semseg" in said and "MiB" in said and str(out) in said.replace("\n", "")
-    assert open_model(out).description.quantization == "dynamic"
+    assert open_model(out).metadata.quantization == "dynamic"
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
 

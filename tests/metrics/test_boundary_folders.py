@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -271,3 +273,9 @@ def test_options_that_are_none(capsys, folders, arguments: list[str], message: s
 def test_a_place_that_cannot_be_written(capsys, folders) -> None:
     said = refused(capsys, *folders, "--thresholds", "3", "--out", folders[0] / "0001.png")
     assert "0001.png: got" in said
+
+
+def test_processes_that_measure_do_not_load_torch() -> None:
+    """It takes half a gigabyte in each of them, for nothing."""
+    subprocess.run([sys.executable, "-c", "import sys, polyptych.metrics.boundary_benchmark; "
+                    "sys.exit('torch' in sys.modules)"], check=True)

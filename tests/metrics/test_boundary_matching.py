@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from polyptych.metrics._boundary_benchmark import native
 from polyptych.metrics._boundary_benchmark.correspondence import correspond
 from polyptych.metrics._boundary_benchmark.counts import count_matches
-from polyptych.metrics._boundary_benchmark.protocols import Protocol, protocol
+from polyptych.metrics._boundary_benchmark.protocols import BenchmarkSettings, protocol
 from polyptych.metrics._boundary_benchmark.suppression import suppress
 from polyptych.metrics._boundary_benchmark.thinning import thin
 
@@ -195,7 +195,7 @@ def test_counts_over_thresholds_agree_with_single_matchings(seed: int, annotator
     size = tuple(g.integers(6, 24, 2))
     prediction = np.rint(20 * g.random(size)) / 20
     truths = [thin(random_map(seed + k, size)) for k in range(annotators)]
-    kind = Protocol("test", 3 / math.hypot(*size), (0.2, 0.5, 0.51, 0.9), False, bool(seed % 2), False, "zero")
+    kind = BenchmarkSettings("test", 3 / math.hypot(*size), (0.2, 0.5, 0.51, 0.9), False, bool(seed % 2), False, "zero")
     counts = count_matches(prediction, truths, kind)
     for threshold, row in zip(kind.thresholds, counts, strict=True):
         mask = thin(prediction > threshold if kind.strict else prediction >= threshold)

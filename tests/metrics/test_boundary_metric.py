@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyptych.evaluation_record import Evaluation
 from polyptych.metrics.boundary_benchmark import BoundaryBenchmark
 from polyptych.metrics.boundary_scores import BoundaryScores
 from polyptych.protocols.qualification import qualify
@@ -61,8 +62,8 @@ def test_a_score_belongs_to_the_protocol_that_suppresses_alike() -> None:
     entry = {"accumulation": "global", "options": {"benchmark": "pascal"}, "metrics": {"F": 1.0, "odsF": 70.0}}
     record = {"protocol": "pascal_context-21-native-pascal_mt", "split": "test", "images": 5105, "skipped": [],
               "input_size": [512, 512], "label_size": None, "tasks": {"boundaries": entry}}
-    found = qualify(record)
+    found = qualify(Evaluation.read(record))
     assert "ASTMT-P" in found.notes
     assert "benchmark pascal instead of pascal_survey" in found.reasons["SURV-P"]
     unmeasured = {**entry, "options": {}, "metrics": {"F": 1.0}}
-    assert "SURV-P" in qualify({**record, "tasks": {"boundaries": unmeasured}}).notes
+    assert "SURV-P" in qualify(Evaluation.read({**record, "tasks": {"boundaries": unmeasured}})).notes

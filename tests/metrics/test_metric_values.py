@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
-from polyptych.metrics._counting import histogram
+from polyptych.metrics._base import histogram
 from polyptych.metrics.angles import AngularError
 from polyptych.metrics.boundaries import BoundaryF, dilate
 from polyptych.metrics.confusion import ConfusionMatrix
@@ -94,6 +94,15 @@ def test_depth_limits_are_strict_and_zero_predictions_are_finite():
     result = measure(DepthError(), prediction, target, everywhere(target))
     assert result["delta1"] == 50 and result["delta2"] == 75  # 5 / 4 is not below 1.25
     assert math.isfinite(result["log_RMSE"]) and result["RMSE"] > 2
+
+
+def test_a_prediction_that_is_not_positive_counts_alike_in_every_number():
+    """As in ASTMT's and the survey's meters, which raise it to 1e-9 m before anything is measured."""
+    target = torch.full((1, 1, 2), 4.0, dtype=torch.float64)
+    for lowest in (0.0, -3.0):
+        result = measure(DepthError(), torch.full_like(target, lowest), target, everywhere(target))
+        assert result["RMSE"] == result["abs"] == 4 - 1e-9 and result["rel"] == pytest.approx(1)
+        assert result["log_RMSE"] == pytest.approx(math.log(4e9))
 
 
 # -- angles --------------------------------------------------------------------------------------------------
@@ -193,7 +202,24 @@ def saliency_by_hand(p, y, valid, double=False):
         best_iou = max(best_iou, np.mean(ious))
         precision, recall = np.mean(precisions), np.mean(recalls)
         best_f1 = max(best_f1, 2 * precision * recall / (precision + recall))
-    return {"maxF": 100 * best_f, "mIoU_per_image": 100 * best_iou, "maxF_beta1_per_image": 100 * best_f1}
+    return {"maxF": 100 * best_f, "mIoU_per_image": 100 * best_iou, "maxF_beta1_per_image": 100 * best_f1,
+            **detection_by_hand(p, y, valid)}
+
+
+def detection_by_hand(p, y, valid):
+    """The measures of salient object detection, image by image and threshold by threshold."""
+    labelled = [k for k in range(len(p)) if valid[k].any()]
+    precisions, recalls = np.zeros((2, len(labelled), 256))
+    for row, k in enumerate(labelled):
+        saliency, truth = p[k][valid[k]].astype(np.float64), y[k][valid[k]]
+        for level in range(256):
+            positive = 255 * saliency + 1e-6 * saliency.max() >= level * saliency.max()
+            precisions[row, level] = (positive & truth).sum() / max(positive.sum(), 1)
+            recalls[row, level] = (positive & truth).sum() / max(truth.sum(), 1)
+    precision, recall = precisions.mean(0), recalls.mean(0)
+    mean_errors = [np.abs(p[k][valid[k]] - y[k][valid[k]]).mean() for k in labelled]
+    return {"maxF_SOD": 100 * (1.3 * precision * recall / (0.3 * precision + recall)).max(),
+            "MAE": np.mean(mean_errors)}
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -209,10 +235,19 @@ def test_saliency_agrees_with_numpy(double):
 
 def test_saliency_thresholds_are_inclusive_for_f_and_exclusive_for_iou():
     p, y = torch.tensor([[[0.95, 0.0]]]), torch.tensor([[[1.0, 0.0]]])
-    assert set(measure(SaliencyF(), p, y, everywhere(y)).values()) == {100}
+    assert measure(SaliencyF(), p, y, everywhere(y)) == pytest.approx(
+        {**dict.fromkeys(SaliencyF.names, 100), "MAE": 0.025})
     barely = torch.tensor([[[0.2, 0.05]]])  # 0.2 reaches 0.2 but does not exceed it
-    assert measure(SaliencyF(), barely, y, everywhere(y)) == {
-        "maxF": 100, "mIoU_per_image": 0, "maxF_beta1_per_image": 0}
+    assert measure(SaliencyF(), barely, y, everywhere(y)) == pytest.approx({
+        "maxF": 100, "mIoU_per_image": 0, "maxF_beta1_per_image": 0, "maxF_SOD": 100, "MAE": (0.8 + 0.05) / 2})
+
+
+def test_the_f_measures_of_saliency_differ():
+    """A faint map of one object counts as much as a bright one only where maps are scaled and images averaged."""
+    y = torch.tensor([[[1.0, 0, 0, 0]], [[1.0, 1, 1, 0]]])
+    p = torch.tensor([[[0.04, 0, 0, 0]], [[1.0, 1, 1, 0]]])
+    result = measure(SaliencyF(), p, y, everywhere(y))
+    assert result["maxF_SOD"] == 100 and result["maxF"] == pytest.approx(100 * 1.3 * 0.75 / (0.3 + 0.75))
 
 
 @pytest.mark.parametrize(("threshold", "probability"), [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from fakes import Model
 from PIL import Image
 
 import polyptych
-from polyptych.data._files import read_color
+from polyptych.data.pictures import read_color
 from polyptych.errors import InputError
 from polyptych.prediction.inputs import as_pixels, find_sources, read_image
 from polyptych.prediction.model import open_model
@@ -84,14 +86,14 @@ def test_numbers_without_a_scale_are_refused(tmp_path, kind) -> None:
                                      b"GIF89a" + b"\xff" * 20])
 def test_what_is_no_image(tmp_path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.png: got a file that cannot be read as an image"):
+    with pytest.raises(InputError, match=r"a\.png: got an unreadable file"):
         read_image(tmp_path / "a.png")
 
 
 def test_half_an_image(tmp_path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:4000])
-    with pytest.raises(InputError, match="cannot be read as an image"):
+    with pytest.raises(InputError, match="an unreadable file"):
         read_image(tmp_path / "a.png")
 
 
@@ -140,3 +142,51 @@ def test_onnx_without_its_runtime(tmp_path, monkeypatch) -> None:
 def test_a_device_that_is_not_there(tmp_path) -> None:
     with pytest.raises(InputError, match="--device: got 'abacus'; needs one of auto, cpu"):
         open_model(tmp_path, device="abacus")
+
+
+def test_results_never_meet(tmp_path) -> None:
+    """Numbered names, capitals and both ways to write an accent are what inputs may be called, too."""
+    for name in ("a.png", "a.jpg", "0001_a.png", "B.png", "b.jpg", "\u00e9.png", "e\u0301.jpg"):
+        picture(tmp_path / name)
+    stems = [s.stem for s in find_sources([tmp_path])]
+    assert len(stems) == 7 and len({unicodedata.normalize("NFC", s).casefold() for s in stems}) == 7
+    assert "0001_a" in stems
+
+
+def test_what_systems_leave_beside_images_is_none(tmp_path) -> None:
+    picture(tmp_path / "x.jpg")
+    (tmp_path / "._x.jpg").write_bytes(b"\0\5\26\7")
+    assert [s.path.name for s in find_sources([tmp_path])] == ["x.jpg"]
+    assert [s.path.name for s in find_sources([tmp_path], recursive=True)] == ["x.jpg"]
+
+
+def test_nothing_is_named() -> None:
+    with pytest.raises(InputError, match="got no input; needs images, videos, folders"):
+        find_sources([])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / "9.png")
+    with pytest.raises(InputError, match=r"9\.png: got neither a file nor a folder"):
+        find_sources([tmp_path / "9.png"])
+    with pytest.raises(InputError, match=r"9\.png: got a named pipe"):
+        read_image(tmp_path / "9.png")
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_the_first_frame(tmp_path, suffix: str) -> None:
+    first, second = (Image.fromarray(np.full((6, 8, 3), value, np.uint8)) for value in (200, 0))
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[second], lossless=True)
+    found = as_pixels(tmp_path / f"a.{suffix}")
+    assert found.remark.startswith("only the first of 2 frames") and abs(int(found.array[0, 0, 0]) - 200) < 8
+    first.save(tmp_path / f"still.{suffix}")
+    assert as_pixels(tmp_path / f"still.{suffix}").remark == ""
+
+
+def test_more_pixels_than_pillow_likes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    picture(tmp_path / "map.png", (6, 8))
+    with pytest.raises(Image.DecompressionBombError), Image.open(tmp_path / "map.png"):
+        pass
+    assert read_image(tmp_path / "map.png").shape == (6, 8, 3)
+    assert Image.MAX_IMAGE_PIXELS == 20

@@ -8,11 +8,16 @@ import json
 import pytest
 
 from polyptych.errors import InputError
+from polyptych.evaluation_record import Evaluation
 from polyptych.protocols.catalog import PROTOCOLS, find
 from polyptych.protocols.published import read, tables
-from polyptych.protocols.qualification import qualify
+from polyptych.protocols.qualification import Qualification, qualify
 from polyptych.tasks._base import CATALOG
 from polyptych.types import LabelInfo
+
+
+def judged(record: dict) -> Qualification:
+    return qualify(Evaluation.read(record))
 
 
 def entry(accumulation: str, *metrics: str, **options) -> dict:
@@ -37,8 +42,8 @@ def cag() -> dict:
 
 
 def test_the_same_network_belongs_to_what_it_is_measured_like() -> None:
-    assert set(qualify(libmtl()).notes) == {"LIBMTL", "AUTOL", "EMA"}
-    found = qualify(cag())
+    assert set(judged(libmtl()).notes) == {"LIBMTL", "AUTOL", "EMA"}
+    found = judged(cag())
     assert set(found.notes) == {"MTAN-20", "CAG"}
     assert found.reasons["MTAN-19"] == "semseg: accumulation global instead of image"
     assert found.reasons["LIBMTL"] == "depth: accumulation batch instead of global"
@@ -61,7 +66,7 @@ def test_the_same_network_belongs_to_what_it_is_measured_like() -> None:
     ({"tasks": {"boundaries": entry("global", "F")}}, "none of its tasks (semseg, depth, normals)"),
 ])
 def test_the_first_difference_is_the_reason(change: dict, reason: str) -> None:
-    found = qualify(cag() | change)
+    found = judged(cag() | change)
     assert "CAG" not in found.notes and found.reasons["CAG"] == reason
 
 
@@ -73,14 +78,14 @@ def test_the_first_difference_is_the_reason(change: dict, reason: str) -> None:
 def test_how_a_task_is_measured_counts(task: str, change: dict, reason: str) -> None:
     record = copy.deepcopy(cag())
     record["tasks"][task] |= change
-    assert qualify(record).reasons["CAG"] == reason
+    assert judged(record).reasons["CAG"] == reason
 
 
 def test_what_is_not_checked_is_said() -> None:
     record = cag()
     del record["tasks"]["normals"]
     record["weights"] = "best"
-    notes = qualify(record).notes["CAG"]
+    notes = judged(record).notes["CAG"]
     assert notes[0].startswith("weights best on validation images carved out of train here, mean over the last 10")
     assert "trained there: 200 epochs of SegNet-MTAN" in notes[1]
     assert "without normals, so that aggregates over tasks cannot be compared" in notes
@@ -90,14 +95,14 @@ def test_an_absent_measure_is_a_note() -> None:
     record = {"protocol": "pascal_context-21-native-pascal_mt", "split": "test", "images": 5105, "weights": "last",
               "tasks": {"semseg": entry("global", "mIoU", require_tp=False, union_unlabeled=False),
                         "boundaries": entry("global", "F")}}
-    found = qualify(record)
+    found = judged(record)
     assert set(found.notes) == {"ATRC-P", "INVPT-P"}
     assert "boundaries: odsF not measured here" in found.notes["ATRC-P"]
     # At 512x512 it is what ASTMT does; the double sigmoid separates InvPT from ATRC.
     record["input_size"] = [512, 512]
     record["tasks"]["saliency"] = entry("global", "maxF", "mIoU_per_image", double_sigmoid=True)
-    assert set(qualify(record).notes) == {"ASTMT-P", "SURV-P"}
-    assert set(qualify(record | {"input_size": None}).notes) == {"INVPT-P"}
+    assert set(judged(record).notes) == {"ASTMT-P", "SURV-P"}
+    assert set(judged(record | {"input_size": None}).notes) == {"INVPT-P"}
 
 
 @pytest.mark.parametrize(("size", "benchmark", "ids"), [
@@ -110,28 +115,28 @@ def test_odsf_of_all_images_is_not_that_of_the_edge_tool(size, benchmark: str, i
               "input_size": size,
               "tasks": {"semseg": entry("global", "mIoU", require_tp=False, union_unlabeled=False),
                         "boundaries": entry("global", "odsF", "F", benchmark=benchmark)}}
-    notes = qualify(record).notes
+    notes = judged(record).notes
     assert set(notes) == ids
     said = "boundaries: odsF of 5105 images does not belong to it; there it is of 2498 of them"
     assert all((said in lines) == (name != "ASTMT-P") for name, lines in notes.items())
     del record["tasks"]["boundaries"]
-    assert not any("2498" in line for lines in qualify(record).notes.values() for line in lines
+    assert not any("2498" in line for lines in judged(record).notes.values() for line in lines
                    if line.startswith("boundaries"))
 
 
 def test_data_of_nobody_belongs_to_nothing() -> None:
-    assert qualify(libmtl() | {"protocol": "rooms-1-128x160"}) == qualify({"tasks": {}})
+    assert judged(libmtl() | {"protocol": "rooms-1-128x160"}) == judged({"tasks": {}})
 
 
 def test_what_no_run_can_reproduce_says_why() -> None:
     record = libmtl() | {"protocol": "nyuv2-40-480x640-adashare", "label_size": [480, 640]}
-    assert "angles between raw 8-bit vectors" in qualify(record).reasons["ADA-N"]
+    assert "angles between raw 8-bit vectors" in judged(record).reasons["ADA-N"]
 
 
 def test_old_records_belong_to_nothing() -> None:
     old = {"protocol": "nyuv2-13-288x384-mtan", "split": "test", "images": 654,
            "tasks": {"semseg": {"metrics": {"mIoU": 30.0}}}}
-    assert not qualify(old).notes
+    assert not judged(old).notes
 
 
 def test_ids_are_unique_and_an_unknown_one_is_refused() -> None:

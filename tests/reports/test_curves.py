@@ -11,6 +11,7 @@ import pytest
 
 from polyptych.reports import curves
 from polyptych.reports.curves import last_step, moving_average, plots, sheet, svg
+from polyptych.reports.style import COLORS, TEXT
 
 
 def train(step: int, losses: dict, weights: dict | None = None, **more: float) -> dict:
@@ -103,14 +104,14 @@ def test_one_point_is_drawn_as_a_marker() -> None:
     drawn = svg(found[0], 10.0)
     root = ElementTree.fromstring(drawn)
     assert root.tag.endswith("svg")
-    uses = [u for u in root.iter("{http://www.w3.org/2000/svg}use") if curves.COLORS[0] in u.get("style", "")]
+    uses = [u for u in root.iter("{http://www.w3.org/2000/svg}use") if COLORS[0] in u.get("style", "")]
     assert len(uses) == 1
 
 
 def test_an_inline_plot_is_transparent_and_takes_the_color_of_the_text() -> None:
     drawn = svg(plots([train(step, {"a": 1.0}) for step in range(1, 30)])[0], 30.0)
-    assert drawn.startswith("<svg") and "currentColor" in drawn and curves.TEXT not in drawn
-    assert "#ffffff" not in drawn and curves.COLORS[0] in drawn
+    assert drawn.startswith("<svg") and "currentColor" in drawn and TEXT not in drawn
+    assert "#ffffff" not in drawn and COLORS[0] in drawn
 
 
 def test_drawing_is_repeatable_and_ids_differ_between_plots() -> None:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from polyptych.errors import InputError
+from polyptych.logbook import read_events
 from polyptych.reports import page
 from polyptych.reports.page import write_report
 
@@ -327,9 +328,9 @@ def test_a_damaged_line_is_named(folder: Path) -> None:
 
 def test_half_a_line_at_the_end_is_passed_over(folder: Path) -> None:
     path = folder / "metrics.jsonl"
-    whole = page.read_events(path)
+    whole = read_events(path)
     path.write_text(path.read_text() + '{"event": "train", "st')
-    assert page.read_events(path) == whole
+    assert read_events(path) == whole
 
 
 def test_nan_in_files_is_read_and_shown(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures hold exactly the pixels that were painted, where the layout says they are."""
+"""Pictures hold exactly the pixels that were painted, where the grid says they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from polyptych.errors import InputError
-from polyptych.reports.panels import BACKGROUND, banner, cell_size, contact_sheet, layout, legend, mosaic, panel, strip
+from polyptych.reports.panels import (
+    BACKGROUND,
+    banner,
+    cell_size,
+    contact_sheet,
+    legend,
+    mosaic,
+    panel,
+    panel_grid,
+    strip,
+)
 
 
 def noise(seed: int, height: int = 24, width: int = 40) -> np.ndarray:
@@ -34,7 +44,7 @@ def test_every_cell_holds_the_painted_pixels(number: int) -> None:
 
     size = cell_size(image)
     assert size == (24 * 6, 40 * 6)
-    place = layout(size, 2, number + 1, labelled=True)
+    place = panel_grid(size, 2, number + 1, labelled=True)
     assert picture.dtype == np.uint8 and picture.shape == (*place.size, 3)
     assert np.array_equal(cell(picture, place.lefts[0], place.tops[0], size), enlarged(image, 6))
     for left, task in zip(place.lefts[1:], tasks, strict=True):
@@ -43,7 +53,7 @@ def test_every_cell_holds_the_painted_pixels(number: int) -> None:
 
 
 def test_cells_do_not_overlap_and_gutters_are_even() -> None:
-    place = layout((50, 80), 2, 4, labelled=True)
+    place = panel_grid((50, 80), 2, 4, labelled=True)
     assert {b - a for a, b in zip(place.lefts[1:], place.lefts[2:], strict=False)} == {88}
     assert place.tops[1] - place.tops[0] == 58
     assert place.lefts[1] > place.labels > place.lefts[0] + 80  # the row labels stand between image and tasks
@@ -52,7 +62,7 @@ def test_cells_do_not_overlap_and_gutters_are_even() -> None:
 def test_a_missing_label_is_hatched_and_says_so() -> None:
     image = noise(1)
     size = cell_size(image)
-    place = layout(size, 2, 3, labelled=True)
+    place = panel_grid(size, 2, 3, labelled=True)
     picture = panel(image, ["semseg", "depth"], {"semseg": None}, {"semseg": noise(2), "depth": noise(3)})
     for left in place.lefts[1:]:
         hatched = cell(picture, left, place.tops[0], size)
@@ -81,7 +91,7 @@ def test_cell_size_is_a_whole_multiple_or_fraction(shape: tuple[int, int], expec
 
 def test_a_picture_of_another_size_fills_its_cell_without_new_colors_when_enlarged() -> None:
     image, small = noise(0), noise(1, 7, 11)
-    place = layout(cell_size(image), 1, 2, labelled=False)
+    place = panel_grid(cell_size(image), 1, 2, labelled=False)
     shown = cell(strip(image, {"depth": small}), place.lefts[1], place.tops[0], cell_size(image))
     assert {tuple(c) for c in shown.reshape(-1, 3)} == {tuple(c) for c in small.reshape(-1, 3)}
 
@@ -90,14 +100,14 @@ def test_thin_lines_survive_reduction() -> None:
     image = np.full((960, 1280, 3), 255, np.uint8)
     line = image.copy()
     line[:, 641] = 0
-    place = layout(cell_size(image), 1, 2, labelled=False)
+    place = panel_grid(cell_size(image), 1, 2, labelled=False)
     shown = cell(strip(image, {"boundaries": line}), place.lefts[1], place.tops[0], cell_size(image))
     assert (shown.min(axis=(1, 2)) < 255).all()
 
 
 def test_header_and_row_labels_are_written() -> None:
     image = noise(0)
-    place = layout(cell_size(image), 2, 2, labelled=True)
+    place = panel_grid(cell_size(image), 2, 2, labelled=True)
     picture = panel(image, ["depth"], {}, {}, caption="frame 7")
     ground = np.array(BACKGROUND)
     header = picture[: place.tops[0] - 1, place.lefts[1] :]

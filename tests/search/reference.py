@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from polyptych.search.policy import OWN, SHARED, SKIP
+from polyptych.search.space.policy import OWN, SHARED, SKIP
 
 
 def single_networks(network: nn.Module, supermodel, policy) -> dict[str, nn.Module]:

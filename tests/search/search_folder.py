@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from polyptych.record import write_json
 from polyptych.run import Facts, Run
-from polyptych.search import compile
-from polyptych.search.baselines import Candidate
-from polyptych.search.cost import measure_costs
-from polyptych.search.networks import run_folder
-from polyptych.search.record_book import Network, Plan, write_networks
-from polyptych.search.settings import Search
+from polyptych.search import Supermodel, compile
+from polyptych.search.procedure.candidates import Candidate
+from polyptych.search.procedure.folder import ScoredCandidate, SearchSetup, run_folder, write_networks
+from polyptych.search.procedure.settings import Search
+from polyptych.search.supermodel.costs import CostTable, measure_costs
 
 SKILLS = {  # by name: supermodel, then validation by seed
     "searched-1": (0.5, [0.40, 0.42, 0.41]), "searched-2": (0.6, [0.41, 0.40, 0.39]),
@@ -27,21 +27,26 @@ def evaluation(skill: float) -> dict:
         "depth": {"headline": "RMSE", "metrics": {"RMSE": 1 - skill}, "higher_is_better": {"RMSE": False}}}}
 
 
-def write_search(folder: Path, run: Run) -> Plan:
+@cache
+def measured(backbone) -> tuple[Supermodel, CostTable]:
+    supermodel = compile(backbone.build(), ("semseg", "depth"))
+    return supermodel, measure_costs(supermodel, (32, 32))
+
+
+def write_search(folder: Path, run: Run) -> SearchSetup:
     """A search on two tasks whose finalist 1 won."""
-    plan = Plan(replace(run, tasks={name: run.tasks[name] for name in ("semseg", "depth")}), Search(), (0, 1, 2),
+    plan = SearchSetup(replace(run, tasks={name: run.tasks[name] for name in ("semseg", "depth")}), Search(), (0, 1, 2),
                 Facts("toy", {}))
     plan.write(folder)
-    supermodel = compile(run.backbone.build(), ("semseg", "depth"))
+    supermodel, table = measured(run.backbone)
     space = supermodel.space
-    table = measure_costs(supermodel, (32, 32))
     table.write(folder / "costs.json")
     policies = {"searched-1": space.bottom_shared(5), "searched-2": space.bottom_shared(6), "single": space.all_own(),
                 "shared": space.all_shared(), "bottom-3": space.bottom_shared(3)}
     networks = []
     for name, (score, skills) in SKILLS.items():
         policy = policies.get(name, space.bottom_shared(4))
-        networks.append(Network(Candidate(name, name.partition("-")[0], policy, f"note of {name}"),
+        networks.append(ScoredCandidate(Candidate(name, name.partition("-")[0], policy, f"note of {name}"),
                                 table.cost(supermodel, policy), {"semseg": score - 0.1, "depth": score + 0.1}))
         for seed, skill in enumerate(skills):
             place = run_folder(folder, name, seed) / "evaluation"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyptych.search import compile
-from polyptych.search.structure import take_apart
+from polyptych.search.capture.structure import take_apart
 
 TASKS = ("a", "b", "c")
 SPACES = ("automtl", "tree", "partition", "skip_only")

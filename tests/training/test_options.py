@@ -19,13 +19,14 @@ NAN, INF = float("nan"), float("inf")
 
 REFUSED = [
     ("clip", (-1.0, NAN, INF)), ("ema", (-0.1, 1.0, NAN)), ("seed", (-1,)), ("steps", (0,)), ("batch_size", (0,)),
-    ("accumulate", (-1,)), ("size", ((0, 3),)),
+    ("accumulate", (-1,)), ("size", ((0, 3), (10**6, 3))),
     ("optimizer.learning_rate", (-1.0, NAN, INF)), ("optimizer.backbone_scale", (-1.0, NAN)),
     ("optimizer.weight_decay", (-0.1, NAN)), ("optimizer.momentum", (-0.1, 1.0, NAN)),
     ("optimizer.beta2", (1.5, 1.0, NAN)),
     ("schedule.warmup", (-1,)), ("schedule.power", (-1.0, NAN)), ("schedule.period", (0, -3)),
     ("schedule.factor", (0.0, 0.5, -2.0, NAN, INF)), ("schedule.final", (-0.1, 1.1, NAN)),
-    ("loading.workers", (-1,)), ("monitoring.log_every", (0,)), ("monitoring.validate_every", (0,)),
+    ("loading.workers", (-1,)), ("loading.check", (-1,)), ("monitoring.log_every", (0,)),
+    ("monitoring.validate_every", (0,)),
     ("monitoring.save_every", (-1,)), ("monitoring.examples", (-1,)), ("monitoring.trivial_samples", (0,)),
     ("execution.device", ("foo", "cuda:x", "meta", "")),
 ]

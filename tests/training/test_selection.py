@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
 
-from polyptych.evaluation import known_skill
+from polyptych.evaluation_record import Evaluation, TaskResult
 from polyptych.interruption import StopFlag
 from polyptych.run import Run, with_tasks
 from polyptych.training import Trainer
@@ -17,14 +17,17 @@ from polyptych.training import Trainer
 NAN = float("nan")
 
 
+def with_skills(skills: dict[str, float]) -> Evaluation:
+    return Evaluation(tasks={task: TaskResult(headline="x", metrics={"x": 0.0}, skill=skill)
+                             for task, skill in skills.items()})
+
+
 def kept_step(run: Run, folder: Path, skills: list[dict[str, float]], capsys: pytest.CaptureFixture) -> tuple[int, str]:
     """The step whose weights are the best, and what was said, where validations find these skills."""
     run = replace(with_tasks(run, ["semseg", "depth"]), select="best", steps=len(skills),
                   monitoring=replace(run.monitoring, validate_every=1))
     trainer, turn = Trainer(run, folder, resume=False), iter(skills)
-    metrics = {"headline": "x", "metrics": {"x": 0.0}}
-    trainer.evaluator.evaluate = lambda *_, **__: {  # type: ignore[method-assign]
-        "tasks": {task: {"skill": skill, **metrics} for task, skill in next(turn).items()}}
+    trainer.evaluator.evaluate = lambda *_, **__: with_skills(next(turn))  # type: ignore[method-assign]
     trainer.step = lambda _: (  # type: ignore[method-assign]
         setattr(trainer.state, "step", trainer.state.step + 1), ({}, {}))[1]
     trainer._record = lambda *_: None  # type: ignore[method-assign]
@@ -48,6 +51,5 @@ def test_a_task_without_a_skill_does_not_lose_the_run(skills, kept, small_run: R
 
 
 def test_the_known_skill_is_the_mean_over_tasks_that_have_one() -> None:
-    record = {"tasks": {"a": {"skill": 0.5}, "b": {"skill": NAN}, "c": {"skill": 0.1}}}
-    assert known_skill(record) == (2, pytest.approx(0.3))
-    assert torch.isnan(torch.tensor(known_skill({"tasks": {"b": {"skill": NAN}}})[1]))
+    assert with_skills({"a": 0.5, "b": NAN, "c": 0.1}).known_skill == (2, pytest.approx(0.3))
+    assert math.isnan(with_skills({"b": NAN}).known_skill[1])

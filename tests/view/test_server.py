@@ -157,7 +157,7 @@ def test_no_other_file(site, path: str) -> None:
 @pytest.mark.parametrize("body", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 60, b"<svg onload='x'/>"])
 def test_what_is_no_image(site, body: bytes) -> None:
     status, said = ask(site[0], "/api/images", "POST", body)
-    assert status == 400 and said["error"].startswith("image: got a file that cannot be read as one")
+    assert status == 400 and said["error"].startswith("image: got an unreadable file")
 
 
 def test_too_many_bytes(site) -> None:

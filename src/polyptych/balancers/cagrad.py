@@ -31,6 +31,8 @@ class CAGrad(GramBalancer):
         InputError: c outside of [0, 1): at 1 and above the step may converge to anything.
     """
 
+    tuned = ("c", (0.2, 0.6))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False

@@ -37,6 +37,8 @@ class CRMOGM(GramBalancer):
             have.
     """
 
+    tuned = ("share", (0.5, 0.99))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False

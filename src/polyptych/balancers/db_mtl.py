@@ -31,6 +31,8 @@ class DBMTL(RememberingBalancer):
         InputError: beta outside of [0, 1), or sigma below 0.
     """
 
+    tuned = ("beta", (0.5, 0.1))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(RememberingBalancer.Config):
         beta: float = 0.9

@@ -43,6 +43,8 @@ class DTP(LossBalancer):
             does not report, or one that is not a share.
     """
 
+    tuned = ("gamma", (2.0, 0.5))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         gamma: float = 1.0

@@ -31,6 +31,8 @@ class DWA(LossBalancer):
         InputError: a temperature that is not above 0, or a window of less than one step.
     """
 
+    tuned = ("temperature", (1.0, 4.0))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         temperature: float = 2.0

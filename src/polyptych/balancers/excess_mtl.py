@@ -36,6 +36,8 @@ class ExcessMTL(RememberingBalancer):
         InputError: eta below 0, or a warm-up shorter than a step.
     """
 
+    tuned = ("eta", (0.1, 1e-3))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(RememberingBalancer.Config):
         eta: float = 0.01

@@ -33,6 +33,8 @@ class FairGrad(GramBalancer):
         InputError: alpha that is not above 0.
     """
 
+    tuned = ("alpha", (1.0, 5.0))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False

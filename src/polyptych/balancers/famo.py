@@ -37,6 +37,8 @@ class FAMO(LossBalancer):
         InputError: an option out of range, or a lowest loss for a task that the run does not have.
     """
 
+    tuned = ("decay", (1e-2, 1e-4))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         learning_rate: float = 0.025

@@ -47,6 +47,8 @@ class GradNorm(GramBalancer):
         InputError: an option out of range, or an initial loss for a task that the run does not have.
     """
 
+    tuned = ("alpha", (0.5, 0.12))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         level: Level = "layer"

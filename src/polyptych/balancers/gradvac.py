@@ -38,6 +38,8 @@ class GradVac(GramBalancer):
         InputError: beta outside of [0, 1].
     """
 
+    tuned = ("beta", (0.1, 1e-3))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False

@@ -43,6 +43,8 @@ class IMTL(GramBalancer):
         InputError: a learning rate that is not above 0, or neither of the two parts.
     """
 
+    tuned = ("learning_rate", (1e-2, 1e-4))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         level: Level = "representation"

@@ -33,6 +33,8 @@ class MGDA(GramBalancer):
     Scale: the weights sum to 1. Heads get unweighted gradients, as in the paper's algorithm. Cost per step: by level.
     """
 
+    tuned = ("normalization", ("none", "loss+"))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         level: Level = "representation"

@@ -32,6 +32,8 @@ class MoCo(RememberingBalancer):
         InputError: beta outside of (0, 1], or another rate below 0.
     """
 
+    tuned = ("gamma", (1.0, 0.01))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(RememberingBalancer.Config):
         weight_heads: bool = False

@@ -35,6 +35,8 @@ class MoDo(JacobianBalancer):
         InputError: an option out of range.
     """
 
+    tuned = ("gamma", (1e-2, 1e-4))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(JacobianBalancer.Config):
         weight_heads: bool = False

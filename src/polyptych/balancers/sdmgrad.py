@@ -35,6 +35,8 @@ class SDMGrad(JacobianBalancer):
         InputError: an option out of range.
     """
 
+    tuned = ("pull", (0.1, 1.0))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(JacobianBalancer.Config):
         weight_heads: bool = False

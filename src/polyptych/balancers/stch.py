@@ -37,6 +37,8 @@ class STCH(LossBalancer):
             or a negative warm-up.
     """
 
+    tuned = ("mu", (0.1, 10.0))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         mu: float = 1.0

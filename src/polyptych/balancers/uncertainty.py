@@ -52,6 +52,8 @@ class Uncertainty(LossBalancer):
         InputError: a likelihood for a task that the run does not have, or a start out of range.
     """
 
+    tuned = ("learning_rate_factor", (10.0, 3.0))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         likelihoods: dict[str, Likelihood] = field(default_factory=dict)

@@ -29,6 +29,8 @@ class UWSO(LossBalancer):
         InputError: a temperature that is not above 0, or a smoothing outside of [0, 1).
     """
 
+    tuned = ("temperature", (1.0, 30.0))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         temperature: float = 10.0

@@ -8,12 +8,16 @@ import os
 import sys
 from pathlib import Path
 
+from polyptych.cli import _stand_ins
 from polyptych.errors import InputError, nearest
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        arguments = sys.argv[1:]
+        if {"-h", "--help"} & set(arguments[1:]) and _stand_ins.install():
+            return _help(arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
         if name in ("-h", "--help", "help"):
@@ -34,14 +38,35 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
         return 141
     except OSError as error:  # a file where a folder is needed, no right to write, ...
-        if error.filename is None:
+        if error.errno is None:
             raise
-        print(f"polyptych: {error.filename}: got an error of the file system ({error.strerror}); needs a place that "
-              "can be read or written; choose another path", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename is not None else ""  # a full disk does not say where it is
+        print(f"polyptych: {where}got an error of the system ({error.strerror}); needs a place that can be read or "
+              "written, with room on it; free some space or choose another path", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error).lower().replace(
+                "out of memory", "allocate memory"):
+            raise
+        print(f"polyptych: got more than the memory holds ({' '.join(str(error).split())[:200] or 'no more is free'}); "
+              "needs less; lower sizes (--size, --batch-size, --tile)", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:  # Interrupted is one, with a message that says how to go on
         print(f"polyptych: {error or 'interrupted'}", file=sys.stderr)
         return 130
+    return 0
+
+
+def _help(arguments: list[str]) -> int:
+    """The help of a command, without loading what it would compute with."""
+    try:
+        importlib.import_module(f"{__name__}.{arguments[0].replace('-', '_')}").main(arguments[1:])
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        _stand_ins.begin_again(arguments)
+    except Exception:  # something needed what is not there; the real libraries say what, if it is still wrong
+        _stand_ins.begin_again(arguments)
     return 0
 
 

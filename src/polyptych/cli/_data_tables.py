@@ -18,7 +18,7 @@ from rich.table import Table
 from polyptych.data.preparation.facts import about, configure, fixtures, offered, with_files
 from polyptych.data.preparation.verification import Verification
 from polyptych.datasets._about import About
-from polyptych.datasets._base import CATALOG
+from polyptych.datasets._base import CATALOG, SPLITS
 from polyptych.errors import InputError
 
 _SHOWN = 50  # faults; more are counted
@@ -87,19 +87,32 @@ def print_verification(config: Any, found: Verification, console: Console) -> No
     console.print(escape(f"{config.name} at {config.root}{layout}"), style="bold", soft_wrap=True)
     if found.protocol:
         console.print(escape(f"protocol {found.protocol}"), soft_wrap=True)
-    counts = _table("split", "images")
-    for split, count in found.counts.items():
-        counts.add_row(split, str(count))
+    partial = [task for task in found.tasks if any(task in found.labelled[split] and found.labelled[split][task] < count
+                                                   for split, count in found.counts.items())]
+    counts = _table("split", "images", *map(escape, partial))
+    for split in SPLITS:
+        if split not in found.counts:
+            counts.add_row(split, "none")
+            continue
+        count, labelled = found.counts[split], found.labelled[split]
+        counts.add_row(split, str(count), *(f"{labelled[task]} of {count} labelled" if task in labelled else ""
+                                            for task in partial))
     for split, (here, published) in found.official.items():
         counts.add_row(f"official {split}", f"{here} of {published}")
     console.print(counts)
-    console.print(escape(f"{found.opened} of {sum(found.counts.values())} opened with {', '.join(found.tasks)}"))
+    for doubt in found.doubts:
+        console.print(escape(f"- {doubt}"), soft_wrap=True)
+    some = {task: sum(labelled.get(task, 0) for labelled in found.labelled.values()) for task in found.tasks}
+    total = sum(found.counts.values())
+    told = ", ".join(task if count == total else f"{task} ({count} of {total} labelled)"
+                     for task, count in some.items())
+    console.print(escape(f"{found.opened} of {total} opened with {told}"))
     if not found.faults:
         console.print("[green]no fault")
         return
-    table = _table("where", "found", "needed", title="damaged or missing")
+    table = _table("where", "found", "needed", "what to do", title="damaged or missing")
     for fault in found.faults[:_SHOWN]:
-        table.add_row(*map(escape, (fault.where.replace(f"{config.root}/", ""), fault.got, fault.needs)))
+        table.add_row(*map(escape, (fault.where.replace(f"{config.root}/", ""), fault.got, fault.needs, fault.do)))
     console.print(table)
     if len(found.faults) > _SHOWN:
         console.print(f"and {len(found.faults) - _SHOWN} more")

@@ -1,4 +1,4 @@
-"""What each part of a decoder is worth: polyptych ablate RECIPE [--seeds 3] | RECIPE --costs"""
+"""Measure what each part of a decoder contributes: polyptych ablate RECIPE [--seeds 3] | RECIPE --costs"""
 
 from __future__ import annotations
 

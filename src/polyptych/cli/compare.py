@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
 
+TUNING = {"trials": "trials", "tune-seed": "seed", "tune-steps": "steps"}
+
 NOTE = """Trains every network with every balancer and every seed, and a single-task reference beside them; what is
 finished is not repeated, what was interrupted goes on. Writes comparison.html, .md, .csv and .json:
 
@@ -22,6 +24,11 @@ single,shared,shared+heads:head=fpn; what is not named is the recipe's (the reci
 --balancers A,B,...: likewise (the recipe's own);
 --seeds N: the seeds 0 to N-1; or a list, 4,7 (3);
 --out DIR: folder of the comparison (comparisons/RECIPE);
+--records DIR: one small file for every finished run, which can be committed and continued elsewhere; runs that have
+one there are finished, and new ones leave theirs instead of a report and of weights;
+--tune: try settings of every method on the validation split first, the same number for all: learning rates, and
+values of its one own option where it has one; with --trials N for every method (5), --tune-steps N steps of a trial
+(those of a run), --tune-seed N (1000);
 --on local|ray: one process per device here, or a Ray task per run (local);
 --from RUN RUN ...: no training: a table from the folders of finished runs, the first of which with encoder single is
 the reference.
@@ -34,8 +41,13 @@ def main(arguments: list[str]) -> None:
     if "--from" in arguments:
         _from_folders(arguments)
         return
-    run, chosen = choose(arguments, "compare", {"networks", "balancers", "seeds", "out", "on"}, NOTE,
+    tuned = "--tune" in arguments
+    run, chosen = choose([argument for argument in arguments if argument != "--tune"], "compare",
+                         {"networks", "balancers", "seeds", "out", "on", "records", *TUNING}, NOTE,
                          "polyptych compare rooms --networks single,shared")
+    if not tuned and (given := TUNING.keys() & chosen.keys()):
+        raise InputError(f"--{min(given)}", "a choice about trials", "--tune beside it", "add --tune")
+    chosen |= {"tune": ""} if tuned else {}
     train_and_show(run, chosen, listed(chosen.get("networks", "")), Path("comparisons") / (run.recipe or "run"))
 
 
@@ -62,13 +74,18 @@ def choose(arguments: list[str], command: str, names: set[str], note: str, examp
 def train_and_show(run: Run, chosen: dict[str, str], networks: list[str], out: Path) -> None:
     """Compare networks as the options say, and show the table."""
     from polyptych.comparison.compare import compare
+    from polyptych.comparison.tuning import Tuning
 
     on = chosen.get("on", "local")
     if on not in ("local", "ray"):
         raise InputError("--on", f"'{on}'", "local or ray", "choose one")
     out = Path(chosen.get("out", out))
+    numbers = {field: _whole(f"--{name}", chosen[name]) for name, field in TUNING.items() if name in chosen}
+    tuning = Tuning(**numbers) if "tune" in chosen else None
     result = compare(run, out, networks=networks, balancers=listed(chosen.get("balancers", "")),
-                     seeds=seeds(chosen.get("seeds", "3")), on=on)  # type: ignore[arg-type]
+                     seeds=seeds(chosen.get("seeds", "3")), on=on,  # type: ignore[arg-type]
+                     tuning=tuning,
+                     records=Path(chosen["records"]) if "records" in chosen else None)
     _show(result, out)
 
 
@@ -83,6 +100,13 @@ def seeds(text: str) -> list[int]:
     except ValueError:
         raise InputError("--seeds", f"'{text}'", "a number of seeds, or a list of them",
                          "for instance `--seeds 3` or `--seeds 4,7`") from None
+
+
+def _whole(flag: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(flag, f"'{text}'", "a whole number", f"for instance `{flag} 5`") from None
 
 
 def listed(text: str) -> list[str]:
@@ -109,7 +133,7 @@ def _from_folders(arguments: list[str]) -> None:
 def _show(result: Comparison, out: Path) -> None:
     from rich.console import Console
 
-    from polyptych.reports.comparison import terminal_table
+    from polyptych.comparison.report import terminal_table
 
     console = Console()
     console.print(terminal_table(result, console.width))

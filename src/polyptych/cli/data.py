@@ -174,7 +174,7 @@ def _verified(config: Any, options: VerifyArguments) -> Verification:
         count = len(found.faults)
         raise InputError(f"root of {config.name} ({config.root})",
                          f"{count} fault{'s' * (count > 1)} (the table above)", "whole files, all of them",
-                         "get these files again; --subset if the images are fewer on purpose")
+                         " | ".join(dict.fromkeys(fault.do for fault in found.faults[:3] if fault.do)))
     return found
 
 

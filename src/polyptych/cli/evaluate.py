@@ -1,4 +1,4 @@
-"""Measure a trained run at native resolution, as a table and JSON: polyptych evaluate RUN [--split test]"""
+"""Evaluate a trained run at native resolution, as a table and as JSON: polyptych evaluate RUN [--split test]"""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Arguments:
     folder: tyro.conf.Positional[Path]
     """Run folder."""
     split: Literal["test", "val", "train"] = "test"
-    """Split that is measured."""
+    """Split to evaluate."""
     weights: Literal["", "last", "best"] = ""
-    """Weights that are measured; empty takes what the run selects."""
+    """Weights to evaluate (default: those the run selected)."""
 
 
 def main(arguments: list[str]) -> None:
@@ -31,3 +31,4 @@ def main(arguments: list[str]) -> None:
     results = evaluate_run(options.folder, splits=(options.split,), weights=options.weights)
     Console().print(terminal_table(results[options.split]))
     print(options.folder / "evaluation" / f"{options.split}.json")
+    results[options.split].require_numbers(options.folder)

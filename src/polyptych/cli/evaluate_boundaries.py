@@ -60,6 +60,8 @@ def main(arguments: list[str]) -> None:
 
     from polyptych.metrics.boundary_benchmark import evaluate_folders
 
+    if options.out is not None:  # a place that cannot be written is better known before the images are measured
+        options.out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("images", total=None)

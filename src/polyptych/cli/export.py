@@ -1,4 +1,4 @@
-"""Write a trained run as one file that runs elsewhere: polyptych export RUN [--format onnx|torch] [--dynamic]"""
+"""Export a trained run to a single portable file: polyptych export RUN [--format onnx|torch] [--dynamic]"""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Arguments:
     folder: tyro.conf.Positional[Path]
     """Run folder."""
     format: Literal["onnx", "torch"] = "onnx"
-    """onnx for onnxruntime and others, torch for torch.export (.pt2)."""
+    """Format: onnx (for ONNX Runtime and others) or torch (a torch.export program, .pt2)."""
     out: Path | None = None
-    """File that is written; by default model.onnx or model.pt2 in the run folder."""
+    """Output file (default: model.onnx or model.pt2 in the run folder)."""
     size: tuple[int, int] | None = None
-    """The only height and width that the file accepts; by default those of the training."""
+    """The one height and width that the file accepts (default: the training size)."""
     dynamic: bool = False
     """Accept images of any size."""
     quantize: Literal["", "dynamic", "static"] = ""
-    """INT8 weights; static also fixes the ranges of activations, from validation images."""
+    """Quantize weights to INT8; static also fixes the activation ranges, using validation images."""
     calibration: int = 32
-    """Validation images from which --quantize static learns ranges."""
+    """Number of validation images used to calibrate --quantize static."""
     tolerance: float = 1e-4
-    """Largest difference from the network; more is an error, and nothing is written."""
+    """Largest allowed difference from the network's output; beyond it, the export fails and writes nothing."""
     weights: Literal["", "last", "best"] = ""
-    """Weights that are exported; empty takes what the run selects."""
+    """Weights to export (default: those the run selected)."""
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Everything that can be chosen by name: polyptych list [decoders ...]"""
+"""List everything that can be chosen by name: polyptych list [decoders ...]"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import tyro
 
 from polyptych.cli._parsing import parse
-from polyptych.component import Catalog, Component, Description
+from polyptych.component import Catalog, Component, Summary
 from polyptych.errors import InputError, nearest
 
 KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "balancers", "protocols")
@@ -16,7 +16,7 @@ KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "b
 @dataclass(frozen=True)
 class Arguments:
     kinds: tyro.conf.Positional[tuple[str, ...]] = field(default=KINDS)
-    """Which catalogs; all without an argument."""
+    """Catalogs to list (default: all)."""
 
 
 def main(arguments: list[str]) -> None:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         Console().print(table, "")
 
 
-def descriptions(kind: str) -> list[Description]:
+def descriptions(kind: str) -> list[Summary]:
     if kind == "recipes":
         from polyptych.recipes._catalog import descriptions
 
@@ -42,6 +42,6 @@ def descriptions(kind: str) -> list[Description]:
     if kind == "protocols":
         from polyptych.protocols.catalog import PROTOCOLS
 
-        return [Description(protocol.id, protocol.summary, protocol.source) for protocol in PROTOCOLS.values()]
+        return [Summary(protocol.id, protocol.summary, protocol.source) for protocol in PROTOCOLS.values()]
     catalog: Catalog[Component] = Catalog(kind.removesuffix("s"), f"polyptych.{kind}")
     return [catalog.describe(name) for name in catalog.names()]

@@ -1,4 +1,4 @@
-"""Paint every task of your own images, videos, camera: polyptych predict RUN|MODEL.onnx INPUT... [--out DIR]"""
+"""Predict every task on your own images, videos or a camera: polyptych predict RUN|MODEL.onnx INPUT... [--out DIR]"""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ class Arguments:
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Images, videos, folders of them, or camera:0."""
     out: Path = Path("predictions")
-    """Folder that receives what is written: pictures of images, NAME_panels.mp4 of videos."""
+    """Output folder: pictures for images, NAME_panels.mp4 for videos."""
     recursive: bool = False
-    """Also take what lies in folders within folders."""
+    """Also search subfolders."""
     frames: int = 0
-    """The most that are taken of every video or camera; 0 takes all. Ctrl-C also stops a camera."""
+    """Maximum number of frames per video or camera (0: no limit). Ctrl-C also stops a camera."""
 
     arrays: bool = False
     """Also write raw arrays (.npy): class ids, meters, unit vectors, probabilities, keypoints."""
     maps: bool = False
     """Also write 16-bit PNGs: depth in millimeters, class ids, probabilities."""
     overlay: bool = False
-    """Also write every task laid over the image."""
+    """Also write each task overlaid on the image."""
     opacity: float = 0.6
-    """Of overlays, 0 to 1."""
+    """Opacity of overlays, from 0 (image only) to 1 (prediction only)."""
     points: bool = False
-    """Also write a colored point cloud (.ply) from depth, with normals where they are predicted."""
+    """Also write a colored point cloud (.ply) from depth, with normals if they are predicted."""
     intrinsics: tuple[float, float, float, float] | None = None
-    """FX FY CX CY of the camera in pixels of the image, for --points."""
+    """Camera intrinsics FX FY CX CY in image pixels, for --points."""
     field_of_view: float | None = None
-    """Instead: degrees from the left to the right border of the image; 60 if nothing is said."""
+    """Horizontal field of view in degrees, in place of --intrinsics (default: 60)."""
 
     size: tuple[int, int] | None = None
-    """Height and width that the network works at; by default that of its training."""
+    """Height and width of the network input (default: the training size)."""
     native: bool = False
-    """Work at each image's own size."""
+    """Run each image at its own size."""
     flip: bool = False
-    """Average with the prediction of the mirror image."""
+    """Average with the prediction for the mirrored image."""
     scales: tuple[float, ...] = (1.0,)
-    """Average over these enlargements of the image, for instance 0.75 1 1.25."""
+    """Average predictions over these image scales, for example 0.75 1 1.25."""
     tile: tuple[int, int] | None = None
-    """Height and width of a sliding window; without --size the image keeps its own size."""
+    """Height and width of a sliding window; without --size, the image keeps its own size."""
     overlap: float = 0.25
-    """Least share of the window that two neighbors have in common; they are blended smoothly."""
+    """Minimum overlap of neighboring windows, as a fraction of the window; overlaps are blended smoothly."""
     batch: int = 1
     """Images (or windows) per pass of the network."""
 
     weights: Literal["", "last", "best"] = ""
-    """Weights of a run; empty takes what the run selects."""
+    """Weights of a run (default: those the run selected)."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ...; of a run."""
+    """Device for a run: auto, cpu, cuda, cuda:1, ..."""
 
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "predict")
-    from polyptych.prediction.outputs import Outputs
+    from polyptych.prediction.scene import Outputs
     from polyptych.prediction.pipeline import predict as predict_inputs
     from polyptych.prediction.predictor import Inference
 

@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds, memory and time of a network: polyptych profile RECIPE|RUN [--size 288 384] ..."""
+"""Count parameters and multiply-adds, measure memory and time: polyptych profile RECIPE|RUN [--size 288 384] ..."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ options that they bring:
 @dataclass(frozen=True)
 class Arguments:
     dataset: Dataset.Config
-    """What says how many classes there are."""
+    """Dataset, which defines the number of classes."""
     backbone: Backbone.Config
-    """What extracts features."""
+    """Backbone, which extracts features."""
     encoder: Encoder.Config
-    """How features are shared."""
+    """Encoder: how features are shared."""
     decoder: Decoder.Config
-    """How predictions are refined."""
+    """Decoder: how predictions are refined."""
     size: tuple[int, int] | None
     """Height and width of the image."""
     device: str
     """auto, cpu, cuda, cuda:1, ..."""
     precision: Literal["float32", "bfloat16", "float16"]
-    """Of the network under autocast."""
+    """Numeric precision of the network under autocast."""
     batch_size: int = 1
-    """Images for which memory is measured."""
+    """Batch size for which memory is measured."""
     training: bool = True
     """Also measure the memory of a training step."""
     repeats: int = 20
-    """Timed runs."""
+    """Number of timed passes."""
     seconds: float = 10.0
-    """About how long latency and throughput are each measured at most."""
+    """Approximate time limit, in seconds, for measuring latency and throughput each."""
     depth: int = 3
-    """Levels of the module tree; -1 is all of them."""
+    """Number of module tree levels to print (-1: all)."""
     json: Path | None = None
-    """File that receives everything as JSON; - prints that instead of the tables."""
+    """Output file for all results as JSON; - prints the JSON in place of the tables."""
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Write the report of a run again, without measuring anything: polyptych report RUN"""
+"""Rewrite the report of a run without measuring anything again: polyptych report RUN"""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "report")
+    from polyptych.folder_lock import hold
     from polyptych.reports.page import write_report
 
-    print(write_report(options.folder))
+    with hold(options.folder):
+        print(write_report(options.folder))

@@ -1,4 +1,4 @@
-"""Go on with a run that was interrupted, exactly as if nothing had happened: polyptych resume RUN"""
+"""Resume an interrupted run exactly where it left off: polyptych resume RUN"""
 
 from __future__ import annotations
 

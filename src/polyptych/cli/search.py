@@ -3,32 +3,72 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import tyro
 
 from polyptych.cli._parsing import parse, take
+from polyptych.comparison.runner import Where
 from polyptych.errors import InputError
-
-if TYPE_CHECKING:
-    from polyptych.search.settings import Search
+from polyptych.run import Run
+from polyptych.search.procedure.settings import Search
+from polyptych.search.space.budget import HELP
 
 SLOTS = ("dataset", "backbone", "decoder", "balancer")
 
-NOTE = """polyptych search RECIPE: trains a supermodel, ranks policies on it, trains the best and the baselines, and
-writes search.html and search.md. The same command goes on where it was stopped. Also:
-polyptych search resume FOLDER: goes on with a search;
+NOTE = f"""Trains a supermodel, ranks policies on it, trains the best ones and the baselines, and writes search.html and
+search.md. The same command continues where it was stopped. There are also:
+polyptych search resume FOLDER: continue a search;
 polyptych search inspect POLICY [--png FILE]: who shares what, as text and as a picture;
-polyptych search report FOLDER: writes the report again.
+polyptych search report FOLDER: write the report again.
 
---out DIR: folder of the search (searches/RECIPE);
---seeds N: seeds 0 to N-1 of every network, or a list, 4,7 (1);
---budget: {budget}
-Options of the search:
-{options}
+The budget: {" ".join(HELP.split())}
 
---dataset, --backbone, --decoder, --balancer NAME and --tasks A,B change the recipe. All other options are those of
-`polyptych train` and hold for every network that is trained:"""
+--dataset, --backbone, --decoder, --balancer NAME and --tasks A,B change the recipe. The options of `polyptych train`
+hold for every network that is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Run, Search):
+    """The options of a search and of the runs that it makes."""
+
+    out: Path | None = None
+    """Folder of the search; searches/RECIPE by default."""
+    seeds: str = "1"
+    """Seeds of every network: N stands for 0 to N-1; or a list, for instance 4,7."""
+    on: Where = "local"
+    """Where networks are trained: local, one process per device here; ray, one Ray task per run."""
+
+    def __post_init__(self) -> None:
+        """Run and Search check their own parts when these are taken out."""
+
+    def part(self, kind: type[Any]) -> Any:
+        """The options of one of the two."""
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
+
+
+@dataclass(frozen=True)
+class ResumeArguments:
+    folder: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Folder of the search."""
+    on: Where = "local"
+    """Where networks are trained: local, one process per device here; ray, one Ray task per run."""
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    folder: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Folder of the search."""
+
+
+@dataclass(frozen=True)
+class InspectArguments:
+    policy: tyro.conf.Positional[tuple[str, ...]] = ()
+    """A policy file."""
+    png: Path | None = None
+    """Where the picture goes; beside the policy file by default."""
 
 
 def main(arguments: list[str]) -> None:
@@ -38,108 +78,62 @@ def main(arguments: list[str]) -> None:
         return
     from polyptych.cli.compare import seeds
     from polyptych.recipes._catalog import load, names
-    from polyptych.run import Run, with_components, with_tasks
-    from polyptych.search.settings import Search
+    from polyptych.run import with_components, with_tasks
 
-    of_search = {field.name.replace("_", "-") for field in dataclasses.fields(Search)}
-    if clash := of_search & {field.name.replace("_", "-") for field in dataclasses.fields(Run)}:
-        raise TypeError(f"options of both a search and a run: {clash}")
-    chosen, rest = take(arguments, {*SLOTS, *of_search, "tasks", "seeds", "out"})
+    chosen, rest = take(arguments, {*SLOTS, "tasks"})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if recipe is None and not {"-h", "--help"} & set(rest):
         raise InputError("polyptych search", "no recipe", f"a recipe ({', '.join(names())}), resume, inspect or report",
                          "for instance `polyptych search rooms --budget flops=1.5x`")
-    run = load(recipe or "rooms")()
-    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
+    run = with_components(load(recipe or "rooms")(), {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     if "tasks" in chosen:
         run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
-    choices = _choices({name: value for name, value in chosen.items() if name in of_search})
-    run = parse(Run, rest, "search", default=run, note=_note())
-    from polyptych.search.procedure import search
+    options = parse(Arguments, rest, "search", note=NOTE, default=Arguments(**{
+        field.name: getattr(run, field.name) for field in dataclasses.fields(Run)}))
+    run, choices = options.part(Run), options.part(Search)
+    from polyptych.search.procedure.searching import search
 
-    out = Path(chosen.get("out", Path("searches") / (run.recipe or "run")))
-    _show(search(run, choices, out, tuple(seeds(chosen.get("seeds", "1")))))
-
-
-def _choices(given: dict[str, str]) -> Search:
-    """The options of a search from their texts."""
-    from polyptych.search.settings import Search
-
-    baselines = given.pop("baselines", None)
-    words = [word for name, value in given.items() for word in _words(name, value)]
-    found = parse(Search, words, "search")
-    if baselines is None:
-        return found
-    return dataclasses.replace(found, baselines=tuple(filter(None, baselines.replace("none", "").split(","))))
-
-
-def _words(name: str, value: str) -> list[str]:
-    if name == "skip":  # tyro has --skip and --no-skip for what is yes or no
-        if value not in ("yes", "no", "True", "False", "true", "false"):
-            raise InputError("--skip", f"'{value}'", "yes or no", "for instance --skip no")
-        return ["--skip" if value.lower() in ("yes", "true") else "--no-skip"]
-    return [f"--{name}", value]
-
-
-def _note() -> str:
-    """The help, with the options of a search as their docstrings state them."""
-    import ast
-    import inspect
-
-    from polyptych.search import settings
-    from polyptych.search.budget import HELP
-
-    body: list[Any] = next(node for node in ast.parse(inspect.getsource(settings)).body
-                           if isinstance(node, ast.ClassDef)).body
-    lines = []
-    for field, text in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            name, default = ast.unparse(field.target).replace("_", "-"), ast.unparse(field.value) if field.value else ""
-            default = ",".join(settings.BASELINES) if name == "baselines" else default.strip("'")
-            lines.append(f"--{name}: {' '.join(str(text.value.value).split())} ({default})")
-    return NOTE.format(budget=" ".join(HELP.split()), options="\n".join(lines))
-
-
-
-
-def _folder(arguments: list[str], command: str) -> Path:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise InputError(f"polyptych search {command}", " ".join(arguments) or "nothing", "the folder of a search",
-                         f"for instance `polyptych search {command} searches/rooms`")
-    return Path(arguments[0])
+    out = options.out or Path("searches") / (run.recipe or "run")
+    _show(search(run, choices, out, tuple(seeds(options.seeds)), on=options.on))
 
 
 def _resume(arguments: list[str]) -> None:
-    folder = _folder(arguments, "resume")
-    from polyptych.search.procedure import resume
+    options = parse(ResumeArguments, arguments, "search")
+    folder = _one(options.folder, "resume", "the folder of a search", "searches/rooms")
+    from polyptych.search.procedure.searching import resume
 
-    _show(resume(folder))
+    _show(resume(folder, on=options.on))
 
 
 def _report(arguments: list[str]) -> None:
-    folder = _folder(arguments, "report")
-    from polyptych.reports.search import write_search_report
+    options = parse(ReportArguments, arguments, "search")
+    folder = _one(options.folder, "report", "the folder of a search", "searches/rooms")
+    from polyptych.search.report.page import write_search_report
 
     _show(write_search_report(folder))
 
 
 def _inspect(arguments: list[str]) -> None:
-    chosen, rest = take(arguments, {"png"})
-    if len(rest) != 1 or rest[0].startswith("-"):
-        raise InputError("polyptych search inspect", " ".join(rest) or "nothing", "a policy file",
-                         "for instance `polyptych search inspect searches/rooms/policies/shared.json`")
-    from polyptych.reports.sharing import tree_lines, write_png
-    from polyptych.search.policy import Policy
+    options = parse(InspectArguments, arguments, "search")
+    path = _one(options.policy, "inspect", "a policy file", "searches/rooms/policies/shared.json")
+    from polyptych.search.report.sharing import tree_lines, write_png
+    from polyptych.search.space.policy import Policy
 
-    path = Path(rest[0])
     policy = Policy.read(path)
     how = policy.compilation
     print(f"{path.name}: space {policy.space}, {len(policy.units)} units ({how.granularity}), graph {policy.graph}"
-          + (", norms of every task's own" if policy.norms == "task" else ""))
+          + (", separate norms for every task" if policy.norms == "task" else ""))
     print("\n".join(tree_lines(policy)))
-    picture = Path(chosen.get("png", path.with_suffix(".png")))
+    picture = options.png or path.with_suffix(".png")
     write_png(policy, picture, path.stem)
     print(picture)
+
+
+def _one(words: tuple[str, ...], command: str, needs: str, example: str) -> Path:
+    if len(words) != 1:
+        raise InputError(f"polyptych search {command}", " ".join(words) or "nothing", needs,
+                         f"for instance `polyptych search {command} {example}`")
+    return Path(words[0])
 
 
 def _show(report: Path) -> None:

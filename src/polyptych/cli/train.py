@@ -1,4 +1,4 @@
-"""Train, test and report a recipe: polyptych train RECIPE [--encoder NAME] [--tasks A,B] [--steps N] ..."""
+"""Train a recipe, test it, write its report: polyptych train RECIPE [--encoder NAME] [--tasks A,B] [--steps N] ..."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from polyptych.errors import InputError
 
 SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
 
-NOTE = """These name things, and come before the options that they bring:
---out DIR: folder of the run, which must not exist yet (runs/RECIPE);
+NOTE = """These choose components, whose own options then become available:
+--out DIR: folder for the run, which must not exist yet (default: runs/RECIPE);
 --dataset, --backbone, --encoder, --decoder, --balancer NAME: another component (see `polyptych list`);
---tasks A,B,...: what is predicted; NAME:KIND for a task with a name of its own, for instance material:semseg;
---from RUN: in place of a recipe, the choices of an earlier run (a folder or its run.json)."""
+--tasks A,B,...: tasks to predict; NAME:KIND gives a task a name of its own, for example material:semseg;
+--from RUN: start from the settings of an earlier run (a folder or its run.json) in place of a recipe."""
 
 
 def main(arguments: list[str]) -> None:
     from polyptych.recipes._catalog import load, names
     from polyptych.run import Run, read_run, with_components, with_tasks
-    from polyptych.training import train as train_run
 
     chosen, rest = take(arguments, {*SLOTS, "tasks", "from", "out"})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -31,4 +30,6 @@ def main(arguments: list[str]) -> None:
     if "tasks" in chosen:
         run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
     run = parse(Run, rest, "train", default=run, note=NOTE)
+    from polyptych.training import train as train_run
+
     train_run(run, Path(chosen.get("out", Path("runs") / (run.recipe or "run"))))

@@ -1,4 +1,4 @@
-"""Look at predictions in a browser, on this machine only: polyptych view RUN|MODEL.onnx [MORE] [--port PORT]"""
+"""View predictions in the browser, on this machine only: polyptych view RUN|MODEL.onnx [MORE] [--port PORT]"""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Arguments:
     models: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or models that `polyptych export` wrote; the page switches between them."""
     port: int = 0
-    """Port of 127.0.0.1; 0 takes a free one."""
+    """Port on 127.0.0.1 (0: any free port)."""
     limit: int = 32
-    """MiB of an image file, at most."""
+    """Maximum size of an image file, in MiB."""
     browser: bool = True
-    """Open the page in the browser, where this runs in a terminal."""
+    """Open the page in the browser when started from a terminal."""
     flip: bool = False
-    """Average with the prediction of the mirror image."""
+    """Average with the prediction for the mirrored image."""
     weights: Literal["", "last", "best"] = ""
-    """Weights of runs; empty takes what each run selects."""
+    """Weights of runs (default: those each run selected)."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ...; of runs."""
+    """Device for runs: auto, cpu, cuda, cuda:1, ..."""
 
 
 def main(arguments: list[str]) -> None:

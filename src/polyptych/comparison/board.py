@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
@@ -12,8 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from polyptych.comparison.plan import Plan
+from polyptych.comparison.grid import Entry
 from polyptych.comparison.progress import Progress, State, time_left
+from polyptych.reports.tables import duration
 
 STYLES: dict[State, str] = {"waiting": "dim", "training": "bold cyan", "testing": "cyan", "finished": "green",
                             "failed": "bold red"}
@@ -23,14 +25,14 @@ LOOK_EVERY = 0.4  # seconds between two looks at the runs
 
 
 class Board:
-    """Shows :class:`Progress` of every run of a plan.
+    """Shows :class:`Progress` of every run.
 
     Args:
         at_once: how many runs go side by side, for the time left.
     """
 
-    def __init__(self, plan: Plan, at_once: int = 1, stream: TextIO | None = None):
-        self.runs = [Progress(entry, "finished" if entry.finished else "waiting") for entry in plan.entries]
+    def __init__(self, entries: Sequence[Entry], at_once: int = 1, stream: TextIO | None = None):
+        self.runs = [Progress(entry, "finished" if entry.finished else "waiting") for entry in entries]
         self.at_once = at_once
         self.console = Console(file=stream or sys.stderr, highlight=False)
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
@@ -131,11 +133,3 @@ def _bar(run: Progress) -> Table:
 def _headlines(run: Progress) -> list[str]:
     tasks = run.entry.method.run.tasks
     return [f"{name} {tasks[name].owner.headline} {value:.4g}" for name, value in run.validation.items()]
-
-
-def duration(seconds: float) -> str:
-    """``2 h 5 min``, ``3 min``, ``20 s``."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyptych.comparison.plan import Entry, Method, first_difference, refuse_repeats
+from polyptych.comparison.grid import Entry, Method, refuse_repeats
 from polyptych.comparison.results import Finished, refuse_other_protocols
 from polyptych.comparison.specification import spell
 from polyptych.errors import InputError
+from polyptych.record import first_difference
 from polyptych.run import Run, read_run
 
 WITHOUT_EFFECT = ("loading", "monitoring")  # on what is learned

@@ -83,7 +83,7 @@ class _Going:
                                        stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:  # it ended at once; its code says so
-            process.stdin.write(Request.of(entry.run, entry.folder, parent=os.getpid()).to_json())
+            process.stdin.write(Request.of(entry, parent=os.getpid()).to_json())
         progress.state = "training"
         return _Going(progress, process, log_start)
 

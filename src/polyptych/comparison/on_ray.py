@@ -69,7 +69,7 @@ def run_all(board: Board) -> None:
     board.at_once = side_by_side(request, nodes)
     # max_calls: a worker process ends with its run, which gives all memory back.
     task = ray.remote(max_retries=RETRIES, max_calls=1, **request)(_train)
-    going = {task.remote(Request.of(run.entry.run, run.entry.folder)): run
+    going = {task.remote(Request.of(run.entry)): run
              for run in board.runs if run.state == "waiting"}
     logs = {run.entry.folder: _size(run.entry.folder / LOG) for run in going.values()}
     while going:

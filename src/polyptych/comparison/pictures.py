@@ -12,16 +12,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from polyptych.datasets._base import Dataset
+from polyptych.prediction.examples import example_images
 from polyptych.prediction.predictor import load
 from polyptych.reports.panels import Picture, banner, cell_size, contact_sheet, strip
-from polyptych.run import Run, read_run
+from polyptych.run import read_run
 
 MOST = 4  # images; the page must stay a file that one can send
 
 
 @dataclass(frozen=True)
-class Cell:
+class ExamplePicture:
     """One picture of the page; ``alt`` says it in words."""
 
     picture: UInt8[np.ndarray, "h w 3"]
@@ -44,8 +44,8 @@ class Example:
     """One test image: the input, and rows of pictures by task, the truth first."""
 
     id: str
-    image: Cell
-    rows: dict[str, dict[str, Cell]]
+    image: ExamplePicture
+    rows: dict[str, dict[str, ExamplePicture]]
 
     @property
     def crisp(self) -> bool:
@@ -68,8 +68,10 @@ def examples(folders: dict[str, Path], most: int = MOST) -> list[Example]:
         folders: a finished run for each label; all have the same data and tasks.
     """
     first = read_run(next(iter(folders.values())))[0]
-    dataset = first.build_dataset("test")
-    found = [_truth(dataset, position, first) for position in _positions(len(dataset), most, first)]
+    number = min(most, first.monitoring.examples or most)  # those that the run's own report shows too
+    found = [Example(example.id, ExamplePicture(example.image, f"test image {example.id}"),
+                     {"truth": _cells(example.truth, "truth", example.id)})
+             for example in example_images(first, number)]
     for label, folder in folders.items():
         predictor = load(folder, device="cpu")
         for example in found:
@@ -78,24 +80,13 @@ def examples(folders: dict[str, Path], most: int = MOST) -> list[Example]:
     return found
 
 
-def _positions(length: int, most: int, run: Run) -> list[int]:
-    """Of images that the run's own report shows too, where it shows as many."""
-    number = min(most, run.monitoring.examples or most, length)
-    return [index * length // number for index in range(number)]
+def has_weights(folder: Path) -> bool:
+    """Whether the run's network is still there; one with a record may have been pruned."""
+    return any((folder / "checkpoints").glob("*.safetensors")) and (folder / "run.json").exists()
 
 
-def _truth(dataset: Dataset, position: int, run: Run) -> Example:
-    sample = dataset.read(position)
-    image = sample.image.permute(1, 2, 0).numpy()
-    tasks = run.build_tasks(dataset.labels)
-    painted = {name: tasks[name].paint_target(target, sample.valid[name], image)
-               for name, target in sample.target.items()}
-    return Example(sample.info.id, Cell(image, f"test image {sample.info.id}"),
-                   {"truth": _cells(painted, "truth", sample.info.id)})
-
-
-def _cells(painted: dict[str, np.ndarray], label: str, image: str) -> dict[str, Cell]:
-    return {task: Cell(picture, f"{task}, {label}, image {image}") for task, picture in painted.items()}
+def _cells(painted: dict[str, np.ndarray], label: str, image: str) -> dict[str, ExamplePicture]:
+    return {task: ExamplePicture(picture, f"{task}, {label}, image {image}") for task, picture in painted.items()}
 
 
 def write_examples(found: Sequence[Example], out: Path) -> list[Path]:

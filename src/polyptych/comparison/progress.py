@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from polyptych.comparison.plan import Entry
+from polyptych.comparison.grid import Entry
 
 State = Literal["waiting", "training", "testing", "finished", "failed"]
 TAIL = 1 << 16  # bytes at the end of a log that surely hold its latest lines

@@ -1,4 +1,4 @@
-"""The arithmetic of a comparison: means with intervals over seeds, delta_mtl, and mean rank.
+"""The arithmetic of a comparison: means with intervals over seeds, delta_mtl, tests, groups, and ranks.
 
 **Interval.** Seeds are few, so a mean over n of them comes with Student's t: half the width of the two-sided 95 %
 confidence interval is ``t(0.975, n - 1) * s / sqrt(n)`` with the sample deviation ``s``. It covers the true mean in
@@ -11,6 +11,22 @@ lower is better and S the single-task reference. In percent, higher is better. I
 compared with the reference of the same seed, which saw the same images in the same order, and mean and interval are
 taken over these differences.
 
+**Test.** A row differs from the reference if the mean of its paired differences is not 0 by Student's t test. A table
+of many rows would find such differences by chance, so the p values are corrected together by Holm's step-down procedure
+(Scandinavian Journal of Statistics 6, 1979): whatever the truth, the probability of a single false finding in the whole
+table is at most 5 %.
+
+**Groups.** Rows that share a letter cannot be told apart. All pairs are compared by Tukey's test in a design with seeds
+as blocks: the spread of rows around their seed's level is pooled over the table, which makes it known better than from
+the few seeds of two rows, but takes it to be alike in all rows.
+
+**Smallest difference.** What a table fails to show need not be absent. With the spread that it found, the test shows a
+true difference of this size in four of five repetitions.
+
+**Images.** Seeds say nothing about other test images. The deviation over resampled test sets
+(:mod:`polyptych.metrics._resampling`) says how far the mean difference would move if other images had been collected,
+and is printed beside the interval over seeds.
+
 **Mean rank.** For each task the rows of the table are ranked by their mean headline (1 is best, ties share the
 average of their ranks); the mean over tasks depends on which rows are in the table, so it is never compared across
 tables.
@@ -21,11 +37,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
+POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,11 @@ class Estimate:
     mean: float
     half_width: float | None
     by_seed: dict[int, float]
+
+    @property
+    def spans_zero(self) -> bool:
+        """The interval holds 0, or there is none: the sign may be chance."""
+        return self.half_width is None or not abs(self.mean) > self.half_width
 
     @staticmethod
     def of(by_seed: Mapping[int, float]) -> Estimate:
@@ -72,6 +96,96 @@ def delta_mtl(values: Mapping[str, float], reference: Mapping[str, float],
     """The mean of :func:`deltas` over tasks, in percent, higher is better."""
     by_task = deltas(values, reference, higher_is_better)
     return math.fsum(by_task.values()) / len(by_task)
+
+
+def p_value(differences: Sequence[float]) -> float | None:
+    """Of the two-sided t test that the mean of paired differences is 0; None for fewer than two, or one that is not a
+    number."""
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+        return None
+    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    if deviation == 0:
+        return 1.0 if mean == 0 else 0.0
+    n = len(differences)
+    return float(2 * stats.t.sf(abs(mean) / deviation * math.sqrt(n), n - 1))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p values corrected for being several: the k-th smallest of m is multiplied by m - k + 1, and none is smaller
+    than one before it. What is None stays, and does not count."""
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[index] = largest
+    return corrected
+
+
+def smallest_detectable(differences: Sequence[Sequence[float]], confidence: float = CONFIDENCE,
+                        power: float = POWER) -> float | None:
+    """The mean difference that the strictest step of Holm's procedure finds with that probability.
+
+    Args:
+        differences: of every row to the reference, by seed; the deviation is pooled over rows.
+    """
+    rows = [row for row in differences if len(row) > 1 and all(map(math.isfinite, row))]
+    if not rows:
+        return None
+    n = min(map(len, rows))
+    deviation = math.sqrt(float(np.mean([np.var(row, ddof=1) for row in rows])))
+    critical = stats.t.ppf(1 - (1 - confidence) / (2 * len(rows)), n - 1)
+
+    def lacking(shift: float) -> float:
+        """Of the power at that many standard errors; the far tail adds nothing."""
+        return power - float(stats.nct.sf(critical, n - 1, shift))
+
+    shift = optimize.brentq(lacking, 0, 10 * critical)
+    return float(shift * deviation / math.sqrt(n))
+
+
+def groups(table: Sequence[Mapping[int, float]], confidence: float = CONFIDENCE) -> list[str]:
+    """Letters for every row: two rows that share one cannot be told apart (``a`` holds the highest mean).
+
+    Args:
+        table: for every row its values by seed. Only seeds that all rows have are used; no letters where there are
+            fewer than two rows or seeds.
+    """
+    seeds = [seed for seed in (table[0] if table else ()) if all(seed in row for row in table)]
+    values = np.array([[row[seed] for seed in seeds] for row in table], dtype=float)
+    if len(table) < 2 or len(seeds) < 2 or not np.isfinite(values).all():
+        return [""] * len(table)
+    rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+    freedom = (len(table) - 1) * (len(seeds) - 1)
+    error = math.sqrt(float((rest**2).sum()) / freedom / len(seeds))
+    limit = _tukey(confidence, len(table), freedom) * error
+    means = values.mean(1)
+    order = np.argsort(-means, kind="stable")
+    letters, last = [""] * len(table), -1
+    name = iter(ascii_lowercase + ascii_uppercase)
+    for start in range(len(order)):
+        # The rows from this one on that are near enough; a group within the one before it is not news.
+        end = max(place for place in range(start, len(order)) if means[order[start]] - means[order[place]] <= limit)
+        if end > last:
+            letter, last = next(name, "?"), end
+            for place in range(start, end + 1):
+                letters[order[place]] += letter
+    return letters
+
+
+@cache
+def _tukey(confidence: float, rows: int, freedom: int) -> float:
+    """How many standard errors the range of so many means may take; an integral that takes a good part of a second."""
+    return float(stats.studentized_range.ppf(confidence, rows, freedom))
+
+
+def ranks(values: Sequence[float], higher_is_better: bool) -> list[float]:
+    """The rank of every value, 1 is best, ties share; NaN for what is not finite."""
+    found = np.full(len(values), math.nan)
+    whole = [index for index, value in enumerate(values) if math.isfinite(value)]
+    if whole:
+        found[whole] = stats.rankdata([(-1 if higher_is_better else 1) * values[index] for index in whole])
+    return [float(rank) for rank in found]
 
 
 def mean_ranks(table: Sequence[Mapping[str, float]], higher_is_better: Mapping[str, bool]) -> list[float]:

@@ -5,32 +5,26 @@ A process per run gives all memory back, and a run that crashes takes nothing wi
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from polyptych.comparison.grid import Entry
+from polyptych.comparison.records import Record
 from polyptych.errors import InputError
+from polyptych.folder_lock import hold
 from polyptych.record import decode, encode
-from polyptych.reports.examples import write_examples
-from polyptych.reports.page import write_report
 from polyptych.run import Run
-from polyptych.training import train
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two processes apart there
-    fcntl = None  # type: ignore[assignment]
+from polyptych.training import NOT_FINITE, measure_splits, train
 
 LOG = "worker.log"
-LOCK = "training.lock"
 PATIENCE = 20.0  # seconds that a killed process may take to let go of its folder
 
 
@@ -43,25 +37,33 @@ class Request:
         run: the encoded :class:`polyptych.run.Run`.
         arguments: the command line that asked for the comparison, for the run's record.
         parent: the worker dies with this process; 0 for none.
+        record, trial, keep, network, balancer: as in :class:`polyptych.comparison.grid.Entry` and its method.
     """
 
     folder: str
     run: dict[str, Any]
     arguments: tuple[str, ...] = ()
     parent: int = 0
+    record: str | None = None
+    trial: bool = False
+    keep: bool = True
+    network: str = ""
+    balancer: str = ""
 
     @staticmethod
-    def of(run: Run, folder: Path, parent: int = 0, arguments: Sequence[str] | None = None) -> Request:
-        arguments = sys.argv[1:] if arguments is None else arguments
-        return Request(str(folder.resolve()), encode(run), tuple(arguments), parent)
+    def of(entry: Entry, parent: int = 0) -> Request:
+        return Request(str(entry.folder.resolve()), encode(entry.run), tuple(sys.argv[1:]), parent,
+                       str(entry.record.resolve()) if entry.record else None, entry.trial, entry.keep,
+                       entry.method.network, entry.method.balancer)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
 
 def work(request: Request) -> None:
-    """Train, test and report the run, from its last checkpoint where it has one. What is done is not done again: a
-    run that was tested before it was stopped gets the rest of its report, and the test split is not touched again.
+    """Train, test and report the run, from its last checkpoint where it has one; a run with a record is recorded
+    instead of reported. What is done is not done again: a run that was tested before it was stopped gets the rest of
+    its report, and the test split is not touched again.
     ``sys.argv`` becomes the command that asked for the comparison, which is what the run records.
 
     Raises:
@@ -70,41 +72,45 @@ def work(request: Request) -> None:
     folder = Path(request.folder)
     folder.mkdir(parents=True, exist_ok=True)
     sys.argv[1:] = request.arguments
-    with lock(folder):
-        if (folder / "report.html").exists():
-            return
-        if (folder / "evaluation" / "test.json").exists():
+    run = decode(Run, request.run, "the planned run")
+    tested = folder / "evaluation" / "test.json"
+    with hold(folder, PATIENCE):
+        if request.record is not None:
+            _record(request, run, folder, Path(request.record))
+        elif not tested.exists():
+            train(run, folder, resume=True)
+        elif not (folder / "report.html").exists():
+            from polyptych.prediction.examples import write_examples
+            from polyptych.reports.page import write_report
+
             write_examples(folder)
             write_report(folder)
-        else:
-            train(decode(Run, request.run, "the planned run"), folder, resume=True)
 
 
-@contextlib.contextmanager
-def lock(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold a run's folder; the operating system lets go of it when the process ends, however it ends.
-
-    A POSIX record lock, because children do not inherit it: loading processes that outlive a killed trainer by a
-    moment must not keep the folder.
-
-    Raises:
-        InputError: another process still holds it after ``patience`` seconds.
-    """
-    if fcntl is None:
-        yield
+def _record(request: Request, run: Run, folder: Path, path: Path) -> None:
+    """Leave the record; of the folder little else is kept."""
+    if path.exists():
         return
-    with open(folder / LOCK, "a") as file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise InputError(folder, "a folder in which another process is training", "a folder of its own",
-                                     "wait for that process, or stop it") from None
-                time.sleep(0.2)
-        yield
+    error = ""
+    if not (folder / "evaluation" / "test.json").exists():
+        try:
+            train(run, folder, resume=True, end=_untested if request.trial else _tested)
+        except InputError as failure:
+            if not (request.trial and failure.got == NOT_FINITE):
+                raise
+            error = f"{failure.got} at {failure.where}"  # such settings do not work, which is what was asked
+    Record.of_folder(folder, request.network, request.balancer, error).write(path)
+    if not request.keep:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _untested(folder: Path, say: Callable[[object], None]) -> Path:
+    return folder
+
+
+def _tested(folder: Path, say: Callable[[object], None]) -> Path:
+    measure_splits(folder, say)
+    return folder
 
 
 def die_with(parent: int) -> None:
@@ -120,7 +126,7 @@ def die_with(parent: int) -> None:
 def main() -> int:
     # The lines of stdin are one JSON object; nothing in it is executed.
     data = json.loads(sys.stdin.read())
-    request = Request(data["folder"], data["run"], tuple(data["arguments"]), data["parent"])
+    request = Request(**{**data, "arguments": tuple(data["arguments"])})
     if request.parent:
         die_with(request.parent)
     try:

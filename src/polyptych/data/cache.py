@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from polyptych.data.files import read_json
 from polyptych.data.loading import check
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
@@ -77,10 +78,10 @@ class CachedDataset(Dataset):
     """A dataset read from its decoded copy; made by :func:`cached`."""
 
     def __init__(self, dataset: Dataset, folder: Path):
-        self.labels, self.protocol = dataset.labels, dataset.protocol
+        self.labels, self.protocol, self.doubts = dataset.labels, dataset.protocol, dataset.doubts
         super().__init__(dataset.config, split=dataset.split, tasks=dataset.tasks)
         self._original = dataset
-        index = json.loads((folder / _INDEX).read_text())
+        index: dict[str, Any] = read_json(folder / _INDEX, "the index of a decoded copy of a dataset")
         self.folder = folder
         self._samples: list[dict[str, Any]] = index["samples"]
         self._size: tuple[int, int] = tuple(index["size"])
@@ -96,6 +97,9 @@ class CachedDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    def labelled(self, task: str) -> int:
+        return sum(task in sample.get("labels", ()) for sample in self._samples)
 
     def index_at(self, position: int, seed: int) -> int:
         return self._original.index_at(position, seed)

@@ -41,7 +41,8 @@ def check(sample: Sample, tasks: Mapping[str, Task]) -> None:
         valid = sample.valid[name]
         if tuple(valid.shape) != size:
             raise InputError(where, f"a label of {valid.shape[0]}x{valid.shape[1]} pixels",
-                             f"the size of its image, {size[0]}x{size[1]}", "resize the one or the other")
+                             f"the size of its image, {size[0]}x{size[1]} (height x width)",
+                             "resize the one or the other")
         if fault := tasks[name].fault(target, valid):
             raise InputError(where, fault, "values that the task allows",
                              "repair the file, or skip faulty samples")

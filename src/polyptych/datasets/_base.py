@@ -16,6 +16,11 @@ CATALOG: Catalog[Dataset] = Catalog("dataset", "polyptych.datasets")
 SPLITS = ("train", "val", "test")
 
 
+class EmptySplit(InputError):
+    """The data has no such split, for instance because nothing is to be held out for validation: no fault of the
+    files. Training then goes without validation, or ends without test numbers, and says so."""
+
+
 class Dataset(Component, ABC):
     """One split of a dataset, restricted to the tasks that are asked for.
 
@@ -25,6 +30,7 @@ class Dataset(Component, ABC):
         labels: what the dataset knows of each task it has labels for (all of them, not only those asked for).
         protocol: id of the protocol that numbers on this dataset belong to; numbers of different ids are never
             compared. It names everything that changes the numbers: classes, layout, native resolution.
+        doubts: what is no error and yet perhaps not meant, one line each; known without reading a sample.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -34,8 +40,12 @@ class Dataset(Component, ABC):
         def build(self, *, split: str, tasks: tuple[str, ...]) -> Dataset:
             """
             Raises:
+                EmptySplit: there is no such split.
                 InputError: files are missing or not as expected, or a task has no labels here.
             """
+            if split == "val" and getattr(self, "validation", None) == 0:
+                raise EmptySplit("--dataset.validation", "0, which holds no image out", "a share above 0",
+                                 "set it, for instance to 0.1, to have a validation split")
             return self.owner(self, split=split, tasks=tasks)
 
         def kinds(self) -> dict[str, str]:
@@ -44,6 +54,7 @@ class Dataset(Component, ABC):
 
     labels: dict[str, LabelInfo]
     protocol: str
+    doubts: tuple[str, ...] = ()
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
         self.config, self.split, self.tasks = config, split, tasks
@@ -62,6 +73,14 @@ class Dataset(Component, ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples; an endless dataset gives a large number."""
+
+    def labelled(self, task: str) -> int:
+        """How many of the samples have a label of a task, known without reading them; all, by default."""
+        return len(self)
+
+    def without_image(self, task: str) -> list[str]:
+        """Ids with a label of a task and no image in any split, as far as labels are listed."""
+        return []
 
     def index_at(self, position: int, seed: int) -> int:
         """The sample at ``position`` of the endless stream that training reads. It depends on nothing but its

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
+from polyptych.data.files import read_text
 from polyptych.errors import InputError
 from polyptych.record import decode
 
@@ -38,12 +39,11 @@ def read_toml(path: Path, needs: str) -> dict[str, Any]:
     Raises:
         InputError: it is missing or is not TOML; the message gives the line.
     """
+    if not path.exists():
+        raise InputError(path, "no such file", needs, "write it or correct the path")
+    text = read_text(path, needs)
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(path, "no such file", needs, "write it or correct the path") from None
-    except OSError as error:
-        raise InputError(path, f"an unreadable file ({error.strerror})", needs, "correct the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # of the syntax, and of numbers with thousands of digits
         said = " ".join(str(error).split())
         raise InputError(path, f"a file that is not TOML ({said})", needs, "correct it") from None

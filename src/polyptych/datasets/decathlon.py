@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from polyptych.data._files import read_color
+from polyptych.data.files import spelled
 from polyptych.data.order import shuffled
-from polyptych.datasets._base import Dataset
+from polyptych.data.pictures import read_color
+from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._decathlon.annotations import Annotated, Annotations, held_out, read_annotations
 from polyptych.datasets._decathlon.domains import DOMAINS, REFERENCE
-from polyptych.datasets._mixed.mixture import Mixture, checked_weights
+from polyptych.datasets._mixture import Mixture, checked_weights
 from polyptych.errors import InputError, nearest
 from polyptych.metrics.decathlon import decathlon_score
 from polyptych.types import LabelInfo, Sample, SampleInfo
@@ -77,6 +78,9 @@ class Decathlon(Dataset):
     def __len__(self) -> int:
         return len(self._mixture)
 
+    def labelled(self, task: str) -> int:
+        return len(self._images[task])
+
     def index_at(self, position: int, seed: int) -> int:
         return self._mixture.index_at(position, seed)
 
@@ -91,7 +95,7 @@ class Decathlon(Dataset):
         number, own = self._mixture.locate(index)
         domain = list(self._images)[number]
         item = self._images[domain][own]
-        image = read_color(self._folders[domain] / item.path)
+        image = read_color(spelled(self._folders[domain] / item.path))
         if self.config.match_statistics:
             image = matched(image, domain)
         size = (int(image.shape[1]), int(image.shape[2]))
@@ -111,9 +115,10 @@ class Decathlon(Dataset):
             kept = held_out(training.images, self.config.validation)
             images = tuple(image for image in training.images if (image.id in kept) == (self.split == "val"))
         if not images:
-            raise InputError(f"{self.split} split of {domain}", "no images",
-                             "at least one (val needs two training images of a class and a validation share above 0)",
-                             "check the annotation files, or leave the domain out")
+            kind = InputError if self.split == "train" else EmptySplit
+            raise kind(f"{self.split} split of {domain}", "no images",
+                       "at least one (val needs two training images of a class and a validation share above 0)",
+                       "check the annotation files, or leave the domain out")
         return images
 
     @staticmethod

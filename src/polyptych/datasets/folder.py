@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyptych.datasets._base import Dataset
-from polyptych.datasets._folder.arrays import read_image
-from polyptych.datasets._folder.description import Description, read_description
-from polyptych.datasets._folder.labels import Source
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from polyptych.data.arrays import read_array
+from polyptych.data.files import composed
+from polyptych.data.pictures import PICTURES, open_picture, read_color, require_size
+from polyptych.datasets._base import Dataset, EmptySplit
+from polyptych.datasets._folder.description import FolderSpec, read_description
+from polyptych.datasets._folder.labels import Source, require_readable
+from polyptych.datasets._folder.patterns import Pattern
 from polyptych.errors import InputError
 from polyptych.types import Sample, SampleInfo
 
@@ -42,7 +51,8 @@ class Folder(Dataset):
     :mod:`polyptych.datasets._folder.values` (depth, inverse_depth, edge_texture, keypoints2d) and
     :mod:`polyptych.datasets._folder.objects` (keypoints, classification).
 
-    Images of different sizes need ``--size``. OpenEXR is not read: convert it to .npy.
+    Images of different sizes need ``--size``. Pictures stand upright, as EXIF says that they were held, and labels are
+    expected to lie on them so. OpenEXR and polygons are not read; the message says how to convert them.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -67,32 +77,72 @@ class Folder(Dataset):
         where = f"{self.description.path}: splits"
         self.ids = self.description.splits.of(split, self.images, self.root, where)
         if not self.ids:
-            raise InputError(f"{where}.{split}", "no images", f"at least one ({len(self.images)} images were found)",
+            raise EmptySplit(f"{where}.{split}", "no images", f"at least one ({len(self.images)} images were found)",
                              f"give {split} a list or a share of them")
         self.sources = {task: self._open(task) for task in tasks}
+        self.doubts = tuple(doubt for task in tasks for doubt in self._doubts(task))
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def labelled(self, task: str) -> int:
+        return sum(map(self.sources[task].has, self.ids))
+
+    def without_image(self, task: str) -> list[str]:
+        """Ids that have a label of a task and no image. A file that fits the pattern of another label better is not one
+        of this task."""
+        source, others = self.sources[task], self._patterns(task)
+        own = self.description.tasks[task].patterns(self.description.where(task))
+        return [name for name in source.ids if name not in self.images and not any(
+            other.explains_better(pattern, self._below(source.files[name])) for other in others for pattern in own)]
+
     def read(self, index: int) -> Sample:
         name = self.ids[index]
-        image = read_image(self.images[name], self.description.image_key)
+        path = self.images[name]
+        image = read_image(path, self.description.image_key)
         size = (int(image.shape[1]), int(image.shape[2]))
         target, valid = {}, {}
         for task, source in self.sources.items():
             if source.has(name):
                 target[task], valid[task] = source.read(name, size)
+                require_size((int(valid[task].shape[0]), int(valid[task].shape[1])), size,
+                             source.files.get(name, self.description.where(task)), path)
         return Sample(image, target, valid, SampleInfo(name, size, size))
 
     def _find_images(self) -> dict[str, Path]:
-        """All images by id; label files that lie among them are none."""
-        pattern = self.description.image
-        others = [other for name, labels in self.description.tasks.items()
-                  for other in labels.patterns(self.description.where(name))]
-        found = pattern.find(self.root)
-        below = {name: os.path.relpath(path, self.root).replace(os.sep, "/") for name, path in found.items()}
-        return {name: path for name, path in found.items()
-                if not any(other.explains_better(pattern, below[name]) for other in others)}
+        """All images by id; label files that lie among them are none.
+
+        Raises:
+            InputError: there are none, or one is of a type that cannot be read.
+        """
+        pattern, others = self.description.image, self._patterns()
+        found = {name: path for name, path in pattern.find(self.root).items()
+                 if not any(other.explains_better(pattern, self._below(path)) for other in others)}
+        for path in found.values():
+            require_readable(path)
+        return found
+
+    def _patterns(self, but: str = "") -> list[Pattern]:
+        """Those of all labels, without those of one task."""
+        return [pattern for name, labels in self.description.tasks.items() if name != but
+                for pattern in labels.patterns(self.description.where(name))]
+
+    def _below(self, path: Path) -> str:
+        return composed(os.path.relpath(path, self.root).replace(os.sep, "/"))
+
+    def _doubts(self, task: str) -> Iterator[str]:
+        """What a user should know before training on a task, by counting."""
+        where, source, count = self.description.where(task), self.sources[task], self.labelled(task)
+        classes = self.labels[task].classes
+        if len(classes) == 1 and self.description.kinds[task] in ("semseg", "parts", "classification"):
+            yield (f"{where}: '{classes[0]}' is the only class, so that every prediction is right: name what is not "
+                   f"{classes[0]} as a class too, or make it a task of the kind saliency")
+        if count < len(self):
+            first = next(name for name in self.ids if not source.has(name))
+            orphans = self.without_image(task)
+            besides = f", labels without an image: {len(orphans)} ('{orphans[0]}')" if orphans else ""
+            yield f"{where}: {count} of {len(self)} images in {self.split} have a label; '{first}' has none{besides}"
+        yield from source.doubts
 
     def _open(self, task: str) -> Source:
         where = self.description.where(task)
@@ -106,7 +156,27 @@ class Folder(Dataset):
         return source
 
 
-def _described(config: Folder.Config) -> tuple[Path, Description]:
+def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
+    """RGB, from a picture (upright, as EXIF says that it is held) or from an array uint8 (h w 3) or (h w).
+
+    Raises:
+        InputError: the file cannot be read, or has more than eight bits.
+    """
+    if path.suffix.lower() in PICTURES:
+        with open_picture(path) as file:
+            if file.mode.startswith(("I", "F")):
+                raise InputError(path, f"a picture of mode {file.mode}", "eight bits per channel",
+                                 "convert the images to 8-bit PNG or JPEG")
+        return read_color(path)
+    array = read_array(path, key)
+    if array.ndim == 2:
+        array = np.stack([array] * 3, -1)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        raise InputError(path, f"{array.dtype} of shape {array.shape}", "an image as uint8 (h, w, 3)", "convert it")
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+
+
+def _described(config: Folder.Config) -> tuple[Path, FolderSpec]:
     """The folder of the data and what its description says."""
     if config.description is None and config.root is None:
         raise InputError("dataset folder", "neither a root nor a description", "a folder with dataset.toml, or a "

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polyptych.datasets._base import Dataset
-from polyptych.datasets._mixed.mixture import Mixture, checked_weights
+from polyptych.datasets._base import Dataset, EmptySplit
+from polyptych.datasets._mixture import Mixture, checked_weights
 from polyptych.datasets._toml import decode_toml, read_toml
 from polyptych.errors import InputError, nearest
 from polyptych.types import LabelInfo, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class MixtureSpec:
     """What the file of ``--dataset.description`` holds."""
 
     parts: dict[str, Dataset.Config]
@@ -74,22 +74,35 @@ class Mixed(Dataset):
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
         where, description = _describe(config)
-        offered = {name: _offered(where, name, part, split, description) for name, part in description.parts.items()}
+        offered = {name: _offered(where, name, part, description) for name, part in description.parts.items()}
         self.labels = _agreed(where, offered)
         super().__init__(config, split=split, tasks=tasks)
-        self.parts = {name: part.build(split=split, tasks=tuple(task for task in tasks if task in offered[name]))
-                      for name, part in description.parts.items()}
-        for name, part in self.parts.items():
-            if not len(part):
+        self.parts: dict[str, Dataset] = {}
+        for name, part in description.parts.items():
+            try:
+                self.parts[name] = part.build(split=split, tasks=tuple(t for t in tasks if t in offered[name]))
+            except EmptySplit:  # what the other parts have is measured
+                if split == "train":
+                    raise
+        if not self.parts:
+            raise EmptySplit(f"{where}: {split} split", "no part that has one", "at least one part with it",
+                             "set validation in one of the parts, or describe its splits")
+        for name, built in self.parts.items():
+            if not len(built):
                 raise InputError(f"{where}: part '{name}'", f"no samples in its {split} split", "at least one",
                                  "check its files and options")
         datasets = list(self.parts.values())
-        weights = checked_weights(description.weights, self.parts, where)
+        checked = checked_weights(description.weights, description.parts, where)
+        weights = [weight for name, weight in zip(description.parts, checked, strict=True) if name in self.parts]
         self._mixture = Mixture([len(part) for part in datasets], weights, [part.index_at for part in datasets])
+        self.doubts = tuple(f"part '{name}': {doubt}" for name, part in self.parts.items() for doubt in part.doubts)
         self.protocol = f"mixed({'+'.join(part.protocol for part in datasets)})"
 
     def __len__(self) -> int:
         return len(self._mixture)
+
+    def labelled(self, task: str) -> int:
+        return sum(part.labelled(task) for part in self.parts.values() if task in part.tasks)
 
     def index_at(self, position: int, seed: int) -> int:
         return self._mixture.index_at(position, seed)
@@ -102,7 +115,7 @@ class Mixed(Dataset):
         return dataclasses.replace(sample, info=dataclasses.replace(sample.info, id=f"{name}/{sample.info.id}"))
 
 
-def _describe(config: Mixed.Config) -> tuple[str, Description]:
+def _describe(config: Mixed.Config) -> tuple[str, MixtureSpec]:
     """The place for messages, and the parts from wherever they are given."""
     if config.description is not None:
         where = str(config.description)
@@ -110,10 +123,10 @@ def _describe(config: Mixed.Config) -> tuple[str, Description]:
             raise InputError(f"description of mixed ({where})", "both a file and options", "one of them",
                              "move the options into the file")
         tables = read_toml(config.description, "a TOML file with a table for each part")
-        description = decode_toml(Description, tables, config.description)
+        description = decode_toml(MixtureSpec, tables, config.description)
     else:
         where = "dataset mixed"
-        description = Description(parts=config.parts, weights=config.weights, tasks=config.tasks)
+        description = MixtureSpec(parts=config.parts, weights=config.weights, tasks=config.tasks)
     if not description.parts:
         raise InputError(f"{where}: parts", "none", "at least one dataset",
                          "describe them in a TOML file, for instance [parts.a] with name = \"rooms\", and pass it as "
@@ -125,10 +138,9 @@ def _describe(config: Mixed.Config) -> tuple[str, Description]:
     return where, description
 
 
-def _offered(where: str, name: str, part: Dataset.Config, split: str,
-             description: Description) -> Mapping[str, LabelInfo]:
+def _offered(where: str, name: str, part: Dataset.Config, description: MixtureSpec) -> Mapping[str, LabelInfo]:
     """What a part has labels for, as far as it is used."""
-    labels = part.build(split=split, tasks=()).labels
+    labels = part.build(split="train", tasks=()).labels
     used = description.tasks.get(name, tuple(labels))
     for task in used:
         if task not in labels:

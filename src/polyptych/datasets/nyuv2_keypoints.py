@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyptych.data._files import files_by_stem, picture_size, read_color, read_lines, read_npy, require_files
-from polyptych.datasets._base import Dataset
+from polyptych.data.arrays import npy_shape, read_npy
+from polyptych.data.files import files_by_stem, read_lines, require_files
+from polyptych.data.pictures import picture_size, read_color, require_size
+from polyptych.datasets._base import Dataset, EmptySplit
+from polyptych.datasets._decoding import meters, picture_vectors, vectors
 from polyptych.datasets._holdout import hold_out
-from polyptych.datasets._nyuv2.layout import meters, picture_vectors, vectors
 from polyptych.datasets._nyuv2_keypoints.labels import peaks, points
 from polyptych.datasets._nyuv2_keypoints.types import Types, read_types
 from polyptych.errors import InputError
@@ -87,9 +89,7 @@ class NYUv2Keypoints(Dataset):
         for task in self.tasks:
             path = self.files[task][frame]
             target[task], valid[task] = self._readers[task](path, size)
-            if (got := tuple(valid[task].shape)) != size:
-                raise InputError(path, f"a label of {got[0]}x{got[1]} pixels",
-                                 f"the size of the image, {size[0]}x{size[1]}", "resize the one or the other")
+            require_size((int(valid[task].shape[0]), int(valid[task].shape[1])), size, path, self.files["image"][frame])
         return Sample(image, target, valid, SampleInfo(frame, size, size))
 
     def _split_frames(self) -> list[str]:
@@ -109,9 +109,10 @@ class NYUv2Keypoints(Dataset):
             kept = hold_out(runs, self.config.validation)
             frames = [frame for frame in frames if (frame in kept) == (self.split == "val")]
         if not frames:
-            raise InputError(f"{self.split} split of {self.root}", "no frames",
-                             "at least one (val needs two training images and a validation share above 0)",
-                             "check the lists")
+            kind = InputError if self.split == "train" else EmptySplit
+            raise kind(f"{self.split} split of {self.root}", "no frames",
+                       "at least one (val needs two training images and a validation share above 0)",
+                       "check the lists")
         return frames
 
     def _find(self, kind: str) -> dict[str, Path]:
@@ -127,7 +128,7 @@ class NYUv2Keypoints(Dataset):
         path = self.root / "keypoints" / f"{self.frames[0]}.npy"
         if self.config.layout != "auto" or not path.is_file():
             return self.config.layout
-        return "points" if read_npy(path).ndim == 2 else "heat_maps"
+        return "points" if len(npy_shape(path)) == 2 else "heat_maps"
 
 
 def _scene(frame: str) -> str:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyptych.datasets._base import Dataset
+from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._holdout import hold_out
 from polyptych.datasets._pascal_context.classes import HAS_NORMALS, NAMES, PARTS
 from polyptych.datasets._pascal_context.tree import NEEDS, Tree, boundaries, check_shape, fit
@@ -73,6 +73,9 @@ class PASCALContext(Dataset):
     def __len__(self) -> int:
         return len(self.frames)
 
+    def labelled(self, task: str) -> int:
+        return sum(frame in self.tree.files[NEEDS[task][0]] for frame in self.frames)
+
     def read(self, index: int) -> Sample:
         frame = self.frames[index]
         image = self.tree.image(frame)
@@ -88,9 +91,10 @@ class PASCALContext(Dataset):
             kept = hold_out([[frame] for frame in frames], self.config.validation)
             frames = [frame for frame in frames if (frame in kept) == (self.split == "val")]
         if not frames:
-            raise InputError(f"{self.split} split of {self.tree.root}", "no frames",
-                             "at least one (val needs two training images and a validation share above 0)",
-                             "check the lists in ImageSets/Context/")
+            kind = InputError if self.split == "train" else EmptySplit
+            raise kind(f"{self.split} split of {self.tree.root}", "no frames",
+                       "at least one (val needs two training images and a validation share above 0)",
+                       "check the lists in ImageSets/Context/")
         return frames
 
     def _semseg(self, frame: str, size: Size) -> Label:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polyptych.data.cache import CachedDataset
-from polyptych.datasets._base import Dataset
-from polyptych.datasets._prepared.manifest import NAME, read_manifest
-from polyptych.errors import InputError
+from polyptych.datasets._base import Dataset, EmptySplit
+from polyptych.datasets._manifest import NAME, read_manifest
 from polyptych.types import LabelInfo, Sample
 
 
@@ -37,12 +36,15 @@ class Prepared(Dataset):
         self.protocol = manifest.protocol
         super().__init__(config, split=split, tasks=tasks)
         if split not in manifest.splits:
-            raise InputError(f"{split} split of {root}", "nothing", f"one of {', '.join(manifest.splits)}",
+            raise EmptySplit(f"{split} split of {root}", "nothing", f"one of {', '.join(manifest.splits)}",
                              "prepare the dataset again, with such a split")
         self._copy = CachedDataset(self, root / manifest.splits[split])
 
     def __len__(self) -> int:
         return len(self._copy)
+
+    def labelled(self, task: str) -> int:
+        return self._copy.labelled(task)
 
     def read(self, index: int) -> Sample:
         sample = self._copy.read(index)

@@ -1,7 +1,7 @@
 """Endless furnished rooms with people, ray cast on the fly: exact labels for seven tasks, no download.
 
 Every sample is a function of the configuration, the split and the index alone, to the bit. The same index at another
-resolution is the same scene; labels are exact at the centers of the pixels of the resolution asked for.
+resolution is the same room; labels are exact at the centers of the pixels of the resolution asked for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 
 from polyptych.datasets._base import SPLITS, Dataset
 from polyptych.datasets._rooms import classes as c
+from polyptych.datasets._rooms.arrangement import Room, furnish
 from polyptych.datasets._rooms.labels import LABELS
-from polyptych.datasets._rooms.layout import Scene, furnish
 from polyptych.datasets._rooms.shading import photograph
 from polyptych.datasets._rooms.view import observe
 from polyptych.errors import InputError
@@ -33,15 +33,15 @@ class Rooms(Dataset):
         size: tuple[int, int] = (128, 160)
         """Height and width of the images."""
         frames: int = 0
-        """Training scenes; 0 is endless, a new scene for every index."""
+        """Training rooms; 0 is endless: a new room for every index."""
         val_frames: int = 64
-        """Validation scenes."""
+        """Validation rooms."""
         test_frames: int = 128
-        """Test scenes."""
+        """Test rooms."""
         max_people: int = 3
-        """A scene that has people has one to this many."""
+        """A room that has people has one to this many."""
         empty: float = 0.1
-        """Share of the scenes without people."""
+        """Share of the rooms without people."""
         clutter: float = 1.0
         """Amount of small things on tables, shelves and the floor; 0 is tidy."""
 
@@ -77,25 +77,25 @@ class Rooms(Dataset):
         config = self.config
         return {"train": config.frames or ENDLESS, "val": config.val_frames, "test": config.test_frames}[self.split]
 
-    def scene(self, index: int) -> Scene:
-        """The scene itself, at no particular resolution; ``scene(i).camera(size).intrinsics`` are fx, fy, cx, cy."""
+    def room(self, index: int) -> Room:
+        """The room itself, at no particular resolution; ``room(i).camera(size).intrinsics`` are fx, fy, cx, cy."""
         config = self.config
         return furnish(Random(self._seed(index)), max_people=config.max_people, empty=config.empty,
                        clutter=config.clutter)
 
     def read(self, index: int) -> Sample:
-        scene, size = self.scene(index), self.config.size
-        view = observe(scene, size)
+        room, size = self.room(index), self.config.size
+        view = observe(room, size)
         target, valid = {}, {}
         for task in self.tasks:
-            label, mask = LABELS[task](scene, view)
+            label, mask = LABELS[task](room, view)
             target[task], valid[task] = torch.from_numpy(label), torch.from_numpy(mask)
-        image = torch.from_numpy(photograph(scene, view, self._seed(index)))
+        image = torch.from_numpy(photograph(room, view, self._seed(index)))
         return Sample(image, target, valid, SampleInfo(f"{self.split}/{index:06d}", size, size))
 
     def _seed(self, index: int) -> int:
         """Disjoint between splits: both numbers enter the hash."""
         if not 0 <= index < len(self):
-            raise IndexError(f"rooms has {len(self)} {self.split} scenes, asked for {index}")
+            raise IndexError(f"rooms has {len(self)} {self.split} rooms, asked for {index}")
         state = np.random.SeedSequence((SPLITS.index(self.split), index)).generate_state(2, np.uint64)
         return int(state[0]) << 64 | int(state[1])

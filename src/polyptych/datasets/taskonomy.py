@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyptych.data._files import picture_size, read_color, read_gray
-from polyptych.datasets._base import Dataset
+from polyptych.data.pictures import picture_size, read_color, read_gray
+from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._taskonomy.buildings import BUILDINGS, CLASSES
 from polyptych.datasets._taskonomy.views import Views, find_order
 from polyptych.errors import InputError, nearest
@@ -145,6 +145,6 @@ def _chosen(buildings: tuple[str, ...], split: str) -> list[str]:
             raise InputError("buildings of taskonomy", f"'{building}'", nearest(building, known), "correct the name")
     chosen = [building for building in BUILDINGS[split] if not buildings or building in buildings]
     if not chosen:
-        raise InputError("buildings of taskonomy", f"none of the {split} split",
+        raise EmptySplit("buildings of taskonomy", f"none of the {split} split",
                          f"one of {', '.join(BUILDINGS[split])}", "name at least one of each split")
     return chosen

@@ -17,7 +17,8 @@ Ours differs from the authors' code (EMA-Net, and its successor CTAL) in this:
   task, and so have we (``fusion="shared"`` is the code);
 - they store one N x N matrix per task and a further one; we never do (:mod:`polyptych.ops.affinity`);
 - their filters fit one size of the image, ours are resampled for others (:class:`PositionwiseFilters`);
-- a feature vector of length zero is NaN there and stays zero here.
+- they divide by lengths without a floor to speak of, so the gradient of a feature vector of length zero (a position at
+  which every ReLU is dead) explodes, although its value is finite; here lengths have one, and the gradient is bounded.
 
 The paper's tables could not be read when this was written; layers, widths, gamma and initialization are the code's.
 """

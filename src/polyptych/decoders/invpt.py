@@ -56,6 +56,8 @@ class InvPT(Decoder):
 
     refines = True
 
+    tuned = ("auxiliary_weight", (0.25, 0.5))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         width: int = 512

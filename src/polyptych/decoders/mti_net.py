@@ -37,6 +37,8 @@ class MTINet(Decoder):
 
     refines = True
 
+    tuned = ("auxiliary_weight", (0.25, 0.5))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         softmax: Literal["tasks", "published"] = "tasks"

@@ -44,6 +44,8 @@ class PAPNet(Decoder):
     refines = True
     undecayed = ("mixture",)  # all of it is a softmax's argument: towards zero is towards a plain mean
 
+    tuned = ("strength", (0.2, 0.01))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         normalization: Literal["rows", "published"] = "rows"

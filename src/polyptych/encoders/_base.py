@@ -47,3 +47,20 @@ class Encoder(nn.Module, Component, ABC):
     @abstractmethod
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         """Pyramids for all tasks, with ``shared`` set to the cut between what all tasks share and what follows."""
+
+
+class OwnBackbones(Encoder):
+    """Builds a backbone per task; whether and how they meet is up to the encoder."""
+
+    def __init__(self, backbone: Backbone.Config, tasks: tuple[str, ...]):
+        super().__init__()
+        backbones = {task: backbone.build() for task in tasks}
+        self.backbones = nn.ModuleDict(backbones)
+        self.spec = {task: own.spec for task, own in backbones.items()}
+        first = backbones[tasks[0]]
+        self.multiple, self.mean, self.std = first.multiple, first.mean, first.std
+
+    def own_backbone(self, task: str) -> Backbone:
+        own = self.backbones[task]
+        assert isinstance(own, Backbone)
+        return own

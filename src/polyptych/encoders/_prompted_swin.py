@@ -5,7 +5,6 @@ Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda (TaskPromp
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -21,18 +20,7 @@ from torch import Tensor, nn
 
 from polyptych.backbones._stages import ChannelsFirst
 from polyptych.backbones._windows import ShiftedWindows, cut_windows, put_windows_back
-from polyptych.encoders._prompted_vit import attention
-from polyptych.encoders._task_prompts import (
-    Channel,
-    ChannelPrompts,
-    Level,
-    PromptedStages,
-    finish_block,
-    new_prompts,
-    scores,
-    updated,
-    updates,
-)
+from polyptych.encoders._task_prompts import ChannelPrompts, Level, PromptedStages, PromptOptions, attention, scores
 
 
 class PromptedSwin(PromptedStages):
@@ -41,28 +29,25 @@ class PromptedSwin(PromptedStages):
     of their windows are; what windows add beyond the border is cut off. Between stages, prompts go through a LayerNorm
     and a linear layer to the next width.
 
-    The published Cityscapes-3D network differs: it hands the scores for places from stage to stage through strided
-    convolutions, where here each level has its own, and has another decoder.
+    This is the paper's idea carried over to Swin, not a copy of the published Cityscapes-3D network (1024x2048, another
+    decoder), whose weights cannot be loaded here. That network
 
-    Args:
-        stages, tasks, size, windows, channel: as in :class:`polyptych.encoders._prompted_vit.PromptedViT`.
+    - attends over channels by learned query, key-value and output projections on a fixed grid, with prompts that have
+      not passed the block's norm, after the block's attention, whose output it reads;
+    - hands the scores for places (through strided convolutions) and for channels from stage to stage, where here each
+      level has its own;
+    - changes the prompts' width between stages by a linear layer without bias and without LayerNorm;
+    - reads its maps after the merging of patches, at strides 8, 16, 32 and 32, the last one after the final norm,
+      where here they are read before it, at strides 4, 8, 16 and 32 (``--backbone.norm-maps`` adds a norm to each).
     """
 
-    def __init__(self, stages: nn.ModuleList, tasks: int, size: tuple[int, int], windows: int, channel: Channel):
-        super().__init__()
+    def __init__(self, stages: nn.ModuleList, options: PromptOptions):
         stem: Any = stages[0]
         groups = [list(_inside(stage).blocks) for stage in stages[1:]]
         widths = [group[-1].dim for group in groups]
-        self.heads = tuple(group[-1].attn.num_heads for group in groups)
-        self.prompts = new_prompts(tasks, widths[0])
-        self.between = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(before), nn.Linear(before, after))
-            for before, after in pairwise(widths))
-        rows, columns = stem.stage.patch_size
-        grids = [(-(-size[0] // (rows << i)), -(-size[1] // (columns << i))) for i in range(len(groups))]
-        self.channels: Any = nn.ModuleList(
-            nn.ModuleList(ChannelPrompts(width, grid, windows, kind) for kind in kinds)
-            for width, grid, kinds in zip(widths, grids, updates(channel, [len(g) for g in groups]), strict=True))
+        (height, width), (rows, columns) = options.size, stem.stage.patch_size
+        grids = [(-(-height // (rows << i)), -(-width // (columns << i))) for i in range(len(groups))]
+        super().__init__(groups, widths, grids, options)
 
     @staticmethod
     def fits(stages: nn.ModuleList) -> bool:
@@ -104,7 +89,7 @@ class PromptedSwin(PromptedStages):
         places = put_windows_back(block, attended[:, count:], padded, height, width).flatten(1, 2)
         attended = torch.cat([attended[:, :count].unflatten(0, (b, each)).mean(1), places], dim=1)
         update, channel = channels(asking, patches.permute(0, 3, 1, 2), wanted=last)
-        tokens = finish_block(block, tokens, updated(attended, update))
+        tokens = self.finish_block(block, tokens, attended, update)
         x, prompts = tokens[:, count:].unflatten(1, (height, width)), tokens[:, :count]
         if channel is None:
             return x, prompts, None

@@ -8,48 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from polyptych.backbones._stages import TokenBlocks, TokenEmbedding
-from polyptych.encoders._task_prompts import (
-    Channel,
-    ChannelPrompts,
-    Level,
-    PromptedStages,
-    finish_block,
-    new_prompts,
-    scores,
-    updated,
-    updates,
-)
+from polyptych.encoders._task_prompts import ChannelPrompts, Level, PromptedStages, PromptOptions, attention, scores
 
 
 class PromptedViT(PromptedStages):
-    """Prompts stand before class and register tokens and patches in every block's attention, without a position.
+    """Prompts stand before class and register tokens and patches in every block's attention, without a position."""
 
-    Args:
-        stages: the backbone's, which stay its own; only their shape is read here.
-        tasks: their number, that of the prompts.
-        size: of the images whose grid the channel prompts have (height, width).
-        windows, channel: see :class:`polyptych.encoders._task_prompts.ChannelPrompts`.
-    """
-
-    def __init__(self, stages: nn.ModuleList, tasks: int, size: tuple[int, int], windows: int, channel: Channel):
-        super().__init__()
+    def __init__(self, stages: nn.ModuleList, options: PromptOptions):
         embedding: Any = stages[0]
-        width = embedding.model.embed_dim
         rows, columns = embedding.model.patch_embed.patch_size
-        grid = (-(-size[0] // rows), -(-size[1] // columns))
+        grid = (-(-options.size[0] // rows), -(-options.size[1] // columns))
         blocks = [list(stage.blocks) for stage in stages[1:]]  # type: ignore[arg-type]
-        self.heads = tuple(group[-1].attn.num_heads for group in blocks)
-        self.prompts = new_prompts(tasks, width)
-        self.channels: Any = nn.ModuleList(
-            nn.ModuleList(ChannelPrompts(width, grid, windows, kind) for kind in kinds)
-            for kinds in updates(channel, [len(group) for group in blocks]))
+        super().__init__(blocks, [embedding.model.embed_dim] * len(blocks), [grid] * len(blocks), options)
 
     @staticmethod
     def fits(stages: nn.ModuleList) -> bool:
@@ -62,7 +38,7 @@ class PromptedViT(PromptedStages):
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
         state = stages[0](image)
         grid, *prefix = [state] if isinstance(state, Tensor) else state
-        prefix = prefix if self.prefix_tokens else []
+        prefix = prefix if self.options.prefix_tokens else []
         height, width = grid.shape[-2:]
         # (b n d): prompts, class and register tokens, patches
         tokens = torch.cat([self.prompts.expand(grid.shape[0], -1, -1),
@@ -87,7 +63,7 @@ class PromptedViT(PromptedStages):
         normed = block.norm1(tokens)
         attended, queries, keys = attention(block.attn, normed)
         update, channel = channels(normed[:, :count], _map(normed[:, -patches:], height, width), wanted=last)
-        tokens = finish_block(block, tokens, updated(attended, update))
+        tokens = self.finish_block(block, tokens, attended, update)
         if channel is None:
             return tokens, None
         spatial = scores(queries[:, :, :count], keys[:, :, -patches:]).unflatten(3, (height, width))
@@ -97,17 +73,3 @@ class PromptedViT(PromptedStages):
 def _map(tokens: Float[Tensor, "b n c"], height: int, width: int) -> Float[Tensor, "b c h w"]:
     return tokens.transpose(1, 2).unflatten(2, (height, width))
 
-
-def attention(layer: Any, tokens: Float[Tensor, "b n d"], bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """What timm's attention layer gives, without storing a matrix of scores; and its queries and keys (b heads n d)."""
-    b, n, _ = tokens.shape
-    queries, keys, values = layer.qkv(tokens).reshape(b, n, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    if hasattr(layer, "q_norm"):
-        queries, keys = layer.q_norm(queries), layer.k_norm(keys)
-    mask = None if bias is None else bias.to(queries.dtype)
-    y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask,
-                                       dropout_p=layer.attn_drop.p if layer.training else 0.0)
-    y = y.transpose(1, 2).flatten(2)
-    if isinstance(layer, Attention):
-        y = layer.norm(y) if layer.gate is None else layer.norm(y) * layer.gate(tokens).sigmoid()
-    return layer.proj_drop(layer.proj(y)), queries, keys

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polyptych.backbones._base import Backbone
 from polyptych.backbones._states import maps_of, probe, with_maps
-from polyptych.encoders._own_backbones import OwnBackbones
+from polyptych.encoders._base import OwnBackbones
 from polyptych.errors import InputError
 from polyptych.types import Features, TaskFeatures
 

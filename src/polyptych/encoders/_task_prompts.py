@@ -6,16 +6,39 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from polyptych.ops.resize import resize
 
 Channel = Literal["attended", "published"]
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """How prompts are built, whatever the transformer.
+
+    Attributes:
+        tasks: their number, that of the prompts.
+        size: height and width of the images whose grid the channel attention has.
+        windows, channel, initial: see :class:`ChannelPrompts`.
+        separate_drops: stochastic depth skips a block for prompts and for patches by draws of their own.
+        prefix_tokens: class and register tokens, where the backbone has them, take part.
+    """
+
+    tasks: int
+    size: tuple[int, int]
+    windows: int = 1
+    channel: Channel = "attended"
+    initial: Literal["uniform", "published"] = "uniform"
+    separate_drops: bool = False
+    prefix_tokens: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,9 +118,12 @@ class ChannelPrompts(nn.Module):
         windows: n, along each side.
         update: give the update of the prompts too. ``None``: no (there is no Linear_2); ``"unused"``: the published
             code's Linear_2 that nothing reads, frozen.
+        initial: how Linear_1 and Linear_2 begin. ``"uniform"``: as PyTorch's layers do; ``"published"``: truncated
+            normal of deviation 0.02, biases 0.
     """
 
-    def __init__(self, width: int, grid: tuple[int, int], windows: int, update: Channel | Literal["unused"] | None):
+    def __init__(self, width: int, grid: tuple[int, int], windows: int, update: Channel | Literal["unused"] | None,
+                 initial: Literal["uniform", "published"] = "uniform"):
         super().__init__()
         self.grid, self.windows, self.update = grid, windows, update
         self.pixels = grid[0] * grid[1] / windows**2
@@ -105,6 +131,11 @@ class ChannelPrompts(nn.Module):
         self.tell = nn.Linear(grid[0] * grid[1], width) if update is not None else None
         if self.tell is not None and update == "unused":
             self.tell.requires_grad_(False)
+        if initial == "published":
+            for layer in (self.ask, self.tell):
+                if layer is not None:
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, prompts: Float[Tensor, "b t d"], x: Float[Tensor, "b d h w"], wanted: bool) -> tuple[
             Tensor | None, Float[Tensor, "b t d n n"] | None]:
@@ -134,32 +165,56 @@ class PromptedStages(nn.Module, ABC):
     """The learned parts of a prompted transformer, one set of them for each kind of transformer. ``forward`` runs the
     backbone's own stages and gives a :class:`Level` after each.
 
+    Args:
+        stages: the blocks of every stage, which stay the backbone's; only their shape is read here.
+        widths: channels at every stage.
+        grids: positions at every stage, for images of ``options.size``.
+
     Attributes:
         heads: of the attention at the end of each stage.
-        prefix_tokens: class and register tokens, where the backbone has them, take part.
+        channels: a :class:`ChannelPrompts` for every block of every stage.
+        between: what brings prompts to the width of the next stage; nothing where all stages have one width.
     """
 
-    heads: tuple[int, ...]
-    prefix_tokens: bool = True
+    def __init__(self, stages: list[list[Any]], widths: list[int], grids: list[tuple[int, int]],
+                 options: PromptOptions):
+        super().__init__()
+        self.options = options
+        self.heads = tuple(blocks[-1].attn.num_heads for blocks in stages)
+        self.prompts = new_prompts(options.tasks, widths[0])
+        # Drawn before the channel attention: the order of the draws is what a seed's initial weights depend on.
+        self.between = nn.ModuleList(nn.Sequential(nn.LayerNorm(before), nn.Linear(before, after))
+                                     for before, after in pairwise(widths) if before != after)
+        kinds = updates(options.channel, [len(blocks) for blocks in stages])
+        self.channels: Any = nn.ModuleList(
+            nn.ModuleList(ChannelPrompts(width, grid, options.windows, kind, options.initial) for kind in row)
+            for width, grid, row in zip(widths, grids, kinds, strict=True))
+
+    @staticmethod
+    @abstractmethod
+    def fits(stages: nn.ModuleList) -> bool:
+        """Whether prompts can join these stages of a backbone."""
 
     @abstractmethod
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
         """Normalized images through the backbone's stages."""
 
+    def finish_block(self, block: Any, tokens: Float[Tensor, "b n d"], attended: Float[Tensor, "b n d"],
+                     update: Float[Tensor, "b t d"] | None) -> Float[Tensor, "b n d"]:
+        """The residuals of a timm block around what its attention gave, with the prompts' update added to their rows
+        (the first ones). Prompts and patches share all weights, and the draws of stochastic depth unless these are
+        separate."""
+        if update is not None:
+            attended = attended + F.pad(update, (0, 0, 0, attended.shape[1] - update.shape[1]))
+        scale = (getattr(block, "ls1", nn.Identity()), getattr(block, "ls2", nn.Identity()))
+        tokens = tokens + self._drop(block.drop_path1, scale[0](attended))
+        return tokens + self._drop(block.drop_path2, scale[1](block.mlp(block.norm2(tokens))))
 
-def finish_block(block: Any, tokens: Float[Tensor, "b n d"], attended: Float[Tensor, "b n d"]) -> Tensor:
-    """The residuals of a timm block around what its attention gave: prompts and patches share everything, stochastic
-    depth included."""
-    scale = (getattr(block, "ls1", nn.Identity()), getattr(block, "ls2", nn.Identity()))
-    tokens = tokens + block.drop_path1(scale[0](attended))
-    return tokens + block.drop_path2(scale[1](block.mlp(block.norm2(tokens))))
-
-
-def updated(attended: Float[Tensor, "b n d"], update: Float[Tensor, "b t d"] | None) -> Float[Tensor, "b n d"]:
-    """The prompts' update added to their rows, the first ones."""
-    if update is None:
-        return attended
-    return attended + F.pad(update, (0, 0, 0, attended.shape[1] - update.shape[1]))
+    def _drop(self, drop_path: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if not self.options.separate_drops:
+            return drop_path(tokens)
+        count = self.options.tasks
+        return torch.cat([drop_path(tokens[:, :count]), drop_path(tokens[:, count:])], dim=1)
 
 
 def updates(channel: Channel, depths: list[int]) -> list[list[Channel | Literal["unused"] | None]]:
@@ -167,3 +222,18 @@ def updates(channel: Channel, depths: list[int]) -> list[list[Channel | Literal[
     kinds: list[list[Any]] = [[channel] * depth for depth in depths]
     kinds[-1][-1] = None if channel == "attended" else "unused"
     return kinds
+
+
+def attention(layer: Any, tokens: Float[Tensor, "b n d"], bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """What timm's attention layer gives, without storing a matrix of scores; and its queries and keys (b heads n d)."""
+    b, n, _ = tokens.shape
+    queries, keys, values = layer.qkv(tokens).reshape(b, n, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    if hasattr(layer, "q_norm"):
+        queries, keys = layer.q_norm(queries), layer.k_norm(keys)
+    mask = None if bias is None else bias.to(queries.dtype)
+    y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask,
+                                       dropout_p=layer.attn_drop.p if layer.training else 0.0)
+    y = y.transpose(1, 2).flatten(2)
+    if isinstance(layer, Attention):
+        y = layer.norm(y) if layer.gate is None else layer.norm(y) * layer.gate(tokens).sigmoid()
+    return layer.proj_drop(layer.proj(y)), queries, keys

@@ -31,6 +31,8 @@ class CrossStitch(SideBySide):
         InputError: ``own`` is not between 0 and 1, or the learning-rate factor is not positive.
     """
 
+    tuned = ("own", (0.7, 0.5))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         weights: Literal["channel", "scalar", "source"] = "channel"

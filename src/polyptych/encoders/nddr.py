@@ -38,6 +38,8 @@ class Nddr(SideBySide):
         InputError: ``own`` or the momentum is not between 0 and 1, or the learning-rate factor is not positive.
     """
 
+    tuned = ("own", (0.7, 0.5))
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         own: float = 0.9

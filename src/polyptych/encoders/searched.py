@@ -15,9 +15,9 @@ from torch import Tensor
 from polyptych.backbones._base import Backbone
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
-from polyptych.search.compilation import compile
-from polyptych.search.extract import extract
-from polyptych.search.policy import Compilation, Policy
+from polyptych.search.space.policy import Compilation, Policy
+from polyptych.search.supermodel.extraction import extract
+from polyptych.search.supermodel.model import compile
 from polyptych.types import TaskFeatures
 
 

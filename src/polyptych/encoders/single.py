@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyptych.backbones._base import Backbone
-from polyptych.encoders._base import Encoder
-from polyptych.encoders._own_backbones import OwnBackbones
+from polyptych.encoders._base import Encoder, OwnBackbones
 from polyptych.types import TaskFeatures
 
 

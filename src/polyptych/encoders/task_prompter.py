@@ -17,7 +17,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.encoders._base import Encoder
 from polyptych.encoders._prompted_swin import PromptedSwin
 from polyptych.encoders._prompted_vit import PromptedViT
-from polyptych.encoders._task_prompts import Level, PromptedStages, over_windows
+from polyptych.encoders._task_prompts import Level, PromptedStages, PromptOptions, over_windows
 from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec, TaskFeatures
 
@@ -38,11 +38,13 @@ class TaskPrompter(Encoder):
     (channels n n) those for the channels, in n x n windows. So any decoder works. What prompts say to each other comes
     along as ``TaskFeatures.affinities``, for the decoder of the same name. S_t and R_t are kept in float32.
 
-    Differs from the published code in two options, ``channel="published", scores="raw"`` being that code: the
-    attended value of the channels is used, and scores are divided by the root of the numbers of products in them, as
-    in every attention; raw ones are tens of times larger than the features that they multiply. Class and register
-    tokens, which that code drops (``prefix_tokens=False``), stay if the backbone has them. In a Swin transformer
-    (:class:`polyptych.encoders._prompted_swin.PromptedSwin`) prompts join every window.
+    Differs from the published code on vision transformers in five options; ``channel="published"``, ``scores="raw"``,
+    ``stochastic_depth="separate"``, ``initial="published"`` and ``prefix_tokens=False`` are that code. By default, the
+    attended value of the channels is used; scores are divided by the root of the number of products in them, as in
+    every attention (raw ones are tens of times larger than the features that they multiply); a block is skipped for
+    prompts and patches at once; and class and register tokens stay if the backbone has them. In a Swin transformer
+    prompts join every window; :class:`polyptych.encoders._prompted_swin.PromptedSwin` says what the published Swin
+    network does otherwise.
 
     The layers of the channel attention belong to the grid of ``size``. Other sizes work, by resizing.
 
@@ -64,6 +66,12 @@ class TaskPrompter(Encoder):
         scores: Literal["scaled", "raw"] = "scaled"
         """Multiply features by scores divided by the root of their number of products, or by raw ones, as published."""
 
+        stochastic_depth: Literal["together", "separate"] = "together"
+        """Whether one draw of --backbone.drop-path skips a block for an image's prompts and patches at once, or each of
+        the two has its own, as in the published code."""
+        initial: Literal["uniform", "published"] = "uniform"
+        """Initial weights of the channel attention's linear layers: PyTorch's uniform ones, or a normal distribution of
+        deviation 0.02 with biases of zero, as published."""
         prefix_tokens: bool = True
         """Keep the class and register tokens of a vision transformer; the published code drops them."""
 
@@ -78,10 +86,10 @@ class TaskPrompter(Encoder):
         super().__init__()
         self.config, self.tasks = config, tasks
         self.backbone, runner = _build(backbone)
-        self.prompted: PromptedStages = runner(self.backbone.stages, len(tasks), config.size, config.windows,
-                                               config.channel)
+        self.prompted: PromptedStages = runner(self.backbone.stages, PromptOptions(
+            len(tasks), config.size, config.windows, config.channel, config.initial,
+            config.stochastic_depth == "separate", config.prefix_tokens))
         if not config.prefix_tokens:
-            self.prompted.prefix_tokens = False
             for name, parameter in self.backbone.named_parameters():
                 if name.endswith(("cls_token", "reg_token")):
                     parameter.requires_grad_(False)  # nothing reads them
@@ -92,7 +100,8 @@ class TaskPrompter(Encoder):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         """``shared`` has all that the tasks' maps are made of: the maps, and the scores as maps (b k _ _)."""
-        levels = [_branches(level, self.config.scores) for level in self.prompted(self.backbone.stages, image)]
+        levels = [_branches(replace(level, map=self.backbone.normed(number, level.map)), self.config.scores)
+                  for number, level in enumerate(self.prompted(self.backbone.stages, image))]
         features = {task: Features(tuple(self._for_task(*level[:3], number) for level in levels))
                     for number, task in enumerate(self.tasks)}
         return TaskFeatures(features, tuple(x for level in levels for x in level), tuple(level[3] for level in levels))

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from polyptych.errors import InputError
+from polyptych.errors import InputError, first_line
 from polyptych.export.metadata import KEY
 
 PLAIN = re.compile(r"[\w.\-]*\Z", re.ASCII)  # of every string and key: no quotes, brackets, spaces
@@ -54,7 +54,7 @@ def clean(path: Path) -> tuple[bytes, bytes]:
         raise InputError(path, str(refused), "a model that `polyptych export` wrote",
                          "nothing of it was executed; export the run again") from None
     except Exception as error:  # zipfile, zlib and json raise a dozen kinds
-        raise InputError(path, f"a file that is not a whole archive ({_line(error)})",
+        raise InputError(path, f"a file that is not a whole archive ({first_line(error)})",
                          "a .pt2 that `polyptych export` wrote", "export the run again") from None
 
 
@@ -144,7 +144,3 @@ def _check_text(text: str, key: str) -> None:
 
 class _Refused(Exception):
     """An entry is not among what a network needs."""
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

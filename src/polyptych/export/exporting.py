@@ -11,10 +11,10 @@ from typing import Literal
 
 import torch
 
-from polyptych.errors import InputError
+from polyptych.errors import InputError, first_line
 from polyptych.export.comparison import Difference, compare
 from polyptych.export.graph import Graph, Size, capture, quiet, write_onnx
-from polyptych.export.metadata import KEY, LARGEST_SIDE, Description, to_json
+from polyptych.export.metadata import KEY, LARGEST_SIDE, ExportMetadata, to_json
 from polyptych.export.runtime import ExportedModel, FileModel, OnnxModel
 from polyptych.network import Network
 from polyptych.prediction.model import load_network
@@ -26,10 +26,10 @@ ENDINGS: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of it."""
+    """The exported file, and how far it is from the network."""
 
     path: Path
-    description: Description
+    metadata: ExportMetadata
     differences: dict[str, Difference]
 
 
@@ -54,31 +54,31 @@ def export(folder: Path, *, format: Format = "onnx", size: Size | None = None, d
     fixed = None if dynamic else size or run.size
     facts = read_run(folder)[1]
     mean, std = ((float(a), float(b), float(c)) for a, b, c in (network.mean.flatten(), network.std.flatten()))
-    description = Description(
+    metadata = ExportMetadata(
         name=folder.resolve().name, protocol=facts.protocol, tasks=run.tasks,
         labels={task: facts.labels[task] for task in tasks}, mean=mean, std=std, size=fixed or run.size,
         fixed=fixed is not None, step=step)
     target = out or folder / f"model{ENDINGS[format]}"
-    differences = write(network, description, target, format, tolerance)
-    return Exported(target, description, differences)
+    differences = write(network, metadata, target, format, tolerance)
+    return Exported(target, metadata, differences)
 
 
-def write(network: Network, description: Description, target: Path, format: Format,
+def write(network: Network, metadata: ExportMetadata, target: Path, format: Format,
           tolerance: float) -> dict[str, Difference]:
     """Capture, save beside the target, read back, compare, move into place."""
-    names = tuple(description.tasks)
-    size = description.size if description.fixed else None
+    names = tuple(metadata.tasks)
+    size = metadata.size if metadata.fixed else None
     try:
         program = capture(Graph(network.eval(), names, size))
     except Exception as error:
-        raise InputError("this network", f"'{_line(error)}' from torch.export", "a network that becomes a graph",
+        raise InputError("this network", f"'{first_line(error)}' from torch.export", "a network that becomes a graph",
                          "report it with this message" if size else "try a fixed size: --size H W") from error
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as place:
             temporary = Path(place) / f"model{ENDINGS[format]}"
-            model = save(program, description, temporary, format)
-            near = description.size or (97, 130)
+            model = save(program, metadata, temporary, format)
+            near = metadata.size or (97, 130)
             differences = compare(model, network, tolerance, near)
             os.replace(temporary, target)
     except OSError as error:
@@ -86,11 +86,11 @@ def write(network: Network, description: Description, target: Path, format: Form
     return differences
 
 
-def save(program: torch.export.ExportedProgram, description: Description, path: Path, format: Format) -> FileModel:
+def save(program: torch.export.ExportedProgram, metadata: ExportMetadata, path: Path, format: Format) -> FileModel:
     """Write one file with its metadata, and open it."""
-    text = to_json(description)
+    text = to_json(metadata)
     if format == "onnx":
-        write_onnx(program, tuple(description.tasks), path, {KEY: text})
+        write_onnx(program, tuple(metadata.tasks), path, {KEY: text})
         return OnnxModel.open(path)
     with quiet():
         torch.export.save(program, path, extra_files={KEY: text})
@@ -113,7 +113,3 @@ def check(format: str, size: Size | None, dynamic: bool, out: Path | None, toler
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise InputError("--format onnx", f"no {', '.join(missing)}", "what it is written with",
                          "pip install 'polyptych[export]'")
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -25,7 +25,7 @@ _NAME = re.compile(r"\w[\w.+ -]{0,100}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class ExportMetadata:
     """The contents of the metadata.
 
     Attributes:
@@ -71,12 +71,12 @@ class _Format(msgspec.Struct):
     version: str = "of unknown number"
 
 
-def to_json(description: Description) -> str:
+def to_json(metadata: ExportMetadata) -> str:
     """The text that goes into the file."""
-    return json.dumps({"format": FORMAT, "version": __version__, "model": encode(description)})
+    return json.dumps({"format": FORMAT, "version": __version__, "model": encode(metadata)})
 
 
-def from_json(text: str | bytes, where: object) -> Description:
+def from_json(text: str | bytes, where: object) -> ExportMetadata:
     """The inverse of :func:`to_json`. Nothing but names of known tasks and plain values is accepted.
 
     Raises:
@@ -98,7 +98,7 @@ def from_json(text: str | bytes, where: object) -> Description:
         raise _refused(where, f"metadata that cannot be read ({reason})") from None
 
 
-def _checked(model: dict[str, Any], where: object) -> Description:
+def _checked(model: dict[str, Any], where: object) -> ExportMetadata:
     tasks = model.get("tasks")
     if not isinstance(tasks, dict) or not tasks:
         raise _refused(where, "metadata without tasks")
@@ -109,7 +109,7 @@ def _checked(model: dict[str, Any], where: object) -> Description:
         if kind not in CATALOG.names():  # a name becomes an import, so it must be one of the known
             raise InputError(where, f"a task of kind {str(kind)[:80]!r}", nearest(str(kind)[:80], CATALOG.names()),
                              "export the run again")
-    found: Description = decode(Description, model, f"{where}: metadata")
+    found: ExportMetadata = decode(ExportMetadata, model, f"{where}: metadata")
     if list(found.labels) != list(found.tasks):
         raise _refused(where, "metadata whose labels are of other tasks")
     if found.fixed and found.size is None:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
-from polyptych.evaluation import Predictor, measure
+from polyptych.evaluation import BatchPredictor, measure
 from polyptych.export.exporting import check, export
 from polyptych.export.graph import INPUT, Size, quiet
-from polyptych.export.metadata import KEY, Description, to_json
+from polyptych.export.metadata import KEY, ExportMetadata, to_json
 from polyptych.export.runtime import FileModel, OnnxModel
 from polyptych.frames import framed_predictions
 from polyptych.metrics._accumulation import number_name
@@ -45,7 +45,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What came of it; sizes in bytes, times in seconds per image."""
+    """The quantized file, and what it costs; sizes in bytes, times in seconds per image."""
 
     path: Path
     method: Method
@@ -94,10 +94,10 @@ def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size |
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as place:
         plain, small = Path(place) / "float32.onnx", Path(place) / "int8.onnx"
         exported = export(folder, size=size, dynamic=dynamic, out=plain, tolerance=tolerance, weights=weights)
-        description = replace(exported.description, quantization=method)
-        working = replace(run, size=description.size)
-        images = (batch.image for batch in _batches(working, description.build_tasks()))
-        quantize_file(plain, small, method, description, images, calibration)
+        metadata = replace(exported.metadata, quantization=method)
+        working = replace(run, size=metadata.size)
+        images = (batch.image for batch in _batches(working, metadata.build_tasks()))
+        quantize_file(plain, small, method, metadata, images, calibration)
         models = [OnnxModel.open(plain), OnnxModel.open(small)]
         results, seconds = zip(*(_measure(model, working) for model in models), strict=True)
         sizes = (plain.stat().st_size, small.stat().st_size)
@@ -107,7 +107,7 @@ def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size |
     return Quantized(target, method, length, scores, sizes, (seconds[0], seconds[1]))
 
 
-def quantize_file(source: Path, target: Path, method: Method, description: Description, images: Iterator[Tensor],
+def quantize_file(source: Path, target: Path, method: Method, metadata: ExportMetadata, images: Iterator[Tensor],
               calibration: int) -> None:
     """An ONNX file in INT8; ``images`` are batches of which static quantization sees ``calibration`` images."""
     import onnx
@@ -140,7 +140,7 @@ def quantize_file(source: Path, target: Path, method: Method, description: Descr
                             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **kinds)
     model = onnx.load(str(target))
     del model.metadata_props[:]
-    model.metadata_props.add(key=KEY, value=to_json(description))
+    model.metadata_props.add(key=KEY, value=to_json(metadata))
     onnx.save(model, str(target))
 
 
@@ -160,7 +160,7 @@ def _measure(model: FileModel, run: Run) -> tuple[dict[str, tuple[float, str]], 
         spent, images = spent + time.perf_counter() - start, images + len(image)
         return raw
 
-    predictors: dict[str, Predictor] = {"network": lambda batch: framed_predictions(batch, forward, model.tasks)}
+    predictors: dict[str, BatchPredictor] = {"network": lambda batch: framed_predictions(batch, forward, model.tasks)}
     metrics = measure(predictors, _batches(run, model.tasks), model.tasks, torch.device("cpu"))["network"]
     return ({name: (metric.compute()[model.tasks[name].headline], metric.accumulation)
              for name, metric in metrics.items()}, spent / max(1, images))

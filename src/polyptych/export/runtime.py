@@ -11,10 +11,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from polyptych.errors import InputError
+from polyptych.errors import InputError, first_line
 from polyptych.export.archive import clean
 from polyptych.export.graph import INPUT, quiet
-from polyptych.export.metadata import KEY, Description, from_json
+from polyptych.export.metadata import KEY, ExportMetadata, from_json
 from polyptych.tasks._base import Task
 
 
@@ -22,14 +22,14 @@ class FileModel(ABC):
     """What both kinds of file have in common: the metadata, and the checks of the input.
 
     Attributes:
-        description: the metadata.
+        metadata: what the file says of itself.
         tasks, size, fixed, caption: see :class:`polyptych.prediction.model.Model`.
     """
 
-    def __init__(self, path: Path, description: Description):
-        self.path, self.description = path, description
-        self.tasks: dict[str, Task] = description.build_tasks()
-        self.size, self.fixed, self.caption = description.size, description.fixed, description.caption
+    def __init__(self, path: Path, metadata: ExportMetadata):
+        self.path, self.metadata = path, metadata
+        self.tasks: dict[str, Task] = metadata.build_tasks()
+        self.size, self.fixed, self.caption = metadata.size, metadata.fixed, metadata.caption
 
     def raw(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
         """See :class:`polyptych.prediction.model.Model`.
@@ -59,8 +59,8 @@ class FileModel(ABC):
 class OnnxModel(FileModel):
     """An .onnx file under onnxruntime."""
 
-    def __init__(self, path: Path, description: Description, session: Any):
-        super().__init__(path, description)
+    def __init__(self, path: Path, metadata: ExportMetadata, session: Any):
+        super().__init__(path, metadata)
         self.session = session
 
     @classmethod
@@ -80,7 +80,7 @@ class OnnxModel(FileModel):
         except InputError:
             raise
         except Exception as error:  # onnxruntime has a class for each of its states, without a common one
-            raise InputError(path, f"a file that onnxruntime cannot open ({_line(error)})", "a whole ONNX model",
+            raise InputError(path, f"a file that onnxruntime cannot open ({first_line(error)})", "a whole ONNX model",
                              "export the run again") from None
         text = session.get_modelmeta().custom_metadata_map.get(KEY)
         if text is None:
@@ -103,8 +103,8 @@ class OnnxModel(FileModel):
 class ExportedModel(FileModel):
     """A .pt2 file under torch."""
 
-    def __init__(self, path: Path, description: Description, module: torch.nn.Module):
-        super().__init__(path, description)
+    def __init__(self, path: Path, metadata: ExportMetadata, module: torch.nn.Module):
+        super().__init__(path, metadata)
         self.module = module
 
     @classmethod
@@ -116,14 +116,14 @@ class ExportedModel(FileModel):
         """
         _read(path, 4)
         text, data = clean(path)
-        description = from_json(text, path)
+        metadata = from_json(text, path)
         try:
             with quiet():
                 module = torch.export.load(io.BytesIO(data)).module(check_guards=False)
         except Exception as error:
-            raise InputError(path, f"a program that torch {torch.__version__} cannot read ({_line(error)})",
+            raise InputError(path, f"a program that torch {torch.__version__} cannot read ({first_line(error)})",
                              "a .pt2 that `polyptych export` wrote", "export the run again") from None
-        return cls(path, description, module)
+        return cls(path, metadata, module)
 
     @torch.inference_mode()
     def _run(self, images: Tensor) -> dict[str, Tensor]:
@@ -150,9 +150,5 @@ def _check_names(path: Path, names: list[str], tasks: dict[str, Task]) -> None:
 
 
 def _failed(path: Path, images: Tensor, error: Exception) -> InputError:
-    return InputError(path, f"images of shape {tuple(images.shape)}, on which it fails ({_line(error)})",
+    return InputError(path, f"images of shape {tuple(images.shape)}, on which it fails ({first_line(error)})",
                       "images that the graph accepts", "use another size, or export the run again")
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]

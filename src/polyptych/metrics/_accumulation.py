@@ -1,4 +1,7 @@
-"""Over what values are computed before they are averaged, and how the name of a number says it."""
+"""Over what values are computed before they are averaged, and how the name of a number says it.
+
+A file of its own because lists of protocols and reports read it without loading torch.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from polyptych.metrics._accumulation import Accumulation
@@ -25,10 +26,13 @@ class Metric(ABC):
         accumulation: how the values come about, see :data:`polyptych.metrics._accumulation.Accumulation`. It belongs
             to every number.
         ignores: which pixels do not count, in words.
+        beside_headline: names of sums from which no task's headline follows and which are too large to be kept a
+            hundred times (:mod:`polyptych.metrics._resampling`).
     """
 
     accumulation: Accumulation = "global"
     ignores: str = "pixels without a label"
+    beside_headline: ClassVar[tuple[str, ...]] = ()
 
     @property
     def options(self) -> dict[str, bool | float | str]:
@@ -83,6 +87,14 @@ def ratio(numerator: Tensor, denominator: Tensor) -> float:
     return float(numerator.double() / denominator) if float(denominator) else float("nan")
 
 
+def histogram(index: Int[Tensor, ...], bins: int) -> Int[Tensor, bins]:
+    """How often each of ``0 .. bins - 1`` occurs. As ``torch.bincount(index, minlength=bins)``, which on CUDA
+    waits for the minimum and the maximum of its input; every index must lie in the range."""
+    flat = index.reshape(-1)
+    one = torch.ones((), dtype=torch.int64, device=flat.device)
+    return torch.zeros(bins, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, one.expand_as(flat))
+
+
 class Averaged(Metric):
     """A metric computed for every image (or every batch) by itself and then averaged: the accumulation of several
     published protocols (ASTMT depth, MTAN, CAGrad, AdaShare), which is not comparable with the global one.
@@ -129,3 +141,9 @@ class Averaged(Metric):
             return self._make().compute()
         names = [name.removeprefix("sum/") for name in self.sums if name.startswith("sum/")]
         return {name: ratio(self.sums[f"sum/{name}"], self.sums[f"count/{name}"]) for name in names}
+
+
+def accumulated(make: Callable[[], Metric], over: Accumulation) -> Metric:
+    """``global``: all pixels of the set count equally. ``image`` and ``batch``: the metric of every image or batch by
+    itself, then their mean, as some protocols have it."""
+    return make() if over == "global" else Averaged(make, over)

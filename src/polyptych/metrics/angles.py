@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from polyptych.metrics._base import Metric, ratio
-from polyptych.metrics._counting import histogram
+from polyptych.metrics._base import Metric, histogram, ratio
 
 LIMITS = (11.25, 22.5, 30.0)
 BINS_PER_DEGREE = 1000
@@ -26,6 +25,7 @@ class AngularError(Metric):
     accurate near 0; a zero vector lies at 90 degrees to everything.
     """
 
+    beside_headline = ("histogram",)
     names = ("mean", "median", "RMSE", *(f"within_{limit:g}" for limit in LIMITS))
 
     def update(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"],

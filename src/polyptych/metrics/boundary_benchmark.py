@@ -28,16 +28,15 @@ from polyptych.metrics._boundary_benchmark.curve import (
     trace,
 )
 from polyptych.metrics._boundary_benchmark.folders import (
-    Pair,
     TruthKind,
     UCMKind,
     count_segmentations,
-    pair_files,
     read_prediction,
     read_truths,
 )
-from polyptych.metrics._boundary_benchmark.protocols import Protocol
+from polyptych.metrics._boundary_benchmark.protocols import BenchmarkSettings
 from polyptych.metrics._boundary_benchmark.protocols import protocol as named_protocol
+from polyptych.metrics._saved_maps import Pair, pair_files
 
 _IMAGES_PER_WORKER = 16  # a process takes about as long to start as it takes to measure these
 
@@ -59,7 +58,7 @@ class BoundaryBenchmark:
         InputError: an unknown protocol.
     """
 
-    def __init__(self, protocol: str | Protocol = "bsds"):
+    def __init__(self, protocol: str | BenchmarkSettings = "bsds"):
         self.protocol = named_protocol(protocol) if isinstance(protocol, str) else protocol
         self.names: list[str] = []
         self.counts: list[Int[np.ndarray, "t 4"]] = []
@@ -130,7 +129,7 @@ class BoundaryBenchmark:
                 for name, counts in zip(self.names, self.counts, strict=True)}
 
 
-def evaluate_folders(predictions: Path, truths: Path, protocol: str | Protocol = "bsds", *,
+def evaluate_folders(predictions: Path, truths: Path, protocol: str | BenchmarkSettings = "bsds", *,
                      images: Path | None = None, truth: TruthKind = "auto", ucm: UCMKind = "contours",
                      workers: int | None = None,
                      progress: Callable[[int, int], None] | None = None) -> BoundaryBenchmark:
@@ -182,13 +181,13 @@ def _in_order(measure: Callable[[Pair], np.ndarray], pairs: list[Pair], workers:
             pool.shutdown(cancel_futures=True)
 
 
-def _count_files(pair: Pair, protocol: Protocol, truth: TruthKind, ucm: UCMKind) -> np.ndarray:
+def _count_files(pair: Pair, protocol: BenchmarkSettings, truth: TruthKind, ucm: UCMKind) -> np.ndarray:
     prediction = read_prediction(pair.prediction, protocol.thresholds, strict=protocol.strict, ucm=ucm)
     truths = read_truths(pair.truth, truth)
     return _count(prediction, truths, protocol, str(pair.prediction))
 
 
-def _count(prediction: np.ndarray, truths: Sequence[np.ndarray], protocol: Protocol, where: str) -> np.ndarray:
+def _count(prediction: np.ndarray, truths: Sequence[np.ndarray], protocol: BenchmarkSettings, where: str) -> np.ndarray:
     if not truths:
         raise InputError(where, "no map of true boundaries", "one or more", "leave the image out")
     shape = prediction.shape[-2:]

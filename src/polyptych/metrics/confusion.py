@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polyptych.metrics._base import Metric
-from polyptych.metrics._counting import histogram
+from polyptych.metrics._base import Metric, histogram
 
 Absent = Literal["skip", "nan", "zero"]
 

@@ -19,8 +19,8 @@ class DepthError(Metric):
     ``sq_rel`` = mean (p-y)^2/y in meters; ``log_RMSE`` = sqrt(mean (ln y - ln p)^2); ``log10`` = mean
     \\|log10 y - log10 p\\|; ``delta1..3`` = percentage of pixels with max(p/y, y/p) < 1.25^k, strictly
     (Eigen, Puhrsch, Fergus, NeurIPS 2014, arXiv 1406.2283). ``y`` must be positive where valid. A prediction
-    that is not positive counts as 1e-9 m in the logarithms and ratios, as in ASTMT and the survey's
-    evaluation.
+    that is not positive counts as 1e-9 m in every number, as in ASTMT's and the survey's evaluation. Predictions of a
+    run never come that low: the task decodes 1 mm to 1 km.
     """
 
     names = ("RMSE", "abs", "rel", "sq_rel", "log_RMSE", "log10", "delta1", "delta2", "delta3")
@@ -29,11 +29,10 @@ class DepthError(Metric):
                valid: Bool[Tensor, "b h w"]) -> None:
         # Masked pixels become a perfect prediction of 1 m, which adds nothing to any sum of errors.
         y = torch.where(valid, target, 1).double()
-        p = torch.where(valid, prediction, 1).double()
+        p = torch.where(valid, prediction, 1).double().clamp(min=1e-9)
         error = (p - y).abs()
-        positive = p.clamp(min=1e-9)
-        log = positive.log() - y.log()
-        ratios = torch.maximum(positive / y, y / positive)
+        log = p.log() - y.log()
+        ratios = torch.maximum(p / y, y / p)
         self.add(count=valid.sum(), abs=error.sum(), rel=(error / y).sum(), squared=error.square().sum(),
                  sq_rel=(error.square() / y).sum(), log_squared=log.square().sum(),
                  log10=log.abs().sum() / math.log(10),

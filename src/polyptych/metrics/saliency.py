@@ -1,4 +1,4 @@
-"""Saliency: maximal F measure over thresholds (ATRC, ASTMT) and mean IoU per image (ASTMT)."""
+"""Saliency: the F measures and the IoU of the multi-task literature, and those of salient object detection."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polyptych.metrics._base import Metric
-from polyptych.metrics._counting import histogram
+from polyptych.metrics._base import Metric, histogram
 
 BETA_SQUARED = 0.3
 F_THRESHOLDS = range(1, 20)  # in twentieths: 0.05 .. 0.95
 IOU_THRESHOLDS = range(4, 19)  # 0.20 .. 0.90
+LEVELS = 256  # thresholds of salient object detection
 
 
 class SaliencyF(Metric):
-    """Three measures of a saliency map in percent, each at its best threshold. Never compare one with another.
+    """Five measures of a saliency map; all but ``MAE`` in percent, at the best threshold. Never compare one with
+    another: for the same maps they differ by several points.
 
     ``maxF``: counts over all pixels of all images, salient where p >= t, t = 0.05, 0.10 .. 0.95;
     F = (1 + b) P R / (b P + R) with b = beta^2 = 0.3; maximum over t. This is ATRC's (Brüggemann et al., ICCV
@@ -29,12 +30,20 @@ class SaliencyF(Metric):
     every image (0 where undefined), means over images, F = 2 P R / (P + R) of the means (beta^2 = 1); maximum over t.
     ASTMT's and the survey's code print it beside the IoU.
 
+    ``maxF_SOD`` is the maximal F measure of salient object detection (Achanta et al., CVPR 2009; Borji et al., TIP
+    2015, arXiv 1501.02741): every map is divided by its maximum, salient where it reaches t = 0/255, 1/255 .. 255/255;
+    precision and recall of every image (0 where undefined), means over images, F of the means with beta^2 = 0.3;
+    maximum over t.
+
+    ``MAE``, from 0 to 1 and the lower the better, is that field's other measure: the mean absolute difference between
+    the map as it is and the truth, of every image, then the mean over images.
+
     Args:
         double_sigmoid: apply a sigmoid to the probabilities once more before ``maxF``, as InvPT's code does:
             only thresholds 0.55 to 0.70 then tell anything. For comparison with its numbers.
     """
 
-    names = ("maxF", "mIoU_per_image", "maxF_beta1_per_image")
+    names = ("maxF", "mIoU_per_image", "maxF_beta1_per_image", "maxF_SOD", "MAE")
 
     def __init__(self, double_sigmoid: bool = False):
         super().__init__()
@@ -62,6 +71,20 @@ class SaliencyF(Metric):
         self.add(iou=torch.where(labelled[:, None], iou, 0).sum(0), images=labelled.sum(),
                  precision=(hits / predicted.clamp(min=1).double()).sum(0),
                  recall=(hits / salient.clamp(min=1).double()).sum(0))
+        self._add_measures_of_detection(prediction.double(), true, valid)
+
+    def _add_measures_of_detection(self, p: Float[Tensor, "b h w"], true: Bool[Tensor, "b h w"],
+                                   valid: Bool[Tensor, "b h w"]) -> None:
+        difference = torch.where(valid, (p - true.double()).abs(), 0).sum((1, 2))
+        highest = torch.where(valid, p, 0).amax((1, 2), keepdim=True) if valid.numel() else p.new_zeros(len(p), 1, 1)
+        # The values of a map saved with 8 bits lie on the thresholds; rounding must not put them below.
+        scaled = p / torch.where(highest > 0, highest, 1) * (LEVELS - 1)
+        reached = (scaled + 1e-6).floor().clamp(0, LEVELS - 1).long() + 1  # the first threshold, 0, is always reached
+        hits, predicted = _cumulate(_per_image(torch.where(valid, reached, 0), true, valid, LEVELS))
+        salient = (true & valid).sum((1, 2))[:, None]
+        self.add(difference=(difference / valid.sum((1, 2)).clamp(min=1)).sum(),
+                 detection_precision=(hits / predicted.clamp(min=1).double()).sum(0),
+                 detection_recall=(hits / salient.clamp(min=1).double()).sum(0))
 
     def compute(self) -> dict[str, float]:
         sums = {name: value.cpu().double() for name, value in self.sums.items()}
@@ -71,10 +94,15 @@ class SaliencyF(Metric):
         # (1 + b) P R / (b P + R) without its divisions by zero.
         f = (1 + BETA_SQUARED) * sums["hits"] / (BETA_SQUARED * sums["true"] + sums["predicted"])
         precision, recall = sums["precision"] / sums["images"], sums["recall"] / sums["images"]
-        f1 = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny)
+        smallest = torch.finfo(torch.float64).tiny
+        f1 = 2 * precision * recall / (precision + recall).clamp(min=smallest)
+        precision, recall = (sums[f"detection_{name}"] / sums["images"] for name in ("precision", "recall"))
+        detection = (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall).clamp(min=smallest)
         return {"maxF": 100 * float(f.max()) if sums["true"] else nan,
                 "mIoU_per_image": 100 * float((sums["iou"] / sums["images"]).max()),
-                "maxF_beta1_per_image": 100 * float(f1.max()) if sums["true"] else nan}
+                "maxF_beta1_per_image": 100 * float(f1.max()) if sums["true"] else nan,
+                "maxF_SOD": 100 * float(detection.max()) if sums["true"] else nan,
+                "MAE": float(sums["difference"] / sums["images"])}
 
 
 def _passed(p: Float[Tensor, "b h w"], twentieths: range, inclusive: bool) -> Int[Tensor, "b h w"]:

@@ -23,6 +23,8 @@ def lagged_correlations(grid: Grid, features: Float[Tensor, "b q sc"], values: F
     b, c, e = features.shape[0], features.shape[2] // sources, values.shape[2] // kernels
     dtype = torch.promote_types(features.dtype, torch.float32)
     result = features.new_empty(b, kernels, sources, grid.k**2, c, e, dtype=dtype)
+    # g(p + d) for all p is a run of consecutive rows of the padded features, so no shift is copied. Positions between
+    # two lines of the image pair a feature with a value of zero and add nothing.
     for d, shift in enumerate(grid.shifts):
         lag = product(features[:, shift].transpose(1, 2), values)
         result[:, :, :, d] = lag.view(b, sources, c, kernels, e).permute(0, 3, 1, 2, 4)
@@ -38,6 +40,7 @@ def forward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor,
     here = _at_positions(grid, features, sources)
     result = torch.empty_like(values)
     columns = result.unflatten(2, (kernels, -1))
+    # U is k^2 times as large as the features: as a whole it would be what takes the memory.
     for samples, positions in blocks(grid, len(values), flat.shape[2], values.device):
         for r in range(kernels):
             weighted = _weighted(kernel[r, positions], here[samples, positions])
@@ -59,6 +62,8 @@ def backward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor
     d_here = _at_positions(grid, d_features, sources)
     d_kernel, d_flat = torch.zeros_like(kernel, dtype=dtype), torch.zeros_like(flat, dtype=dtype)
 
+    # Y = U L: dL = U' dY is summed over the blocks, and dU = dY L' falls apart into K and g within each block, because
+    # every entry of U is one number of K times one of g at the same position.
     for samples, positions in blocks(grid, len(values), flat.shape[2], values.device):
         at = here[samples, positions]  # (b p s c)
         for r in range(kernels):
@@ -70,6 +75,7 @@ def backward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor
             d_here[samples, positions] += (weights.to(dtype)[..., None, :] @ d_weighted)[..., 0, :]
             d_kernel[r, positions] += d_weighted.mul_(at[..., None, :]).sum((0, 4))
 
+    # Only now is dL complete, and L = sum_p V(p) g(p + d)' passes it on to V and, at the shifted positions, to g.
     d_lags = d_flat.to(features.dtype).view_as(correlations)
     for d, shift in enumerate(grid.shifts):
         d_lag = d_lags[:, :, :, d].permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)  # (b s*c r*e)

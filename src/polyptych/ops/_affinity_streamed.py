@@ -53,11 +53,13 @@ def backward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor
         d_filters = product(d_mixed, around.transpose(1, 2)).unflatten(2, (sources, kk))
         d_kernel[:, positions] += d_filters.transpose(0, 1)
         d_around = torch.bmm(filters.transpose(1, 2), d_mixed, out=around).unflatten(1, (sources, kk))
+        # A_s[i, q] was read at every offset d with p + d = q, so its gradient is the sum over these.
         d_affinity = d_around.new_zeros(sources, len(d_around), features.shape[1], dtype=dtype)
         for d, shift in enumerate(grid.shifts):
             d_affinity[:, :, shift] += d_around[:, :, d].transpose(0, 1)
         d_affinity = d_affinity.to(features.dtype)
         everywhere, here = _per_source(features[sample], sources), _with_border(positions, grid)
+        # A = g(i) . g(q) has g on both sides: once for the block's positions, once for all.
         accumulate(d_features[sample, :, here], d_affinity, everywhere)
         accumulate(d_features[sample], d_affinity.transpose(1, 2), everywhere[:, here])
     return d_features.transpose(1, 2).flatten(2), d_values, d_kernel

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyptych.ops import _affinity_plain as plain
+from polyptych.ops import exporting
 from polyptych.ops._affinity_autograd import Gather
-from polyptych.ops.exporting import exporting
 
 SMALLEST_LENGTH = 1e-6  # of a feature vector, below which it is not scaled to unit length (its gradient would explode)
 

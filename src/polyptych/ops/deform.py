@@ -15,7 +15,7 @@ from torchvision.extension import _has_ops
 from torchvision.ops import deform_conv2d
 
 from polyptych.errors import InputError
-from polyptych.ops.exporting import exporting
+from polyptych.ops import exporting
 
 Method = Literal["auto", "compiled", "plain"]
 OUTSIDE = 1e9  # positions: outside of any map
@@ -85,13 +85,14 @@ def _sample(x: Tensor, offset: Tensor, kernel_height: int, kernel_width: int, st
     grid_y = (torch.arange(height, device=x.device, dtype=kind) * stride - padding)[:, None]
     grid_x = (torch.arange(width, device=x.device, dtype=kind) * stride - padding)[None]
     y, z = shifts[:, :, :, 0] + tap_y + grid_y, shifts[:, :, :, 1] + tap_x + grid_x
+    # Only the shares carry a gradient to the offsets; which four neighbors are read is piecewise constant.
     top, left = y.floor(), z.floor()
     down, right = y - top, z - left  # the shares of the lower and the right neighbors
     flat = x.to(kind).reshape(b, groups, channels // groups, h * w)
 
     def neighbor(rows: Tensor, columns: Tensor, share: Tensor) -> Tensor:
         inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)  # false where a place is not a number
-        place = torch.where(inside, rows * w + columns, 0).long()
+        place = torch.where(inside, rows * w + columns, 0).long()  # gather checks every index, also those unused
         index = place.reshape(b, groups, 1, -1).expand(-1, -1, channels // groups, -1)
         return flat.gather(3, index) * torch.where(inside, share, 0).reshape(b, groups, 1, -1)
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyptych.ops.exporting import exporting
+from polyptych.ops import exporting
 
 TILE, INPUT = 4, 6  # results and inputs of a tile, per side
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # and infinity
@@ -86,7 +86,9 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         maps, plan = _Plan.of(x, weight)
-        kernels = _transform(_matrices(x.dtype).weight, _taps(weight))
+        kernels = _transform(_matrices(x.dtype).weight, _taps(weight))  # G W G', for all tiles
+        # The 36 values of a tile take 2.25 times its memory, before the product and after it. Transforming the whole
+        # map at once would write and read all that from main memory, which costs more than the multiplications saved.
         result = x.new_empty(plan.batch, plan.rows * TILE, plan.columns * TILE, weight.shape[0])
         for band in plan.bands():
             products = torch.bmm(_transform(_matrices(x.dtype).input, _tiles(maps, band, plan)), kernels)
@@ -97,12 +99,16 @@ class _Winograd(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
+        # Batched gradients have a hidden axis that the strided views below would misread.
         if torch._C._functorch.is_legacy_batchedtensor(gradient):  # autograd.grad(is_grads_batched=True)
             to_input, to_weight, _ = torch.ops.aten.convolution_backward(
                 gradient, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*ctx.needs_input_grad, False])
             return to_input, to_weight
         matrices = _matrices(x.dtype)
         maps, plan = _Plan.of(x, weight)
+        # Each step of Y = A' [(G W G') . (B' X B)] A is linear, so its gradient is the transposed step: A first, then
+        # the products with the other factor, then G or B. Tiles are transformed again, since keeping them would take
+        # 2.25 times the memory of the map until the backward pass.
         kernels = _transform(matrices.weight, _taps(weight)).transpose(1, 2)
         gradient = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, plan.columns * TILE - plan.width,
                                                         0, plan.rows * TILE - plan.height))
@@ -134,7 +140,11 @@ class _Matrices(NamedTuple):
 @cache
 def _matrices(dtype: torch.dtype) -> _Matrices:
     """Multiplying polynomials of 4 and 3 coefficients is evaluating both at 6 points, multiplying, and interpolating;
-    a correlation is the transpose of that."""
+    a correlation is the transpose of that.
+
+    Inverted and multiplied in float64: rounding the inverse to float32 before the Kronecker product would add an error
+    of its own to every tile.
+    """
 
     def evaluation(coefficients: int) -> Tensor:
         infinity = [0.0] * (coefficients - 1) + [1.0]
@@ -200,6 +210,8 @@ def _unfold(values: Float[Tensor, "k p c"], band: range, plan: _Plan) -> Float[T
 def _add_tiles(maps: Float[Tensor, "b hp wp c"], tiles: Float[Tensor, "36 p c"], band: range, plan: _Plan) -> None:
     """The adjoint of :func:`_tiles`: adds the tiles, which overlap their neighbors by two, where they came from."""
     six = _unfold(tiles, band, plan)
+    # Within one view no memory may appear twice, or an addition in place loses summands. Tiles repeat every 4 pixels,
+    # so their 6x6 inputs are added in four parts that do not overlap: the first 4 rows or the last 2, columns alike.
     for rows in (slice(0, TILE), slice(TILE, INPUT)):
         for columns in (slice(0, TILE), slice(TILE, INPUT)):
             down, across = rows.stop - rows.start, columns.stop - columns.start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,14 +11,19 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from polyptych.data._files import as_rgb
+from polyptych.data.files import composed, file_names, walk
+from polyptych.data.pictures import PICTURES, as_rgb, open_picture, upright
 from polyptych.errors import InputError
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+IMAGES = {*PICTURES, ".apng"}
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv"}
 CAMERA = "camera:"
+
+
+class UnreadableInput(InputError):
+    """One input cannot be read; the others may be."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Pixels:
-    """An image and its name."""
+    """An image and its name.
+
+    Attributes:
+        remark: what of the file was not taken, in words.
+    """
 
     array: UInt8[np.ndarray, "h w 3"]
     name: str = ""
+    remark: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,9 +65,12 @@ def find_sources(inputs: Iterable[Path | str], recursive: bool = False) -> list[
         recursive: also what lies in folders within folders.
 
     Raises:
-        InputError: nothing is there, or a folder has neither images nor videos.
+        InputError: nothing is named or there, or a folder has neither images nor videos.
     """
     found = list(itertools.chain.from_iterable(_named(each, recursive) for each in inputs))
+    if not found:
+        raise InputError("polyptych predict", "no input", "images, videos, folders of them, or camera:0",
+                         "name at least one")
     stems = _unique_stems([path for path, _ in found])
     return [Source(path, stem, device) for (path, device), stem in zip(found, stems, strict=True)]
 
@@ -71,23 +83,40 @@ def _named(each: Path | str, recursive: bool) -> Iterator[tuple[Path, str]]:
             raise InputError(f"input '{text}'", "a camera without a number", "for instance camera:0", "add the number")
         yield Path(f"camera_{''.join(c if c.isalnum() else '_' for c in device)}"), device
     elif path.is_dir():
-        files = sorted(p for p in (path.rglob("*") if recursive else path.iterdir())
-                       if p.suffix.lower() in IMAGES | VIDEOS and p.is_file())
+        files = sorted(path / name for name in (walk(path) if recursive else file_names(path))
+                       if Path(name).suffix.lower() in IMAGES | VIDEOS)
         if not files:
             raise InputError(path, "a folder without images", f"files ending in {', '.join(sorted(IMAGES | VIDEOS))}",
                              "name another folder" if recursive else "name another folder, or add --recursive")
         yield from ((file, "") for file in files)
     elif path.is_file():
         yield path, ""
+    elif path.exists():
+        raise InputError(path, "neither a file nor a folder", "an image, a video, a folder of them, or camera:0",
+                         "save what it gives to a file first")
     else:
         raise InputError(path, "no such file or folder", "an image, a video, a folder of them, or camera:0",
                          "check the path")
 
 
 def _unique_stems(paths: list[Path]) -> list[str]:
-    """A name for each path's outputs: its stem, numbered where several paths share it: nothing is overwritten."""
-    number = Counter(path.stem for path in paths)
-    return [path.stem if number[path.stem] == 1 else f"{index:04}_{path.stem}" for index, path in enumerate(paths)]
+    """A name for each path's outputs: its stem, numbered where several paths share it: nothing is overwritten. Some
+    file systems take names for one that differ in case or in how accents are encoded."""
+    number = Counter(_folded(path.stem) for path in paths)
+    taken = {stem for stem, times in number.items() if times == 1}
+    stems = []
+    for index, path in enumerate(paths):
+        stem = path.stem
+        if number[_folded(stem)] > 1:
+            numbered = (f"{place:04}_{stem}" for place in itertools.count(index))  # which an input may be called, too
+            stem = next(name for name in numbered if _folded(name) not in taken)
+            taken.add(_folded(stem))
+        stems.append(stem)
+    return stems
+
+
+def _folded(name: str) -> str:
+    return composed(name).casefold()
 
 
 def as_pixels(image: Path | str | Any) -> Pixels:
@@ -99,9 +128,11 @@ def as_pixels(image: Path | str | Any) -> Pixels:
     if isinstance(image, Pixels):
         return image
     if isinstance(image, (str, Path)):
-        return Pixels(read_image(Path(image)), Path(image).name)
+        array, frames = _read(Path(image))
+        remark = f"only the first of {frames} frames; make a video of it to have all" if frames > 1 else ""
+        return Pixels(array, Path(image).name, remark)
     if isinstance(image, Image.Image):
-        return Pixels(np.array(as_rgb(ImageOps.exif_transpose(image), "image")), "")
+        return Pixels(np.array(as_rgb(upright(image), "image")), "")
     if not isinstance(image, np.ndarray):
         got = type(image).__name__
     elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -113,19 +144,19 @@ def as_pixels(image: Path | str | Any) -> Pixels:
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB, turned upright as its EXIF data says.
+    """RGB, turned upright as its EXIF data says; of an animation the first frame.
 
     Raises:
-        InputError: the file cannot be read as an image.
+        UnreadableInput: the file cannot be read as an image.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """The image, and how many frames (or pages) the file has."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # damage beside the pixels
-            return np.array(as_rgb(ImageOps.exif_transpose(image), path))
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "an image", "check the path") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(path, f"a file that cannot be read as an image ({error})", "an image",
-                         "repair or remove it") from None
+        with open_picture(path, "an image") as picture:
+            frames = int(getattr(picture, "n_frames", 1))
+            return np.array(as_rgb(upright(picture), path)), frames
+    except InputError as error:
+        raise UnreadableInput(error.where, error.got, error.needs, error.do) from None

@@ -15,7 +15,7 @@ from polyptych import distributed
 from polyptych.checkpoint import load_weights
 from polyptych.errors import InputError
 from polyptych.network import Network
-from polyptych.run import Run, read_run
+from polyptych.run import Run, buildable, read_run
 from polyptych.tasks._base import Task
 
 FORMS = "a run folder or an exported model (.onnx, .pt2)"
@@ -113,7 +113,8 @@ def load_network(folder: Path, weights: str = "",
         The run, its tasks, the network in evaluation mode on ``device``, and the step its weights are from.
     """
     run, facts = read_run(folder)
-    tasks = run.build_tasks(facts.labels)
-    network = run.build_network(tasks, pretrained=False)
+    with buildable(folder / "run.json"):
+        tasks = run.build_tasks(facts.labels)
+        network = run.build_network(tasks, pretrained=False)
     step = load_weights(folder / "checkpoints" / f"{weights or run.select}.safetensors", network)
     return run, tasks, network.to(device or "cpu").eval(), step

@@ -11,18 +11,18 @@ import numpy as np
 from jaxtyping import UInt8
 
 from polyptych.errors import InputError
-from polyptych.prediction.inputs import Pixels, Source, find_sources
+from polyptych.prediction.inputs import Pixels, Source, UnreadableInput, as_pixels, find_sources
 from polyptych.prediction.model import open_model
-from polyptych.prediction.outputs import Outputs, write_picture, write_scene
 from polyptych.prediction.predictor import Inference, Predictor
 from polyptych.prediction.progress import Counter
-from polyptych.prediction.scene import Scene
+from polyptych.prediction.scene import Outputs, Scene, write_picture, write_scene
 from polyptych.prediction.video import Moment, Reader, Writer
 from polyptych.reports.panels import contact_sheet, mosaic
 
 SHEET_NAME = "contact_sheet.png"
 SHEET = 100
 """Images on the contact sheet; a longer one could not be looked at, and would not fit into memory."""
+SHOWN = 10  # inputs that an error names
 VIDEO_CELL = 640
 """Pixels of the longer side of a panel in a video."""
 
@@ -47,7 +47,8 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
         The files written.
 
     Raises:
-        InputError: an input is missing or cannot be read, or the model cannot. What was written before stays.
+        InputError: nothing is named, an input is missing, or the model cannot be read. One that is there and cannot be
+            read is left out; the error comes when all others are written.
     """
     if frames < 0:
         raise InputError("--frames", str(frames), "0 (all) or more", "correct it")
@@ -63,29 +64,57 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
     out.mkdir(parents=True, exist_ok=True)
     images, moving = [s for s in sources if not s.moves], [s for s in sources if s.moves]
     written: list[Path] = []
+    unreadable: list[UnreadableInput] = []
     with Counter(say) as counter:
         for source in moving:
-            written += _film(predictor, source, out, outputs, frames, counter, say)
+            try:
+                written += _film(predictor, source, out, outputs, frames, counter, say)
+            except UnreadableInput as error:
+                unreadable.append(error)
         if images:
-            written += _pictures(predictor, images, out, outputs, counter, say)
+            written += _pictures(predictor, images, out, outputs, counter, unreadable, say)
+    if unreadable and len(sources) == 1:
+        raise unreadable[0]
     say(f"{counter.done} images in {counter.seconds:.1f} s: {counter.speed:.2f} images/s"
         f" ({counter.done / max(predictor.seconds, 1e-9):.2f} without reading and writing)")
+    if unreadable:
+        for error in unreadable:
+            say(f"left out: {error}")
+        names = ", ".join(error.where for error in unreadable[:SHOWN])
+        more = f" and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
+        raise InputError("inputs", f"{len(unreadable)} of {len(sources)} that cannot be read ({names}{more})",
+                         "images and videos", f"repair or remove them; all others are in {out}")
     return written
 
 
 def _pictures(predictor: Predictor, sources: Sequence[Source], out: Path, outputs: Outputs, counter: Counter,
-              say: Callable[[object], None]) -> list[Path]:
+              unreadable: list[UnreadableInput], say: Callable[[object], None]) -> list[Path]:
+    """All images; those that cannot be read are added to ``unreadable``."""
     written: list[Path] = []
     strips: list[UInt8[np.ndarray, "_ _ 3"]] = []
+    read: deque[tuple[Source, str]] = deque()  # whose scenes are still to come
+
+    def pixels() -> Iterator[Pixels]:
+        for source in sources:
+            try:
+                found = as_pixels(source.path)
+            except UnreadableInput as error:
+                unreadable.append(error)
+                continue
+            read.append((source, found.remark))
+            yield found
+
     counter.begin("images", len(sources))
-    scenes = predictor.predict_many(source.path for source in sources)
-    for source, scene in zip(sources, scenes, strict=True):
+    for scene in predictor.predict_many(pixels()):
+        source, remark = read.popleft()
         written += write_scene(scene, out, source.stem, outputs)
         if len(strips) < SHEET:
             strips.append(scene.panel())
-        say(f"{source.path}: {', '.join(scene.tasks)}")
+        say(f"{source.path}: {', '.join(scene.tasks)}{f' ({remark})' if remark else ''}")
         counter.step()
-    return [*written, write_picture(out / SHEET_NAME, contact_sheet(strips))]
+    if strips:
+        written.append(write_picture(out / SHEET_NAME, contact_sheet(strips)))
+    return written
 
 
 def _film(predictor: Predictor, source: Source, out: Path, outputs: Outputs, limit: int, counter: Counter,
@@ -128,14 +157,21 @@ def _frame(scene: Scene, opacity: float | None) -> UInt8[np.ndarray, "_ _ 3"]:
 
 
 def _spare(sources: Sequence[Source], tasks: Sequence[str], out: Path) -> None:
-    """Refuse to write over an input: a folder may hold pictures that are called like results.
+    """Refuse to write over an input or another input's result: a folder may hold pictures that are called like results,
+    and ``a.png`` has the task ``b_c`` where ``a_b.png`` has the task ``c``.
 
     Raises:
-        InputError: a result would have the path of an input.
+        InputError: a result would have the path of an input, or of another result.
     """
-    endings = [f"_{task}{kind}.png" for task in tasks for kind in ("", "_overlay", "_16bit")]
-    names = {f"{source.stem}{ending}" for source in sources
-             for ending in (("_panels.mp4", "_overlay.mp4") if source.moves else endings)} | {SHEET_NAME}
+    endings = [f"_{task}{kind}" for task in tasks for kind in (".png", "_overlay.png", "_16bit.png", ".npy")]
+    names: dict[str, Source | None] = {SHEET_NAME: None}
+    for source in sources:
+        for ending in ("_panels.mp4", "_overlay.mp4") if source.moves else (*endings, ".ply"):
+            other = names.setdefault(f"{source.stem}{ending}", source)
+            if other is not source:
+                raise InputError(source.path, f"an input whose result {source.stem}{ending} would overwrite "
+                                 f"{f'that of {other.path}' if other else 'the contact sheet'}",
+                                 "names that do not meet", "rename it, or predict it into another --out")
     place = out.resolve()
     for source in sources:
         path = source.path.resolve()

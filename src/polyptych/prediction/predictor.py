@@ -19,9 +19,8 @@ from polyptych.prediction.inputs import Pixels, as_pixels
 from polyptych.prediction.model import Model, open_model
 from polyptych.prediction.scene import Scene
 from polyptych.prediction.windows import slide
+from polyptych.ranges import LARGEST_SIDE
 from polyptych.tasks._base import Task, resize
-
-LARGEST_SIDE = 32768  # of what the network is given, in pixels; a typo in a scale should not fill the memory
 
 Size = tuple[int, int]
 
@@ -135,33 +134,41 @@ class Predictor:
         tensors = [torch.from_numpy(image.array).permute(2, 0, 1) for image in images]
         work, views = self._working_size(images[0].size), self.inference.views
         totals: list[dict[str, Tensor]] = [{} for _ in images]
+        decoded: list[dict[str, Tensor]] = [{} for _ in images]
         for scale, mirror in views:
             size = _scaled(work, scale)
             batch = torch.stack([Geometry.resize(image.size, size).image(tensor)
                                  for image, tensor in zip(images, tensors, strict=True)])
             predictions = self._raw(batch.flip(-1) if mirror else batch)
-            for index, (image, total) in enumerate(zip(images, totals, strict=True)):
-                for name, task in self.tasks.items():
-                    own = _straightened(task, predictions[name][index:index + 1], scale, mirror)
+            for name, task in self.tasks.items():
+                # Taken out, because of a large image the raw predictions of one task alone may fill gigabytes.
+                of_all = predictions.pop(name)
+                for index, (image, total) in enumerate(zip(images, totals, strict=True)):
+                    own = _straightened(task, of_all[index:index + 1], scale, mirror)
                     own = resize(own, image.size) if task.dense else own
-                    if len(views) > 1:
-                        own = task.to_mean(own if task.dense else own.mean((2, 3), keepdim=True)) / len(views)
+                    if len(views) == 1:
+                        decoded[index][name] = task.decode(own)[0].cpu()
+                        continue
+                    own = task.to_mean(own if task.dense else own.mean((2, 3), keepdim=True)) / len(views)
                     total[name] = total[name] + own if name in total else own
-        scenes = []
-        for image, total in zip(images, totals, strict=True):
-            raw = {name: task.from_mean(total[name]) if len(views) > 1 else total[name]
-                   for name, task in self.tasks.items()}
-            decoded = {name: task.decode(raw[name])[0].cpu() for name, task in self.tasks.items()}
-            scenes.append(Scene(image.array, self.tasks, decoded, name=image.name))
+        for total, found in zip(totals, decoded, strict=True):
+            for name in list(total):
+                found[name] = self.tasks[name].decode(self.tasks[name].from_mean(total.pop(name)))[0].cpu()
         self.seconds += time.perf_counter() - start
-        return scenes
+        return [Scene(image.array, self.tasks, found, name=image.name)
+                for image, found in zip(images, decoded, strict=True)]
 
     def _raw(self, images: Tensor) -> dict[str, Tensor]:
         inference = self.inference
         if inference.tile is None:
             return self.model.raw(images)
-        blended = [slide(self.model.raw, self.tasks, image, inference.tile, inference.overlap, inference.batch)
+        # A window beyond the image would be memory for nothing; the network extends images to what it needs.
+        height, width = (min(*sides) for sides in zip(inference.tile, images.shape[-2:], strict=True))
+        window = tuple(inference.tile) if self.model.fixed else (height, width)
+        blended = [slide(self.model.raw, self.tasks, image, window, inference.overlap, inference.batch)
                    for image in images]
+        if len(blended) == 1:
+            return blended[0]  # joining copies, and windows are for images that are large
         return {name: torch.cat([each[name] for each in blended]) for name in self.tasks}
 
 

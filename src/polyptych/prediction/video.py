@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from polyptych.errors import InputError
-from polyptych.prediction.inputs import Source
+from polyptych.prediction.inputs import Source, UnreadableInput
 
 DEFAULT_RATE = Fraction(25)  # frames per second, where a file does not say
 FRAGMENTS = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
@@ -120,11 +120,11 @@ class Reader:
             found = round(self._container.duration / self._av.time_base * self.rate)
         return min(found, self._limit) if self._limit and found else found or self._limit
 
-    def _fault(self, got: str) -> InputError:
+    def _fault(self, got: str) -> UnreadableInput:
         if self.source.device:
-            return InputError(f"camera:{self.source.device}", got, "a connected camera that no other program uses",
+            return UnreadableInput(f"camera:{self.source.device}", got, "a connected camera that no other program uses",
                               "check its number and your rights to it")
-        return InputError(self.source.path, got, "a video", "repair or remove it")
+        return UnreadableInput(self.source.path, got, "a video", "repair or remove it")
 
 
 class Writer:

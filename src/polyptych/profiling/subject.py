@@ -14,7 +14,7 @@ from torch import nn
 from polyptych import distributed
 from polyptych.errors import InputError
 from polyptych.logbook import environment
-from polyptych.network import Network
+from polyptych.network import Network, normalizing
 from polyptych.profiling.memory import training_peak
 from polyptych.types import Output
 
@@ -65,12 +65,8 @@ class Subject:
     def training_peak(self, batch_size: int) -> int:
         self.network.train()
         try:
-            return training_peak(self.network, self.forward(batch_size), self.device)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise InputError("--batch-size", f"{batch_size}, with which a BatchNorm sees a single value per channel",
-                             "more values to train on", "raise it or --size, or leave out training") from None
+            with normalizing(batch_size, self.size):
+                return training_peak(self.network, self.forward(batch_size), self.device)
         finally:
             self.network.eval()
 

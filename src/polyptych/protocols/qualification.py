@@ -7,10 +7,10 @@ Training differs between methods and is stated as a note.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from polyptych.evaluation_record import Evaluation, TaskResult
 from polyptych.protocols.catalog import PROTOCOLS
 from polyptych.protocols.protocol import Measure, Protocol
 
@@ -29,43 +29,43 @@ class Qualification:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def qualify(record: Mapping[str, Any]) -> Qualification:
-    """Judge an evaluation by the fields of its ``evaluation/SPLIT.json``; what it lacks rules a protocol out."""
+def qualify(evaluation: Evaluation) -> Qualification:
+    """Judge an evaluation by what it records; what it lacks rules a protocol out."""
     found = Qualification()
-    dataset = str(record.get("protocol", "")).partition("-")[0]
+    dataset = evaluation.protocol.partition("-")[0]
     for name, protocol in PROTOCOLS.items():
         if not protocol.dataset or protocol.dataset.partition("-")[0] != dataset:
             continue
-        if reason := next(_obstacles(protocol, record), None):
+        if reason := next(_obstacles(protocol, evaluation), None):
             found.reasons[name] = reason
         else:
-            found.notes[name] = list(_notes(protocol, record))
+            found.notes[name] = list(_notes(protocol, evaluation))
     return found
 
 
-def _obstacles(protocol: Protocol, record: Mapping[str, Any]) -> Iterator[str]:
-    yield from _other_data(record.get("protocol", ""), protocol.dataset)
+def _obstacles(protocol: Protocol, evaluation: Evaluation) -> Iterator[str]:
+    yield from _other_data(evaluation.protocol, protocol.dataset)
     if protocol.obstacle:
         yield protocol.obstacle
-    if record.get("split") != "test":
-        yield f"{record.get('split')} split instead of test"
-    if record.get("images") != protocol.images:
-        yield f"{record.get('images')} images instead of {protocol.images}"
-    if skipped := record.get("skipped"):
-        yield f"{len(skipped)} images skipped"
-    yield from _other_input(record, protocol.input)
-    common = [task for task in record["tasks"] if task in protocol.tasks]
+    if evaluation.split != "test":
+        yield f"{evaluation.split} split instead of test"
+    if evaluation.images != protocol.images:
+        yield f"{evaluation.images} images instead of {protocol.images}"
+    if evaluation.skipped:
+        yield f"{len(evaluation.skipped)} images skipped"
+    yield from _other_input(evaluation, protocol.input)
+    common = [task for task in evaluation.tasks if task in protocol.tasks]
     if not common:
         yield f"none of its tasks ({', '.join(protocol.tasks)})"
     for task in common:
         measure = protocol.tasks[task]
-        yield from (f"{task}: {reason}" for reason in _other_measure(record["tasks"][task], measure))
+        yield from (f"{task}: {reason}" for reason in _other_measure(evaluation.tasks[task], measure))
         if measure.accumulation.startswith("batch"):
-            if record.get("batch_size") != protocol.batch_size:
-                yield (f"{task}: means over batches of {record.get('batch_size')} instead of {protocol.batch_size} "
+            if evaluation.batch_size != protocol.batch_size:
+                yield (f"{task}: means over batches of {evaluation.batch_size} instead of {protocol.batch_size} "
                        "images")
-            elif record.get("processes", 1) != 1:
-                yield f"{task}: batches of {record['processes']} processes instead of one"
+            elif evaluation.processes != 1:
+                yield f"{task}: batches of {evaluation.processes} processes instead of one"
 
 
 def _other_data(found: str, needed: str) -> Iterator[str]:
@@ -79,50 +79,50 @@ def _other_data(found: str, needed: str) -> Iterator[str]:
         yield f"data changed by '{'-'.join(parts[len(patterns):])}'"
 
 
-def _other_input(record: Mapping[str, Any], needed: tuple[int, int] | str) -> Iterator[str]:
-    label, size = record.get("label_size"), record.get("input_size")
-    if needed == "native":
+def _other_input(evaluation: Evaluation, needed: tuple[int, int] | str) -> Iterator[str]:
+    label, size = evaluation.label_size, evaluation.input_size
+    if isinstance(needed, str):  # native
         if size is not None and size != label:
             yield f"input {_by(size)} instead of the image's own size"
         return
     actual = size or label  # without a size of its own the network gets the image as it is
     if actual is None:
         yield f"images of several sizes or of an unknown one instead of input {_by(needed)}"
-    elif list(actual) != list(needed):
+    elif actual != needed:
         yield f"input {_by(actual)} instead of {_by(needed)}"
 
 
-def _other_measure(entry: Mapping[str, Any], measure: Measure) -> Iterator[str]:
-    if not any(number.startswith(tuple(measure.metrics)) for number in entry.get("metrics", measure.metrics)):
+def _other_measure(result: TaskResult, measure: Measure) -> Iterator[str]:
+    if not any(number.startswith(tuple(measure.metrics)) for number in result.metrics):
         return  # not measured in any way, which is no contradiction
-    accumulation = entry.get("accumulation")
-    if not accumulation:
+    if not result.accumulation:
         yield "accumulation not recorded, evaluate the run again"
-    elif accumulation != measure.accumulation:
-        yield f"accumulation {accumulation} instead of {measure.accumulation}"
-    options = entry.get("options", {})
+    elif result.accumulation != measure.accumulation:
+        yield f"accumulation {result.accumulation} instead of {measure.accumulation}"
     for name, value in measure.options.items():
-        if options.get(name) != value:
-            yield f"{name} {options.get(name)} instead of {value}"
+        if result.options.get(name) != value:
+            yield f"{name} {result.options.get(name)} instead of {value}"
 
 
-def _notes(protocol: Protocol, record: Mapping[str, Any]) -> Iterator[str]:
+def _notes(protocol: Protocol, evaluation: Evaluation) -> Iterator[str]:
     weights = {"best": "weights best on validation images carved out of train",
-               "last": "final weights"}.get(record.get("weights", ""), "weights as stated")
+               "last": "final weights"}.get(evaluation.weights, "weights as stated")
     yield f"{weights} here, {protocol.selection} there"
     yield f"trained there: {protocol.training}"
     yield protocol.special
-    missing = [task for task in protocol.tasks if task not in record["tasks"]]
+    missing = [task for task in protocol.tasks if task not in evaluation.tasks]
     if missing:
         yield f"without {', '.join(missing)}, so that aggregates over tasks cannot be compared"
     for task, measure in protocol.tasks.items():
-        lacking = [name for name in measure.numbers if name not in record["tasks"].get(task, {}).get("metrics", {name})]
+        if task not in evaluation.tasks:
+            continue
+        lacking = [name for name in measure.numbers if name not in evaluation.tasks[task].metrics]
         if lacking:
             yield f"{task}: {', '.join(lacking)} not measured here"
-        elif task in record["tasks"] and measure.images not in (None, record.get("images")):
-            yield (f"{task}: {', '.join(measure.numbers)} of {record.get('images')} images does not belong to it; "
+        elif measure.images not in (None, evaluation.images):
+            yield (f"{task}: {', '.join(measure.numbers)} of {evaluation.images} images does not belong to it; "
                    f"there it is of {measure.images} of them")
 
 
-def _by(size: Any) -> str:
+def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"

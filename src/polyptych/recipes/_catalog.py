@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyptych.component import Description
+from polyptych.component import Summary
 from polyptych.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def load(name: str) -> Callable[[], Run]:
     return getattr(importlib.import_module(f"{__package__}.{functions[name][0]}"), name)
 
 
-def descriptions() -> list[Description]:
+def descriptions() -> list[Summary]:
     """First docstring line of every recipe."""
-    return [Description(name, text.partition("\n")[0], "") for name, (_, text) in sorted(_functions().items())]
+    return [Summary(name, text.partition("\n")[0], "") for name, (_, text) in sorted(_functions().items())]
 
 
 def _functions() -> dict[str, tuple[str, str]]:

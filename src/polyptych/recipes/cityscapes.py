@@ -59,7 +59,7 @@ def _cityscapes(recipe: str, decoder: CrossTaskConfig, layout: str) -> Run:
     return replace(
         run,
         recipe=recipe,
-        dataset=Cityscapes.Config(classes=19, layout=layout),  # type: ignore[arg-type]
+        dataset=Cityscapes.Config(classes=19, layout=layout),
         tasks={"semseg": SemanticSegmentation.Config(), "inverse_depth": InverseDepth.Config()},
         decoder=decoder,
         balancer=replace(run.balancer, weights={"semseg": 1.0, "inverse_depth": 10.0}),  # type: ignore[call-arg]

@@ -28,8 +28,9 @@ def nyuv2_ema_net() -> Run:
     Adam at 1e-4 with weight decay 1e-4 in the gradient, a cosine to zero, 200 epochs of 795 images at batch 8, loss
     weights 1, mirrored images. Ours differs: the learning rate changes at every step, not every epoch; a tenth of the
     training images is kept for validation (``--dataset.validation 0.0`` and no validation is the authors' way); images
-    are normalized as the ImageNet weights expect. Published row: the paper's tables were not at hand, so none is
-    quoted.
+    are normalized as the ImageNet weights expect, where the authors' code trains and evaluates on images in [0, 1] as
+    they are (weights trained there need a mean of 0 and a deviation of 1). Published row: the paper's tables were not
+    at hand, so none is quoted.
     """
     return _nyuv2("nyuv2_ema_net", EMANet.Config(size=SIZE))
 

@@ -1,8 +1,9 @@
 """TaskPrompter (Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda) as its authors train it, on ViT-L.
 
-The network's form is the paper's, which differs from the published code in two options
-(:class:`polyptych.encoders.task_prompter.TaskPrompter`). The code's own: ``--encoder.channel published
---encoder.scores raw``. The class token stays, which that code drops.
+The network's form is the paper's, which differs from the published code in options that
+:class:`polyptych.encoders.task_prompter.TaskPrompter` lists. The code's own: ``--encoder.channel published
+--encoder.scores raw --encoder.stochastic-depth separate --encoder.initial published --encoder.no-prefix-tokens
+--backbone.position-resampling plain`` (with ``--backbone.image-size`` of the training images).
 
 Training differs from the published code as in ``nyud_invpt``, but for the supervision: there are no preliminary
 predictions. The published rows are of the protocols INVPT-N and INVPT-P (``polyptych list protocols``).

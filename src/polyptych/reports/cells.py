@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from polyptych.comparison.statistics import Estimate
 from polyptych.reports.tables import ABSENT, MINUS, is_number
 
 ARROWS = {True: "↑", False: "↓"}
+
+
+@runtime_checkable
+class HasInterval(Protocol):
+    """A mean over seeds, with half the width of its interval where it has one."""
+
+    @property
+    def mean(self) -> float: ...
+
+    @property
+    def half_width(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -20,12 +31,14 @@ class Cell:
         half: half the width of the interval, empty where there is none.
         best: the best mean of its column.
         value: the number itself, NaN where absent.
+        unsure: of a difference, that its sign may be chance.
     """
 
     text: str
     half: str = ""
     best: bool = False
     value: float = math.nan
+    unsure: bool = False
 
     @property
     def whole(self) -> str:
@@ -55,24 +68,34 @@ class Column:
 
 def exact(title: str, values: Sequence[float], style: Callable[[float], str], note: str = "",
           higher: bool | None = None) -> Column:
-    return estimated(title, [Estimate(value, None, {}) for value in values], style, note, higher)
+    """A column of values without intervals."""
+    return _column(title, values, [None] * len(values), style, note, higher)
 
 
-def estimated(title: str, estimates: Sequence[Estimate | None], style: Callable[[float], str], note: str,
+def worded(title: str, texts: Sequence[str], note: str = "") -> Column:
+    """Of words rather than of numbers."""
+    return Column(title, tuple(Cell(text) for text in texts), note)
+
+
+def estimated(title: str, estimates: Sequence[HasInterval | None], style: Callable[[float], str], note: str,
               higher: bool | None, trivial: str = "") -> Column:
+    """A column of means with their intervals; None where a row has no value."""
     means = [math.nan if estimate is None else estimate.mean for estimate in estimates]
+    halves = [None if estimate is None else estimate.half_width for estimate in estimates]
+    return _column(title, means, halves, style, note, higher, trivial)
+
+
+def _column(title: str, means: Sequence[float], halves: Sequence[float | None], style: Callable[[float], str],
+            note: str, higher: bool | None, trivial: str = "") -> Column:
     finite = [mean for mean in means if is_number(mean)]
     best = None if higher is None or len(set(finite)) < 2 else max(finite) if higher else min(finite)
     texts = [style(mean) if is_number(mean) else ABSENT for mean in means]
     # What looks equal is marked alike.
-    cells = [Cell(text, _half(estimate, style), best is not None and text == style(best), mean)
-             for text, mean, estimate in zip(texts, means, estimates, strict=True)]
+    cells = [Cell(text, style(half).removeprefix("+") if is_number(half) else "",
+                  best is not None and text == style(best), mean,
+                  unsure=is_number(half) and not abs(mean) > half)
+             for text, mean, half in zip(texts, means, halves, strict=True)]
     return Column(title, tuple(cells), note, "" if higher is None else ARROWS[higher], trivial)
-
-
-def _half(estimate: Estimate | None, style: Callable[[float], str]) -> str:
-    half = estimate.half_width if estimate else None
-    return style(half).removeprefix("+") if half is not None and is_number(half) else ""
 
 
 def signed(value: float) -> str:
@@ -82,8 +105,3 @@ def signed(value: float) -> str:
 
 def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min" if seconds >= 90 else f"{seconds:.1f} s"

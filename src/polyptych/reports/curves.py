@@ -1,43 +1,28 @@
 """Curves of a run over its steps: losses, validation, learning rate, throughput, task weights, gradients.
 
-Each curve is a small plot of its own, so that a page can arrange them for any width; :func:`sheet` draws them
-all as one picture. In the page the plots are transparent and their text takes the color of the text
-around, which makes them right on a light and on a dark ground.
+Each curve is a small plot of its own, so that a page can arrange them for any width; :func:`sheet` draws them all as
+one picture.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-# Middle tones: each has a contrast of at least 3 against white and against near black.
-COLORS = ("#3b82c4", "#cf7327", "#2f9468", "#9067c6", "#d1495b", "#1f9199", "#a0802b", "#c25c9e")
-PLAIN = "#7d858f"
-TEXT = "#5f6670"  # replaced by currentColor where a plot goes into a page
+from polyptych.reports import style
+from polyptych.reports.style import COLORS, PLAIN, TEXT
+
 PANEL = (3.5, 2.1)  # inches
 RATES = "Learning rate, speed and weights"  # heading of what is neither loss nor metric
 GRADIENTS = "Gradients of the tasks"
 MOST_POINTS = 500  # of one line; what is more than a pixel apart nobody sees
-
-_STYLE: Any = {  # matplotlib types the keys of its settings one by one
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 9, "svg.fonttype": "path",
-    "text.parse_math": False, "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": TEXT,
-    "xtick.color": TEXT, "ytick.color": TEXT,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
-    "axes.grid": True, "grid.color": TEXT, "grid.alpha": 0.18, "grid.linewidth": 0.6,
-    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 0,
-    "xtick.minor.size": 0, "ytick.minor.size": 0, "lines.solid_capstyle": "round",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,26 +95,23 @@ def svg(plot: Plot, end: float) -> str:
     Args:
         end: the step at which the axis ends, so that plots beside each other can be compared.
     """
-    figure = _figure(PANEL)
-    with matplotlib.rc_context(_STYLE):
+    with style.figure(PANEL, text=8) as figure:
         _draw(figure.subplots(), plot, end)
-        text = _save(figure, salt=f"{plot.group}/{plot.title}", transparent=True)
-    return text[text.index("<svg"):].replace(TEXT, "currentColor")
+        return style.svg(figure, f"{plot.group}/{plot.title}", page=True)
 
 
 def sheet(found: Sequence[Plot]) -> str:
     """All plots as one SVG file on white, three in a row."""
     columns = min(3, len(found))
     rows = math.ceil(len(found) / columns)
-    figure = _figure((PANEL[0] * columns, PANEL[1] * rows))
-    with matplotlib.rc_context(_STYLE):
+    with style.figure((PANEL[0] * columns, PANEL[1] * rows), text=8) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).flat
         for axes, plot in zip(panels, found, strict=False):
             _draw(axes, plot, last_step(found))
         for axes in list(figure.axes)[len(found):]:
             axes.set_visible(False)
         figure.supxlabel("optimizer step", fontsize=8)
-        return _save(figure, salt="sheet", transparent=False)
+        return style.svg(figure, "sheet", page=False)
 
 
 def last_step(found: Sequence[Plot]) -> float:
@@ -261,18 +243,18 @@ def _draw(axes: Axes, plot: Plot, end: float) -> None:
                    color=plot.lines[0].color if len(plot.lines) == 1 else TEXT)
     axes.set_title(plot.remark, loc="right", fontsize=8)
     if len(plot.lines) > 1:
-        axes.legend(frameon=False, fontsize=7, handlelength=1.2, ncols=2, loc="best")
+        axes.legend(fontsize=7, handlelength=1.2, ncols=2, loc="best")
 
 
 def _draw_line(axes: Axes, line: Line, smooth: bool) -> None:
     few = _few(line)
-    style: dict[str, Any] = {"color": line.color, "label": line.label, "marker": "o" if few else None, "markersize": 3}
+    look: dict[str, Any] = {"color": line.color, "label": line.label, "marker": "o" if few else None, "markersize": 3}
     if not smooth or few:
-        axes.plot(*_thinned(line.steps, line.values), linewidth=1.4, **style)
+        axes.plot(*_thinned(line.steps, line.values), linewidth=1.4, **look)
         return
     axes.plot(*_thinned(line.steps, line.values), color=line.color, linewidth=0.7, alpha=0.3)
     average = moving_average(line.values, _window(line))
-    axes.plot(*_thinned(line.steps, average), linewidth=1.5, **style)
+    axes.plot(*_thinned(line.steps, average), linewidth=1.5, **look)
 
 
 def _scale(axes: Axes, plot: Plot, finite: Float[np.ndarray, " n"]) -> None:
@@ -302,15 +284,3 @@ def _thinned(steps: Float[np.ndarray, " n"],
             kept.add(int(stretch[0]))
     order = sorted(kept)
     return steps[order], values[order]
-
-
-def _figure(size: tuple[float, float]) -> Figure:
-    return Figure(figsize=size, layout="constrained")
-
-
-def _save(figure: Figure, salt: str, transparent: bool) -> str:
-    buffer = io.StringIO()
-    # The salt makes ids repeatable and different between the plots of one page; without a date, files too.
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None})
-    return buffer.getvalue()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from polyptych.errors import InputError
-from polyptych.metrics._accumulation import metric_name
-from polyptych.record import read_json
+from polyptych.evaluation_record import Evaluation
+from polyptych.logbook import read_events
+from polyptych.record import flat, read_json
 from polyptych.reports import curves, tables, templates
 from polyptych.reports.published import PublishedTable, published_tables
 
@@ -57,11 +57,12 @@ class ReportData:
     record: Mapping[str, Any]
     environment: Mapping[str, Any]
     events: Sequence[Mapping[str, Any]]
-    evaluations: Mapping[str, tables.Evaluation]
+    evaluations: Mapping[str, Evaluation]
     panels: Sequence[Panel]
 
     @property
-    def name(self) -> str:
+    def title(self) -> str:
+        """The name of the run."""
         return self.folder.resolve().name
 
     @property
@@ -73,7 +74,7 @@ class ReportData:
         return _mapping(_mapping(self.record.get("facts")).get("labels"))
 
     @cached_property
-    def main(self) -> tables.Evaluation | None:
+    def main(self) -> Evaluation | None:
         """The evaluation that the report is about: test where there is one."""
         return self.evaluations.get("test") or next(iter(self.evaluations.values()), None)
 
@@ -91,7 +92,7 @@ class ReportData:
         """Published rows beside this run's test numbers, for protocols that these belong to."""
         if not self.main:
             return []
-        return published_tables({self.name: {name: task.metrics for name, task in self.main.tasks.items()}},
+        return published_tables({self.title: {name: task.metrics for name, task in self.main.tasks.items()}},
                                 self.main.protocols)
 
     @property
@@ -117,8 +118,7 @@ class ReportData:
     @cached_property
     def plots(self) -> list[curves.Plot]:
         # The log of the training has the tasks' own names.
-        headlines = {name: metric_name(task.headline, task.accumulation)
-                     for name, task in self.main.tasks.items()} if self.main else {}
+        headlines = {name: task.own_headline for name, task in self.main.tasks.items()} if self.main else {}
         return curves.plots(self.events, headlines)
 
     @property
@@ -137,7 +137,8 @@ class ReportData:
     def settings(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Every field of the run in groups: the plain ones, then one group for each part."""
         plain = [(key, _shown(value)) for key, value in self.run.items() if not isinstance(value, dict)]
-        parts = [(key, _flat(value)) for key, value in self.run.items() if isinstance(value, dict) and value]
+        parts = [(key, [(name, _shown(item)) for name, item in flat(value)])
+                 for key, value in self.run.items() if isinstance(value, dict) and value]
         return [("run", plain), *parts] if plain else parts
 
     @property
@@ -152,7 +153,7 @@ class ReportData:
         if command := self.environment.get("command"):
             commands.append(("The command that started it", str(command)))
         if self.run:
-            again = shlex.join(["polyptych", "train", "--from", self.name, "--out", f"{self.name}-again"])
+            again = shlex.join(["polyptych", "train", "--from", self.title, "--out", f"{self.title}-again"])
             commands.append(("The same choices, read back from run.json", again))
         return commands
 
@@ -170,7 +171,7 @@ class ReportData:
         machine = accelerator if accelerator not in (None, "", "none") else self.environment.get("processor")
         parts = [
             f"{steps:,} steps" if steps else "",
-            f"in {_duration(seconds)}" if seconds else "",
+            f"in {tables.duration(seconds)}" if seconds else "",
             f"on {machine}" if machine else "",
         ]
         line = " ".join(part for part in parts if part)
@@ -219,41 +220,11 @@ def read_folder(folder: Path) -> ReportData:
     if not folder.is_dir():
         raise InputError(folder, "no such folder", "the folder of a run", "check the path")
     splits = sorted((folder / "evaluation").glob("*.json"), key=lambda path: (path.stem != "test", path.stem))
-    evaluations = {path.stem: tables.Evaluation.read(read_json(path), path) for path in splits}
+    evaluations = {path.stem: Evaluation.of_run(folder, path.stem) for path in splits}
     return ReportData(
         folder=folder, record=_object(folder / "run.json"), environment=_object(folder / "environment.json"),
         events=read_events(folder / "metrics.jsonl"), evaluations=evaluations,
         panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))])
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; none when there is no such file.
-
-    Half a line at the very end, as a killed process leaves it, is passed over.
-
-    Raises:
-        InputError: a line is not a JSON object with a step; the message names the line.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    events = []
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # it lacks even the line end
-                break
-            raise _damaged(path, number, f"a line that is not JSON ({error})") from None
-        if event is None:
-            continue
-        if not isinstance(event, dict) or not isinstance(event.get("step"), (int, float)):
-            raise _damaged(path, number, "a line without a step")
-        events.append(event)
-    return events
-
-
-def _damaged(path: Path, line: int, got: str) -> InputError:
-    return InputError(f"{path}, line {line}", got, "one JSON object with a step on each line",
-                      "remove the line, or restore the file")
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -279,7 +250,7 @@ def _render(template: str, data: ReportData) -> str:
     helpers = {"most_panels": MOST_PANELS, "format_skill": tables.format_skill, "percent": _percent,
                "is_number": tables.is_number, "fenced": _fenced,
                "markdown_table": lambda evaluation: Markup(tables.markdown_table(evaluation))}
-    return templates.render(template, helpers, data=data)
+    return templates.render(template, helpers, page=data)
 
 
 def _fenced(text: str) -> Markup:
@@ -308,14 +279,6 @@ def _with_unit(row: tables.Row) -> str:
     return f"{row.value}{'' if row.unit in ('', '°', '%') else ' '}{row.unit}"
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for key, item in value.items():
-        place = f"{prefix}{key}"
-        rows += _flat(item, f"{place}.") if isinstance(item, dict) and item else [(place, _shown(item))]
-    return rows
-
-
 def _shown(value: Any) -> str:
     if value is None or value == "" or value == []:
         return tables.ABSENT
@@ -328,9 +291,3 @@ def _shown(value: Any) -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

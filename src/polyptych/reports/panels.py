@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TypeAlias
 
-import matplotlib
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from polyptych.errors import InputError
+from polyptych.reports.style import BACKGROUND, FAINT_INK, HATCH, HATCH_GROUND, INK, LINE, letters
 
 Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
 
@@ -27,12 +25,6 @@ LARGEST_CELL = 480  # larger ones are reduced, or a sheet of seven tasks would b
 SCREEN = 16 / 9
 MARGIN = 16
 GUTTER = 8
-
-BACKGROUND = (250, 250, 248)
-INK = (38, 41, 46)
-FAINT_INK = (112, 116, 122)
-LINE = (214, 215, 212)
-HATCH, HATCH_GROUND = (208, 209, 206), (226, 227, 224)
 
 
 def panel(image: Picture, tasks: Sequence[str], truth: Mapping[str, Picture | None],
@@ -81,7 +73,7 @@ def mosaic(image: Picture, painted: Mapping[str, Picture], largest: int = LARGES
     cells: list[tuple[str, Picture | _Note]] = [("image", image), *painted.items()]
 
     def distance(columns: int) -> float:
-        height, width = layout(size, 1, columns, False).size
+        height, width = panel_grid(size, 1, columns, False).size
         return abs(math.log(width / (height * -(-len(cells) // columns)) / SCREEN))
 
     columns = min(range(1, len(cells) + 1), key=distance)
@@ -96,7 +88,7 @@ def banner(words: str, above: Picture) -> Picture:
     text = 18
     height, width = round(1.8 * text), above.shape[1]
     canvas = Image.new("RGB", (width, height), BACKGROUND)
-    font = _font(text)
+    font = letters(text)
     ImageDraw.Draw(canvas).text((MARGIN, height - 6), _shortened(words, font, width - 2 * MARGIN), INK, font,
                                 anchor="ls")
     return np.array(canvas)
@@ -131,7 +123,7 @@ def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int =
     if len(classes) != len(colors):
         raise InputError("legend", f"{len(classes)} classes and {len(colors)} colors",
                          "one color for each class", "pass both in the order of the class ids")
-    font = _font(14)
+    font = letters(14)
     swatch, line = 16, 26
     longest = max((font.getlength(name) for name in classes), default=0)
     entry = min(int(swatch + 8 + longest + 24), width - 2 * MARGIN)
@@ -180,7 +172,7 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PanelGrid:
     """Where the cells of a grid lie.
 
     Attributes:
@@ -198,7 +190,7 @@ class Layout:
     text: int
 
 
-def layout(cell: tuple[int, int], rows: int, columns: int, labelled: bool) -> Layout:
+def panel_grid(cell: tuple[int, int], rows: int, columns: int, labelled: bool) -> PanelGrid:
     """Place ``rows`` x ``columns`` cells of one size (h, w), with a header above and room for row labels if
     ``labelled``."""
     height, width = cell
@@ -208,14 +200,14 @@ def layout(cell: tuple[int, int], rows: int, columns: int, labelled: bool) -> La
     lefts = tuple(MARGIN + i * (width + GUTTER) + (aside if i else 0) for i in range(columns))
     tops = tuple(MARGIN + round(1.7 * text) + i * (height + GUTTER) for i in range(rows))
     size = (tops[-1] + height + MARGIN, lefts[-1] + width + MARGIN)
-    return Layout(lefts, tops, MARGIN + width + GUTTER, size, text)
+    return PanelGrid(lefts, tops, MARGIN + width + GUTTER, size, text)
 
 
 def _draw(headers: Sequence[str], size: tuple[int, int], rows: Sequence[_Row]) -> Picture:
     height, width = size
-    place = layout(size, len(rows), len(headers), any(row.label for row in rows))
+    place = panel_grid(size, len(rows), len(headers), any(row.label for row in rows))
     canvas = Image.new("RGB", place.size[::-1], BACKGROUND)
-    draw, font = ImageDraw.Draw(canvas), _font(place.text)
+    draw, font = ImageDraw.Draw(canvas), letters(place.text)
     for left, header in zip(place.lefts, headers, strict=True):
         baseline = place.tops[0] - round(0.55 * place.text)
         draw.text((left, baseline), _shortened(header, font, width), INK, font, anchor="ls")
@@ -246,7 +238,7 @@ def _fitted(picture: Picture, size: tuple[int, int]) -> Picture:
 
 def _note_picture(note: _Note, size: tuple[int, int], text: int) -> Image.Image:
     height, width = size
-    font = _font(min(text, max(10, width // 8)))
+    font = letters(min(text, max(10, width // 8)))
     if not note.hatched:
         picture = Image.new("RGB", (width, height), BACKGROUND)
         ImageDraw.Draw(picture).text((0, 2), _shortened(note.text, font, width), FAINT_INK, font)
@@ -263,7 +255,7 @@ def _note_picture(note: _Note, size: tuple[int, int], text: int) -> Image.Image:
 
 
 def _write_upwards(canvas: Image.Image, words: str, corner: tuple[int, int], height: int, text: int) -> None:
-    font = _font(text)
+    font = letters(text)
     box = Image.new("RGB", (height, round(1.4 * text)), BACKGROUND)
     ImageDraw.Draw(box).text((height / 2, box.height / 2), _shortened(words, font, height), FAINT_INK, font,
                              anchor="mm")
@@ -281,11 +273,6 @@ def _shortened(words: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     while words and font.getlength(words + "…") > width:
         words = words[:-1]
     return words + "…"
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _check(picture: np.ndarray) -> None:

@@ -10,99 +10,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeGuard
+from dataclasses import dataclass
+from typing import TypeGuard
 
-import msgspec
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from polyptych.errors import InputError
+from polyptych.evaluation_record import Evaluation, TaskResult
 
 ABSENT, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """What an evaluation says about one task; the fields of ``evaluation/*.json``. Accumulation, ignored pixels and
-    options of the metric are empty in files of older versions."""
-
-    metrics: dict[str, float | None]
-    headline: str = ""
-    trivial: dict[str, float | None] = field(default_factory=dict)
-    higher_is_better: dict[str, bool] = field(default_factory=dict)
-    skill: float | None = None
-    unit: str = ""
-    note: str = ""
-    classes: dict[str, float | None] = field(default_factory=dict)
-    accumulation: str = ""
-    ignores: str = ""
-    options: dict[str, bool | float | str] = field(default_factory=dict)
-
-    @property
-    def rule(self) -> str:
-        """How the numbers came about: accumulation, options of the metric, what does not count."""
-        options = [f"{name.replace('_', ' ')} {value}" for name, value in self.options.items() if value is not False]
-        parts = [f"accumulation {self.accumulation}", *options, f"ignoring {self.ignores}" if self.ignores else ""]
-        return ", ".join(part for part in parts if part) if self.accumulation else ""
-
-    @property
-    def remark(self) -> str:
-        """What a reader of the numbers must know."""
-        return "; ".join(part for part in (self.note, self.rule) if part)
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """How many images were measured, and the SHA-256 of their sorted ids."""
-
-    count: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """An ``evaluation/*.json``; what older or foreign files lack is left out of the caption.
-
-    Attributes:
-        label_size: native height and width of the labels; None where images differ.
-        protocols: notes by id of each published protocol that the numbers belong to.
-        other_protocols: why they do not belong to others on the same dataset, by id.
-        scores: numbers that the dataset makes of the metrics of all tasks, by name.
-    """
-
-    tasks: dict[str, TaskResult]
-    skill: float | None = None
-    protocol: str = ""
-    split: str = ""
-    step: int | None = None
-    images: int | None = None
-    skipped: list[str] = field(default_factory=list)
-    weights: str = ""
-    input_size: tuple[int, int] | None = None
-    seconds: float | None = None
-    label_size: tuple[int, int] | None = None
-    image_list: ImageList | None = None
-    batch_size: int | None = None
-    seed: int | None = None
-    protocols: dict[str, list[str]] = field(default_factory=dict)
-    other_protocols: dict[str, str] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
-
-    @staticmethod
-    def read(data: Mapping[str, Any], where: str | Path = "evaluation") -> Evaluation:
-        """Check the contents of an evaluation file.
-
-        Raises:
-            InputError: a field is missing or of the wrong type; the message names the field.
-        """
-        try:
-            return msgspec.convert(data, Evaluation)
-        except msgspec.ValidationError as error:
-            raise InputError(where, f"a field that does not fit ({error})",
-                             "an evaluation written by polyptych", "run `polyptych evaluate` again") from None
 
 
 @dataclass(frozen=True)
@@ -151,24 +68,15 @@ class MetricTable:
     notes: tuple[tuple[str, str], ...] = ()
 
 
-def metric_table(evaluation: Mapping[str, Any] | Evaluation) -> MetricTable:
-    """The rows that every form of the table shows: the headline of each task first, then its other metrics.
-
-    Raises:
-        InputError: the evaluation is not as ``polyptych evaluate`` writes it.
-    """
-    found = evaluation if isinstance(evaluation, Evaluation) else Evaluation.read(evaluation)
-    rows = tuple(row for name, task in found.tasks.items() for row in _task_rows(name, task))
-    notes = tuple((name, note) for name, task in found.tasks.items() if (note := task.remark))
-    return MetricTable(rows, caption(found), found.skill, notes)
+def metric_table(evaluation: Evaluation) -> MetricTable:
+    """The rows that every form of the table shows: the headline of each task first, then its other metrics."""
+    rows = tuple(row for name, task in evaluation.tasks.items() for row in _task_rows(name, task))
+    notes = tuple((name, note) for name, task in evaluation.tasks.items() if (note := task.remark))
+    return MetricTable(rows, caption(evaluation), evaluation.skill, notes)
 
 
-def terminal_table(evaluation: Mapping[str, Any] | Evaluation) -> Table:
-    """The table for a terminal; headlines are bold.
-
-    Raises:
-        InputError: as :func:`metric_table`.
-    """
+def terminal_table(evaluation: Evaluation) -> Table:
+    """The table for a terminal; headlines are bold."""
     table = metric_table(evaluation)
     # Text objects, never markup: names come from files.
     out = Table(box=box.ROUNDED, caption=Text(table.caption, "dim"), caption_justify="left", show_footer=True,
@@ -186,12 +94,8 @@ def terminal_table(evaluation: Mapping[str, Any] | Evaluation) -> Table:
     return out
 
 
-def markdown_table(evaluation: Mapping[str, Any] | Evaluation) -> str:
-    """The table as Markdown, with the caption below.
-
-    Raises:
-        InputError: as :func:`metric_table`.
-    """
+def markdown_table(evaluation: Evaluation) -> str:
+    """The table as Markdown, with the caption below."""
     table = metric_table(evaluation)
     lines = ["| task | metric | value | trivial | skill |", "|---|---|---:|---:|---:|"]
     for row in table.rows:
@@ -252,6 +156,19 @@ def format_skill(skill: float | None) -> str:
     return f"{skill:.3f}".replace("-", MINUS) if is_number(skill) else ABSENT
 
 
+def duration(seconds: float) -> str:
+    """``2 h 5 min``, ``3 min 20 s``, ``20 s``, ``0.4 s``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    if minutes:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{rest} s"
+
+
 def escape_markdown(text: str) -> str:
     """Text from outside as it must stand in Markdown (also inside a table) to be shown as it is."""
     text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(str(text).split()))
@@ -264,7 +181,7 @@ def _task_rows(name: str, task: TaskResult) -> list[Row]:
     for metric in sorted(task.metrics, key=lambda metric: metric != headline):
         value, trivial = format_pair(task.metrics[metric], task.trivial.get(metric))
         direction = task.higher_is_better.get(metric)
-        rows.append(Row(task=name, metric=metric, value=value, trivial=trivial,
+        rows.append(Row(task=name, metric=metric.replace("_", " "), value=value, trivial=trivial,
                         arrow={True: "↑", False: "↓", None: ""}[direction], headline=metric == headline,
                         unit=task.unit, skill=task.skill if metric == headline else None))
     return rows

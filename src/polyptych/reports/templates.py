@@ -1,5 +1,7 @@
 """Pages from templates. Everything that a template prints is escaped for its language: names and paths come from
-outside."""
+outside.
+
+A page extends ``base.html.j2``, which brings the style sheet (``style.css``), and may import ``tables.html.j2``."""
 
 from __future__ import annotations
 
@@ -11,16 +13,18 @@ from markupsafe import Markup
 from polyptych.reports.tables import escape_markdown
 
 
-def render(template: str, helpers: dict[str, Any], **values: Any) -> str:
+def render(template: str, helpers: dict[str, Any], *, package: str = __package__, **values: Any) -> str:
     """
     Args:
-        template: a file of this folder; its name says whether it is HTML or Markdown.
+        template: a file of the package, or of this one; its name says whether it is HTML or Markdown.
         helpers: functions and constants for the template.
+        package: where the page's own templates lie.
         values: what the page is about.
     """
     markdown = template.endswith(".md.j2")
+    loaders = [jinja2.PackageLoader(name, "") for name in (package, __package__)]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("polyptych.reports", ""), autoescape=not markdown, trim_blocks=True,
+        loader=jinja2.ChoiceLoader(loaders), autoescape=not markdown, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
         finalize=_escape_unless_markup if markdown else None)
     environment.globals.update(helpers)

@@ -51,6 +51,11 @@ class Task(Component, ABC):
         def build(self, *, labels: LabelInfo) -> Task:
             return self.owner(self, labels=labels)
 
+        @property
+        def standard_weight(self) -> float:
+            """The task's, before it is built."""
+            return self.owner.standard_weight  # type: ignore[no-any-return]
+
     channels: int
     headline: ClassVar[str]
     higher_is_better: ClassVar[dict[str, bool]]
@@ -218,3 +223,11 @@ class Trivial(ABC):
     @abstractmethod
     def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 c h w"]:
         """The constant as a raw prediction of the given size, to be decoded and measured like a network's."""
+
+
+def mirror_order(labels: LabelInfo) -> list[int]:
+    """The type that stands in each one's place in the mirror: itself, or the other of its pair."""
+    order = list(range(len(labels.classes)))
+    for left, right in labels.mirror:
+        order[left], order[right] = right, left
+    return order

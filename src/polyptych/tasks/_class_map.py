@@ -14,11 +14,10 @@ from torch import Tensor
 
 from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
-from polyptych.metrics._base import Metric
+from polyptych.metrics._accumulation import Accumulation
+from polyptych.metrics._base import Metric, accumulated
 from polyptych.metrics.confusion import Absent, ConfusionMatrix
-from polyptych.tasks._accumulation import Accumulation, accumulated
-from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._mirror import mirror_order
+from polyptych.tasks._base import Task, Trivial, mirror_order
 from polyptych.tasks._pictures import UNLABELLED, Legend, Stored, class_colors, class_legend
 from polyptych.types import LabelInfo, Likelihood, Loss
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from polyptych.metrics._base import Metric, ratio
-from polyptych.tasks._accumulation import Accumulation, accumulated
+from polyptych.metrics._accumulation import Accumulation
+from polyptych.metrics._base import Metric, accumulated, ratio
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._pictures import Legend, Stored, gray, scale_legend, stored
 from polyptych.types import LabelInfo, Loss

@@ -16,8 +16,7 @@ from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.accuracy import Accuracy
-from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._mirror import mirror_order
+from polyptych.tasks._base import Task, Trivial, mirror_order
 from polyptych.tasks._pictures import UNLABELLED, class_colors
 from polyptych.types import LabelInfo, Likelihood, Loss
 

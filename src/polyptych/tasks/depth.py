@@ -14,10 +14,10 @@ from torch import Tensor
 
 from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
-from polyptych.metrics._base import Metric
+from polyptych.metrics._accumulation import Accumulation
+from polyptych.metrics._base import Metric, accumulated
 from polyptych.metrics.depth import DepthError
 from polyptych.ranges import check_range
-from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._pictures import Legend, Stored, scale_legend, stored, viridis
 from polyptych.types import LabelInfo, Loss

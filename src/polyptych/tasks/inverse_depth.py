@@ -13,8 +13,8 @@ from torch import Tensor
 
 from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
-from polyptych.metrics._base import Metric, ratio
-from polyptych.tasks._accumulation import Accumulation, accumulated
+from polyptych.metrics._accumulation import Accumulation
+from polyptych.metrics._base import Metric, accumulated, ratio
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._pictures import Legend, Stored, scale_legend, stored, viridis
 from polyptych.types import LabelInfo, Loss

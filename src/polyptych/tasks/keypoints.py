@@ -16,8 +16,7 @@ from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.keypoints import KeypointError, peaks, visible_points
-from polyptych.tasks._base import Task, Trivial
-from polyptych.tasks._mirror import mirror_order
+from polyptych.tasks._base import Task, Trivial, mirror_order
 from polyptych.tasks._pictures import UNLABELLED, Legend, class_colors, class_legend
 from polyptych.types import LabelInfo, Likelihood, Loss
 
@@ -56,6 +55,10 @@ class Keypoints(Task):
         threshold: float = 0.1
         """Pictures show the peak of a heat map if it is higher than this."""
 
+        @property
+        def standard_weight(self) -> float:
+            return {"softmax": 0.1, "mse": 100.0, "focal": 1000.0}[self.loss]
+
     headline: ClassVar[str] = "error"
     higher_is_better: ClassVar[dict[str, bool]] = {"error": False, "PCK": True}
     perfect: ClassVar[float] = 0.0
@@ -65,7 +68,7 @@ class Keypoints(Task):
     def __init__(self, config: Config, *, labels: LabelInfo):
         super().__init__(config, labels=labels)
         self.channels = len(labels.classes)
-        self.standard_weight = {"softmax": 0.1, "mse": 100.0, "focal": 1000.0}[config.loss]
+        self.standard_weight = config.standard_weight
         self.likelihood = "gaussian" if config.loss == "mse" else "categorical"
         if not self.channels:
             raise InputError("labels of task 'keypoints'", "no types", "the name of every type of keypoint",

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from polyptych.data.geometry import Geometry
-from polyptych.metrics._base import Metric
+from polyptych.metrics._accumulation import Accumulation
+from polyptych.metrics._base import Metric, accumulated
 from polyptych.metrics.angles import AngularError, unit_vectors
-from polyptych.tasks._accumulation import Accumulation, accumulated
 from polyptych.tasks._base import Task, Trivial
 from polyptych.tasks._pictures import Legend, rgb, to_bytes
 from polyptych.types import Likelihood, Loss

@@ -35,7 +35,7 @@ class Saliency(BinaryMap):
         """Measure maxF as InvPT's code does, which applies the sigmoid twice."""
 
     headline: ClassVar[str] = "maxF"
-    higher_is_better: ClassVar[dict[str, bool]] = dict.fromkeys(SaliencyF.names, True)
+    higher_is_better: ClassVar[dict[str, bool]] = {name: name != "MAE" for name in SaliencyF.names}
     standard_weight: float = 5.0
     config: Config
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import secrets
+import struct
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +15,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from polyptych.data._files import as_rgb
+from polyptych.data.pictures import as_rgb, identify, upright
 from polyptych.errors import InputError
 from polyptych.prediction.inputs import Pixels
 from polyptych.prediction.predictor import Predictor
@@ -26,6 +28,7 @@ LARGEST_SIDE = 2048
 """Pixels of the longer side; larger images are reduced when they arrive, or a few of them would fill the memory."""
 LARGEST_IMAGE = 100_000_000
 """Pixels of an image that is opened at all: a file of a few kilobytes may claim to be far larger."""
+FORMS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 HELD = 8
 """Images and scenes that are kept."""
 
@@ -143,21 +146,15 @@ def _legend(legend: Legend) -> dict[str, Any]:
 
 def _opened(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with identify(io.BytesIO(data), "image", FORMS) as image:
             if image.width * image.height > LARGEST_IMAGE:
                 raise InputError("image", f"{image.width} x {image.height} pixels",
                                  f"at most {LARGEST_IMAGE // 10**6} million", "reduce it first")
-            upright = as_rgb(ImageOps.exif_transpose(image), "image")
+            picture = as_rgb(upright(image), "image")
     except InputError:
         raise
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError("image", f"a file that cannot be read as one ({_plain(error)})",
-                         "JPEG, PNG, WebP, BMP or TIFF", "drop another file") from None
-    original = (upright.height, upright.width)
-    upright.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BICUBIC)
-    return np.array(upright), original
-
-
-def _plain(error: BaseException) -> str:
-    """Without the address of a Python object, which says nothing to anybody."""
-    return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        raise InputError("image", f"an unreadable file ({error})", FORMS, "drop another file") from None
+    original = (picture.height, picture.width)
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BICUBIC)
+    return np.array(picture), original

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from polyptych.data._files import reading
+from polyptych.data.files import reading
 from polyptych.errors import InputError
 
 _BLOCK = 512  # of a tar archive

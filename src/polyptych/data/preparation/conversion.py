@@ -12,7 +12,7 @@ from polyptych.data.loading import check
 from polyptych.data.preparation.verification import build_tasks
 from polyptych.data.transforms import move, resize_image
 from polyptych.datasets._base import SPLITS, Dataset
-from polyptych.datasets._prepared.manifest import NAME, Manifest, write_manifest
+from polyptych.datasets._manifest import NAME, Manifest, write_manifest
 from polyptych.errors import InputError
 from polyptych.record import encode
 from polyptych.types import LabelInfo, Sample, SampleInfo

@@ -12,6 +12,7 @@ from typing import Any
 
 from polyptych.datasets._about import About
 from polyptych.datasets._base import CATALOG, Dataset
+from polyptych.datasets._layouts import LayoutCatalog
 from polyptych.errors import InputError, nearest
 
 
@@ -24,7 +25,11 @@ def about(name: str) -> About | None:
 def fixtures(name: str) -> Mapping[str, Callable[[Path], None]]:
     """By layout, a function that writes the dataset in miniature; empty if there is none."""
     module = _beside(name, "fixture")
-    return {} if module is None else module.LAYOUTS
+    if module is not None:
+        fixtures: Mapping[str, Callable[[Path], None]] = module.LAYOUTS
+        return fixtures
+    layouts: LayoutCatalog[Any] | None = getattr(CATALOG.load(name), "layouts", None)
+    return {} if layouts is None else layouts.fixtures()
 
 
 def camera(name: str) -> ModuleType | None:

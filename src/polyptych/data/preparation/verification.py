@@ -10,7 +10,7 @@ from typing import Any
 from polyptych.data.loading import check
 from polyptych.data.preparation.facts import about, offered
 from polyptych.datasets._about import LayoutFacts
-from polyptych.datasets._base import SPLITS, Dataset
+from polyptych.datasets._base import SPLITS, Dataset, EmptySplit
 from polyptych.errors import InputError
 from polyptych.tasks._base import CATALOG as TASKS
 from polyptych.tasks._base import Task
@@ -24,12 +24,13 @@ class Fault:
 
     Attributes:
         where: the file, or the sample and the task.
-        got, needs: as in :class:`InputError`.
+        got, needs, do: as in :class:`InputError`.
     """
 
     where: str
     got: str
     needs: str
+    do: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Verification:
         layout: name of the layout, empty if the dataset has only one or it could not be told.
         protocol: id of the protocol, empty if no split can be read.
         tasks: that there are labels for.
-        counts: images of our splits.
+        counts: images of our splits, of those that there are.
+        labelled: how many of them have a label, by split and task.
+        doubts: what is no fault and yet perhaps not meant.
         opened: how many of them were read.
         official: by official split, the number of images here and as published.
         faults: in the order in which they were found.
@@ -50,6 +53,8 @@ class Verification:
     protocol: str
     tasks: tuple[str, ...]
     counts: dict[str, int]
+    labelled: dict[str, dict[str, int]]
+    doubts: list[str]
     opened: int
     official: dict[str, tuple[int, int]]
     faults: list[Fault]
@@ -87,19 +92,39 @@ def verify(config: Dataset.Config, tasks: tuple[str, ...] = (), quick: bool = Fa
             faults.update(dict.fromkeys(_read(dataset, index, checks)))
             done += 1
             progress(done, total)
-    counts = {split: len(dataset) for split, dataset in readable.items() if dataset is not None}
+    built = {split: dataset for split, dataset in readable.items() if dataset is not None}
+    counts = {split: len(dataset) for split, dataset in built.items()}
+    labelled = {split: {task: dataset.labelled(task) for task in dataset.tasks} for split, dataset in built.items()}
+    faults.update(dict.fromkeys(_misnamed(config, list(built.values()))))
+    doubts = list(dict.fromkeys(doubt for dataset in built.values() for doubt in dataset.doubts))
     layout, facts = _layout(config, chosen)
     official = _official(counts, facts)
     if not subset:
         faults.update(dict.fromkeys(_missing(config, official)))
     protocol = next((dataset.protocol for dataset in readable.values() if dataset is not None), "")
-    return Verification(layout, protocol, tasks, counts, done, official, list(faults))
+    return Verification(layout, protocol, tasks, counts, labelled, doubts, done, official, list(faults))
+
+
+def _misnamed(config: Any, splits: list[Dataset]) -> Iterator[Fault]:
+    """Tasks with images that lack a label beside labels that lack an image: a sign that their names do not meet."""
+    for task in dict.fromkeys(task for dataset in splits for task in dataset.tasks):
+        having = [dataset for dataset in splits if task in dataset.tasks]
+        images = sum(map(len, having))
+        count = sum(dataset.labelled(task) for dataset in having)
+        orphans = having[0].without_image(task)
+        if count < images and orphans:
+            got = f"{count} of {images} images labelled, labels without an image: {len(orphans)} ('{orphans[0]}')"
+            yield Fault(f"labels of '{task}' at {config.root}", got, "one id for an image and its label",
+                        "rename these files, or correct the pattern")
 
 
 def _build(config: Dataset.Config, split: str, tasks: tuple[str, ...], faults: dict[Fault, None]) -> Dataset | None:
-    """A split with as many of the tasks as can be built; what is wrong with the others goes to the faults."""
+    """A split with as many of the tasks as can be built; what is wrong with the others goes to the faults. None where
+    there is no such split, too."""
     try:
         return config.build(split=split, tasks=tasks)
+    except EmptySplit:
+        return None
     except InputError as error:
         whole = error
     good = []
@@ -118,9 +143,9 @@ def _build(config: Dataset.Config, split: str, tasks: tuple[str, ...], faults: d
 
 def _faults(error: InputError) -> Iterator[Fault]:
     if not error.missing:
-        yield Fault(error.where, error.got, error.needs)
+        yield Fault(error.where, error.got, error.needs, error.do)
     for path in error.missing:
-        yield Fault(str(path), "no such file", "every listed file")
+        yield Fault(str(path), "no such file", "every listed file", "get these files again")
 
 
 def _read(dataset: Dataset, index: int, checks: dict[str, Task]) -> Iterator[Fault]:
@@ -192,4 +217,5 @@ def _official(counts: dict[str, int], facts: LayoutFacts | None) -> dict[str, tu
 def _missing(config: Any, official: dict[str, tuple[int, int]]) -> Iterator[Fault]:
     for split, (here, published) in official.items():
         if here != published:
-            yield Fault(f"official {split} split of {config.root}", f"{here} images", f"{published}, as published")
+            yield Fault(f"official {split} split of {config.root}", f"{here} images", f"{published}, as published",
+                        "get the others; --subset if they are fewer on purpose")

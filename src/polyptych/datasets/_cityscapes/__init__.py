@@ -1,1 +1,1 @@
-"""What Cityscapes looks like on disk (one file per layout) and its classes."""
+"""Cityscapes: its layouts on disk, its classes, and itself in miniature."""

@@ -1,6 +1,7 @@
 """Where Cityscapes comes from."""
 
-from polyptych.datasets._about import About, Download, LayoutFacts
+from polyptych.datasets._about import About, Download
+from polyptych.datasets._cityscapes.layouts._base import CATALOG
 
 _SITE = "cityscapes-dataset.com"
 _MTAN = "the README of mtan (Dropbox)"
@@ -16,17 +17,7 @@ ABOUT = About(
         Download("Cityscapes of MTAN, 128x256", _MTAN, size="651 MB"),
         Download("Cityscapes of MTAN, 256x512", _MTAN, size="2.42 GB"),
     ),
-    layouts={
-        "official": LayoutFacts(
-            "leftImg8bit/{train,val}/CITY/, gtFine/, disparity/ and camera/, as the archives unpack",
-            {"train": 2975, "val": 500, "test": 1525},
-            "1024x2048. The official test labels are dummies, so our test is the official val. Metric depth needs "
-            "disparity/ and camera/"),
-        "mtan": LayoutFacts(
-            "{train,val}/{image,depth,label_2,label_7,label_19}/I.npy (or label for label_7)",
-            {"train": 2975, "val": 500},
-            "128x256 or 256x512; its depth is inverse depth"),
-    },
+    layouts=CATALOG.facts(),
     notes=(
         "MTAN's inverse depth is taken for the 16-bit code of the disparity / 65535: inferred from one reported "
         "maximum, 0.4922 = 32257 / 65535.",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from polyptych.data._files import reading
+from polyptych.data.files import read_json, reading
 from polyptych.errors import InputError
 
 _NEEDS = "an annotation file of the decathlon (JSON with images, annotations and categories)"
@@ -72,8 +72,7 @@ def read_annotations(path: Path) -> Annotations:
 
 @lru_cache(maxsize=64)  # a run opens its splits again and again, and the file of imagenet12 has a million images
 def _read(path: Path, changed: int, size: int) -> Annotations:
-    with reading(path, _NEEDS):
-        content = msgspec.json.decode(path.read_bytes(), type=_File)
+    content: _File = read_json(path, _NEEDS, _File)
     categories = sorted(content.categories, key=lambda category: category.id)
     label = {category.id: rank for rank, category in enumerate(categories)}
     of_image = {annotation.image_id: annotation.category_id for annotation in content.annotations}

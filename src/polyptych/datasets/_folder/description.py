@@ -39,7 +39,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Description:
+class FolderSpec:
     """What the file says.
 
     Attributes:
@@ -63,7 +63,7 @@ class Description:
         return f"{self.path}: tasks.{task}"
 
 
-def read_description(path: Path) -> Description:
+def read_description(path: Path) -> FolderSpec:
     """
     Raises:
         InputError: the file is missing, is not TOML, or has an unknown, missing or wrong entry, which is named.
@@ -83,5 +83,5 @@ def read_description(path: Path) -> Description:
         raise InputError(f"{path}: tasks", "none", "at least one table like [tasks.semseg]", "add it")
     text = json.dumps(raw, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    return Description(path, Pattern(contents.image, f"{path}: image"), contents.image_key, contents.splits, tasks,
+    return FolderSpec(path, Pattern(contents.image, f"{path}: image"), contents.image_key, contents.splits, tasks,
                        kinds, digest)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from polyptych.datasets._folder.arrays import read_array
+from polyptych.data.arrays import ARRAYS, read_array
+from polyptych.data.pictures import PICTURES, is_lossy
 from polyptych.datasets._folder.patterns import Pattern
 from polyptych.errors import InputError
 from polyptych.types import LabelInfo
@@ -20,10 +22,19 @@ Label = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the labels of one task come from: which ids have one, and how it is read for an image of a size."""
+    """Where the labels of one task come from: which ids have one, and how it is read for an image of a size.
+
+    Attributes:
+        ids: all that have one, as far as labels are listed; there may be no image for some of them.
+        files: of those, where each has a file of its own.
+        doubts: what a user should know before training on these labels.
+    """
 
     has: Callable[[str], bool]
     read: Callable[[str, tuple[int, int]], Label]
+    ids: Collection[str] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +82,17 @@ class FileLabels(Labels):
         return [Pattern(self.files, f"{where}.files")]
 
     def open(self, root: Path, where: str) -> Source:
-        files = Pattern(self.files, f"{where}.files").find(root)
-        return Source(files.__contains__, Reader(self, files, where))
+        files = find_readable(Pattern(self.files, f"{where}.files"), root)
+        doubts = self.doubts_of(next(iter(files.values())), where)
+        return Source(files.__contains__, Reader(self, files, where), files, files, tuple(doubts))
+
+    def doubts_of(self, first: Path, where: str) -> Iterator[str]:
+        """What makes these labels doubtful, known by one of their files."""
+        if is_lossy(first):
+            yield f"{where}: {first.name} and files like it were compressed with losses (JPEG), {self.losses}"
+
+    losses: ClassVar[str] = "which changes stored numbers, most of all at edges; use PNG"
+    """What compression with losses does to these labels."""
 
     @abstractmethod
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
@@ -96,13 +116,32 @@ class Reader:
 
     def __call__(self, sample: str, size: tuple[int, int]) -> Label:
         path = self.files[sample]
-        target, valid = self.labels.parse(self.labels.load(path), path, self.where)
-        return target, sized(valid, size, path)
+        return self.labels.parse(self.labels.load(path), path, self.where)
 
 
-def sized(valid: Tensor, size: tuple[int, int], path: Path) -> Tensor:
-    """The mask, if it has the size of its image."""
-    if tuple(valid.shape) != size:
-        raise InputError(path, f"a label of {valid.shape[0]}x{valid.shape[1]} pixels",
-                         f"the size of its image, {size[0]}x{size[1]}", "resize the one or the other")
-    return valid
+# What a user can do with files of annotation tools and renderers, which have no form of their own here
+_CONVERT = {
+    ".exr": "convert it to a .tif of 32-bit floats, for instance with `oiiotool A.exr --ch Z -o A.tif` (OpenImageIO)",
+    ".pfm": "convert it to a .tif of 32-bit floats, for instance with `oiiotool A.pfm -o A.tif` (OpenImageIO)",
+    ".json": "draw its polygons into .png files of ids, for instance with labelme2voc.py of LabelMe",
+    ".xml": "draw its polygons or boxes into .png files of ids",
+}
+
+
+def find_readable(pattern: Pattern, root: Path) -> dict[str, Path]:
+    """:meth:`Pattern.find`, of files that can be read.
+
+    Raises:
+        InputError: as there, or one is of another type.
+    """
+    files = pattern.find(root)
+    for path in files.values():
+        require_readable(path)
+    return files
+
+
+def require_readable(path: Path) -> None:
+    """Refuse a file of a type that is not read, by its name, before the first one is opened."""
+    if (suffix := path.suffix.lower()) not in (*PICTURES, *ARRAYS):
+        raise InputError(path, f"a file of type '{suffix}'", f"one of {', '.join((*PICTURES, *ARRAYS))}",
+                         _CONVERT.get(suffix, "convert it, for instance to .npy or to 16-bit .png"))

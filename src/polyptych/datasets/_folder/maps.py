@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,13 +11,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from polyptych.data._files import read_color
-from polyptych.datasets._folder.arrays import PICTURES, flat
+from polyptych.data.arrays import flat, is_any, require_unit_vectors
+from polyptych.data.pictures import PICTURES, is_lossy, read_rgb
 from polyptych.datasets._folder.labels import FileLabels, Label
 from polyptych.errors import InputError, nearest
 from polyptych.types import LabelInfo
 
 RGB = tuple[int, int, int]
+
+_GRAY = "store ids or values as gray, or say encoding = \"colors\" if colors stand for classes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +63,11 @@ class ClassMaps(FileLabels):
 
     def load(self, path: Path) -> np.ndarray:
         if self.encoding == "colors" and path.suffix.lower() in PICTURES:
-            return read_color(path).permute(1, 2, 0).numpy()
+            return read_rgb(path)
         return super().load(path)
 
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
-        array = _color_codes(array, path) if self.encoding == "colors" else flat(array, path)
+        array = _color_codes(array, path) if self.encoding == "colors" else flat(array, path, _GRAY)
         groups = self._codes()
         known: dict[int, int] = dict.fromkeys(self._ignored(), -1)  # a value that is a class too is that class
         known.update((code, number) for number, group in enumerate(groups) for code in group)
@@ -110,6 +113,9 @@ class NormalMaps(FileLabels):
                              "for instance [\"x\", \"-y\", \"-z\"]")
         return LabelInfo(note=self.note)
 
+    def doubts_of(self, first: Path, where: str) -> Iterator[str]:
+        return iter(())  # losses turn normals by a degree or two, and many are only published so
+
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
         if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
             array = array.transpose(1, 2, 0)
@@ -130,6 +136,7 @@ class NormalMaps(FileLabels):
             raise InputError(path, f"a vector of length {length[wrong][0]:g} ({int(wrong.sum())} such pixels)",
                              "vectors of length 1, or 0 where there is no label",
                              "normalize them; pictures store (n + 1) * 127.5")
+        require_unit_vectors(vectors, valid, path)
         unit = vectors / np.where(valid, length, 1) * valid
         return torch.from_numpy(unit), torch.from_numpy(valid)
 
@@ -150,9 +157,14 @@ class BinaryMaps(FileLabels):
             raise InputError(f"{where}.threshold", str(self.threshold), "a number", "0.5 suits 0/1 and 0/255")
         return LabelInfo(note=self.note)
 
+    def doubts_of(self, first: Path, where: str) -> Iterator[str]:
+        if is_lossy(first) and self.threshold < 16:
+            yield (f"{where}: {first.name} and files like it were compressed with losses (JPEG), which leaves small "
+                   f"numbers around every edge; threshold = {self.threshold:g} takes them for positive: set 127.5")
+
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
-        stored = flat(array, path)
-        valid = ~np.isnan(stored) & ~np.isin(stored, self.ignore)
+        stored = flat(array, path, _GRAY)
+        valid = ~np.isnan(stored) & ~is_any(stored, self.ignore)
         positive = (stored > self.threshold) != self.invert
         return torch.from_numpy((positive & valid).astype(np.float32)), torch.from_numpy(valid)
 

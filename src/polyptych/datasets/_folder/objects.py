@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ import msgspec
 import numpy as np
 import torch
 
-from polyptych.data._files import reading
-from polyptych.datasets._folder.arrays import read_array
-from polyptych.datasets._folder.labels import Label, Labels, Source
+from polyptych.data.arrays import read_array
+from polyptych.data.files import composed, read_json, read_text, reading, spelled
+from polyptych.datasets._folder.labels import Label, Labels, Source, find_readable
 from polyptych.datasets._folder.maps import RGB, pairs
 from polyptych.datasets._folder.patterns import Pattern
 from polyptych.errors import InputError, nearest
 from polyptych.types import LabelInfo
+
+_COCO = "a COCO file (JSON with images, annotations and categories)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class KeypointLabels(Labels):
         skeleton: tuple[tuple[int, int], ...] = ()
         names = self.classes
         if self._coco():
-            category = read_coco(root / self.files).category(self.category, root / self.files)
+            category = read_coco(spelled(root / self.files)).category(self.category, root / self.files)
             names, skeleton = category.keypoints, category.skeleton_pairs()
             if self.classes and self.classes != names:
                 raise InputError(f"{where}.classes", repr(list(self.classes)), f"what {self.files} says: {list(names)}",
@@ -65,11 +68,11 @@ class KeypointLabels(Labels):
 
     def open(self, root: Path, where: str) -> Source:
         if self._coco():
-            path = root / self.files
+            path = spelled(root / self.files)
             persons = read_coco(path).persons(self.category, path)
-            return Source(persons.__contains__, partial(_from_table, persons))
-        files = Pattern(self.files, f"{where}.files").find(root)
-        return Source(files.__contains__, partial(self._from_file, files))
+            return Source(persons.__contains__, partial(_from_table, persons), persons)
+        files = find_readable(Pattern(self.files, f"{where}.files"), root)
+        return Source(files.__contains__, partial(self._from_file, files), files, files)
 
     def _coco(self) -> bool:
         return self.files.lower().endswith(".json") and "{id}" not in self.files
@@ -106,25 +109,28 @@ class ImageClasses(Labels):
     def open(self, root: Path, where: str) -> Source:
         if not self.table:
             return Source(self._has_folder, self._from_folder)
-        path = root / self.table
-        with reading(path, "a CSV file with lines `id,class`"):
-            rows = [row for row in csv.reader(path.read_text("utf-8").splitlines()) if row]
+        path, needs = spelled(root / self.table), "a CSV file with lines `id,class`"
+        text = read_text(path, needs)
+        with reading(path, needs):
+            rows = [[composed(cell.strip()) for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+        named = [composed(name) for name in self.classes]
         classes: dict[str, int] = {}
         for number, row in enumerate(rows, 1):
-            if len(row) != 2 or row[1].strip() not in self.classes:
+            if len(row) != 2 or row[1] not in named:
                 raise InputError(f"{path}, line {number}", repr(",".join(row)[:100]),
-                                 f"id,class with {nearest(row[-1].strip(), self.classes)}", "correct it")
-            if row[0].strip() in classes:
-                raise InputError(f"{path}, line {number}", f"'{row[0].strip()[:100]}' a second time",
+                                 f"id,class with {nearest(row[-1], self.classes)}", "correct it")
+            if row[0] in classes:
+                raise InputError(f"{path}, line {number}", f"'{row[0][:100]}' a second time",
                                  "one line for each image", "remove it")
-            classes[row[0].strip()] = self.classes.index(row[1].strip())
-        return Source(classes.__contains__, partial(_class_of, classes))
+            classes[row[0]] = named.index(row[1])
+        return Source(classes.__contains__, partial(_class_of, classes), classes)
 
     def _has_folder(self, sample: str) -> bool:
-        return PurePosixPath(sample).parent.name in self.classes
+        return PurePosixPath(sample).parent.name in map(composed, self.classes)
 
     def _from_folder(self, sample: str, size: tuple[int, int]) -> Label:
-        return _class_of({sample: self.classes.index(PurePosixPath(sample).parent.name)}, sample, size)
+        folder = PurePosixPath(sample).parent.name
+        return _class_of({sample: list(map(composed, self.classes)).index(folder)}, sample, size)
 
 
 class Category(msgspec.Struct):
@@ -180,9 +186,14 @@ class Coco(msgspec.Struct):
                 raise InputError(f"{path}: annotations[{number}].keypoints", f"{len(annotation.keypoints)} numbers",
                                  f"{3 * count}: x, y and visibility of {count} types", "repair the file")
             of_image[annotation.image_id].append(annotation.keypoints)
-        points = {image.id: np.array(of_image.get(image.id, ()), np.float64).reshape(-1, count, 3)
-                  for image in self.images}
-        return {posixpath.splitext(image.file_name)[0]: (points[image.id], path) for image in self.images}
+        names = [composed(posixpath.splitext(image.file_name)[0]) for image in self.images]
+        for what, values in (("file name", names), ("id", [image.id for image in self.images])):
+            if len(set(values)) < len(values):
+                twice = next(value for place, value in enumerate(values) if value in values[:place])
+                raise InputError(path, f"two images with the {what} '{twice}'", "one entry for each image",
+                                 "remove one of them")
+        return {sample: (np.array(of_image.get(image.id, ()), np.float64).reshape(-1, count, 3), path)
+                for sample, image in zip(names, self.images, strict=True)}
 
 
 def read_coco(path: Path) -> Coco:
@@ -190,13 +201,14 @@ def read_coco(path: Path) -> Coco:
     Raises:
         InputError: the file is missing, is not JSON, or lacks what keypoints need.
     """
-    with reading(path, "a COCO file (JSON with images, annotations and categories)"):
-        return _read_coco(path, path.stat().st_mtime_ns)
+    with reading(path, _COCO):
+        changed = path.stat().st_mtime_ns
+    return _read_coco(path, changed)
 
 
 @lru_cache(maxsize=4)  # the three splits read one file
 def _read_coco(path: Path, changed: int) -> Coco:
-    return msgspec.json.decode(path.read_bytes(), type=Coco)
+    return read_json(path, _COCO, Coco)
 
 
 def _from_table(persons: dict[str, tuple[np.ndarray, Path]], sample: str, size: tuple[int, int]) -> Label:

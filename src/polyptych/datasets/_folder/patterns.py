@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from polyptych.data.files import composed, id_of, spelled, walk
 from polyptych.errors import InputError
 
 
@@ -35,20 +34,21 @@ class Pattern:
 
     def find(self, root: Path) -> dict[str, Path]:
         """``{id: path}`` of all files that fit, in the order of their paths. One walk through the folders, because a
-        folder on a network disk has thousands of files; hidden files are left out.
+        folder on a network disk has thousands of files. Ids are in composed Unicode, paths as the disk has them.
 
         Raises:
             InputError: no file fits, or two have the same id.
         """
         fixed = re.split(r"[{*]", self.text)[0].rpartition("/")[0]
-        base = root / fixed
+        base = spelled(root / fixed)
         expression = self.expression()
         prefix = f"{fixed}/" if fixed else ""
         found: dict[str, Path] = {}
-        for below in sorted(_walk(base)):
-            if not (match := expression.fullmatch(prefix + below)):
+        for below in sorted(walk(base) if base.is_dir() else ()):
+            if not (match := expression.fullmatch(composed(prefix + below))):
                 continue
-            path, sample = base / below, match["id"]
+            path = base / below
+            sample = id_of(match["id"], path)
             if sample in found:
                 raise InputError(self.where, f"two files for '{sample}': {found[sample]} and {path}",
                                  "one file for each id", "make the pattern narrower, or remove one")
@@ -62,25 +62,11 @@ class Pattern:
     def explains_better(self, other: Pattern, path: str) -> bool:
         """Whether a path, relative to the folder of the data, fits this pattern, which says more than ``other`` does:
         ``{id}_depth.png`` and not ``{id}.png``."""
-        return len(self.text) > len(other.text) and self.expression().fullmatch(path) is not None
+        return len(self.text) > len(other.text) and self.expression().fullmatch(composed(path)) is not None
 
     def expression(self) -> re.Pattern[str]:
-        parts = re.split(r"(\{id\}|\*)", self.text)
+        parts = re.split(r"(\{id\}|\*)", composed(self.text))
         first = parts.index("{id}")
         write = {"*": r"[^/]*", "{id}": r"(?P=id)"}
         return re.compile("".join("(?P<id>.+?)" if i == first else write.get(part, re.escape(part))
                                   for i, part in enumerate(parts)))
-
-
-def _walk(base: Path) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it, with forward slashes."""
-    seen = set()
-    for folder, inner, files in os.walk(base, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        relative = os.path.relpath(folder, base).replace(os.sep, "/")
-        yield from (name if relative == "." else f"{relative}/{name}" for name in files if not name.startswith("."))

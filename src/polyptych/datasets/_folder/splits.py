@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyptych.data._files import reading
+from polyptych.data.files import composed, read_lines, spelled
 from polyptych.errors import InputError, nearest
 
 Members = str | float | tuple[str, ...] | None
@@ -46,6 +46,10 @@ class Splits:
             if isinstance(value, (str, tuple)):
                 entries = (value,) if isinstance(value, str) else value
                 taken[name] = [s for entry in entries for s in _listed(entry, samples, root, f"{where}.{name}")]
+                if len(set(taken[name])) < len(taken[name]):
+                    twice = next(s for place, s in enumerate(taken[name]) if s in taken[name][:place])
+                    raise InputError(f"{where}.{name}", f"'{twice}' in two of its entries", "every image once",
+                                     "remove it from one of them")
                 for sample in taken[name]:
                     if owner.setdefault(sample, name) != name:
                         raise InputError(f"{where}.{name}", f"'{sample}', which is in {owner[sample]} too",
@@ -84,16 +88,15 @@ def _first(samples: list[str], share: float) -> list[str]:
 
 
 def _listed(entry: str, samples: Collection[str], root: Path, where: str) -> list[str]:
+    entry = composed(entry)
     if entry.endswith("/"):
         inside = sorted(sample for sample in samples if sample.startswith(entry))
         if not inside:
             some = {sample.rpartition("/")[0] + "/" for sample in samples if "/" in sample}
             raise InputError(where, f"the folder '{entry}', in which no id lies", nearest(entry, some), "correct it")
         return inside
-    path = root / entry
-    with reading(path, "a text file with one id per line"):
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    listed = [line for line in lines if line and not line.startswith("#")]
+    path = spelled(root / entry)
+    listed = read_lines(path)
     for sample in listed:
         if sample not in samples:
             close = difflib.get_close_matches(sample, samples, n=1)

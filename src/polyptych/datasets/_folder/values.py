@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from polyptych.datasets._folder.arrays import flat
+from polyptych.data.arrays import flat, is_any
 from polyptych.datasets._folder.labels import FileLabels, Label
 from polyptych.errors import InputError
 from polyptych.types import LabelInfo
@@ -49,8 +49,8 @@ class ValueMaps(FileLabels):
 
     def scaled(self, array: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """Values (float64, 0 without a label) and where there is a label."""
-        stored = flat(array, path)
-        labeled = np.isfinite(stored) & ~np.isin(stored, self.invalid)
+        stored = flat(array, path, "store one value for each pixel")
+        labeled = np.isfinite(stored) & ~is_any(stored, self.invalid)
         value = np.where(labeled, stored, 0).astype(np.float64) * self.scale + self.offset
         return np.where(labeled, value, 0), labeled
 
@@ -111,8 +111,10 @@ class DepthMaps(ValueMaps):
             value = value / 1000
         wrong = labeled & ~((value > 0) & ((value <= FARTHEST) | (self.maximum < FARTHEST)))
         if wrong.any():
+            do = f"correct unit, scale or offset of {where}, or list the stored value in its `invalid`"
+            if self.unit == "m" and self.scale == 1 and array.dtype.kind in "iu":
+                do = f"set unit = \"mm\" if the files hold millimeters; otherwise {do}"
             raise InputError(path, f"a depth of {value[wrong][0]:g} m ({int(wrong.sum())} such pixels)",
-                             f"depth above 0 and at most {FARTHEST:g} m",
-                             f"correct unit, scale or offset of {where}, or list the stored value in its `invalid`")
+                             f"depth above 0 and at most {FARTHEST:g} m", do)
         valid = labeled & (value <= self.maximum)
         return torch.from_numpy(np.where(valid, value, 0).astype(np.float32)), torch.from_numpy(valid)

@@ -1,1 +1,1 @@
-"""What NYUv2 looks like on disk (one file per layout), its classes and its split."""
+"""NYUv2: its layouts on disk, its classes, its camera, and itself in miniature."""

@@ -1,19 +1,24 @@
-"""Made-up rooms for the fixture: all labels of NYUv2, from planes and boxes."""
+"""NYUv2 in miniature: eight made-up rooms with all of its labels, from planes and boxes, which every layout writes."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+TRAIN, TEST = (3, 4, 5, 6, 7, 8), (1, 2)
+"""Official numbers of the frames."""
+SIZE = (48, 64)
 _CEILING, _FLOOR, _WALL = 22, 2, 1  # of the 40 classes, counted from 1
 
 
 @dataclass(frozen=True)
-class Scene:
+class RecordedScene:
     """One frame. ``ids`` counts the 40 classes from 1 and is 0 where unlabeled; ``normals`` are zero where
     unknown, ``raw`` is ``depth`` with holes. ``image`` is what the JPEG file ``jpeg`` decodes to."""
 
@@ -25,8 +30,12 @@ class Scene:
     image: UInt8[np.ndarray, "h w 3"]
     jpeg: bytes
 
+    def normals_picture(self) -> Image.Image:
+        """The normals as v = 127.5 (n + 1), rounded."""
+        return Image.fromarray(np.rint((self.normals + 1) * 127.5).astype(np.uint8))
 
-def scene(number: int, size: tuple[int, int]) -> Scene:
+
+def recorded_scene(number: int, size: tuple[int, int] = SIZE) -> RecordedScene:
     """The room of a number: always the same one."""
     random = np.random.default_rng(number)
     height, width = size
@@ -58,5 +67,16 @@ def scene(number: int, size: tuple[int, int]) -> Scene:
     ids[unlabeled] = 0
     normals[hole] = 0
     depth = depth.astype(np.float32)
-    return Scene(ids, depth, np.where(hole, np.float32(0), depth), normals, edge,
-                 np.asarray(Image.open(stream)), stream.getvalue())
+    return RecordedScene(ids, depth, np.where(hole, np.float32(0), depth), normals, edge,
+                         np.asarray(Image.open(stream)), stream.getvalue())
+
+
+def write_list(path: Path, numbers: Sequence[int]) -> None:
+    """The names of frames, one per line."""
+    path.write_text("".join(f"{number:04d}\n" for number in numbers), "utf-8")
+
+
+def folders(root: Path, *names: str) -> None:
+    """Make folders, for the layouts that write files into them."""
+    for name in names:
+        (root / name).mkdir(parents=True, exist_ok=True)

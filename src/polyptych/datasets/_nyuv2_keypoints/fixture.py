@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from polyptych.datasets._nyuv2.scenes import scene
+from polyptych.datasets._nyuv2.scenes import recorded_scene
 from polyptych.datasets._nyuv2_keypoints.types import COUNT
 
 TRAIN, TEST = (1, 2, 3, 4, 5), (6,)
@@ -45,11 +45,12 @@ def write(root: Path, layout: str) -> None:
         for kind in ("image", "keypoints", "depth", "normals"):
             (root / kind / f"scene_{number}").mkdir(parents=True)
         for frame in range(FRAMES):
-            name, room, points = f"scene_{number}/{frame:04d}", scene(number, SIZE), keypoints(100 * number + frame)
-            (root / f"image/{name}.jpg").write_bytes(room.jpeg)
+            name, points = f"scene_{number}/{frame:04d}", keypoints(100 * number + frame)
+            scene = recorded_scene(number, SIZE)
+            (root / f"image/{name}.jpg").write_bytes(scene.jpeg)
             np.save(root / f"keypoints/{name}.npy", points if layout == "points" else heat_maps(points))
-            np.save(root / f"depth/{name}.npy", room.raw)
-            np.save(root / f"normals/{name}.npy", room.normals)
+            np.save(root / f"depth/{name}.npy", scene.raw)
+            np.save(root / f"normals/{name}.npy", scene.normals)
 
 
 LAYOUTS: dict[str, Callable[[Path], None]] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from polyptych.data._files import reading
+from polyptych.data.files import read_json
 from polyptych.errors import InputError
 
 COUNT = 48
@@ -25,8 +25,8 @@ def read_types(path: Path) -> Types:
     """What ``keypoints.json`` says, or 48 numbered types if there is no such file."""
     if not path.exists():
         return Types(tuple(f"keypoint {number + 1}" for number in range(COUNT)))
-    with reading(path, "JSON with the names 'types', and pairs of their numbers in 'mirror' and 'skeleton'"):
-        types = msgspec.json.decode(path.read_bytes(), type=Types)
+    types: Types = read_json(path, "JSON with the names 'types', and pairs of their numbers in 'mirror' and 'skeleton'",
+                             Types)
     last = len(types.types) - 1
     for pair in (*types.mirror, *types.skeleton):
         if not all(0 <= number <= last for number in pair) or pair[0] == pair[1]:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from polyptych.data._files import flat
-from polyptych.data._matlab import read_mat
+from polyptych.data.arrays import flat, read_mat
 from polyptych.datasets._pascal_context.classes import PART_IDS, PERSON
 from polyptych.errors import InputError
 

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Integer, UInt8
 from scipy import ndimage
 from torch import Tensor
 
-from polyptych.data._files import class_ids, files_by_stem, read_color, read_gray, read_lines, require_files
-from polyptych.data._matlab import read_mat
+from polyptych.data.arrays import class_ids, read_mat
+from polyptych.data.files import files_by_stem, read_lines, require_files
+from polyptych.data.pictures import read_color, read_gray
 from polyptych.datasets._pascal_context.classes import LAST_CONTEXT_ID
 from polyptych.datasets._pascal_context.parts import read_parts
 from polyptych.errors import InputError

@@ -1,1 +1,1 @@
-"""The ray caster behind the ``rooms`` dataset: scenes, visibility, labels and pictures, in numpy."""
+"""The ray caster behind the ``rooms`` dataset: furnished rooms, visibility, labels and pictures, in numpy."""

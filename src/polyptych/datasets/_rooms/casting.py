@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64, Int32
 from polyptych.datasets._rooms.solids import SHELL, Solids
 
 NEAR = 0.05
+"""Meters in front of the camera from which a corner projects to a sensible place."""
 _CORNERS = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
 _BEHIND = -1e9
 
@@ -85,6 +86,8 @@ def cast_room(room: tuple[float, float, float], camera: Camera
     """Inverse depth and face of the empty room (0, 0, 0) to ``room``, seen from inside."""
     coefficients = _room_planes(room, camera)
     u, v = camera.pixels()
+    # From inside a convex room, a ray leaves through the first face that it meets: the one with the largest w. Faces
+    # behind the camera have negative w and lose by themselves.
     w = np.full(camera.size, np.float32(_BEHIND))
     face = np.zeros(camera.size, np.int32)
     for i, (cu, cv, c0) in enumerate(coefficients.astype(np.float32)):
@@ -95,6 +98,8 @@ def cast_room(room: tuple[float, float, float], camera: Camera
 
 
 def _room_planes(room: tuple[float, float, float], camera: Camera) -> Float64[np.ndarray, "6 3"]:
+    """Affine inverse depths of the six faces. A plane n . x = d is met from p at depth (d - n . p) / (n . ray), so that
+    w = (n . ray) / (d - n . p), and n in the camera's frame holds the coefficients of X/Z, Y/Z and 1."""
     normals = room_normals()
     offsets = np.array([0.0, room[0], 0.0, room[1], 0.0, room[2]])
     return normals @ camera.rotation.T / (offsets - normals @ camera.position)[:, None]
@@ -108,6 +113,8 @@ def cast(solids: Solids, camera: Camera, w: Float32[np.ndarray, "h w"], ids: Int
     rectangles, seen = _rectangles(solids, camera, smallest)
     outside, used, coefficients = _plane_table(solids, camera, seen)
     u, v = camera.pixels()
+    # An affine function of the pixel is the sum of a row and a column: both are made once for all planes, so that the
+    # loop over solids below only adds.
     present = coefficients[np.arange(6) < used[:, None]].astype(np.float32)
     rows = (present[:, 0, None] * u + present[:, 2, None])[:, None, :]
     columns = (present[:, 1, None] * v)[:, :, None]
@@ -121,6 +128,8 @@ def cast(solids: Solids, camera: Camera, w: Float32[np.ndarray, "h w"], ids: Int
         enter = leave = None
         if use:
             planes = rows[p:p + use, :, x0:x1] + columns[p:p + use, y0:y1]
+            # The ray is inside once it has passed every plane that the camera is outside of, so the farthest of these
+            # (the smallest w) is where it enters; it is out again at the nearest of the others (the largest w).
             if out:
                 enter = planes[0]
                 for k in range(1, out):
@@ -137,6 +146,8 @@ def cast(solids: Solids, camera: Camera, w: Float32[np.ndarray, "h w"], ids: Int
                 leave = far if leave is None else np.maximum(leave, far, out=far)
         if enter is None:
             continue  # the camera is inside the solid
+        # Seen if it is entered before it is left (or the ray misses), and before what was drawn so far. NaN, where a
+        # ray misses a quadric, compares false. The buffers of this solid are overwritten: nothing else needs them.
         target = w[y0:y1, x0:x1]
         visible = enter > (target if leave is None else np.maximum(leave, target, out=leave))
         np.copyto(target, enter, where=visible)
@@ -150,6 +161,7 @@ def _rectangles(solids: Solids, camera: Camera, smallest: float) -> tuple[np.nda
     offsets = np.einsum("nij,cj,nj->nci", solids.axes, _CORNERS, solids.half)
     corners = solids.center[:, None] + offsets
     x, y, z = np.moveaxis(camera.project(corners.reshape(-1, 3)).reshape(-1, 8, 3), 2, 0)
+    # Corners behind the camera project to the wrong side, so a solid that reaches there gets the whole picture.
     crossing = z.min(1) < NEAR
     # A pixel belongs to a rectangle if its center does; half a pixel of margin absorbs rounding.
     x0, x1 = np.where(crossing, 0, x.min(1) - 0.5), np.where(crossing, width, x.max(1) + 1.5)
@@ -167,6 +179,7 @@ def _plane_table(solids: Solids, camera: Camera, seen: np.ndarray) -> tuple[np.n
     (n 6 3: per X/Z, per Y/Z, constant), planes seen from outside first, absent ones last."""
     normals = solids.normals()[seen]
     distance = solids.planes[seen] - np.einsum("nki,ni->nk", normals, camera.position - solids.center[seen])
+    # A camera exactly on a plane would divide by zero; a tenth of a micrometer inside, the plane is seen edge-on.
     absent = np.isinf(distance)
     distance = np.where(np.abs(distance) < 1e-7, 1e-7, distance)
     order = np.argsort(np.where(absent, 2, np.where(distance < 0, 0, 1)), 1, kind="stable")
@@ -183,6 +196,8 @@ class _Quadrics:
         basis = np.einsum("nk,njk->nkj", curvature, solids.axes[seen])  # world to unit-sphere coordinates
         start = np.einsum("nkj,nj->nk", basis, camera.position - solids.center[seen])
         slopes = basis @ camera.rotation.T  # its columns: per X/Z, per Y/Z, constant
+        # |start + t slopes . ray| = 1 is quadratic in t; divided by t squared it is one in w = 1 / t whose leading
+        # coefficient does not depend on the pixel, which is why b and disc are polynomials.
         constant = (start * start).sum(1) - 1
         constant = np.where(np.abs(constant) < 1e-9, 1e-9, constant)
         self.inside = (constant < 0).tolist()
@@ -226,6 +241,8 @@ def surface_normals(solids: Solids, room: tuple[float, float, float], camera: Ca
 
     ``ids`` are surfaces, ``u`` and ``v`` the slopes of the rays and ``w`` the inverse depths where they meet.
     """
+    # Which plane of its solid a pixel shows follows from the inverse depths: the smallest w among the planes that the
+    # camera is outside of (see `cast`). Planes seen from inside are never visible and get a w that never wins.
     count = len(solids)
     outside, _, coefficients = _plane_table(solids, camera, np.arange(count))
     slots = max(int(outside.max(initial=0)), 1)
@@ -248,10 +265,12 @@ def surface_normals(solids: Solids, room: tuple[float, float, float], camera: Ca
     columns = np.ascontiguousarray(directions.transpose(1, 0, 2)).reshape(3, -1)
     normals = np.take(columns, slot * table.shape[2] + ids, axis=1)
     face = slot.astype(np.int32)
+    # Where the surface lies farther than all planes that bound it, the quadric is what is seen.
     curved = np.concatenate([np.zeros(SHELL, bool), solids.curvature.any(1)])
     round_ = np.flatnonzero(curved[ids] & (w_plane > w * np.float32(1 + 1e-5)))
     normals[:, round_] = _quadric_normals(solids, camera, ids[round_] - SHELL, u[round_], v[round_], w[round_])
     face[round_] = 6
+    # Quadrics point outward and planes by the sign of their distance; labels point towards the camera.
     facing = normals[0] * u + normals[1] * v + normals[2]
     normals *= np.where(facing > 0, np.float32(-1), np.float32(1))
     return normals, face
@@ -259,6 +278,8 @@ def surface_normals(solids: Solids, room: tuple[float, float, float], camera: Ca
 
 def _quadric_normals(solids: Solids, camera: Camera, ids: np.ndarray, u: np.ndarray, v: np.ndarray, w: np.ndarray
                      ) -> Float32[np.ndarray, "3 p"]:
+    """The gradient of ``|curvature * local|^2`` where the quadric is seen, which is normal to it, in the camera's
+    frame."""
     axes = (camera.rotation @ solids.axes).astype(np.float32)
     center = ((solids.center - camera.position) @ camera.rotation.T).astype(np.float32)
     matrix = (axes * (solids.curvature**2).astype(np.float32)[:, None, :]) @ axes.transpose(0, 2, 1)

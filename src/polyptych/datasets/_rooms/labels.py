@@ -1,4 +1,4 @@
-"""Exact labels of a view, one function per task: ``LABELS[task](scene, view)`` gives target and mask."""
+"""Exact labels of a view, one function per task: ``LABELS[task](room, view)`` gives target and mask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from polyptych.datasets._rooms import classes as c
-from polyptych.datasets._rooms.layout import Scene
+from polyptych.datasets._rooms.arrangement import Room
 from polyptych.datasets._rooms.view import View
 
 Label = tuple[np.ndarray, Bool[np.ndarray, "h w"]]
@@ -19,29 +19,29 @@ LARGE = 0.005
 """Share of the picture that a person must fill to be salient."""
 
 
-def instances(scene: Scene, view: View) -> Int64[np.ndarray, "h w"]:
+def instances(room: Room, view: View) -> Int64[np.ndarray, "h w"]:
     """The object that each pixel shows; every wall, the floor and the ceiling are objects of their own."""
-    return scene.surfaces.instance[view.ids]
+    return room.surfaces.instance[view.ids]
 
 
-def semseg(scene: Scene, view: View) -> Label:
+def semseg(room: Room, view: View) -> Label:
     """Class ids, in the order of :data:`classes.CLASSES`."""
-    return scene.classes[instances(scene, view)], np.ones(view.ids.shape, bool)
+    return room.classes[instances(room, view)], np.ones(view.ids.shape, bool)
 
 
-def depth(scene: Scene, view: View) -> Label:
+def depth(room: Room, view: View) -> Label:
     """Meters along the optical axis, unknown on the glass of windows."""
-    return view.depth, ~_glass(scene, view)
+    return view.depth, ~_glass(room, view)
 
 
-def normals(scene: Scene, view: View) -> Label:
+def normals(room: Room, view: View) -> Label:
     """Unit vectors towards the camera (x right, y down, z forward), unknown on the glass of windows."""
-    return view.normals, ~_glass(scene, view)
+    return view.normals, ~_glass(room, view)
 
 
-def boundaries(scene: Scene, view: View) -> Label:
+def boundaries(room: Room, view: View) -> Label:
     """Where two neighboring pixels show different objects, the nearer of the two is on the boundary."""
-    instance, w = instances(scene, view), view.w
+    instance, w = instances(room, view), view.w
     edge = np.zeros(instance.shape, bool)
     for a, b in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
         differs = instance[a] != instance[b]
@@ -51,34 +51,34 @@ def boundaries(scene: Scene, view: View) -> Label:
     return edge.astype(np.float32), np.ones(edge.shape, bool)
 
 
-def saliency(scene: Scene, view: View) -> Label:
+def saliency(room: Room, view: View) -> Label:
     """The people that fill at least :data:`LARGE` of the picture (and a quarter of what the largest fills); without
     any, the one object that is the largest, most vividly colored and most central together."""
-    instance = instances(scene, view)
-    count = len(scene.classes)
+    instance = instances(room, view)
+    count = len(room.classes)
     area = np.bincount(instance.ravel(), minlength=count) / instance.size
-    is_person = scene.classes == c.PERSON
+    is_person = room.classes == c.PERSON
     chosen = is_person & (area >= max(LARGE, area[is_person].max(initial=0) / 4))
     if not chosen.any():
-        background = np.isin(scene.classes, (c.WALL, c.FLOOR, c.CEILING, c.WINDOW, c.DOOR))
-        score = np.sqrt(area) * (0.15 + scene.vividness) * _centrality(instance, count)
+        background = np.isin(room.classes, (c.WALL, c.FLOOR, c.CEILING, c.WINDOW, c.DOOR))
+        score = np.sqrt(area) * (0.15 + room.vividness) * _centrality(instance, count)
         score[background] = 0
         chosen[score.argmax()] = score.max() > 0
     return chosen[instance].astype(np.float32), np.ones(instance.shape, bool)
 
 
-def parts(scene: Scene, view: View) -> Label:
+def parts(room: Room, view: View) -> Label:
     """Parts of people, in the order of :data:`classes.PARTS`; no label at all for a picture without people."""
-    part = scene.surfaces.part[view.ids]
+    part = room.surfaces.part[view.ids]
     return part, np.full(part.shape, bool(part.any()))
 
 
-def keypoints(scene: Scene, view: View) -> Label:
+def keypoints(room: Room, view: View) -> Label:
     """(persons, joints, 3): x, y in pixels and whether the joint is visible, for every person of whom at least one
     pixel is seen."""
-    instance = instances(scene, view)
-    seen = np.bincount(instance.ravel(), minlength=len(scene.classes)) > 0
-    found = [_joints(person.joints, person.instance, instance, view) for person in scene.people
+    instance = instances(room, view)
+    seen = np.bincount(instance.ravel(), minlength=len(room.classes)) > 0
+    found = [_joints(person.joints, person.instance, instance, view) for person in room.people
              if seen[person.instance]]
     target = np.stack(found) if found else np.zeros((0, len(c.JOINTS), 3), np.float32)
     return target, np.ones(instance.shape, bool)
@@ -96,8 +96,8 @@ def _joints(joints: np.ndarray, number: int, instance: np.ndarray, view: View) -
     return np.stack([x, y, visible], 1).astype(np.float32)
 
 
-def _glass(scene: Scene, view: View) -> Bool[np.ndarray, "h w"]:
-    return scene.glass()[view.ids]
+def _glass(room: Room, view: View) -> Bool[np.ndarray, "h w"]:
+    return room.glass()[view.ids]
 
 
 def _centrality(instance: np.ndarray, count: int) -> Float32[np.ndarray, n]:
@@ -111,7 +111,7 @@ def _centrality(instance: np.ndarray, count: int) -> Float32[np.ndarray, n]:
     return 1 - np.maximum(np.abs(mean_x - 0.5), np.abs(mean_y - 0.5))
 
 
-LABELS: dict[str, Callable[[Scene, View], Label]] = {
+LABELS: dict[str, Callable[[Room, View], Label]] = {
     "semseg": semseg, "depth": depth, "normals": normals, "boundaries": boundaries, "saliency": saliency,
     "parts": parts, "keypoints": keypoints,
 }

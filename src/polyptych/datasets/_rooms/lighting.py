@@ -120,7 +120,7 @@ class Reach:
         self.camera = look(light.position, light.target, resolution / 2 / light.spread, (resolution, resolution))
         self.nearest = np.zeros((resolution, resolution), np.float32)
         if light.shadows:
-            # The lamp itself casts no shadow; that of very small things could not be seen.
+            # The lamp itself casts no shadow, and those of very small things could not be seen.
             cast(solids.only(~solids.inside(self.camera.position, 0.05)), self.camera, self.nearest, None, 8.0)
 
     def __call__(self, points: Float32[np.ndarray, "3 p"], normals: Float32[np.ndarray, "3 p"]
@@ -132,13 +132,14 @@ class Reach:
         cosine = (ray * normals).sum(0) / np.sqrt(square)
         strength = np.maximum(cosine, 0)
         if light.falloff:
-            strength /= square + 0.35
+            strength /= square + 0.35  # a lamp has a size: right beside it, light does not grow without bound
         if light.frontal:
             forward = self.camera.rotation[2].astype(np.float32)
             strength *= np.clip(-(ray * forward[:, None]).sum(0) / np.sqrt(square), 0, 1) * 0.9 + 0.1
         if light.aperture:
             strength *= self._through_aperture(points, ray)
         if light.shadows:
+            # Two centimeters off the surface, or texels of the map that lie across it would shadow it in stripes.
             lit = np.flatnonzero(strength > 1e-4)
             strength[lit] *= self._unshadowed(points[:, lit] + normals[:, lit] * np.float32(0.02))
         return np.array(light.color, np.float32)[:, None] * strength
@@ -164,7 +165,7 @@ class Reach:
         row = np.clip(np.rint(y), -border, size + border - 1).astype(np.int32)
         place = row * np.int32(stride) + column + np.int32(2 * border * (stride + 1))
         flat = np.pad(self.nearest, 2 * border).ravel()
-        limit = nearness * np.float32(1.008)
+        limit = nearness * np.float32(1.008)  # the same against rounding, in proportion to the distance
         open_ = np.zeros(len(limit), np.float32)
         for dy, dx in _TAPS:
             open_ += flat[place + np.int32(self.light.softness * (dy * stride + dx))] <= limit

@@ -29,8 +29,8 @@ class Placed:
         return (self.origin[0] + cos * x - sin * y, self.origin[1] + sin * x + cos * y, self.origin[2] + z)
 
 
-class Room:
-    """Keeps account of floor and walls while a room is furnished."""
+class FreeSpace:
+    """Keeps account of what is still free on the floor and the walls while a room is furnished."""
 
     def __init__(self, b: Builder, rng: Random, size: tuple[float, float, float],
                  position: tuple[float, float, float], target: tuple[float, float, float], zoom: float):

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 from scipy.ndimage import uniform_filter
 
+from polyptych.datasets._rooms.arrangement import Room
 from polyptych.datasets._rooms.casting import Camera, surface_normals
-from polyptych.datasets._rooms.layout import Scene
 from polyptych.datasets._rooms.lighting import Reach
 from polyptych.datasets._rooms.materials import albedo
 from polyptych.datasets._rooms.solids import SHELL
@@ -16,31 +16,32 @@ from polyptych.datasets._rooms.view import View
 _AROUND = tuple((dy, dx) for dy in range(3) for dx in range(3) if (dy, dx) != (1, 1))
 
 
-def photograph(scene: Scene, view: View, seed: int) -> UInt8[np.ndarray, "3 h w"]:
+def photograph(room: Room, view: View, seed: int) -> UInt8[np.ndarray, "3 h w"]:
     """The picture that the camera takes. ``seed`` is that of the sensor's noise."""
     height, width = view.camera.size
     edge = _edges(view)
     fine = _FineSamples(view, edge)
     u, v = np.broadcast_arrays(view.u, view.v[:, None])
     extra = fine.slopes()
-    normals, _ = surface_normals(scene.solids, scene.room, view.camera, fine.ids, *extra, fine.w)
+    normals, _ = surface_normals(room.solids, room.extent, view.camera, fine.ids, *extra, fine.w)
     occlusion = ambient_occlusion(view.w).ravel()
-    opaque = scene.solids.only(~scene.glass()[SHELL:])
-    reaches = [Reach(light, opaque) for light in scene.lights]
-    light = _radiance(scene, view.camera, reaches, np.concatenate([view.ids.ravel(), fine.ids]),
+    opaque = room.solids.only(~room.glass()[SHELL:])
+    reaches = [Reach(light, opaque) for light in room.lights]
+    light = _radiance(room, view.camera, reaches, np.concatenate([view.ids.ravel(), fine.ids]),
                       np.concatenate([u.ravel(), extra[0]]), np.concatenate([v.ravel(), extra[1]]),
                       np.concatenate([view.w.ravel(), fine.w]),
                       np.concatenate([view.normals.reshape(3, -1), normals], 1),
                       np.concatenate([occlusion, occlusion[fine.nearest]]))
+    # As a camera meters: the logarithmic mean, so that a window or a lamp in the picture does not darken the rest.
     luminance = light[:, :height * width].mean(0)
-    exposure = scene.atmosphere.exposure * 0.75 / (np.exp(np.log(luminance + 0.02).mean()) + 0.05)
-    light *= np.array(scene.atmosphere.balance, np.float32)[:, None] * np.float32(exposure)
+    exposure = room.atmosphere.exposure * 0.75 / (np.exp(np.log(luminance + 0.02).mean()) + 0.05)
+    light *= np.array(room.atmosphere.balance, np.float32)[:, None] * np.float32(exposure)
     colors = _develop(light)
     image = colors[:, :height * width].reshape(3, height, width)
     image[:, edge] = fine.tent(edge, colors)
-    image *= _vignette(view.camera, scene.atmosphere.vignette)
+    image *= _vignette(view.camera, room.atmosphere.vignette)
     noise = np.random.default_rng(seed).standard_normal(image.shape, np.float32)
-    image += noise * np.float32(scene.atmosphere.noise)
+    image += noise * np.float32(room.atmosphere.noise)
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -71,6 +72,7 @@ class _FineSamples:
             wanted[dy:dy + 2 * height:2, dx:dx + 2 * width:2] |= edge
         samples = np.flatnonzero(wanted).astype(np.int32)
         ids, pixels = view.fine_ids.ravel()[samples], view.ids.ravel()
+        # Pixel (y, x) is the fine sample (2y+1, 2x+1): an even row lies between two rows of pixels.
         row, column = np.divmod(samples, self._stride)
         source = np.full(len(samples), -1, np.int32)
         for y in (row // 2, (row - 1) // 2):
@@ -102,7 +104,7 @@ class _FineSamples:
         return total
 
 
-def _radiance(scene: Scene, camera: Camera, reaches: list[Reach], ids: Int32[np.ndarray, p],
+def _radiance(room: Room, camera: Camera, reaches: list[Reach], ids: Int32[np.ndarray, p],
               u: Float32[np.ndarray, p], v: Float32[np.ndarray, p], w: Float32[np.ndarray, p],
               normals: Float32[np.ndarray, "3 p"], occlusion: Float32[np.ndarray, p]) -> Float32[np.ndarray, "3 p"]:
     """Linear light that comes from each visible point."""
@@ -111,10 +113,10 @@ def _radiance(scene: Scene, camera: Camera, reaches: list[Reach], ids: Int32[np.
     ray = np.stack([u, v, np.ones_like(u)])
     points = rotation.T @ (ray * depth) + camera.position.astype(np.float32)[:, None]
     world_normals = rotation.T @ normals
-    surfaces = scene.surfaces
+    surfaces = room.surfaces
     which = surfaces.material[ids]
     # The room's frame is the world's; in the frame of a solid only textured points are needed.
-    textured = np.array([m.pattern != "plain" for m in scene.materials])[which] & (ids >= SHELL)
+    textured = np.array([m.pattern != "plain" for m in room.materials])[which] & (ids >= SHELL)
     textured = np.flatnonzero(textured)
     local, local_normals = points.copy(), world_normals.copy()
     chosen = ids[textured]
@@ -125,13 +127,14 @@ def _radiance(scene: Scene, camera: Camera, reaches: list[Reach], ids: Int32[np.
     length = np.sqrt((ray * ray).sum(0))
     facing = np.maximum(-(ray * normals).sum(0) / length, 0.05)
     footprint = depth / np.float32(camera.focal) / facing
-    color = albedo(scene.materials, which, local, local_normals, footprint)
+    color = albedo(room.materials, which, local, local_normals, footprint)
 
-    sky = np.array(scene.atmosphere.sky, np.float32)[:, None]
-    bounce = np.array(scene.atmosphere.bounce, np.float32)[:, None]
+    sky = np.array(room.atmosphere.sky, np.float32)[:, None]
+    bounce = np.array(room.atmosphere.bounce, np.float32)[:, None]
     up = 0.5 + 0.5 * world_normals[2]
     arriving = (bounce + (sky - bounce) * up) * occlusion
-    gloss = np.array([m.gloss for m in scene.materials], np.float32)[which]
+    # Most surfaces are matte: the highlights (Blinn-Phong) are only worked out for the rest.
+    gloss = np.array([m.gloss for m in room.materials], np.float32)[which]
     shiny = np.flatnonzero(gloss > 0.05)
     highlight = np.zeros((3, len(shiny)), np.float32)
     shiny_normals, shiny_points = world_normals[:, shiny], points[:, shiny]
@@ -147,7 +150,7 @@ def _radiance(scene: Scene, camera: Camera, reaches: list[Reach], ids: Int32[np.
         highlight += incoming[:, shiny] * cosine
     light = color * arriving
     light[:, shiny] += highlight * gloss[shiny] * 1.5
-    emission = np.array([m.emission for m in scene.materials], np.float32)[which]
+    emission = np.array([m.emission for m in room.materials], np.float32)[which]
     return light + color * emission
 
 
@@ -159,8 +162,8 @@ def _develop(light: Float32[np.ndarray, "3 p"]) -> Float32[np.ndarray, "3 p"]:
 def ambient_occlusion(w: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
     """How open each point is to light from everywhere, in [0, 1], from the inverse depths alone.
 
-    On a plane the inverse depth is affine, so that opposite neighbors average to the middle; in a hollow they are
-    nearer than it. The sum over several distances and directions; what stands far before a point does not count.
+    On a plane the inverse depth is affine, so that opposite neighbors average to the point between them; in a hollow
+    they are nearer. This is summed over several distances and directions; what stands far in front does not count.
     """
     height, width = w.shape
     total = np.zeros_like(w)
@@ -174,11 +177,13 @@ def ambient_occlusion(w: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w
             hollow = a + b
             hollow *= np.float32(0.5) * inverse
             hollow -= 1
+            # A large difference is an object in front, not a hollow: its weight falls to zero.
             near = np.float32(1) - np.abs(hollow) * np.float32(1 / (0.04 + share))
             np.maximum(near, 0, out=near)
             hollow *= near
             hollow *= np.float32(0.45 / share)
             total += np.maximum(hollow, np.float32(-0.15), out=hollow)
+    # Four distances leave rings around creases; a blur of that width hides them.
     total = uniform_filter(total, max(1, round(0.008 * width)))
     return np.clip(1 - np.float32(0.22) * total, 0.3, 1.0)
 

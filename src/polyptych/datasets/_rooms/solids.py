@@ -1,4 +1,4 @@
-"""Solids of a scene: every one is convex, the intersection of half-spaces with at most one quadric.
+"""Solids of a room: every one is convex, the intersection of half-spaces with at most one quadric.
 
 A box is six half-spaces, a cylinder a quadric and two half-spaces, an ellipsoid a quadric alone, a dome an ellipsoid
 between two half-spaces, a capsule a cylinder and two spheres. World coordinates are meters, x and y horizontal, z up.

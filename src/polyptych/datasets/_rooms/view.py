@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from polyptych.datasets._rooms.arrangement import Room
 from polyptych.datasets._rooms.casting import Camera, cast, cast_room, surface_normals
-from polyptych.datasets._rooms.layout import Scene
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class View:
         return 1 / self.w
 
 
-def observe(scene: Scene, size: tuple[int, int]) -> View:
-    """Look at the scene at a resolution (height, width)."""
-    camera = scene.camera(size)
+def observe(room: Room, size: tuple[int, int]) -> View:
+    """Look at the room at a resolution (height, width)."""
+    camera = room.camera(size)
     grid = camera.grid()
-    fine_w, fine_ids = cast_room(scene.room, grid)
-    cast(scene.solids, grid, fine_w, fine_ids)
+    fine_w, fine_ids = cast_room(room.extent, grid)
+    cast(room.solids, grid, fine_w, fine_ids)
     w, ids = fine_w[1::2, 1::2].copy(), fine_ids[1::2, 1::2].copy()
     u, v = camera.pixels()
     flat_u, flat_v = (x.ravel() for x in np.broadcast_arrays(u, v[:, None]))
-    normals, faces = surface_normals(scene.solids, scene.room, camera, ids.ravel(), flat_u, flat_v, w.ravel())
+    normals, faces = surface_normals(room.solids, room.extent, camera, ids.ravel(), flat_u, flat_v, w.ravel())
     return View(camera, u, v, w, ids, normals.reshape(3, *size), faces.reshape(size), fine_w, fine_ids)

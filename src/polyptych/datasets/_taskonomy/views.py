@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from polyptych.data._files import require_files
+from polyptych.data.files import file_names, is_visible, require_files
 from polyptych.errors import InputError
 
 Order = Literal["buildings", "domains"]
@@ -66,15 +65,14 @@ class Views:
         """The views of which a building has this kind of picture."""
         folder = self.folder(building, kind)
         pattern = re.compile(rf"(point_\d+_view_\d+)_domain_{DOMAINS[kind][1]}\.png")
-        listing = os.listdir(folder) if folder.is_dir() else []
-        return {f"{building}/{match[1]}" for match in map(pattern.fullmatch, listing) if match}
+        return {f"{building}/{match[1]}" for match in map(pattern.fullmatch, file_names(folder)) if match}
 
 
 def find_order(root: Path) -> Order:
     """The order of folders in ``root``."""
     if (root / DOMAINS["image"][0]).is_dir():
         return "domains"
-    if any(root.glob(f"*/{DOMAINS['image'][0]}")):
+    if any(is_visible(folder.parent.name) for folder in root.glob(f"*/{DOMAINS['image'][0]}")):
         return "buildings"
     raise InputError(f"root of taskonomy ({root})", "a folder of no known layout",
                      "BUILDING/rgb/ (buildings) or rgb/BUILDING/ (domains)", "correct the path")

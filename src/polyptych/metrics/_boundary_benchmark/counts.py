@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from polyptych.metrics._boundary_benchmark.correspondence import connect, reach
 from polyptych.metrics._boundary_benchmark.matching import match_levels
-from polyptych.metrics._boundary_benchmark.protocols import Protocol
+from polyptych.metrics._boundary_benchmark.protocols import BenchmarkSettings
 from polyptych.metrics._boundary_benchmark.suppression import suppress
 from polyptych.metrics._boundary_benchmark.thinning import thin_pixels
 
@@ -18,7 +18,7 @@ COLUMNS = ("cntR", "sumR", "cntP", "sumP")
 
 
 def count_matches(prediction: Float[np.ndarray, "h w"] | Bool[np.ndarray, "t h w"],
-                  truths: Sequence[Bool[np.ndarray, "h w"]], protocol: Protocol) -> Int[np.ndarray, "t 4"]:
+                  truths: Sequence[Bool[np.ndarray, "h w"]], protocol: BenchmarkSettings) -> Int[np.ndarray, "t 4"]:
     """The counts of one image at every threshold, int64, in the order of :data:`COLUMNS`.
 
     With several truths, which predicted pixels are matched depends on the matching chosen, and it is the one of least
@@ -50,7 +50,7 @@ def count_matches(prediction: Float[np.ndarray, "h w"] | Bool[np.ndarray, "t h w
 
 
 def _thinned_levels(prediction: Float[np.ndarray, "h w"] | Bool[np.ndarray, "t h w"],
-                    protocol: Protocol) -> list[Int[np.ndarray, " n"]]:
+                    protocol: BenchmarkSettings) -> list[Int[np.ndarray, " n"]]:
     """The pixels of the thinned prediction at every threshold."""
     levels: list[Int[np.ndarray, " n"]] = []
     size = -1
@@ -63,7 +63,7 @@ def _thinned_levels(prediction: Float[np.ndarray, "h w"] | Bool[np.ndarray, "t h
 
 
 def _levels(prediction: Float[np.ndarray, "h w"] | Bool[np.ndarray, "t h w"],
-            protocol: Protocol) -> Iterator[Bool[np.ndarray, "h w"]]:
+            protocol: BenchmarkSettings) -> Iterator[Bool[np.ndarray, "h w"]]:
     if prediction.ndim == 3:
         yield from prediction
         return

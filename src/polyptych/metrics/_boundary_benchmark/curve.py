@@ -30,7 +30,7 @@ class Best(NamedTuple):
 
 def trace(counts: Int[np.ndarray, "t 4"], empty: str = "zero") -> Curve:
     """The curve of summed counts cntR, sumR, cntP, sumP; for ``empty`` see
-    :class:`polyptych.metrics._boundary_benchmark.protocols.Protocol`."""
+    :class:`polyptych.metrics._boundary_benchmark.protocols.BenchmarkSettings`."""
     hit_r, sum_r, hit_p, sum_p = counts.T
     recall, precision = hit_r / np.maximum(sum_r, 1), hit_p / np.maximum(sum_p, 1)
     if empty == "one":

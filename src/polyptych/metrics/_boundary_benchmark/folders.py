@@ -1,19 +1,21 @@
-"""Predictions and ground truth on disk: pairing of names, and every format in which they come."""
+"""Predictions and ground truth on disk: every format in which boundaries come."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy import ndimage
 
 from polyptych.data._contours import contours
-from polyptych.data._files import files_by_stem, read_gray, read_lines, read_npy
-from polyptych.data._matlab import load_mat
+from polyptych.data.arrays import load_mat
+from polyptych.data.pictures import read_levels
 from polyptych.errors import InputError
 from polyptych.metrics._boundary_benchmark.thinning import thin
+from polyptych.metrics._saved_maps import probabilities, read_probabilities
 
 TruthKind = Literal["auto", "edges", "regions", "edges-as-regions"]
 UCMKind = Literal["contours", "partition"]
@@ -22,54 +24,11 @@ Mask = Bool[np.ndarray, "h w"]
 _REGION_KEYS = ("LabelMap", "segmentation")  # of PASCAL-Context and NYUD_MT
 
 
-class Pair(NamedTuple):
-    """The files of one image."""
-
-    name: str
-    prediction: Path
-    truth: Path
-
-
-def pair_files(predictions: Path, truths: Path, images: Path | None = None) -> list[Pair]:
-    """The files of two folders by name without suffix, sorted.
-
-    Args:
-        predictions: .mat, .npy or .png files; where a name has several, the first of these.
-        truths: .mat or .png files.
-        images: text file with the names to take; everything else may be there or not.
-
-    Raises:
-        InputError: no folder, no files, or a name without its counterpart.
-    """
-    found = [_files(predictions, (".mat", ".npy", ".png")), _files(truths, (".mat", ".png"))]
-    if images is not None:
-        names = list(dict.fromkeys(read_lines(images)))
-        if not names:
-            raise InputError(images, "an empty list", "names of images, one per line", "leave it out to take all")
-    else:
-        names = sorted(found[0].keys() | found[1].keys())
-    for folder, files, role in ((predictions, found[0], "prediction"), (truths, found[1], "ground truth")):
-        if missing := [name for name in names if name not in files]:
-            raise InputError(folder, f"no {role} for '{missing[0]}' ({len(missing)} of {len(names)} names)",
-                             "a prediction and a ground truth for every name",
-                             "add the file, or give a list of the images that are to be measured")
-    return [Pair(name, found[0][name], found[1][name]) for name in names]
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise InputError(folder, "no such folder", "a folder with one file per image", "correct the path")
-    if not (found := files_by_stem(folder, suffixes)):
-        raise InputError(folder, "a folder without such files", f"files *{', *'.join(suffixes)}", "correct the path")
-    return found
-
-
 def read_prediction(path: Path, thresholds: tuple[float, ...], *, strict: bool = False,
                     ucm: UCMKind = "contours") -> Float[np.ndarray, "h w"] | Bool[np.ndarray, "t h w"]:
     """Probabilities from 0 to 1 (float64), or a binary map for every threshold.
 
-    - ``.png`` with 8 or 16 bits: the share of the highest value.
-    - ``.npy``: floats from 0 to 1, or uint8 or uint16 as in a picture, or bool.
+    - ``.png`` and ``.npy``: see :func:`polyptych.metrics._saved_maps.read_probabilities`.
     - ``.mat`` with ``ucm2``, an ultrametric contour map on the grid of pixels and the cracks between them:
       ``contours`` samples every second value; ``partition`` cuts it at every threshold into regions and takes their
       boundaries, as SEISM does.
@@ -78,15 +37,15 @@ def read_prediction(path: Path, thresholds: tuple[float, ...], *, strict: bool =
     Raises:
         InputError: what is in the file is none of these.
     """
-    if path.suffix != ".mat":
-        return _probabilities(read_gray(path) if path.suffix == ".png" else read_npy(path), path)
+    if path.suffix.lower() != ".mat":
+        return read_probabilities(path)
     variables = _variables(path)
     if "segs" in variables:
         return np.stack([contours(_regions(cell, path)) for cell in _cell(variables["segs"], path)])
     if "ucm2" not in variables:
         raise InputError(path, f"the variables {', '.join(variables) or '(none)'}", "ucm2 or segs",
                          "save the contour map under one of these names")
-    double = _probabilities(variables["ucm2"], path)
+    double = probabilities(variables["ucm2"], path)
     if not double.shape[0] % 2 or not double.shape[1] % 2 or min(double.shape) < 3:
         raise InputError(path, f"ucm2 of {double.shape[0]}x{double.shape[1]}", "2h+1 x 2w+1 values",
                          "save the map at double size")
@@ -97,7 +56,7 @@ def read_prediction(path: Path, thresholds: tuple[float, ...], *, strict: bool =
 
 def count_segmentations(path: Path) -> int | None:
     """How many segmentations the cell ``segs`` of a prediction has; None for every other kind of file."""
-    if path.suffix != ".mat":
+    if path.suffix.lower() != ".mat":
         return None
     variables = _variables(path)
     return len(_cell(variables["segs"], path)) if "segs" in variables else None
@@ -109,7 +68,7 @@ def read_truths(path: Path, kind: TruthKind = "auto") -> list[Mask]:
     - ``.mat`` with ``groundTruth``, a cell of structs: ``Boundaries`` as stored, or thinned contours of
       ``Segmentation`` for the kind ``regions``.
     - ``.mat`` with ``LabelMap`` or ``segmentation``, or ``.png`` with region ids: their thinned contours.
-    - ``.png`` with 0 and 255: boundaries as they are.
+    - ``.png`` with the lowest and the highest value of its bits alone, 0 and 255: boundaries as they are.
 
     Args:
         kind: ``auto`` decides as above. ``edges-as-regions`` takes the thinned contours of the map of boundaries,
@@ -119,8 +78,9 @@ def read_truths(path: Path, kind: TruthKind = "auto") -> list[Mask]:
     Raises:
         InputError: what is in the file is none of these, or a picture of 0 and 1 that may be either.
     """
-    if path.suffix == ".png":
-        return [_truth(read_gray(path), path, kind)]
+    if path.suffix.lower() == ".png":
+        values, highest = read_levels(path)
+        return [_truth(values, path, kind, {0, highest})]
     variables = _variables(path)
     for key in _REGION_KEYS:
         if key in variables:
@@ -149,23 +109,6 @@ def _cell(value: np.ndarray, path: Path) -> list[np.ndarray]:
     return list(value.flat)
 
 
-def _probabilities(value: np.ndarray, path: Path) -> Float[np.ndarray, "h w"]:
-    if value.ndim != 2 or not value.size:
-        raise InputError(path, f"an array of shape {value.shape}", "one value per pixel (h w)", "save a single map")
-    if value.dtype == bool:
-        return value.astype(np.float64)
-    if value.dtype in (np.uint8, np.uint16):
-        return value / np.iinfo(value.dtype).max
-    # Pillow reads 16-bit gray as int32 in some versions
-    if value.dtype == np.int32 and path.suffix == ".png" and value.min() >= 0 and value.max() <= 65535:
-        return value / 65535
-    if value.dtype.kind != "f" or not (value.min() >= 0 and value.max() <= 1):  # false for NaN
-        bounds = f" from {value.min():.4g} to {value.max():.4g}" if value.dtype.kind in "fiu" else ""
-        raise InputError(path, f"{value.dtype} values{bounds}", "floats from 0 to 1, or 8 or 16 bits unsigned",
-                         "save probabilities, after the sigmoid")
-    return value.astype(np.float64)
-
-
 def _regions(value: np.ndarray, path: Path) -> Integer[np.ndarray, "h w"]:
     if value.ndim != 2 or not value.size or value.dtype.kind not in "iuf" or (
             value.dtype.kind == "f" and not np.array_equal(value, np.rint(value))):
@@ -174,13 +117,13 @@ def _regions(value: np.ndarray, path: Path) -> Integer[np.ndarray, "h w"]:
     return value.astype(np.int64)
 
 
-def _truth(value: np.ndarray, path: Path, kind: TruthKind) -> Mask:
+def _truth(value: np.ndarray, path: Path, kind: TruthKind, binary: Collection[int] = (0, 1)) -> Mask:
+    """``binary``: the values of a map of boundaries; with others it is one of region ids, where that was not said."""
     if kind == "regions":
         return thin(contours(_regions(value, path)))
     ids = _regions(value.astype(np.uint8) if value.dtype == bool else value, path)
     levels = np.unique(ids)
-    binary = {0, 255} if path.suffix == ".png" else {0, 1}
-    if kind == "auto" and value.dtype != bool and not set(levels.tolist()) <= binary:
+    if kind == "auto" and value.dtype != bool and not set(levels.tolist()) <= set(binary):
         if levels[-1] <= 1:
             raise InputError(path, "a picture of 0 and 1", "to know whether they are regions or boundaries",
                              "state it with --truth regions or --truth edges")

@@ -17,6 +17,7 @@ from polyptych.metrics._boundary_benchmark.native import native
 @no_type_check
 def candidates(pixels, others, height, width, offsets, costs):
     """For each pixel the others within reach, nearest first: start (n+1), indices into ``others`` (e), costs (e)."""
+    # A map from place to pixel makes the neighbors of a pixel a walk over the offsets, whatever the number of others.
     index = np.full((height, width), -1, np.int32)
     for k in range(others.size):
         index[others[k] // width, others[k] % width] = k
@@ -61,6 +62,7 @@ def match_most(start, edges, active, row_mates, column_mates, excess_rows, exces
     queue = np.empty(row_mates.size, np.int32)
     excess_rows[:] = False
     excess_columns[:] = False
+    # A row that left frees its column; what remains is a matching, from which fewer augmenting paths are missing.
     for i in range(row_mates.size):
         if not active[i] and row_mates[i] >= 0:
             column_mates[row_mates[i]] = -1
@@ -71,6 +73,8 @@ def match_most(start, edges, active, row_mates, column_mates, excess_rows, exces
                 if column_mates[edges[e]] < 0:
                     row_mates[i], column_mates[edges[e]] = edges[e], i
                     break
+    # Breadth-first search for an augmenting path from each unmatched row (Berge 1957: without one the matching is
+    # maximum).
     for root in range(row_mates.size):
         if not active[root] or row_mates[root] >= 0:
             continue
@@ -92,6 +96,8 @@ def match_most(start, edges, active, row_mates, column_mates, excess_rows, exces
         while end >= 0:  # exchange along the path back to the root
             i = parent[end]
             column_mates[end], row_mates[i], end = i, end, row_mates[i]
+        # A search that failed has seen everything that competes with its root: more rows than columns. Later paths
+        # cannot end there, so marking it keeps the total time of all failing searches that of one.
         if row_mates[root] < 0:
             for k in range(tail):
                 excess_rows[queue[k]] = True
@@ -118,10 +124,13 @@ def match_nearest(start, edges, costs, sources, targets, source_mates, target_ma
     """
     source_mates[:] = -1
     target_mates[:] = -1
+    # Dual prices: costs[e] - worth[i] - price[j] >= 0 for every edge, and = 0 for matched ones. As long as that holds,
+    # a shortest path in these reduced costs ends in a matching of least total cost, and no negative edge slows the
+    # search.
     price = np.zeros(target_mates.size, np.int64)  # of a target: at most 0, and 0 while it is free
     worth = np.zeros(source_mates.size, np.int64)
     for i in range(source_mates.size):
-        if sources[i]:
+        if sources[i]:  # the nearest target at once where it is free: most sources never need a search
             first = start[i]
             while not targets[edges[first]]:
                 first += 1
@@ -158,7 +167,7 @@ def match_nearest(start, edges, costs, sources, targets, source_mates, target_ma
                 if target_mates[j] < 0:
                     best, end = length, j
                 else:
-                    heapq.heappush(heap, length << 32 | np.int64(j))
+                    heapq.heappush(heap, length << 32 | np.int64(j))  # one integer: equal lengths leave in fixed order
             i = np.int32(-1)
             while len(heap) > 0 and (heap[0] >> 32) < best:
                 key = heapq.heappop(heap)
@@ -168,6 +177,8 @@ def match_nearest(start, edges, costs, sources, targets, source_mates, target_ma
                     break
             if i < 0:
                 break
+        # Every target that was settled nearer than the end moves its prices by the difference, or the edges of the new
+        # path would have a positive reduced cost and later searches be wrong.
         worth[root] += best
         for k in range(count):
             j = touched[k]

@@ -10,7 +10,7 @@ from polyptych.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
-class Protocol:
+class BenchmarkSettings:
     """Everything but the images that a score depends on. Scores of different protocols must not be compared.
 
     Attributes:
@@ -51,11 +51,11 @@ _SEISM = {"thresholds": closed(101), "nms": True, "strict": True, "thin_truth": 
 _SURVEY = {"thresholds": even(99), "nms": False, "strict": False, "thin_truth": True, "empty": "one"}
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
-    Protocol("bsds", 0.0075, even(99), nms=False, strict=False, thin_truth=False, empty="zero"),
-    Protocol("nyud", 0.011, **_SEISM),  # type: ignore[arg-type]
-    Protocol("pascal", 0.0075, **_SEISM),  # type: ignore[arg-type]
-    Protocol("nyud_survey", 0.011, **_SURVEY),  # type: ignore[arg-type]
-    Protocol("pascal_survey", 0.0075, **_SURVEY),  # type: ignore[arg-type]
+    BenchmarkSettings("bsds", 0.0075, even(99), nms=False, strict=False, thin_truth=False, empty="zero"),
+    BenchmarkSettings("nyud", 0.011, **_SEISM),  # type: ignore[arg-type]
+    BenchmarkSettings("pascal", 0.0075, **_SEISM),  # type: ignore[arg-type]
+    BenchmarkSettings("nyud_survey", 0.011, **_SURVEY),  # type: ignore[arg-type]
+    BenchmarkSettings("pascal_survey", 0.0075, **_SURVEY),  # type: ignore[arg-type]
 )}
 """``bsds``: Arbelaez et al., TPAMI 2011. ``nyud`` and ``pascal``: the edge tool of ASTMT, ATRC and InvPT, which reads
 predictions as SEISM does. ``nyud_survey`` and ``pascal_survey``: the replacement of that reader in the code of
@@ -64,7 +64,7 @@ although the two differ."""
 
 
 def protocol(name: str, thresholds: int | None = None, nms: bool | None = None,
-             max_dist: float | None = None) -> Protocol:
+             max_dist: float | None = None) -> BenchmarkSettings:
     """A protocol by name, with deviations.
 
     Args:

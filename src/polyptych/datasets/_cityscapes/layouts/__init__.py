@@ -1,0 +1,1 @@
+"""How Cityscapes lies on disk: one file for each layout."""

@@ -1,0 +1,244 @@
+"""Layouts: the ways in which the files of a dataset may lie on disk, each a class in a file of its own.
+
+The folder ``datasets/_NAME/layouts/`` is the registry, as ``decoders/`` is for decoders (:mod:`polyptych.component`). A
+new file there is a new choice of ``--dataset.layout`` with its line of help, is found by ``auto``, has its row in
+``polyptych data info NAME``, and writes the miniature of ``polyptych data fixture NAME DIR --layout``; nothing else is
+edited.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import tyro
+from jaxtyping import UInt8
+from torch import Tensor
+
+from polyptych.component import Catalog, Component
+from polyptych.data.files import is_visible, require_files, spelled
+from polyptych.data.pictures import require_size
+from polyptych.datasets._about import LayoutFacts
+from polyptych.datasets._base import Dataset
+from polyptych.datasets._holdout import blocks, checked_share, part_of
+from polyptych.errors import InputError, nearest
+from polyptych.types import Sample, SampleInfo
+
+Files = dict[str, dict[str, Path]]
+Label = tuple[Tensor, Tensor]
+"""A target and the mask of where it is known."""
+
+
+class Layout(Component, ABC):
+    """One way in which the files of a dataset lie on disk. The first line of the module's docstring is its help.
+
+    Attributes:
+        looks_for: what it is recognized by, in words, for messages and ``polyptych data info``.
+        counts: number of images of each official split, where known.
+        note: what distinguishes its numbers from those of other layouts.
+        auto_order: ``auto`` takes the first layout that matches, lowest number first. A layout whose marks include
+            those of another must come before it, or it is found only by name.
+        files: for ``image`` and every other kind of file, the path of each frame that is there.
+        kinds: kinds of files that the label of each task is read from.
+    """
+
+    looks_for: ClassVar[str]
+    counts: ClassVar[Mapping[str, int]] = {}
+    note: ClassVar[str] = ""
+    auto_order: ClassVar[int] = 0
+    kinds: Mapping[str, tuple[str, ...]]
+
+    def __init__(self, config: Any):
+        """
+        Args:
+            config: the dataset's options, which :meth:`accept` has seen.
+        """
+        self.config, self.root = config, spelled(Path(config.root))
+        self.files: Files = self.find()
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, root: Path) -> bool:
+        """Whether ``root`` looks like this layout. Quick: ``auto`` asks every layout."""
+
+    @classmethod
+    def accept(cls, config: Any, tasks: tuple[str, ...]) -> None:
+        """Refuse options and tasks that this layout has no files for, before any folder is listed.
+
+        Raises:
+            InputError: with the choices that this layout has.
+        """
+
+    @abstractmethod
+    def find(self) -> Files:
+        """List the folders."""
+
+    @abstractmethod
+    def frames(self, part: str) -> list[str]:
+        """Names of the official training images (``train``), or of the images that are tested on (``test``), neighbors
+        side by side."""
+
+    def runs(self, frames: list[str]) -> Sequence[Sequence[str]]:
+        """The frames in groups that show the same place, so that none is in ``train`` and ``val``. By default blocks of
+        neighbors: the files do not tell."""
+        return blocks(frames)
+
+    @abstractmethod
+    def expected(self, frame: str, kind: str) -> Path:
+        """Where a file would be."""
+
+    def has(self, task: str) -> bool:
+        """Whether there are files for the labels of a task."""
+        return task in self.kinds and all(self.files.get(kind) for kind in self.kinds[task])
+
+    def path(self, frame: str, kind: str) -> Path:
+        return self.files[kind][frame]
+
+    def label_path(self, frame: str, task: str) -> Path:
+        """The file that holds the label of a task, for messages."""
+        return self.path(frame, self.kinds[task][0])
+
+    def require(self, frames: list[str], tasks: Iterable[str]) -> None:
+        """Refuse a half-copied dataset; see :func:`polyptych.data.files.require_files`."""
+        for kind in dict.fromkeys(["image", *(kind for task in tasks for kind in self.kinds[task])]):
+            missing = next((frame for frame in frames if frame not in self.files[kind]), frames[0])
+            require_files(self.expected(missing, kind).parent, frames, self.files[kind],
+                          partial(self.expected, kind=kind))
+
+    @abstractmethod
+    def size(self, frame: str) -> tuple[int, int]:
+        """(h, w) of a frame, if possible without reading its pixels."""
+
+    @abstractmethod
+    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]: ...
+
+    @classmethod
+    @abstractmethod
+    def write_fixture(cls, root: Path) -> None:
+        """Write the dataset in miniature, with the same made-up frames as every other layout of it."""
+
+
+AnyLayout = TypeVar("AnyLayout", bound=Layout)
+
+
+@dataclass(frozen=True)
+class LayoutCatalog(Catalog[AnyLayout]):
+    """The layouts of a dataset: the modules of ``polyptych.datasets._NAME.layouts``, and entry points of that name."""
+
+    @property
+    def dataset(self) -> str:
+        return self.package.split(".")[-2].removeprefix("_")
+
+    def option(self) -> Any:
+        """The type of the dataset's option ``layout``, with its choices and its help."""
+        about = " ".join(f"{name}: {self.describe(name).summary}" for name in self.names())
+        return Annotated[Literal[("auto", *self.names())],
+                         tyro.conf.arg(help=f"How the files lie on disk; auto looks. {about}")]
+
+    def by_name(self) -> dict[str, type[AnyLayout]]:
+        """Every layout, in the order in which ``auto`` looks."""
+        found = {name: self.load(name) for name in self.names()}
+        return dict(sorted(found.items(), key=lambda item: (item[1].auto_order, item[0])))
+
+    def facts(self) -> dict[str, LayoutFacts]:
+        """What ``polyptych data info`` says of each layout."""
+        return {name: LayoutFacts(kind.looks_for, kind.counts, kind.note) for name, kind in self.by_name().items()}
+
+    def fixtures(self) -> dict[str, Callable[[Path], None]]:
+        """By layout, a function that writes the dataset in miniature."""
+        return {name: kind.write_fixture for name, kind in self.by_name().items()}
+
+    def open(self, config: Any, tasks: tuple[str, ...]) -> AnyLayout:
+        """The layout that the options name, or the one that is found.
+
+        Raises:
+            InputError: there is no such folder, it is of another layout, or the layout lacks what is asked for.
+        """
+        root = spelled(Path(config.root))
+        where = f"root of {self.dataset} ({root})"
+        if not root.is_dir():
+            raise InputError(where, "no such folder", "the folder of the dataset",
+                             f"correct the path, or get the files (`polyptych data info {self.dataset}`)")
+        if config.layout != "auto" and config.layout not in self.names():
+            raise InputError(f"layout of {self.dataset}", f"'{config.layout}'",
+                             nearest(config.layout, ["auto", *self.names()]), "correct the name")
+        kind = self._detect(root, where) if config.layout == "auto" else self.load(config.layout)
+        if not kind.matches(root):
+            raise InputError(where, f"a folder without {kind.looks_for}", f"the layout '{config.layout}'",
+                             "correct the path, or let --dataset.layout auto look")
+        kind.accept(config, tasks)
+        return kind(config)
+
+    def _detect(self, root: Path, where: str) -> type[AnyLayout]:
+        kinds = self.by_name()
+        for kind in kinds.values():
+            if kind.matches(root):
+                return kind
+        inside = [child for child in sorted(root.iterdir())
+                  if is_visible(child.name) and child.is_dir() and any(kind.matches(child) for kind in kinds.values())]
+        raise InputError(where, "a folder of no known layout",
+                         "; ".join(f"{kind.looks_for} ({name})" for name, kind in kinds.items()),
+                         f"did you mean {inside[0]}?" if inside else "correct the path")
+
+
+class LayoutDataset(Dataset):
+    """A dataset whose files may lie on disk in several layouts. It says what the labels mean; the layout reads them.
+
+    ``val`` is carved out of the official training images, whole runs at a time (:meth:`Layout.runs`,
+    :mod:`polyptych.datasets._holdout`), and is the same on every machine.
+
+    Attributes:
+        layouts: the layouts that there are.
+        layout: the one that the files have.
+        frames: names of the frames of this split.
+    """
+
+    layouts: ClassVar[LayoutCatalog[Any]]
+    layout: Layout
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Dataset.Config):
+        root: Path
+        """Folder of the dataset."""
+        layout: str = "auto"
+        validation: float = 0.1
+        """Share of the official training images that is set aside as val; 0 trains on all of them."""
+
+    config: Config
+
+    def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
+        checked_share(config.validation, config.name)
+        self.config = config
+        self.layout = self.layouts.open(config, tasks)
+        self.labels = self.find_labels(tasks)
+        super().__init__(config, split=split, tasks=tasks)
+        frames = self.layout.frames("test" if split == "test" else "train")
+        self.frames = part_of(frames, self.layout.runs(frames), config.validation, split, self.layout.root)
+        self.layout.require(self.frames, tasks)
+
+    @abstractmethod
+    def find_labels(self, tasks: tuple[str, ...]) -> dict[str, Any]:
+        """The labels that the layout has files for. (A task of ``tasks`` may be among them all the same, so that the
+        files that it lacks are named.)"""
+
+    @abstractmethod
+    def label(self, task: str, frame: str) -> Label:
+        """The label of a task, as :meth:`Dataset.read` states its form."""
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def read(self, index: int) -> Sample:
+        frame = self.frames[index]
+        image = self.layout.image(frame)
+        size = (int(image.shape[1]), int(image.shape[2]))
+        target, valid = {}, {}
+        for task in self.tasks:
+            target[task], valid[task] = self.label(task, frame)
+            height, width = valid[task].shape
+            require_size((height, width), size, self.layout.label_path(frame, task), self.layout.path(frame, "image"))
+        return Sample(image, target, valid, SampleInfo(frame, size, size))

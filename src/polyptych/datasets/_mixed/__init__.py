@@ -1,1 +1,0 @@
-"""Several sets of samples in one stream: who stands where."""

@@ -1,0 +1,1 @@
+"""How NYUv2 lies on disk: one file for each layout."""

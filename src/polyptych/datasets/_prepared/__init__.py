@@ -1,1 +1,0 @@
-"""What the dataset `prepared` is made of."""

@@ -1,0 +1,202 @@
+"""What an evaluation finds: one typed record, written to and read from ``evaluation/SPLIT.json``.
+
+Evaluation fills it, protocols judge it, comparisons and searches calculate with it, reports show it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from polyptych.errors import InputError
+from polyptych.metrics._accumulation import metric_name
+from polyptych.record import encode, read_json, write_json, write_whole
+
+NAN = math.nan
+BESIDE = ("image_ids", "resampled")  # not in SPLIT.json but in files of their own
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What was measured for one task. The name of a number says how it was accumulated unless that was globally
+    (``RMSE_per_image``), here and in the file.
+
+    Attributes:
+        headline: the metric that stands for the task.
+        trivial: what the best constant prediction scores on the same images.
+        accumulation: see :data:`polyptych.metrics._accumulation.Accumulation`; empty, like ``ignores`` and
+            ``options``, in files of older versions.
+        ignores: which pixels do not count, in words.
+        options: choices of the metric that change its values.
+        skill: the headline between the trivial prediction (0) and a perfect one (1); NaN where it has none.
+        classes: the headline by class, where there are classes.
+    """
+
+    headline: str = ""
+    metrics: dict[str, float]
+    trivial: dict[str, float] = field(default_factory=dict)
+    accumulation: str = ""
+    ignores: str = ""
+    options: dict[str, bool | float | str] = field(default_factory=dict)
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
+    unit: str = ""
+    note: str = ""
+    skill: float = NAN
+    classes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def headline_value(self) -> float:
+        return self.metrics[self.headline]
+
+    @property
+    def own_metrics(self) -> dict[str, float]:
+        """The metrics by the task's own names, which do not say the accumulation; those of the training log."""
+        return {metric_name(name, self.accumulation): value for name, value in self.metrics.items()}
+
+    @property
+    def own_headline(self) -> str:
+        return metric_name(self.headline, self.accumulation)
+
+    @property
+    def rule(self) -> str:
+        """How the numbers came about: accumulation, options of the metric, what does not count."""
+        options = [f"{name.replace('_', ' ')} {value}" for name, value in self.options.items() if value is not False]
+        parts = [f"accumulation {self.accumulation}", *options, f"ignoring {self.ignores}" if self.ignores else ""]
+        return ", ".join(part for part in parts if part) if self.accumulation else ""
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the numbers must know."""
+        return "; ".join(part for part in (self.note, self.rule) if part)
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """How many images were measured, and the SHA-256 of their sorted ids, one per line."""
+
+    count: int
+    sha256: str
+
+    @staticmethod
+    def of(ids: Sequence[str]) -> ImageList:
+        return ImageList(len(ids), hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured on one split. Files of older versions, and foreign ones, may lack all but the tasks.
+
+    Attributes:
+        protocol: of the dataset, ``NAME-CLASSES-SIZE-LAYOUT``.
+        images: how many the split has.
+        skipped: what was wrong with images that could not be read.
+        label_size: native height and width of the labels; None where images differ.
+        processes: that shared the images.
+        seconds: that the measuring took.
+        scores: numbers that the dataset makes of the metrics of all tasks, by name.
+        skill: the mean over the tasks; NaN where a task has none.
+        weights: ``last`` or ``best``.
+        protocols: notes by id of each published protocol that the numbers belong to.
+        other_protocols: why they do not belong to others on the same dataset, by id.
+        image_ids: the ids of all images; not in ``SPLIT.json`` but beside it, in ``SPLIT.images.txt``.
+        resampled: headlines by task under random weightings of the images
+            (:meth:`polyptych.metrics._resampling.Resampling.record`); beside it too, in ``resampled/SPLIT.json``.
+    """
+
+    protocol: str = ""
+    split: str = ""
+    images: int | None = None
+    skipped: list[str] = field(default_factory=list)
+    input_size: tuple[int, int] | None = None
+    label_size: tuple[int, int] | None = None
+    batch_size: int | None = None
+    processes: int = 1
+    seed: int | None = None
+    seconds: float | None = None
+    tasks: dict[str, TaskResult]
+    scores: dict[str, float] = field(default_factory=dict)
+    skill: float = NAN
+    step: int | None = None
+    weights: str = ""
+    image_list: ImageList | None = None
+    protocols: dict[str, list[str]] = field(default_factory=dict)
+    other_protocols: dict[str, str] = field(default_factory=dict)
+    image_ids: list[str] = field(default_factory=list, repr=False, compare=False)
+    resampled: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def known_skill(self) -> tuple[int, float]:
+        """How many tasks have a finite skill, and its mean over them (NaN for none): a split need not have labels of
+        every task. Compared in this order, a network that got lost in a task never beats one that did not."""
+        finite = [task.skill for task in self.tasks.values() if math.isfinite(task.skill)]
+        return len(finite), sum(finite) / len(finite) if finite else NAN
+
+    def require_numbers(self, folder: Path) -> None:
+        """Refuse to call it a success where no task has a number; a table of dashes looks like one.
+
+        Raises:
+            InputError: no image had a label that a prediction could be measured with.
+        """
+        if not any(math.isfinite(task.headline_value) for task in self.tasks.values()):
+            raise InputError(folder / "evaluation" / f"{self.split}.json",
+                             f"no number of {', '.join(self.tasks)} from {self.images} images",
+                             "labels that predictions can be measured with",
+                             "check where the labels are looked for, and how the images are split")
+
+    def write(self, folder: Path) -> Path:
+        """Write ``evaluation/SPLIT.json`` and the files beside it into a run's folder.
+
+        Returns:
+            The path of the JSON file.
+        """
+        place = folder / "evaluation"
+        place.mkdir(exist_ok=True)
+        ids = "".join(f"{name}\n" for name in self.image_ids)
+        write_whole(place / f"{self.split}.images.txt", ids.encode())
+        if self.resampled is not None:
+            (place / "resampled").mkdir(exist_ok=True)
+            write_json(place / "resampled" / f"{self.split}.json", self.resampled)
+        path = place / f"{self.split}.json"
+        write_json(path, {f.name: encode(getattr(self, f.name)) for f in fields(self) if f.name not in BESIDE})
+        return path
+
+    @staticmethod
+    def of_run(folder: Path, split: str) -> Evaluation:
+        """What was written for one split of a run.
+
+        Raises:
+            InputError: the file is missing, is not JSON, or is not an evaluation; the message names file and field.
+        """
+        path = folder / "evaluation" / f"{split}.json"
+        return Evaluation.read(read_json(path), path)
+
+    @staticmethod
+    def read(data: Any, where: str | Path = "evaluation") -> Evaluation:
+        """Check the contents of an evaluation file; numbers that are null become NaN.
+
+        Raises:
+            InputError: a field is missing or of the wrong type; the message names the field.
+        """
+        try:
+            return msgspec.convert(_with_nan(data), Evaluation)
+        except msgspec.ValidationError as error:
+            raise InputError(where, f"a field that does not fit ({error})",
+                             "an evaluation written by polyptych", "run `polyptych evaluate` again") from None
+
+
+def _with_nan(data: Any) -> Any:
+    """NaN for null where a number belongs: in the tasks, and as mean skill."""
+    def numbers(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: numbers(item) for key, item in value.items()}
+        return NAN if value is None else value
+
+    if not isinstance(data, Mapping):
+        return data
+    return {key: numbers(value) if key in ("tasks", "skill") else value for key, value in data.items()}

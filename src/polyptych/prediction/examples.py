@@ -1,0 +1,92 @@
+"""Example pictures of a run: test images (or else validation images) with their truth, and what its network makes of
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from polyptych.datasets._base import Dataset, EmptySplit
+from polyptych.errors import InputError
+from polyptych.prediction.predictor import load
+from polyptych.reports.panels import Picture, panel
+from polyptych.run import Run, read_run
+from polyptych.types import Sample
+
+LOOKED_AT = 8
+"""Images of which one is shown: the first with labels of every task, else that with the most."""
+
+
+@dataclass(frozen=True)
+class ExampleImage:
+    """One test image, and the painted labels of the tasks that have any."""
+
+    id: str
+    image: Picture
+    truth: dict[str, Picture]
+
+
+def example_images(run: Run, number: int) -> Iterator[ExampleImage]:
+    """Test images that spread evenly over the split, at most ``number``; where only some images have labels, those that
+    have them are preferred. Without a test split they come from ``val``, and without either there are none.
+
+    Raises:
+        InputError: an image cannot be read, and the run stops at such (``--loading.on-fault stop``).
+    """
+    dataset = _unseen(run)
+    if dataset is None:
+        return
+    tasks = run.build_tasks(dataset.labels)
+    number = min(number, len(dataset))
+    for position in range(number):
+        stretch = range(position * len(dataset) // number, (position + 1) * len(dataset) // number)
+        sample = _best_labeled(dataset, stretch, run)
+        if sample is not None:
+            image = sample.image.permute(1, 2, 0).numpy()
+            yield ExampleImage(sample.info.id, image, {
+                name: tasks[name].paint_target(target, sample.valid[name], image)
+                for name, target in sample.target.items()})
+
+
+def _unseen(run: Run) -> Dataset | None:
+    """Images that the run was not trained on, where the data has any."""
+    for split in ("test", "val"):
+        try:
+            return run.build_dataset(split)
+        except EmptySplit:
+            continue
+    return None
+
+
+def _best_labeled(dataset: Dataset, stretch: range, run: Run) -> Sample | None:
+    best, most = None, -1
+    for index in stretch[::max(1, len(stretch) // LOOKED_AT)][:LOOKED_AT]:
+        try:
+            sample = dataset.read(index)
+        except InputError:
+            if run.loading.on_fault == "stop":
+                raise
+            continue
+        labeled = sum(bool(valid.any()) for valid in sample.valid.values())
+        if labeled > most:
+            best, most = sample, labeled
+        if labeled == len(dataset.tasks):
+            break
+    return best
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Write ``panels/000.png`` ... for a trained run; returns their paths."""
+    run, _ = read_run(folder)
+    predictor = load(folder, device="cpu")
+    (folder / "panels").mkdir(exist_ok=True)
+    paths = []
+    for position, example in enumerate(example_images(run, run.monitoring.examples)):
+        prediction = predictor.predict(example.image).painted()
+        shown = panel(example.image, list(predictor.tasks), example.truth, prediction, caption=example.id)
+        paths.append(folder / "panels" / f"{position:03}.png")
+        Image.fromarray(shown).save(paths[-1])
+    return paths

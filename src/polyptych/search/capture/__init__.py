@@ -1,0 +1,8 @@
+"""From a module to a graph: run a backbone once on an example image and write down, as a pure graph, what it computes.
+
+:func:`capture` does it and checks the graph against the module bit for bit; everything else here serves it.
+"""
+
+from polyptych.search.capture.capturing import Capture, Closed, capture
+
+__all__ = ["Capture", "Closed", "capture"]

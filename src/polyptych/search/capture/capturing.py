@@ -1,0 +1,261 @@
+"""Capture: any module as a pure graph of its layers, checked against the module bit for bit.
+
+A module that cannot be opened becomes one node, with the reason; what is captured always equals the module, for every
+size of image and any number of images, or says for which.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from polyptych.errors import InputError
+from polyptych.search.capture import tracer as tracing
+from polyptych.search.capture.examples import Examples, examples, in_evaluation, same
+from polyptych.search.capture.graph_functions import require
+from polyptych.search.capture.named_modules import chain
+from polyptych.search.capture.node_values import depends_on_size, describe
+from polyptych.search.capture.replay import replay
+from polyptych.search.capture.structure import Structure, take_apart
+from polyptych.search.capture.whole_modules import OPERATIONS, has_random_drops, is_leaf, reads_training
+
+LARGEST = 0.5  # of all layers: a module with more of them is not closed for the sake of other sizes
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A module that is one node of the graph although it has layers inside.
+
+    Attributes:
+        path: of the module.
+        kind: its class.
+        reason: why it could not be opened.
+        layers: convolutions and linear layers inside, which a policy cannot tell apart.
+    """
+
+    path: str
+    kind: str
+    reason: str
+    layers: int
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """A network as a graph.
+
+    Attributes:
+        root: the network itself; nodes name its modules, parameters and buffers.
+        graph: one placeholder (the image, b 3 h w), pure nodes, and the output: a tuple of tensors.
+        structure: how the network's result is made of these tensors.
+        constants: tensors that its code made from nothing, by the name of their nodes.
+        shape: of the example image (b c h w).
+        any_size: whether the graph was seen to hold for another size too.
+        closed: modules that could not be opened.
+        notes: what else a reader must know.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    structure: Structure
+    constants: Mapping[str, Tensor]
+    shape: tuple[int, ...]
+    any_size: bool
+    closed: tuple[Closed, ...]
+    notes: tuple[str, ...]
+
+    def __call__(self, image: Float[Tensor, "b c h w"]) -> Any:
+        """What the network gives, computed by the graph."""
+        return self.structure.build(list(replay(self.graph, self.root, self.constants, image)))
+
+
+def capture(root: nn.Module, *, size: tuple[int, int] | None = None, whole: Sequence[str] = (),
+            any_size: bool = True) -> Capture:
+    """Trace a network and check what came out.
+
+    Modules' ``inplace`` flags are switched off and stay off. Everything else about the network stays as it is, its
+    mode and buffers included.
+
+    Args:
+        root: takes an image (b 3 h w); returns a tensor, or lists, tuples, dicts or Features of tensors.
+        size: height and width of the example image; by default small, or the size that the network wants.
+        whole: patterns of paths (``blocks.*``) of modules to be left whole.
+        any_size: whether modules whose structure depends on the size of the image (windows that are padded only
+            where needed) stay whole, so that the graph holds for every size. Otherwise they are opened, and the graph
+            checks that their decisions still hold.
+
+    Raises:
+        InputError: the network itself cannot be traced: its own ``forward`` does what no graph can.
+    """
+    for module in root.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+    found = examples(root, size)
+    try:
+        return _Attempts(root, whole, any_size).capture(found)
+    except InputError:
+        if not whole:
+            raise
+    with in_evaluation(root):
+        graph = chain(root, whole, found.image)
+        for image, expected in ((found.image, found.expected), (found.other, found.expected_other)):
+            if not same(replay(graph, root, {}, image), expected):
+                raise InputError(f"the network {type(root).__name__}", "not the result of the named modules in a row",
+                                 "modules (whole=[...]) between which nothing else happens",
+                                 "name larger modules")
+    paths = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
+    closed = tuple(_closed(root.get_submodule(path), path, "left whole as asked") for path in paths)
+    return Capture(root, graph, found.structure, {}, tuple(found.image.shape), found.resized, closed,
+                   ("its own code could not be followed: it is its named modules in a row",))
+
+
+class _Attempts:
+    """Traces again, with one more module closed, until the graph equals the network."""
+
+    def __init__(self, root: nn.Module, whole: Sequence[str], any_size: bool):
+        self.root, self.want_any_size = root, any_size
+        self.modules = dict(root.named_modules())
+        self.total = _layers(root)
+        self.reasons = {path: "left whole as asked" for path in self.modules
+                        if path and any(fnmatchcase(path, pattern) for pattern in whole)}
+
+    def capture(self, found: Examples) -> Capture:
+        while True:
+            tracer = tracing.Tracer(frozenset(self.reasons))
+            try:
+                with in_evaluation(self.root):
+                    graph = tracer.run(self.root, lambda module: is_leaf(module) is not None, found.image)
+            except tracing.CannotOpen as failure:
+                self._close(failure.place, str(failure))
+                continue
+            except Exception as error:
+                raise self._refusal("", tracing.first_line(error)) from error
+            random = [path for path, module in tracer.opened.items()
+                      if path and reads_training(type(module)) and has_random_drops(module)]
+            if random:
+                self._close_all(random, "it drops at random in training by code of its own")
+                continue
+            remove_unused(graph)
+            with in_evaluation(self.root):
+                if self._holds_for_other_sizes(graph, tracer, found):
+                    break
+        if not same(tracer.outputs, found.expected):
+            raise self._refusal("", "its result is another one each time")
+        notes = []
+        if reads_training(type(self.root)):
+            notes.append("its own code asks for self.training; captured is what it does in evaluation")
+        kept = [node for node in graph.nodes if node.target is require]
+        if kept:
+            height, width = found.image.shape[-2:]
+            notes.append(f"its structure is that for {height}x{width}, checked when it runs: "
+                         + ", ".join(sorted({str(node.args[2]) for node in kept})))
+        return Capture(self.root, graph, found.structure, tracer.constants, tuple(found.image.shape),
+                       found.resized and not kept, tuple(self._report(graph)), tuple(notes))
+
+    def _holds_for_other_sizes(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
+        """Whether the graph is final. Runs it on another size; what stands in the way is closed or checked for."""
+        failed, outputs = None, list[Tensor]()
+        shapes: dict[fx.Node, Any] = {}
+        try:
+            outputs = list(replay(graph, self.root, tracer.constants, found.other, shapes))
+        except Exception as error:
+            failed = tracing.first_line(error)
+        if failed is not None:
+            at = next(node for node in graph.nodes if node not in shapes)
+            if self._may_close(at.meta["place"]):
+                self._close(at.meta["place"], f"its structure depends on the size of the image ({failed})")
+                return False
+        depending = depends_on_size(graph, shapes)
+        places = []
+        for node in [node for node in graph.nodes if node.target is require]:
+            if node.args[0] not in depending and failed is None:
+                graph.erase_node(node)
+            elif self.want_any_size and self._may_close(node.meta["place"]):
+                places.append(node.meta["place"])
+        if places:
+            self._close_all(places, "its structure depends on the size of the image")
+            return False
+        remove_unused(graph)
+        if failed is not None or not same(outputs, found.expected_other):
+            _fix_size(graph, found.image, self._takes_any_number(graph, tracer, found))
+        return True
+
+    def _takes_any_number(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
+        """Whether the graph, which holds for one size, holds for another number of images."""
+        try:
+            outputs = replay(graph, self.root, tracer.constants, found.image[:1])
+        except Exception:
+            return False
+        return same(outputs, take_apart(self.root(found.image[:1]))[0])
+
+    def _may_close(self, path: str) -> bool:
+        module = self.modules.get(path)
+        if not path or module is None or path in self.reasons or is_leaf(module) is not None:
+            return False
+        return _layers(module) <= LARGEST * self.total
+
+    def _close_all(self, paths: Sequence[str], reason: str) -> None:
+        for path in paths:
+            if path not in self.reasons:  # closing one closes those of its class
+                self._close(path, reason)
+
+    def _close(self, path: str, reason: str) -> None:
+        """The module, or the first around it that is not closed yet, and the others of its class."""
+        while path and (path in self.reasons or is_leaf(self.modules[path]) is not None):
+            path = path.rpartition(".")[0]
+        if not path:
+            raise self._refusal(path, reason)
+        kind = type(self.modules[path])
+        alike = {p for p, module in self.modules.items() if type(module) is kind and p and p not in self.reasons}
+        chosen = alike if kind not in (nn.Sequential, nn.ModuleList) else {path}
+        self.reasons |= dict.fromkeys(chosen, reason)
+
+    def _refusal(self, path: str, reason: str) -> InputError:
+        name = type(self.root).__name__
+        return InputError(f"the network {name}", f"code at '{path or 'its own forward'}' that cannot be captured "
+                          f"({reason})", "layers called one after the other, and arithmetic on tensors",
+                          "name modules that shall stay whole (whole=['blocks.*']), or wrap the network in a module "
+                          "whose forward only calls such modules")
+
+    def _report(self, graph: fx.Graph) -> Iterator[Closed]:
+        for path in dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module"):
+            report = _closed(self.modules[path], path, self.reasons.get(path) or is_leaf(self.modules[path]) or "")
+            if report.reason and report.layers:
+                yield report
+
+
+def _closed(module: nn.Module, path: str, reason: str) -> Closed:
+    return Closed(path, type(module).__name__, reason, _layers(module))
+
+
+def _layers(module: nn.Module) -> int:
+    return sum(isinstance(part, OPERATIONS) for part in module.modules())
+
+
+def _fix_size(graph: fx.Graph, image: Tensor, any_number: bool) -> None:
+    """Let the graph check the size, or the whole shape, of the image itself."""
+    first = 2 if any_number else 0
+    placeholder = next(iter(graph.nodes))
+    with graph.inserting_after(placeholder):
+        shape = graph.call_function(getattr, (placeholder, "shape"))
+    with graph.inserting_after(shape):
+        got = graph.call_function(operator.getitem, (shape, slice(first, None)))
+    with graph.inserting_after(got):
+        check = graph.call_function(require, (got, tuple(image.shape[first:]), "image"))
+    for node in (shape, got, check):
+        node.meta["place"] = ""
+        describe(node, image.shape[first if node is got else 0:])
+
+
+def remove_unused(graph: fx.Graph) -> None:
+    """Delete nodes that nothing reads; checks stay."""
+    for node in reversed(graph.nodes):
+        asserts = node.op == "call_function" and node.target in (require, torch._assert)
+        if not node.users and node.op not in ("placeholder", "output") and not asserts:
+            graph.erase_node(node)

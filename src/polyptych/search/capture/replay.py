@@ -1,0 +1,55 @@
+"""Running a captured graph node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from polyptych.search.capture.graph_functions import require
+
+
+@torch.no_grad()
+def replay(graph: fx.Graph, root: nn.Module, constants: Mapping[str, Tensor], image: Tensor,
+           shapes: dict[fx.Node, Any] | None = None) -> tuple[Tensor, ...]:
+    """Run a graph node by node.
+
+    Args:
+        shapes: takes the shape of each tensor (None for other values); checks are then left out, so that a graph can
+            be tried on a size that it was not made for.
+    """
+    values: dict[fx.Node, Any] = {}
+    readers = {node: len(node.users) for node in graph.nodes}
+    for node in graph.nodes:
+        if node.op == "output":
+            return fx.node.map_arg(node.args[0], values.__getitem__)
+        if node.op == "placeholder":
+            value: Any = image
+        elif node.op == "get_attr":
+            value = constants[str(node.target)] if node.target in constants else look_up(root, str(node.target))
+        elif node.target is require and shapes is not None:
+            value = None
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "call_module":
+                value = root.get_submodule(str(node.target))(*args, **kwargs)
+            elif node.op == "call_method":
+                value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                value = node.target(*args, **kwargs)
+        values[node] = value
+        if shapes is not None:
+            shapes[node] = tuple(value.shape) if isinstance(value, Tensor) else None
+        for below in node.all_input_nodes:
+            readers[below] -= 1
+            if not readers[below]:
+                del values[below]
+    raise AssertionError("a graph without output")
+
+
+def look_up(root: nn.Module, path: str) -> Any:
+    """A parameter or buffer by its dotted path."""
+    place, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(place), name)

@@ -1,0 +1,1 @@
+"""The search itself: train the supermodel, judge policies on it, choose finalists and baselines, train these."""

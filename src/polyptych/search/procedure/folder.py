@@ -1,0 +1,185 @@
+"""What a search keeps in its folder, and how it is read back. Every file appears whole or not at all.
+
+    search.json       every choice; the command to go on needs nothing else
+    warmup/ sampling/ checkpoints and logs of the supermodel
+    costs.json        what every node of the network costs
+    conflicts.json    how often gradients conflict in every unit
+    ranking.json      every policy that was judged, in order
+    networks.json     what is trained, with costs and scores on the supermodel
+    policies/         the same as policy files
+    runs/             one ordinary run folder for every network and seed
+    results.json search.html search.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyptych import __version__
+from polyptych.errors import InputError
+from polyptych.record import decode, encode, first_difference, read_json, write_json
+from polyptych.run import Facts, Run
+from polyptych.search.procedure.candidates import Candidate
+from polyptych.search.procedure.selection import Judged
+from polyptych.search.procedure.settings import Search
+from polyptych.search.space.budget import PolicyCost
+from polyptych.search.space.policy import Policy
+
+
+@dataclass(frozen=True)
+class SearchSetup:
+    """All choices of a search.
+
+    Attributes:
+        seeds: of the networks that it trains; the supermodel has the run's.
+        facts: what the dataset said of its labels.
+    """
+
+    run: Run
+    search: Search
+    seeds: tuple[int, ...]
+    facts: Facts
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "search.json", {"version": __version__, "run": encode(self.run),
+                                            "search": encode(self.search), "seeds": list(self.seeds),
+                                            "facts": encode(self.facts)})
+
+    @classmethod
+    def read(cls, folder: Path) -> SearchSetup:
+        """
+        Raises:
+            InputError: not the folder of a search.
+        """
+        path = folder / "search.json"
+        data = read_json(path)
+        if not isinstance(data, dict) or not {"run", "search", "seeds", "facts"} <= data.keys():
+            raise InputError(path, "a file without \"run\", \"search\", \"seeds\" and \"facts\"",
+                             "a search.json written by polyptych", "check the path")
+        return cls(decode(Run, data["run"], f"{path}: run"), decode(Search, data["search"], f"{path}: search"),
+                   decode(tuple[int, ...], data["seeds"], f"{path}: seeds"),
+                   decode(Facts, data["facts"], f"{path}: facts"))
+
+
+def begin(setup: SearchSetup, folder: Path) -> None:
+    """Claim a folder.
+
+    Raises:
+        InputError: it holds something else, or a search with other choices.
+    """
+    path = folder / "search.json"
+    if path.exists():
+        found = SearchSetup.read(folder)
+        difference = first_difference(setup.run, found.run)
+        if difference or found.search != setup.search or found.seeds != setup.seeds:
+            if difference:
+                name, needed, got = difference
+            elif found.seeds != setup.seeds:
+                name, needed, got = "--seeds", _words(setup.seeds), _words(found.seeds)
+            else:
+                name, needed, got = next(
+                    (f"--{field.name.replace('_', '-')}", _words(getattr(setup.search, field.name)),
+                     _words(getattr(found.search, field.name))) for field in dataclasses.fields(setup.search)
+                    if getattr(setup.search, field.name) != getattr(found.search, field.name))
+            raise InputError(folder, f"a search with other choices ({name} is {got})", f"{name} {needed}",
+                             f"choose another --out, or go on with `polyptych search resume {folder}`")
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(folder, "a folder that is not empty", "a new folder for the search", "choose another --out")
+    else:
+        setup.write(folder)
+
+
+def _words(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def discard(folder: Path) -> None:
+    """Give up a folder if it holds nothing but the settings and the costs: nothing was trained."""
+    files = list(folder.iterdir())
+    if {file.name for file in files} <= {"search.json", "costs.json"}:
+        for file in files:
+            file.unlink()
+        folder.rmdir()
+
+
+@dataclass(frozen=True)
+class ScoredCandidate:
+    """A candidate with what was found out about it before its training.
+
+    Attributes:
+        scores: on the supermodel, the skill of every task.
+    """
+
+    candidate: Candidate
+    cost: PolicyCost
+    scores: dict[str, float]
+
+    @property
+    def score(self) -> float:
+        return sum(self.scores.values()) / max(len(self.scores), 1)
+
+
+def run_folder(folder: Path, name: str, seed: int) -> Path:
+    return folder / "runs" / f"{name}--seed{seed}"
+
+
+def write_networks(folder: Path, networks: list[ScoredCandidate]) -> None:
+    """``networks.json`` and the policy files."""
+    (folder / "policies").mkdir(exist_ok=True)
+    for network in networks:
+        network.candidate.policy.write(folder / "policies" / f"{network.candidate.name}.json")
+    write_json(folder / "networks.json", [
+        {"name": n.candidate.name, "kind": n.candidate.kind, "note": n.candidate.note, "same_as": n.candidate.same_as,
+         "policy": n.candidate.policy.encode(), "cost": encode(n.cost), "scores": n.scores} for n in networks])
+
+
+def read_networks(folder: Path) -> list[ScoredCandidate]:
+    """
+    Raises:
+        InputError: there are none yet, or the file is damaged.
+    """
+    path = folder / "networks.json"
+    found = []
+    for entry in _listed(path):
+        policy = Policy.decode(entry.get("policy"), str(path))
+        candidate = Candidate(str(entry.get("name")), str(entry.get("kind")), policy, str(entry.get("note", "")),
+                              str(entry.get("same_as", "")))
+        found.append(ScoredCandidate(candidate, decode(PolicyCost, entry.get("cost"), f"{path}: cost"),
+                             decode(dict[str, float], entry.get("scores"), f"{path}: scores")))
+    return found
+
+
+@dataclass
+class Ranking:
+    """Judged policies in their order, with the skill of every task."""
+
+    path: Path
+    scores: dict[Policy, dict[str, float]]
+
+    @classmethod
+    def read(cls, path: Path) -> Ranking:
+        """What was judged so far; empty where nothing was."""
+        scores = {}
+        for entry in _listed(path) if path.exists() else ():
+            scores[Policy.decode(entry.get("policy"), str(path))] = decode(
+                dict[str, float], entry.get("scores"), f"{path}: scores")
+        return cls(path, scores)
+
+    def add(self, policy: Policy, scores: dict[str, float]) -> None:
+        """Note one more and write all."""
+        self.scores[policy] = scores
+        write_json(self.path, [{"policy": p.encode(), "scores": s} for p, s in self.scores.items()])
+
+    def judged(self) -> Judged:
+        return Judged({policy: sum(scores.values()) / len(scores) for policy, scores in self.scores.items()})
+
+
+def _listed(path: Path) -> list[dict[str, Any]]:
+    data = read_json(path)
+    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+        raise InputError(path, "a file that is not a list of objects", "one written by polyptych search", "remove it")
+    return data

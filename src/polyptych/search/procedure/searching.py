@@ -1,0 +1,281 @@
+"""A search from beginning to end; whatever is finished in its folder is not repeated.
+
+1. The supermodel is trained: a warm-up, then sampled policies (or, in the space ``automtl``, the paper's phases).
+2. Policies are judged on the validation split, with batch statistics of their own, under a hard budget; the highest
+   ranked are the finalists (``automtl``: samples of the soft policy).
+3. Finalists and baselines are trained like any other network, each with every seed, and tested once. Among finalists
+   the mean skill on the validation split over the seeds chooses.
+4. The report is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from polyptych import distributed
+from polyptych.comparison import on_ray
+from polyptych.comparison.runner import Where, run_all
+from polyptych.data.loading import TrainingBatches
+from polyptych.errors import InputError
+from polyptych.interruption import Interrupted
+from polyptych.network import Network
+from polyptych.record import read_json, write_json
+from polyptych.run import Facts, Run
+from polyptych.search.procedure import automtl
+from polyptych.search.procedure.candidates import Candidate, baselines, distinct
+from polyptych.search.procedure.conflicts import count_conflicts
+from polyptych.search.procedure.folder import (
+    Ranking,
+    ScoredCandidate,
+    SearchSetup,
+    begin,
+    discard,
+    read_networks,
+    write_networks,
+)
+from polyptych.search.procedure.judging import Judge
+from polyptych.search.procedure.networks import LAST, planned_runs, write_inherited
+from polyptych.search.procedure.phases import (
+    PhaseTrainer,
+    SamplingTrainer,
+    finished_phase,
+    load_phase,
+    phase_run,
+    train_phase,
+    with_plain_balancer,
+)
+from polyptych.search.procedure.selection import select
+from polyptych.search.procedure.settings import Search
+from polyptych.search.procedure.super_encoder import build_supernetwork, encoder_of
+from polyptych.search.report.page import write_search_report
+from polyptych.search.space.budget import PolicyCost
+from polyptych.search.space.policy import Policy
+from polyptych.search.supermodel.costs import CostTable, measure_costs
+from polyptych.training import seed_everything
+
+CONFLICT_BATCHES = 20
+
+
+def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,), *, on: Where = "local",
+           say: Callable[[object], None] = print) -> Path:
+    """Search, train, compare.
+
+    Args:
+        run: the recipe; its encoder is replaced by those of the networks that are compared.
+        folder: everything goes there; a folder that holds the same search continues it.
+        seeds: with which every network is trained.
+        on: where networks are trained: ``local``, one process per device; ``ray``, one Ray task per run.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: something is not as needed, or no policy keeps the budget.
+        Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call goes on.
+    """
+    if on == "ray":
+        on_ray.require_ray()
+    setup = SearchSetup(run, choices, seeds, Facts.of(run.build_dataset("train")))
+    begin(setup, folder)
+    try:
+        return _Search(setup, folder, on, say).run_all()
+    except InputError:
+        discard(folder)  # other choices may be made in the same folder
+        raise
+
+
+def resume(folder: Path, *, on: Where = "local", say: Callable[[object], None] = print) -> Path:
+    """Continue the search of a folder."""
+    if on == "ray":
+        on_ray.require_ray()
+    return _Search(SearchSetup.read(folder), folder, on, say).run_all()
+
+
+class _Search:
+    def __init__(self, setup: SearchSetup, folder: Path, on: Where, say: Callable[[object], None]):
+        self.setup, self.folder, self.on, self.say = setup, folder, on, say
+        self.run, self.choices = setup.run, setup.search
+        self.tasks = setup.run.build_tasks(setup.facts.labels)
+        self.device = distributed.local_device(setup.run.execution.device)
+        self.go_on = f"polyptych search resume {folder}"
+        self.warmup, self.sampling = folder / "warmup", folder / "sampling"
+        self.costs: dict[Policy, PolicyCost] = {}
+
+    def run_all(self) -> Path:
+        path = self.folder / "networks.json"
+        if not path.exists():
+            self.check()
+            self.train_supermodel()
+            write_networks(self.folder, self.choose())
+        self.train_networks(read_networks(self.folder))
+        report = write_search_report(self.folder)
+        self.say(f"report: {report}")
+        return report
+
+    # -- the supermodel -----------------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Of the warm-up and of what follows."""
+        return self.choices.warmup or max(1, self.run.steps // 2), self.choices.sampling or self.run.steps
+
+    @cached_property
+    def network(self) -> Network:
+        """The supermodel without weights."""
+        seed_everything(self.run.seed)
+        return build_supernetwork(self.run, self.choices, self.tasks, pretrained=False).to(self.device)
+
+    @cached_property
+    def table(self) -> CostTable:
+        path = self.folder / "costs.json"
+        if not path.exists():
+            multiple = encoder_of(self.network).multiple
+            height, width = self.run.size or self.run.build_dataset("train").read(0).info.native
+            size = (height + -height % multiple, width + -width % multiple)  # as the network pads it
+            measure_costs(encoder_of(self.network).supermodel, size, timed=self.choices.limits.timed,
+                          device=str(self.device)).write(path)
+        return CostTable.read(path)
+
+    def cost(self, policy: Policy) -> PolicyCost:
+        if policy not in self.costs:
+            self.costs[policy] = self.table.cost(encoder_of(self.network).supermodel, policy)
+        return self.costs[policy]
+
+    @cached_property
+    def shared_cost(self) -> PolicyCost:
+        return self.cost(encoder_of(self.network).supermodel.space.all_shared())
+
+    def use(self, policy: Policy) -> float:
+        """Share of the budget."""
+        return self.choices.limits.use(self.cost(policy), self.shared_cost)
+
+    def allowed(self, policy: Policy) -> bool:
+        return self.choices.limits.allows(self.cost(policy), self.shared_cost)
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is trained: above all a budget that nothing keeps."""
+        space = encoder_of(self.network).supermodel.space
+        policies = (space.all_shared(), *(space.draw(Random(i)) for i in range(200)))
+        if not any(self.allowed(policy) for policy in policies):
+            least = min(map(self.use, policies))
+            raise InputError("--budget", f"{self.choices.limits.text}, which no policy keeps (the least of 200 takes "
+                             f"{least:.2f} of it)", "a larger budget", "1x is one backbone that all tasks share")
+        self.run.build_balancer(self.tasks)
+
+    def train_supermodel(self) -> None:
+        """Both phases, as far as they are not finished."""
+        warm_steps, steps = self.steps
+        run, remark = with_plain_balancer(self.run)
+        if remark:
+            self.say(remark)
+        if not finished_phase(self.warmup, warm_steps):
+            kind = automtl.PretrainTrainer if self.choices.is_automtl else PhaseTrainer
+            train_phase(kind(phase_run(run, warm_steps), self.choices, self.warmup), "warm-up", self.go_on)
+        if not finished_phase(self.sampling, steps):
+            trainer: PhaseTrainer
+            if self.choices.is_automtl:
+                trainer = automtl.AlternatingTrainer(phase_run(run, steps), self.choices, self.sampling, self.warmup)
+            else:
+                trainer = SamplingTrainer(phase_run(run, steps), self.choices, self.sampling, self.warmup, self.allowed)
+            train_phase(trainer, "supermodel", self.go_on)
+
+    # -- choosing -----------------------------------------------------------------------------------------------------
+
+    def choose(self) -> list[ScoredCandidate]:
+        """Finalists and baselines, with costs and scores on the supermodel."""
+        supermodel = encoder_of(self.network).supermodel
+        conflicts = self.conflicts() if "conflict" in self.choices.baselines else []
+        load_phase(self.sampling, self.network)
+        judge = Judge(self.run, self.tasks, self.device, self.choices.calibration, self.choices.images)
+        ranking = Ranking.read(self.folder / "ranking.json")
+
+        def score(policy: Policy) -> float:
+            if policy not in ranking.scores:
+                ranking.add(policy, judge.score(self.network, policy))
+                self.say(f"policy {len(ranking.scores)}: skill {_mean(ranking.scores[policy]):.4f}, "
+                         f"{self.use(policy):.2f} of the budget")
+            return _mean(ranking.scores[policy])
+
+        finalists = self.samples() if self.choices.is_automtl else select(
+            supermodel.space, self.allowed, score, self.choices.candidates, self.run.seed,
+            [policy for _, policy in supermodel.space.baselines()][::-1], ranking.judged()
+        ).best(self.choices.finalists)
+        searched = [Candidate(f"searched-{number}", "searched", policy, f"finalist {number} of {len(finalists)}")
+                    for number, policy in enumerate(finalists, 1)]
+        others = baselines(supermodel, self.choices, self.use, conflicts, self.run.seed)
+        networks = []
+        for candidate in distinct([*searched, *others]):
+            score(candidate.policy)
+            networks.append(ScoredCandidate(candidate, self.cost(candidate.policy), ranking.scores[candidate.policy]))
+        return networks
+
+    def samples(self) -> list[Policy]:
+        """Of the soft policy: different ones that keep the budget."""
+        logits = encoder_of(self.network).logits
+        found: list[Policy] = []
+        for policy in automtl.sample(logits, 100 * self.choices.finalists, self.run.seed, self.choices.share_first):
+            plain = policy.canonical()
+            if plain not in found and self.allowed(plain):
+                found.append(plain)
+            if len(found) == self.choices.finalists:
+                return found
+        if not found:
+            raise InputError("--budget", f"{self.choices.limits.text}, which none of {100 * self.choices.finalists} "
+                             "samples keeps", "a larger budget, or none", "start another search with it")
+        return found
+
+    def conflicts(self) -> list[float]:
+        """Of every unit, after the warm-up."""
+        path = self.folder / "conflicts.json"
+        if not path.exists():
+            encoder = encoder_of(self.network)
+            load_phase(self.warmup, self.network)
+            train_set = self.run.build_dataset("train")
+            size = self.run.size or train_set.read(0).info.native
+            stream = TrainingBatches(train_set, self.tasks, self.run.augment, size, self.run.batch_size,
+                                     self.run.seed + 2, on_fault=self.run.loading.on_fault)
+            counts = count_conflicts(self.network, self.tasks, islice(stream, CONFLICT_BATCHES), self.device)
+            write_json(path, dict(zip(encoder.supermodel.units.names, counts, strict=True)))
+        found: dict[str, Any] = read_json(path)
+        return [float(value) for value in found.values()]
+
+    # -- training what was chosen -------------------------------------------------------------------------------------
+
+    def train_networks(self, candidates: list[ScoredCandidate]) -> None:
+        """Every network with every seed, by the runner of comparisons."""
+        entries = planned_runs(self.run, candidates, self.folder, self.setup.seeds)
+        waiting = [entry for entry in entries if not entry.finished]
+        if not waiting:
+            return
+        if self.choices.weights == "inherited":
+            policies = {candidate.candidate.name: candidate.candidate.policy for candidate in candidates
+                        if candidate.candidate.kind == "searched"}
+            for entry in waiting:
+                if entry.method.network in policies and not (entry.folder / LAST).exists():
+                    self.inherit(entry.run, policies[entry.method.network], entry.folder)
+        self.__dict__.pop("network", None)  # the supermodel's memory is for the networks now
+        try:
+            failed = run_all(entries, on=self.on)
+        except Interrupted:
+            raise Interrupted("stopped while training the networks; everything is saved, continue with "
+                              f"`{self.go_on}`") from None
+        if failed:
+            label, error = next(iter(failed.items()))
+            raise InputError(f"{len(failed)} of {len(entries)} runs failed, the first: {label}", error,
+                             "every run to finish", f"correct the cause and continue with `{self.go_on}`; finished "
+                             "runs are kept")
+
+    def inherit(self, run: Run, policy: Policy, folder: Path) -> None:
+        load_phase(self.sampling, self.network)
+        judge = Judge(self.run, self.tasks, self.device, self.choices.calibration, 1)
+        judge.score(self.network, policy)  # for its batch statistics
+        write_inherited(run, self.tasks, self.network, policy, folder)
+
+
+def _mean(scores: dict[str, float]) -> float:
+    return sum(scores.values()) / len(scores)

@@ -1,0 +1,219 @@
+"""What came out of a search, in numbers: skills with intervals, the comparison with random trees, rank correlations.
+
+Everything that chose something was measured on the validation split, and so is what is compared here; numbers on the
+test split stand beside it and chose nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy import stats
+
+from polyptych.comparison.aggregates import Scores, delta_mtl
+from polyptych.comparison.statistics import Estimate
+from polyptych.evaluation_record import Evaluation, TaskResult
+from polyptych.record import encode, write_json
+from polyptych.search.procedure.folder import ScoredCandidate, SearchSetup, read_networks, run_folder
+from polyptych.search.space.budget import PolicyCost
+from polyptych.search.supermodel.costs import CostTable
+
+ENOUGH = 10
+"""Policies below which a rank correlation says little."""
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """One network of the comparison.
+
+    Attributes:
+        label: its name; the winning finalist is ``searched``.
+        cost, relative: of the encoder, and each number in units of one shared backbone.
+        supermodel: skill on the supermodel.
+        skill, test: mean skill on the validation and on the test split, over seeds.
+        delta: delta_mtl on the validation split against the single networks, over seeds; None without these.
+        headlines: of every task on the validation split, the mean over seeds.
+        same_as: name of the network whose runs are its own too.
+    """
+
+    name: str
+    label: str
+    kind: str
+    note: str
+    cost: PolicyCost
+    relative: dict[str, float]
+    supermodel: float
+    skill: Estimate
+    test: Estimate
+    delta: Estimate | None
+    headlines: dict[str, float]
+    same_as: str = ""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Of the ranks on the supermodel with those after training, over different policies.
+
+    Attributes:
+        policies: how many.
+        spearman, kendall: -1 to 1; None where all values are equal.
+    """
+
+    policies: int
+    spearman: float | None
+    kendall: float | None
+
+
+@dataclass(frozen=True)
+class Versus:
+    """The searched network against the median of the random trees, which take about the same budget.
+
+    The winning finalist was chosen on the validation split, so that split flatters it; the test split chose nothing.
+
+    Attributes:
+        split: val or test.
+        differences: of the mean skill, by seed.
+        better: seeds in which the searched one is better.
+        interval: 95 % of the mean difference; None for one seed.
+    """
+
+    split: str
+    differences: dict[int, float]
+    mean: float
+    interval: float | None
+    better: int
+
+    @property
+    def verdict(self) -> str:
+        """In words; a win is called one only where no seed says otherwise and there are three of them."""
+        seeds = len(self.differences)
+        amount = f"{self.mean:+.4f} skill on the {self.split} split over {seeds} seed{'s' * (seeds != 1)}"
+        if self.better == seeds and seeds >= 3:
+            return f"The searched network beats the random-tree median in every seed ({amount})."
+        if self.better == seeds:
+            return f"The searched network is above the random-tree median ({amount}), but fewer than 3 seeds show it."
+        if self.mean > 0:
+            return (f"The searched network is above the random-tree median on average ({amount}), in {self.better} of "
+                    f"{seeds} seeds: this is no clear win.")
+        return f"The searched network does not beat the random-tree median ({amount}, better in {self.better} seeds)."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything for the report."""
+
+    setup: SearchSetup
+    table: CostTable
+    shared: PolicyCost
+    networks: tuple[TrainedNetwork, ...]
+    correlation: Correlation
+    versus: tuple[Versus, ...]
+    tasks: Mapping[str, TaskResult]
+
+    @property
+    def searched(self) -> TrainedNetwork:
+        return next(network for network in self.networks if network.label == "searched")
+
+    def write(self, path: Path) -> None:
+        write_json(path, {
+            "networks": encode(list(self.networks)), "correlation": encode(self.correlation),
+            "versus": [encode(versus) | {"verdict": versus.verdict} for versus in self.versus],
+            "shared": encode(self.shared), "measured": encode(self.table.setting)})
+
+
+def gather(folder: Path) -> Outcome:
+    """The outcome of a search whose networks are trained.
+
+    Raises:
+        InputError: a run is missing or not finished.
+    """
+    setup, networks = SearchSetup.read(folder), read_networks(folder)
+    table = CostTable.read(folder / "costs.json")
+    chosen = winner(networks, folder, setup.seeds)
+    shared = _shared_cost(networks)
+    val = {n.candidate.name: _records(folder, n, setup.seeds, "val") for n in networks}
+    test = {n.candidate.name: _records(folder, n, setup.seeds, "test") for n in networks}
+    reference = val.get("single", {})
+    trained = tuple(_trained(n, chosen, shared, val[n.candidate.name], test[n.candidate.name], reference)
+                    for n in networks)
+    tasks = next(iter(next(iter(val.values())).values())).tasks
+    versus = tuple(found for split in ("test", "val") if (found := _versus(trained, split)) is not None)
+    return Outcome(setup, table, shared, trained, _correlation(trained), versus, tasks)
+
+
+def winner(networks: list[ScoredCandidate], folder: Path, seeds: tuple[int, ...]) -> str:
+    """The finalist with the highest mean skill on the validation split over all seeds. A finalist that shares like
+    another counts as that one. A skill that is not a number never wins."""
+    skills = {}
+    for network in networks:
+        if network.candidate.kind == "searched":
+            found = _records(folder, network, seeds, "val").values()
+            skills[network.candidate.name] = sum(record.skill for record in found) / len(found)
+    return max(skills, key=lambda name: skills[name] if math.isfinite(skills[name]) else -math.inf)
+
+
+def _shared_cost(networks: list[ScoredCandidate]) -> PolicyCost:
+    """Of one shared backbone: the cheapest network without skips, or what costs least."""
+    for network in networks:
+        if network.candidate.kind == "shared":
+            return network.cost
+    return min((n.cost for n in networks), key=lambda cost: cost.multiply_adds)
+
+
+def _records(folder: Path, network: ScoredCandidate, seeds: tuple[int, ...], split: str
+             ) -> dict[int, Evaluation]:
+    """By seed."""
+    name = network.candidate.same_as or network.candidate.name
+    return {seed: Evaluation.of_run(run_folder(folder, name, seed), split) for seed in seeds}
+
+
+def _trained(network: ScoredCandidate, chosen: str, shared: PolicyCost, val: dict[int, Evaluation],
+             test: dict[int, Evaluation], reference: dict[int, Evaluation]) -> TrainedNetwork:
+    candidate, cost = network.candidate, network.cost
+    relative = {name: getattr(cost, name) / getattr(shared, name) for name in
+                ("parameters", "multiply_adds", "memory", "latency") if getattr(shared, name)}
+    deltas = {seed: _delta(val[seed], reference[seed]) for seed in val if seed in reference}
+    headlines = {task: sum(record.tasks[task].headline_value for record in val.values()) / len(val)
+                 for task in next(iter(val.values())).tasks}
+    return TrainedNetwork(
+        candidate.name, "searched" if candidate.name == chosen else candidate.name, candidate.kind, candidate.note,
+        cost, relative, network.score, Estimate.of({seed: r.skill for seed, r in val.items()}),
+        Estimate.of({seed: r.skill for seed, r in test.items()}),
+        Estimate.of(deltas) if deltas else None, headlines, candidate.same_as)
+
+
+def _delta(record: Evaluation, reference: Evaluation) -> float:
+    scores, single = (Scores(name, of.protocol, {task: result.metrics for task, result in of.tasks.items()})
+                      for name, of in (("network", record), ("single", reference)))
+    return delta_mtl(scores, single, {task: result.higher_is_better for task, result in record.tasks.items()},
+                     {task: result.headline for task, result in record.tasks.items()})
+
+
+def _correlation(trained: tuple[TrainedNetwork, ...]) -> Correlation:
+    own = [network for network in trained if not network.same_as]
+    one, other = [n.supermodel for n in own], [n.skill.mean for n in own]
+    if len(own) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
+        return Correlation(len(own), None, None)
+    return Correlation(len(own), float(stats.spearmanr(one, other).statistic),
+                       float(stats.kendalltau(one, other).statistic))
+
+
+def _versus(trained: tuple[TrainedNetwork, ...], split: str) -> Versus | None:
+    def skills(network: TrainedNetwork) -> dict[int, float]:
+        return (network.test if split == "test" else network.skill).by_seed
+
+    trees = [network for network in trained if network.kind == "tree"]
+    searched = next(network for network in trained if network.label == "searched")
+    differences = {}
+    for seed, value in skills(searched).items():
+        others = [skills(tree)[seed] for tree in trees if seed in skills(tree)]
+        if others:
+            differences[seed] = value - statistics.median(others)
+    if not differences:
+        return None
+    found = Estimate.of(differences)
+    return Versus(split, differences, found.mean, found.half_width, sum(value > 0 for value in differences.values()))

@@ -1,0 +1,96 @@
+"""Budgets: ``params=0.5x,flops=1.5x,latency=20ms,memory=64MiB``, each relative to one shared backbone or absolute."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from polyptych.errors import InputError, nearest
+
+HELP = """params, flops (multiply-adds), memory (peak of the activations) and latency, joined by commas; with x in units
+of one backbone that all tasks share (1x is the least that a network without skips can cost, and as many x as there are
+tasks are separate networks): params=2x,flops=1.5x; or absolute: params=30M, flops=4G, memory=64MiB, latency=20ms. Only
+the encoder counts."""
+
+FIELDS = {"params": "parameters", "flops": "multiply_adds", "memory": "memory", "latency": "latency"}
+UNITS = {"params": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}, "flops": {"": 1, "M": 1e6, "G": 1e9, "T": 1e12},
+         "memory": {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 1e3, "MB": 1e6, "GB": 1e9},
+         "latency": {"s": 1, "ms": 1e-3, "us": 1e-6}}
+
+
+@dataclass(frozen=True)
+class PolicyCost:
+    """Of an encoder, for one image.
+
+    Attributes:
+        parameters: numbers that are trained.
+        multiply_adds: as the profiler counts them.
+        memory: largest number of bytes of activations at a time, without gradients.
+        latency: seconds, the sum over all steps; 0 where it was not measured.
+    """
+
+    parameters: int
+    multiply_adds: int
+    memory: int
+    latency: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit: ``amount`` times one shared backbone where ``relative``, else in units of the cost."""
+
+    name: str
+    amount: float
+    relative: bool
+
+    def value(self, shared: PolicyCost) -> float:
+        return self.amount * (getattr(shared, FIELDS[self.name]) if self.relative else 1.0)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that all must hold.
+
+    Attributes:
+        text: as the user wrote it.
+    """
+
+    limits: tuple[Limit, ...] = ()
+    text: str = ""
+
+    @property
+    def timed(self) -> bool:
+        """Whether latency has to be measured."""
+        return any(limit.name == "latency" for limit in self.limits)
+
+    def allows(self, cost: PolicyCost, shared: PolicyCost) -> bool:
+        """Whether a cost keeps all limits; ``shared`` is that of one shared backbone."""
+        return self.use(cost, shared) <= 1 + 1e-9
+
+    def use(self, cost: PolicyCost, shared: PolicyCost) -> float:
+        """The largest share of a limit that a cost takes; 0 without limits."""
+        return max((getattr(cost, FIELDS[limit.name]) / max(limit.value(shared), 1e-30) for limit in self.limits),
+                   default=0.0)
+
+
+def parse_budget(text: str) -> Budget:
+    """
+    Raises:
+        InputError: an unknown name or unit, or a limit that is given twice or is not positive.
+    """
+    limits: list[Limit] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, amount = (piece.strip() for piece in part.partition("="))
+        if name not in FIELDS:
+            raise InputError("--budget", f"'{name}'", nearest(name, FIELDS), "for instance --budget flops=1.5x")
+        if any(limit.name == name for limit in limits):
+            raise InputError("--budget", f"{name} twice", "every limit once", "remove one")
+        units = UNITS[name]
+        found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)", amount)
+        unit = found[2] if found else ""
+        if found is None or not (unit == "x" or unit in units) or float(found[1]) <= 0:
+            raise InputError(f"--budget {name}", f"'{amount}'", "a positive number with x (times one shared backbone)"
+                             f" or one of the units {', '.join(filter(None, units))}", f"for instance {name}=1.5x")
+        relative = unit == "x"
+        limits.append(Limit(name, float(found[1]) * (1 if relative else units[unit]), relative))
+    return Budget(tuple(limits), text)

@@ -1,0 +1,244 @@
+"""What a policy computes: every node of the captured graph once for every set of tasks that see the same value there.
+
+Value numbering (Alpern, Wegman, Zadeck, POPL 1988) over (node, task): two tasks have the same value at a node if it is
+the same node with the same weights on the same inputs. So a shared trunk is computed once, in training and in the
+compact network alike, and what a network costs is a sum over the steps of its plan.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from polyptych.search.capture.capturing import Capture
+from polyptych.search.capture.graph_functions import require
+from polyptych.search.capture.node_values import carries_tensors
+from polyptych.search.space.anchors import has_statistics
+from polyptych.search.space.policy import OWN, SHARED, SKIP, Policy
+from polyptych.search.space.skips import Skip
+from polyptych.search.space.units import Units
+
+REMEMBERED = 256  # plans
+
+
+class Bank(NamedTuple):
+    """One set of weights of a unit: ``shared``, that of another ``group``, or a task's ``own``."""
+
+    kind: str
+    name: str = ""
+
+
+BASE = Bank(SHARED)
+
+
+def bank_of(choice: str, task: str) -> Bank:
+    """Whose weights a choice means. What follows a unit that is left out (norms, scales) is that of ``shared``."""
+    if choice in (SHARED, SKIP):
+        return BASE
+    return Bank(OWN, task) if choice == OWN else Bank("group", choice)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One computation.
+
+    Attributes:
+        node: what is computed.
+        bank: whose weights; None where the node has none.
+        inputs: for each node that this one reads, the position of the step that gives its value.
+        tasks: who uses the value.
+        skip: the projection that stands in the place of a unit that ``tasks[0]`` leaves out (the node is then the one
+            whose value is replaced).
+    """
+
+    node: fx.Node
+    bank: Bank | None
+    inputs: dict[fx.Node, int]
+    tasks: tuple[str, ...]
+    skip: Skip | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ExecutionPlan:
+    """The steps of a policy in order.
+
+    Attributes:
+        policy, steps: the policy and its steps.
+        outputs: for every task the steps that give its tensors.
+    """
+
+    policy: Policy
+    steps: tuple[Step, ...]
+    outputs: dict[str, tuple[int, ...]]
+
+    @cached_property
+    def last_use(self) -> list[list[int]]:
+        """For every step the steps whose values are not needed after it: what the supermodel may free there, and what
+        the peak of the activations (:mod:`polyptych.search.supermodel.costs`) counts as freed."""
+        kept = {i for row in self.outputs.values() for i in row}
+        last = {i: i for i in range(len(self.steps))}
+        for at, step in enumerate(self.steps):
+            for i in step.inputs.values():
+                last[i] = at
+        done: list[list[int]] = [[] for _ in self.steps]
+        for i, at in last.items():
+            if i not in kept:
+                done[at].append(i)
+        return done
+
+    @cached_property
+    def trunk(self) -> frozenset[int]:
+        """Steps that all tasks have in common and that depend on the image and on weights.
+
+        Balancers take gradients with respect to what all tasks share. Steps without weights below (the image, its
+        padding) have no parameters to balance; steps without the image (weights alone, positions) are no features.
+        """
+        everyone = len(self.policy.tasks)
+        common: set[int] = set()
+        weighted: set[int] = set()
+        from_image: set[int] = set()
+        for i, step in enumerate(self.steps):
+            below = set(step.inputs.values())
+            if step.node.op == "placeholder" or below & from_image:
+                from_image.add(i)
+            if step.bank is not None or below & weighted:
+                weighted.add(i)
+            # One item of a common tuple is common although a single task reads it: the cut must be at the item, because
+            # a tuple has no gradient.
+            part = step.bank is None and below and below <= common and _is_item(step.node)
+            if carries_tensors(step.node) and i in weighted & from_image and (len(step.tasks) == everyone or part):
+                common.add(i)
+        return frozenset(common)
+
+    @cached_property
+    def cut(self) -> tuple[int, ...]:
+        """Steps of the trunk whose values are read by something that is not of the trunk, or leave the network. The
+        gradients of each task with respect to these values are all that a balancer needs to combine, once, for the
+        whole trunk; values that are not floating point have none."""
+        read = {i for at, step in enumerate(self.steps) if at not in self.trunk and carries_tensors(step.node)
+                for i in step.inputs.values()}
+        read |= {i for row in self.outputs.values() for i in row}
+        return tuple(sorted(i for i in self.trunk & read
+                            if self.steps[i].node.meta.get("dtype", torch.int64).is_floating_point))
+
+    @cached_property
+    def banks(self) -> dict[tuple[str, Bank], list[int]]:
+        """The steps that use each (target, bank), in order."""
+        users: dict[tuple[str, Bank], list[int]] = {}
+        for i, step in enumerate(self.steps):
+            if step.bank is not None and step.skip is None:
+                users.setdefault((str(step.node.target), step.bank), []).append(i)
+        return users
+
+
+@dataclass(eq=False)
+class Planner:
+    """Makes plans of policies for one captured network."""
+
+    capture: Capture
+    units: Units
+    statistics: frozenset[str] = field(init=False)
+    _plans: OrderedDict[Policy, ExecutionPlan] = field(init=False, default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        modules = dict(self.capture.root.named_modules())
+        self.statistics = frozenset(t for t in self.units.owner if t in modules and has_statistics(modules[t]))
+        self._norms = frozenset(norm for unit in self.units for norm in unit.norms)
+        self._skips = {unit.skip.node: i for i, unit in enumerate(self.units) if unit.skip is not None}
+        self._by_name = {node.name: node for node in self.capture.graph.nodes}
+
+    def __deepcopy__(self, memo: Any) -> Planner:
+        return self  # facts; no weights
+
+    def plan(self, policy: Policy) -> ExecutionPlan:
+        """The steps of a policy. Those of the last policies are remembered."""
+        if policy not in self._plans:
+            self._plans[policy] = self._make(policy)
+            while len(self._plans) > REMEMBERED:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(policy)
+        return self._plans[policy]
+
+    def _make(self, policy: Policy) -> ExecutionPlan:
+        """Node by node in the order of the graph, task by task. ``values`` is the position of the step that gives a
+        node's value for a task. Two tasks get the same step if and only if they use the same weights (bank), the same
+        skip and the same input *steps*; equality of the inputs is thus equality of their whole history, and the
+        comparison never has to look further back than one node."""
+        live = {task: self._live(policy, task) for task in policy.tasks}
+        values: dict[str, dict[fx.Node, int]] = {task: {} for task in policy.tasks}
+        keys: list[dict[str, Any]] = []
+        for node in self.capture.graph.nodes:
+            if node.op == "output":
+                continue
+            known: dict[Any, int] = {}
+            for task in policy.tasks:
+                if node not in live[task]:
+                    continue
+                env = values[task]
+                skip = self._skip(policy, task, node)
+                if skip is not None and skip.projection is None:  # no step: the shortcut's value stands for the sum
+                    env[node] = env[self._by_name[skip.by]]
+                    continue
+                inputs = {n: env[n] for n in ([self._by_name[skip.by]] if skip else node.all_input_nodes)}
+                # A projection belongs to the task that skips, so no other task ever has its value.
+                bank = Bank(OWN, task) if skip else self.bank(policy, task, str(node.target))
+                key = (bank if node.op in ("call_module", "get_attr") or skip else None, skip, tuple(inputs.values()))
+                if key not in known:
+                    known[key] = len(keys)
+                    keys.append({"node": node, "bank": key[0], "inputs": inputs, "tasks": [], "skip": skip})
+                env[node] = known[key]
+                keys[known[key]]["tasks"].append(task)
+        steps = tuple(Step(**{**key, "tasks": tuple(key["tasks"])}) for key in keys)
+        output = next(node for node in self.capture.graph.nodes if node.op == "output")
+        return ExecutionPlan(policy, steps, {task: tuple(values[task][n] for n in output.args[0])
+                                    for task in policy.tasks})
+
+    def bank(self, policy: Policy, task: str, target: str) -> Bank | None:
+        """Whose weights a task uses at a module or parameter."""
+        at = self.units.owner.get(target)
+        if at is None:
+            return None
+        return bank_of(OWN if policy.norms == "task" and target in self._norms else policy.choice(at, task), task)
+
+    def _skip(self, policy: Policy, task: str, node: fx.Node) -> Skip | None:
+        at = self._skips.get(node.name)
+        return self.units.all[at].skip if at is not None and policy.choice(at, task) == SKIP else None
+
+    def _live(self, policy: Policy, task: str) -> set[fx.Node]:
+        """The nodes that a task needs: all on ways back from its outputs, where a skipped unit is bypassed. The rest
+        (the
+        inside of a skipped branch) is not computed, which is why a skip costs nothing."""
+        output = next(node for node in self.capture.graph.nodes if node.op == "output")
+        live: set[fx.Node] = set()
+        waiting = list(output.all_input_nodes)
+        while waiting:
+            node = waiting.pop()
+            if node not in live:
+                live.add(node)
+                skip = self._skip(policy, task, node)
+                waiting += [self._by_name[skip.by]] if skip else node.all_input_nodes
+        # Checks have no reader, so that the way back never meets them. They stay where all tensors that they look at
+        # are computed anyway; a check of a skipped branch would bring that branch back.
+        for node in self.capture.graph.nodes:
+            if node.op == "call_function" and node.target in (require, torch._assert):
+                needed, waiting, tensors = set(), [node], True
+                while waiting:
+                    below = waiting.pop()
+                    if below in live or below in needed:
+                        continue
+                    if below is not node and carries_tensors(below):
+                        tensors = False
+                    needed.add(below)
+                    waiting += below.all_input_nodes
+                if tensors:
+                    live |= needed
+        return live
+
+
+def _is_item(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem"

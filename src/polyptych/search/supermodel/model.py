@@ -1,0 +1,137 @@
+"""The supermodel: one forward pass for all tasks, whatever the policy; what they have in common is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from polyptych.errors import InputError
+from polyptych.search.capture.capturing import Capture, capture
+from polyptych.search.space.policy import Compilation, Norms, Policy, SpaceName
+from polyptych.search.space.spaces import Space, make_space
+from polyptych.search.space.units import Granularity, Units, find_units
+from polyptych.search.supermodel.execution_plan import ExecutionPlan, Planner, Step
+from polyptych.search.supermodel.weights import WeightBanks
+from polyptych.types import Features, TaskFeatures
+
+
+def compile(backbone: nn.Module, tasks: Sequence[str], *, space: SpaceName = "tree",
+            granularity: Granularity | None = None, norms: Norms | None = None, skip: bool = True,
+            pinned: Mapping[str, str] | None = None, size: tuple[int, int] | None = None, whole: Sequence[str] = (),
+            any_size: bool = True) -> Supermodel:
+    """A supermodel of any backbone, on which policies can be run, searched for and extracted.
+
+    The backbone's weights are used as they are and keep their names; load them before or after.
+
+    Args:
+        backbone: takes an image (b 3 h w) and returns a tensor, or lists, tuples, dicts or Features of tensors.
+        tasks: names of the tasks.
+        space: which policies there are, :mod:`polyptych.search.space.spaces`.
+        granularity: of the units; ``op`` by default for the space ``automtl``, else ``region``.
+        norms: ``task`` gives every task norms of its own everywhere, as AutoMTL does (the default there); ``stream``
+            treats them as part of their units (the default elsewhere).
+        skip: whether tasks may leave units out, where that is possible.
+        pinned: for patterns of unit names (``layer1.*``), the only choice that is allowed there.
+        size, whole, any_size: as of :func:`polyptych.search.capture.capturing.capture`.
+
+    Raises:
+        InputError: the backbone cannot be captured; a pattern that no unit fits.
+    """
+    chosen = granularity or ("op" if space == "automtl" else "region")
+    how = Compilation(chosen, any_size, tuple(whole), size)
+    captured = capture(backbone, size=size, whole=whole, any_size=any_size)
+    units = find_units(captured, chosen)
+    if not units:
+        raise InputError(f"the network {type(backbone).__name__}", "no weights that its result depends on",
+                         "at least one layer with weights", "choose another network")
+    return Supermodel(captured, units, make_space(space, units, tuple(tasks), how, norms=norms, skip=skip,
+                                                  pinned=pinned or {}))
+
+
+class Supermodel(nn.Module):
+    """A backbone in which every task may have its own copy of every unit.
+
+    The backbone's state dict lies under ``banks.backbone`` with its own names, and weights may be loaded into it before
+    or after compiling. Which policy runs is an argument; parameters of a policy are never part of the network.
+
+    Attributes:
+        capture, units, space: what was captured, its units, the policies to choose from.
+        banks: all weights.
+        tasks: names in order.
+    """
+
+    def __init__(self, capture: Capture, units: Units, space: Space):
+        super().__init__()
+        self.capture, self.units, self.space = capture, units, space
+        self.tasks = space.tasks
+        self.planner = Planner(capture, units)
+        self.banks = WeightBanks(capture, units, self.planner, self.tasks)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network that was captured: the shared weights."""
+        return self.banks.backbone
+
+    @property
+    def compilation(self) -> Compilation:
+        return self.space.compilation
+
+    def plan(self, policy: Policy) -> ExecutionPlan:
+        """What a policy computes."""
+        self.space.check_fit(policy)
+        return self.planner.plan(policy)
+
+    def materialize(self, policies: Iterable[Policy] | None = None) -> None:
+        """Make the copies that these policies use (by default, a copy of every unit for every task), so that an
+        optimizer sees all parameters. Copies that are there already stay as they are."""
+        chosen = self.space.corners() if policies is None else policies
+        self.banks.materialize(map(self.plan, chosen))
+
+    def renew(self) -> None:
+        """Let every copy begin again from what the backbone's weights are now, as between phases of a search.
+        Optimizers keep their parameters."""
+        self.banks.renew()
+
+    def forward(self, image: Float[Tensor, "b c h w"], policy: Policy) -> dict[str, Any]:
+        """For every task, what the backbone returns, with the weights that the policy gives it.
+
+        Where the backbone returns :class:`Features` the result is a :class:`TaskFeatures` with the cut between what
+        all tasks share and what follows.
+        """
+        plan = self.plan(policy)
+        values: list[Any] = [None] * len(plan.steps)
+        cut: dict[int, Tensor] = {}
+        for i, step in enumerate(plan.steps):
+            values[i] = self._compute(plan, i, step, values, cut, image)
+            if i in plan.cut:  # a view of its own: the trunk's own readers must not be part of the gradient at the cut
+                cut[i] = values[i].view_as(values[i])
+            for done in plan.last_use[i]:
+                values[done] = None
+        build = self.capture.structure.build
+        result = {task: build([cut[i] if i in cut else values[i] for i in rows])
+                  for task, rows in plan.outputs.items()}
+        if self.capture.structure.kind is Features:
+            return TaskFeatures(result, shared=tuple(cut.values()))
+        return result
+
+    def _compute(self, plan: ExecutionPlan, i: int, step: Step, values: Sequence[Any], cut: dict[int, Tensor],
+                 image: Tensor) -> Any:
+        node = step.node
+        if node.op == "placeholder":
+            return image
+        if node.op == "get_attr":
+            return self.banks.get(str(node.target), step.bank)
+        # What is not of the trunk reads a branch of the value, so that gradients can be taken at the cut.
+        outside = cut if i not in plan.trunk else {}
+        read = {n: outside[at] if at in outside else values[at] for n, at in step.inputs.items()}
+        if step.skip is not None:
+            return self.banks.projection(step.skip, step.tasks[0])(*read.values())
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read.__getitem__)
+        if node.op == "call_module":
+            return self.banks.module(str(node.target), step.bank, step.tasks)(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]

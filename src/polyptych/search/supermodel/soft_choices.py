@@ -1,0 +1,290 @@
+"""Soft policies: logits of every unit and task, and forward passes that are differentiable with respect to them.
+
+With weights w over the choices of a task at a unit, the unit gives ``sum_c w_c y_c``: y_shared and y_own with the
+respective weights, y_skip without the unit (AutoMTL, NeurIPS 2022, eq. 1). Weights are softmax((logits + g) / tau) with
+Gumbel noise g (Jang, Gu, Poole, ICLR 2017, arXiv 1611.01144), or, straight through, one-hot with the gradient of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from polyptych.search.capture.capturing import Capture
+from polyptych.search.capture.dataflow import Dataflow
+from polyptych.search.capture.node_values import carries_tensors
+from polyptych.search.space.policy import OWN, SKIP, Policy
+from polyptych.search.space.skips import Skip
+from polyptych.search.space.units import Units
+from polyptych.search.supermodel.execution_plan import BASE, Bank, bank_of
+from polyptych.search.supermodel.model import Supermodel
+from polyptych.types import Features, TaskFeatures
+
+
+class Logits(nn.Module):
+    """Parameters of a soft policy: for every unit a table (tasks, choices), all zero at first.
+
+    They are no part of the supermodel, so that they have an optimizer of their own.
+
+    Attributes:
+        choices: of every unit, in the order of the columns.
+        tables: the logits.
+    """
+
+    def __init__(self, supermodel: Supermodel):
+        super().__init__()
+        self.space = supermodel.space
+        self.choices = tuple(self.space.choices(i) for i in range(len(supermodel.units)))
+        self.tables = nn.ParameterList(nn.Parameter(torch.zeros(len(supermodel.tasks), len(c))) for c in self.choices)
+
+    def probabilities(self) -> list[Float[Tensor, "t _"]]:
+        """softmax of the logits of each unit."""
+        return [table.softmax(-1) for table in self.tables]
+
+    def sample(self, temperature: float, *, hard: bool = False, generator: torch.Generator | None = None
+               ) -> list[Float[Tensor, "t _"]]:
+        """Gumbel-softmax weights of each unit; ``hard`` gives one-hot ones with the gradient of the soft."""
+        return [gumbel_softmax(table, temperature, hard, generator) for table in self.tables]
+
+    def uniform(self) -> list[Float[Tensor, "t _"]]:
+        """Equal weights: the mean of all choices, with which AutoMTL trains before it searches."""
+        return [torch.full_like(table, 1 / table.shape[-1]).detach() for table in self.tables]
+
+    def draw(self, random: Random) -> Policy:
+        """A policy with choices drawn from the probabilities, independently, made to fit the space."""
+        rows = [tuple(random.choices(names, weights=row)[0] for row in table.tolist())
+                for names, table in zip(self.choices, self.probabilities(), strict=True)]
+        return self.space.nearest(rows)
+
+
+def gumbel_softmax(logits: Float[Tensor, "t c"], temperature: float, hard: bool = False,
+                   generator: torch.Generator | None = None) -> Float[Tensor, "t c"]:
+    """softmax((logits + g) / temperature), g = -log(-log(u)), u uniform; one-hot with its gradient where ``hard``."""
+    # Away from 0 and 1, where the logarithms are infinite: one such draw would make all logits of the table NaN.
+    uniform = torch.rand(logits.shape, generator=generator).to(logits).clamp_(1e-20, 1 - 1e-7)
+    soft = ((logits - (-uniform.log()).log()) / temperature).softmax(-1)
+    if not hard:
+        return soft
+    one_hot = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+    # In this order: soft - soft is exactly 0, so that the values are exactly one-hot and a hard mixture computes what
+    # the policy computes, to the bit. (one_hot + soft) - soft would not round back.
+    return one_hot + (soft - soft.detach())
+
+
+@dataclass(eq=False)
+class _Value:
+    """What a node gives in one choice or outside of units.
+
+    ``token`` says how the value came about (node, weights, tokens of the inputs), so that equal tokens are equal
+    values. It is the value numbering of :mod:`polyptych.search.supermodel.execution_plan` while running: what two tasks
+    or two choices have in common is found under its token and not computed again. A mixture depends on the weights of
+    one task and gets a new token, because no other task has it.
+    """
+
+    token: Any
+    data: Any
+
+
+class Mixer:
+    """Runs a supermodel with mixed choices. All choices of all tasks are computed: memory and time are about the number
+    of tasks times the number of choices; what no unit has touched is computed once.
+
+    Inside a unit the choices run side by side in *lanes*, each from the first weight of the unit to its last with its
+    own weights, and only what leaves the unit is mixed. Mixing after every operation would be another network: a
+    nonlinearity of a mean is not the mean of the nonlinearities.
+    """
+
+    def __init__(self, supermodel: Supermodel):
+        self.supermodel = supermodel
+        space = supermodel.space
+        self.per_task = frozenset(norm for unit in supermodel.units for norm in unit.norms
+                                  if space.norms == "task")
+        self.extents: UnitExtents = find_extents(supermodel.capture, supermodel.units, self.per_task)
+        self.choices = tuple(space.choices(i) for i in range(len(supermodel.units)))
+        self._common: set[int] = set()  # units before and at which no task has a choice: they see the same there
+        for i, unit in enumerate(supermodel.units):
+            if unit.before <= self._common and len(self.choices[i]) == 1 and self.choices[i][0] != OWN:
+                self._common.add(i)
+        self._skips: dict[str, Skip] = {unit.skip.node: unit.skip for unit in supermodel.units if unit.skip is not None}
+        self._by_name = {node.name: node for node in supermodel.capture.graph.nodes}
+
+    def __call__(self, image: Float[Tensor, "b c h w"], weights: Sequence[Float[Tensor, "t _"]],
+                 tasks: Sequence[str] | None = None) -> dict[str, Any]:
+        """For every task (of ``tasks``), what the backbone returns with mixed choices.
+
+        Args:
+            weights: for each unit (task, choice), as :class:`Logits` gives them.
+        """
+        capture = self.supermodel.capture
+        output = next(node for node in capture.graph.nodes if node.op == "output")
+        known: dict[Any, Any] = {}
+        result = {}
+        for task in tasks or self.supermodel.tasks:
+            values = self._run(image, weights, task, known)
+            result[task] = capture.structure.build([values[node].data for node in output.args[0]])
+        return TaskFeatures(result) if capture.structure.kind is Features else result
+
+    def _run(self, image: Tensor, weights: Sequence[Tensor], task: str, known: dict[Any, Any]) -> dict[fx.Node, _Value]:
+        at = self.supermodel.tasks.index(task)
+        outside: dict[fx.Node, _Value] = {}
+        lanes: dict[fx.Node, list[_Value]] = {}  # of nodes inside a span, in the order of its unit's choices
+        for node in self.supermodel.capture.graph.nodes:
+            if node.op == "output":
+                continue
+            unit = self.extents.unit.get(node)
+            if unit is None:
+                outside[node] = self._compute(node, task, None, outside, image, known)
+                continue
+            of_node = []
+            for i, choice in enumerate(self.choices[unit]):
+                inputs: dict[fx.Node, _Value] = {
+                    n: lanes[n][i] if self.extents.unit.get(n) == unit else outside[n] for n in node.all_input_nodes}
+                # A skip replaces one node only, the end of the unit. Its lane computes the rest with the shared
+                # weights, as what reads other ends of the unit still needs a value.
+                if choice == SKIP and node.name in self._skips:
+                    of_node.append(self._skipped(self._skips[node.name], task, unit, i, outside, lanes, known))
+                else:
+                    of_node.append(self._compute(node, task, choice, inputs, image, known))
+            lanes[node] = of_node
+            if node in self.extents.exits or not node.users:
+                mixed = mix([value.data for value in of_node], weights[unit][at])
+                # With one choice there is nothing to mix, and other tasks with that choice have the same value.
+                token = of_node[0].token if len(of_node) == 1 else object()
+                outside[node] = _Value(token, mixed)
+        return outside
+
+    def _skipped(self, skip: Skip, task: str, unit: int, lane: int, outside: Mapping[fx.Node, _Value],
+                 lanes: Mapping[fx.Node, list[_Value]], known: dict[Any, Any]) -> _Value:
+        source = self._by_name[skip.by]
+        value = lanes[source][lane] if self.extents.unit.get(source) == unit else outside[source]
+        if skip.projection is None:
+            return value
+        key = (skip.node, "skip", task, value.token)
+        if key not in known:
+            known[key] = self.supermodel.banks.projection(skip, task)(value.data)
+        return _Value(key, known[key])
+
+    def _compute(self, node: fx.Node, task: str, choice: str | None, inputs: Mapping[fx.Node, _Value], image: Tensor,
+                 known: dict[Any, Any]) -> _Value:
+        target = str(node.target)
+        bank = self._bank(target, task, choice) if node.op in ("call_module", "get_attr") else None
+        tasks: tuple[str, ...] = ()
+        if target in self.supermodel.planner.statistics:
+            common = self.supermodel.units.owner[target] in self._common
+            tasks = self.supermodel.tasks if common else (task,)
+        key = (node.name, bank, tasks, *(inputs[n].token for n in node.all_input_nodes))
+        if key not in known:
+            known[key] = self._evaluate(node, bank, tasks, inputs, image)
+        return _Value(key, known[key])
+
+    def _evaluate(self, node: fx.Node, bank: Bank | None, tasks: tuple[str, ...], inputs: Mapping[fx.Node, _Value],
+                  image: Tensor) -> Any:
+        banks = self.supermodel.banks
+        if node.op == "placeholder":
+            return image
+        if node.op == "get_attr":
+            return banks.get(str(node.target), bank)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: inputs[n].data)
+        if node.op == "call_module":
+            return banks.module(str(node.target), bank, tasks)(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _bank(self, target: str, task: str, choice: str | None) -> Bank | None:
+        if target not in self.supermodel.units.owner:
+            return None
+        if target in self.per_task:
+            return Bank(OWN, task)
+        return BASE if choice is None else bank_of(choice, task)  # None: a weight that acts nowhere on its own
+
+
+def mix(values: Sequence[Any], weights: Float[Tensor, " c"]) -> Any:
+    """``sum_c weights_c values_c`` of tensors; collections part by part; of anything else the first."""
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, Tensor) and first.is_floating_point():
+        return torch.stack([weight.to(value) * value for weight, value in zip(weights, values, strict=True)]).sum(0)
+    if isinstance(first, list | tuple) and not isinstance(first, torch.Size):
+        return type(first)(mix(parts, weights) for parts in zip(*values, strict=True))
+    return first
+
+
+@dataclass(frozen=True, eq=False)
+class UnitExtents:
+    """The nodes of each unit between its first and its last weight: where its choices run side by side, and where their
+    values are mixed.
+
+    Attributes:
+        unit: for each node inside a span, the position of its unit.
+        exits: nodes inside whose values are read outside.
+    """
+
+    unit: dict[fx.Node, int]
+    exits: frozenset[fx.Node]
+
+
+def find_extents(capture: Capture, units: Units, without: Iterable[str] = ()) -> UnitExtents:
+    """
+    Args:
+        without: targets that do not depend on the choice at their unit.
+    """
+    # A node lies inside a unit if it is on a way from one of the unit's weights (sources) to the last nodes that the
+    # weights act on (sinks) and no weight of another unit acts in between: there the other unit's choice comes in, and
+    # the values must have been mixed before.
+    free = set(without)
+    flow = Dataflow(capture.graph)
+    sources: list[set[fx.Node]] = [set() for _ in units]
+    sinks: list[set[fx.Node]] = [set() for _ in units]
+    weighs: dict[fx.Node, set[int]] = {}  # units whose weights a value is made of, among values without the image
+    stateful: dict[fx.Node, set[int]] = {}
+    for node in capture.graph.nodes:
+        target = str(node.target)
+        # Weights may act through what is computed of them first (a standardized kernel, an interpolated position
+        # embedding); `weighs` follows them until they meet the image.
+        own = units.owner.get(target) if node.op in ("call_module", "get_attr") and target not in free else None
+        below = set[int]().union(*(weighs.get(n, set()) for n in node.all_input_nodes))
+        if own is not None:
+            sources[own].add(node)
+            below.add(own)
+        if own is None and not carries_tensors(node):
+            continue  # shapes are the same for all weights
+        if node in flow:
+            for u in below:
+                sinks[u].add(node)
+            if below:
+                stateful[node] = below
+        else:
+            weighs[node] = below
+    by_name = {node.name: node for node in capture.graph.nodes}
+    found: dict[fx.Node, int] = {}
+    for u, unit in enumerate(units):
+        ends = sinks[u] | ({by_name[unit.skip.node]} if unit.skip is not None else set())
+        others = {node for node, users in stateful.items() if u not in users}
+        down = _reached(sources[u], others, forward=True)
+        up = _reached(ends, others, forward=False)
+        inside = (down & up) | (sources[u] & up) | ends
+        for node in inside:
+            found.setdefault(node, u)
+    exits = {node for node, u in found.items()
+             if any(found.get(reader) != u for reader in node.users)}
+    return UnitExtents(found, frozenset(exits))
+
+
+def _reached(start: set[fx.Node], barriers: set[fx.Node], forward: bool) -> set[fx.Node]:
+    """All nodes on ways from here that meet no barrier, the first ones included."""
+    seen, waiting = set(start), list(start)
+    while waiting:
+        node = waiting.pop()
+        for other in node.users if forward else node.all_input_nodes:
+            if other not in seen and other not in barriers:
+                seen.add(other)
+                waiting.append(other)
+    return seen

@@ -1,0 +1,165 @@
+"""Weights of the supermodel: the backbone's own, copies of its units made when first used, statistics per stream."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyptych.search.capture.capturing import Capture
+from polyptych.search.space.policy import OWN
+from polyptych.search.space.skips import Skip
+from polyptych.search.space.units import Units
+from polyptych.search.supermodel.execution_plan import BASE, Bank, ExecutionPlan, Planner
+
+
+class WeightBanks(nn.Module):
+    """Everything with state that a captured network may use.
+
+    The names ``backbone``, ``copies``, ``streams`` and ``projections``, and ``banks`` in the supermodel, stand in
+    checkpoints. ``backbone`` is the network itself, with the names that its checkpoints have. ``copies`` holds, under
+    the name of a bank, modules and parameters under the same paths. A copy is a clone of what the backbone holds when
+    it is made (:meth:`materialize` makes them all at once, for an optimizer that must know them). ``streams`` holds
+    norms whose weights are those of a bank but whose running statistics are of one stream: the same weights may see the
+    features of several sets of tasks.
+    """
+
+    def __init__(self, capture: Capture, units: Units, planner: Planner, tasks: Sequence[str]):
+        super().__init__()
+        self.backbone = capture.root
+        self.copies, self.streams, self.projections = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.tasks = tuple(tasks)
+        self._units, self._planner = units, planner
+        self._found: dict[Any, nn.Module] = {}  # a memory of `module`
+        for name, value in capture.constants.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def get(self, target: str, bank: Bank | None) -> Any:
+        """A module, parameter, buffer or constant."""
+        if bank is None or bank == BASE:
+            return getattr(self, target) if target in self._buffers else at(self.backbone, target)
+        return at(self.copy_of(self._units.owner[target], bank), target)
+
+    def module(self, target: str, bank: Bank | None, tasks: Sequence[str]) -> nn.Module:
+        """A module, with the running statistics of the stream of features that these tasks have in common."""
+        key = (target, bank, tuple(tasks))
+        if key not in self._found:
+            self._found[key] = self._module(target, bank, tasks)
+        return self._found[key]
+
+    def _module(self, target: str, bank: Bank | None, tasks: Sequence[str]) -> nn.Module:
+        module: nn.Module = self.get(target, bank)
+        # The statistics of all tasks together, and those of a task's own copy, are the module's own.
+        if target not in self._planner.statistics or bank is None or bank.kind == OWN or len(tasks) == len(self.tasks):
+            return module
+        name = stream(bank, tasks)
+        if name not in self.streams:
+            self.streams[name] = ModuleTree()
+        tree = self.streams[name]
+        if not has(tree, target):
+            put(tree, target, tied_copy(module))
+        return at(tree, target)
+
+    def copy_of(self, unit: int, bank: Bank) -> nn.Module:
+        """The tree of a bank that holds its copy of a unit, made if it is not there yet."""
+        name = label(bank)
+        if name not in self.copies:
+            self.copies[name] = ModuleTree()
+        tree = self.copies[name]
+        targets = self._units.all[unit].targets
+        if targets and not has(tree, targets[0]):
+            memo: dict[int, Any] = {}  # of all targets, so that what is tied stays tied
+            for target in targets:
+                put(tree, target, copy.deepcopy(at(self.backbone, target), memo))
+        return tree
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Let all copies and streams that were made be what the backbone is now; parameters stay the same objects."""
+        now = {**dict(self.backbone.named_parameters(remove_duplicate=False)),
+               **dict(self.backbone.named_buffers(remove_duplicate=False))}
+        for tree in (*self.copies.values(), *self.streams.values()):
+            for name, tensor in (*tree.named_parameters(), *tree.named_buffers()):
+                tensor.copy_(now[name])
+
+    def projection(self, skip: Skip, task: str) -> nn.Module:
+        """What a task has in the place of a convolution that it leaves out."""
+        assert skip.projection is not None
+        if task not in self.projections:
+            self.projections[task] = nn.ModuleDict()
+        own: Any = self.projections[task]
+        if skip.node not in own:
+            reference = next(self.backbone.parameters())
+            own[skip.node] = skip.projection.build().to(reference.device, reference.dtype).train(self.training)
+        return own[skip.node]
+
+    def materialize(self, plans: Iterable[ExecutionPlan]) -> None:
+        """Make everything that these plans use."""
+        for plan in plans:
+            for step in plan.steps:
+                if step.skip is not None:
+                    self.projection(step.skip, step.tasks[0])
+                elif step.bank is not None:
+                    if step.node.op == "call_module":
+                        self.module(str(step.node.target), step.bank, step.tasks)
+                    else:
+                        self.get(str(step.node.target), step.bank)
+
+
+class ModuleTree(nn.Module):
+    """Modules and parameters under dotted paths."""
+
+
+def at(root: nn.Module, path: str) -> Any:
+    """What lies under a dotted path."""
+    found: Any = root
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def has(root: nn.Module, path: str) -> bool:
+    """Whether something lies under a dotted path, other than a tree that leads further."""
+    found: Any = root
+    for name in path.split("."):
+        found = getattr(found, name, None)
+        if found is None:
+            return False
+    return not isinstance(found, ModuleTree)
+
+
+def put(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
+    """Lay a module, parameter or buffer under a dotted path."""
+    *places, name = path.split(".")
+    for place in places:
+        if not hasattr(root, place):
+            root.add_module(place, ModuleTree())
+        root = getattr(root, place)
+    if isinstance(value, nn.Module):
+        existing = getattr(root, name, None)
+        if isinstance(existing, ModuleTree):  # a parameter inside came first
+            for key, inner in existing._parameters.items():
+                setattr(value, key, inner)
+        root.add_module(name, value)
+    elif isinstance(value, nn.Parameter):
+        root.register_parameter(name, value)
+    else:
+        root.register_buffer(name, value, persistent=False)
+
+
+def tied_copy(module: nn.Module) -> nn.Module:
+    """The same parameters, other buffers."""
+    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
+
+
+def label(bank: Bank) -> str:
+    """The name of a bank in a state dict."""
+    return bank.kind if bank == BASE else f"{bank.kind}_{bank.name}"
+
+
+def stream(bank: Bank, tasks: Sequence[str]) -> str:
+    """The name of a stream in a state dict: a bank, and the tasks that have their features in common."""
+    return "-".join([label(bank), *tasks])
