@@ -16,12 +16,10 @@ from polyptych.reports.tables import TIMES, escape_markdown, format_pair, is_num
 from polyptych.search.procedure.folder import read_networks
 from polyptych.search.report import pictures, sharing
 from polyptych.search.report.outcome import ENOUGH, Outcome, TrainedNetwork, gather
-from polyptych.search.space.budget import FIELDS
+from polyptych.search.space.budget import KINDS, CostKind
 from polyptych.search.space.policy import Policy
 from polyptych.search.supermodel.costs import threads_in_words
 
-COSTS = {"parameters": "parameters", "multiply_adds": "multiply-adds", "memory": "activation memory",
-         "latency": "latency"}
 VALUE = "mean skill, validation split"
 
 
@@ -42,10 +40,10 @@ class SearchPage:
         return self.outcome.networks
 
     @property
-    def axis(self) -> str:
+    def axis(self) -> CostKind:
         """The cost that the picture is about: the first of the budget, or multiply-adds."""
         limits = self.outcome.setup.search.limits.limits
-        return FIELDS[limits[0].name] if limits else "multiply_adds"
+        return KINDS[limits[0].name if limits else "flops"]
 
     @property
     def limit(self) -> float | None:
@@ -53,7 +51,7 @@ class SearchPage:
         limits = self.outcome.setup.search.limits.limits
         if not limits:
             return None
-        return limits[0].value(self.outcome.shared) / max(getattr(self.outcome.shared, self.axis), 1e-30)
+        return limits[0].value(self.outcome.shared) / max(getattr(self.outcome.shared, self.axis.field), 1e-30)
 
     @cached_property
     def points(self) -> list[pictures.Point]:
@@ -62,12 +60,12 @@ class SearchPage:
             kind = network.kind if network.kind != "searched" else (
                 "searched" if network.label == "searched" else "finalist")
             if not network.same_as and is_number(network.skill.mean):
-                found.append(pictures.Point(network.label, kind, network.relative.get(self.axis, 0.0),
+                found.append(pictures.Point(network.label, kind, network.relative.get(self.axis.field, 0.0),
                                             network.skill.mean, network.skill.half_width, network.supermodel))
         return found
 
     def tradeoff(self, page: bool = True) -> Markup:
-        cost = f"{COSTS[self.axis]} of the encoder, in units of one shared backbone"
+        cost = f"{self.axis.title} of the encoder, in units of one shared backbone"
         return Markup(pictures.tradeoff_svg(self.points, cost, VALUE, self.limit, page=page))
 
     def ranks(self, page: bool = True) -> Markup:
@@ -85,9 +83,9 @@ class SearchPage:
     def columns(self) -> list[Column]:
         """Cost, quality and the score on the supermodel of every network."""
         rows = self.networks
-        relative = [exact(COSTS[name], [row.relative.get(name, float("nan")) for row in rows],
+        relative = [exact(kind.title, [row.relative.get(kind.field, float("nan")) for row in rows],
                           lambda value: f"{value:.2f}", f"{TIMES} one backbone", False)
-                    for name in COSTS if any(name in row.relative for row in rows)]
+                    for kind in KINDS.values() if any(kind.field in row.relative for row in rows)]
         found = [
             exact("parameters", [row.cost.parameters / 1e6 for row in rows], short, "million", None), *relative,
             estimated("skill", [row.skill for row in rows], lambda value: f"{value:.4f}", "validation", True),
