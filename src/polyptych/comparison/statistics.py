@@ -61,11 +61,6 @@ class Estimate:
     half_width: float | None
     by_seed: dict[int, float]
 
-    @property
-    def spans_zero(self) -> bool:
-        """The interval holds 0, or there is none: the sign may be chance."""
-        return self.half_width is None or not abs(self.mean) > self.half_width
-
     @staticmethod
     def of(by_seed: Mapping[int, float]) -> Estimate:
         """Mean and interval. A seed without a finite value (NaN: nothing to measure) makes both NaN or absent: a
