@@ -7,9 +7,9 @@ must not wait for PyTorch.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -57,4 +57,4 @@ else:
 
 
 def not_installed(packages: Iterable[str]) -> list[str]:
-    return [name for name in packages if find_spec(name) is None]
+    return [name for name in packages if importlib.util.find_spec(name) is None]

@@ -105,7 +105,7 @@ class SearchPage:
             values = [row.headlines[task] for row in self.networks]
             largest = max((abs(value) for value in values if is_number(value)), default=0)
             columns.append(exact(task, values, lambda value, top=largest: format_pair(value, top)[0],  # type: ignore[misc]
-                                 result.headline, result.headline_higher_is_better))
+                                 result.headline, result.higher_is_better.get(result.headline)))
         return columns
 
     @property
