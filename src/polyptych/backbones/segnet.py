@@ -67,10 +67,10 @@ class SegNet(Backbone):
         bottom_width: int = 512
         """Channels of the coarsest level; 1024 is MTAN's wide network."""
         doubled: bool = False
-        """Two convolutions in place of each one: MTAN's deep network."""
+        """Two convolutions in place of each one, as in MTAN's deep network."""
         initialization: Literal["normal", "uniform"] = "normal"
-        """Distribution of Glorot and Bengio's first weights: MTAN's code has the uniform one in its cross-stitch and
-        dense networks."""
+        """Distribution of the initial weights (Glorot and Bengio): MTAN's code uses the uniform one in its cross-stitch
+        and dense networks."""
 
     def __init__(self, config: Config):
         super().__init__()

@@ -63,14 +63,14 @@ class GramBalancer(Balancer):
         level: Level = "parameters"
         """Gradients of all shared parameters, of the shared features, or of the last shared layer."""
         every: int = 1
-        """Steps between two computations of the weights; those between keep them, at the cost of equal weights, unless
-        a task has labels that had none then."""
+        """Steps between updates of the weights. The steps between cost as much as equal weights do; a task that had no
+        labels at the last update triggers a new one when it has some."""
         sum_to: Literal["native", "mean", "sum"] = "native"
-        """Scale of the weights: the method's own, a sum of 1, or a sum of the number of tasks."""
+        """Scale of the weights: as the method gives them, to a sum of 1, or to a sum of the number of tasks."""
         weight_heads: bool = True
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         clip_shared: float = 0.0
-        """Largest norm of the gradient of the shared parameters; 0 does not clip."""
+        """Maximum norm of the gradient of the shared parameters (0: no clipping)."""
 
         def __post_init__(self) -> None:
             if self.every < 1:

@@ -42,13 +42,13 @@ class CRMOGM(GramBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         method: str = "mgda"
-        """The balancer whose weights are averaged."""
+        """Balancer whose weights are averaged."""
         options: dict[str, float] = field(default_factory=dict)
-        """Numbers among that balancer's own options, by name, where they are not the default."""
+        """Numeric options of that balancer, by name, where they differ from its defaults."""
         share: float = 0.9
-        """Of the weights so far in the new ones; the paper's alpha."""
+        """Weight of the previous average in the new one (alpha in the paper)."""
 
     average: Tensor
 

@@ -43,7 +43,7 @@ class ExcessMTL(RememberingBalancer):
         eta: float = 0.01
         """Step size of the weights."""
         warmup: int = 1
-        """Steps over which the excess of the beginning is averaged."""
+        """Steps over which the initial excess is averaged."""
 
     weights: Tensor
     beginning: Tensor

@@ -40,13 +40,13 @@ class MoDo(JacobianBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(JacobianBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         batches: Literal["one", "independent"] = "one"
         """One batch for everything, or three parts of every step."""
         gamma: float = 1e-3
         """Step size of the weights."""
         rho: float = 0.1
-        """Pull of the weights towards equal ones."""
+        """Strength of the pull toward equal weights."""
 
     config: Config
     weights: Tensor

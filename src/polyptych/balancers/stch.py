@@ -41,11 +41,12 @@ class STCH(LossBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         mu: float = 1.0
-        """Softness of the maximum; towards 0 only the worst task counts."""
+        """Softness of the maximum; near 0, only the worst task counts."""
         warmup: int = 4
-        """Epochs until the nadir is taken."""
+        """Epochs before the nadir is fixed."""
         preferences: dict[str, float] = field(default_factory=dict)
-        """Of tasks that shall end nearer to 0 than others, 1 where it is not named; the paper's lambda."""
+        """Preference for each task (default: 1); higher values push the task closer to its ideal (lambda in the
+        paper)."""
 
     epochs: Tensor
     nadir: Tensor

@@ -33,7 +33,7 @@ class UPGrad(GramBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         ridge: float = 1e-4
         """Added to the diagonal of the inner products, whose trace is 1."""
 

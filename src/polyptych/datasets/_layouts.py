@@ -206,7 +206,7 @@ class LayoutDataset(Dataset):
         """Folder of the dataset."""
         layout: str = "auto"
         validation: float = 0.1
-        """Share of the official training images that is set aside as val; 0 trains on all of them."""
+        """Share of the official training images that is held out as val (0: train on all of them)."""
 
     config: Config
 

@@ -47,7 +47,7 @@ class JTRL(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         width: int = 64
-        """Channels of a state."""
+        """Channels of the hidden state."""
 
         def __post_init__(self) -> None:
             if self.width < 1:

@@ -36,17 +36,18 @@ class CrossStitch(SideBySide):
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         weights: Literal["channel", "scalar", "source"] = "channel"
-        """What has a weight of its own: every channel of every pair of tasks, every pair, or every source task."""
+        """Granularity of the learned weights: one per channel and pair of tasks, one per pair, or one per source
+        task."""
         own: float = 0.9
-        """Weight of a task's own features at the start; the others share the rest equally (survey: 0.9 and 0.1 for the
-        two tasks of NYUD, 0.8 and four times 0.05 on PASCAL). Not used with source."""
+        """Initial weight of a task's own features; the others share the rest equally (survey: 0.9 and 0.1 for the two
+        tasks of NYUD, 0.8 and four times 0.05 on PASCAL). Not used with source."""
         after_stem: bool = False
-        """Mix after the stem too (what comes before the first map of the pyramid)."""
+        """Also mix after the stem (before the first map of the pyramid)."""
         after_last: bool = True
-        """Mix after the last stage too."""
+        """Also mix after the last stage."""
         learning_rate_factor: float = 1.0
-        """Multiplies the learning rate of the weights. The survey names 100, for SGD, but its code loses it at the
-        first epoch: its numbers belong to 1. With Adam 1 is right, because its steps do not depend on the scale."""
+        """Multiplies the learning rate of the weights. The survey states 100, for SGD, but its code drops the factor
+        after the first epoch, so its numbers correspond to 1. For Adam, use 1: its steps do not depend on the scale."""
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         check_start(config.own, config.learning_rate_factor)

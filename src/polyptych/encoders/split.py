@@ -35,7 +35,7 @@ class Split(Encoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         private: int = 1
-        """How many of the last stages every task has for itself."""
+        """Number of final stages that each task has to itself."""
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__()

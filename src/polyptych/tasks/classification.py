@@ -41,7 +41,7 @@ class Classification(Task):
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
         label_smoothing: float = 0.0
-        """Share of the target's probability that is spread over all classes, 0 to 1."""
+        """Label smoothing: share of the target probability that is spread over all classes, from 0 to 1."""
 
     headline: ClassVar[str] = "top1"
     higher_is_better: ClassVar[dict[str, bool]] = {"top1": True, "top5": True}

@@ -49,11 +49,11 @@ class Keypoints(Task):
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
         loss: Literal["softmax", "mse", "focal"] = "softmax"
-        """Cross entropy over places, squared error of heat maps, or CenterNet's focal loss."""
+        """Cross-entropy over positions, squared error of heat maps, or CenterNet's focal loss."""
         sigma: float = 0.02
-        """Standard deviation of a bump as a fraction of the image's diagonal."""
+        """Standard deviation of a peak as a fraction of the image's diagonal."""
         threshold: float = 0.1
-        """Pictures show the peak of a heat map if it is higher than this."""
+        """Pictures show a heat map peak only above this height."""
 
         @property
         def standard_weight(self) -> float:

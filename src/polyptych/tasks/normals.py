@@ -42,7 +42,7 @@ class Normals(Task):
         loss: Literal["l1", "l1_pixel", "cosine"] = "l1"
         """Loss per pixel: mean over the channels, sum over the channels, or 1 - cosine."""
         accumulation: Accumulation = "global"
-        """Angles over all pixels of the set, or for every image or batch (MTAN, CAGrad) and then the mean."""
+        """Angles over all pixels of the set, or the mean over images or batches (MTAN, CAGrad)."""
 
     channels = 3
     headline: ClassVar[str] = "mean"
