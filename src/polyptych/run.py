@@ -234,7 +234,7 @@ def buildable(where: Path) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         said = (str(error).splitlines() or [""])[0]
-        raise InputError(where, f"choices from which nothing can be built ({type(error).__name__}: {said[:200]})",
+        raise InputError(where, f"choices from which no network can be built ({type(error).__name__}: {said[:200]})",
                          "a run.json written by polyptych", "restore it, or choose another run") from error
 
 

@@ -197,4 +197,4 @@ def test_advice_fits_the_fault(capsys, tmp_path: Path) -> None:
     code, said = check(capsys, root)
     assert code == 2 and 'set unit = "mm"' in said and "get these files again" not in said
     Image.fromarray(np.full((2, 3), 3, np.uint16)).save(root / "seg/00.png")
-    assert "resize the one or the other" in check(capsys, root)[1]
+    assert "resize one of them" in check(capsys, root)[1]

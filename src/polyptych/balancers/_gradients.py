@@ -258,8 +258,8 @@ class JacobianBalancer(GramBalancer):
                 raise InputError("--balancer.every", str(self.every), "1: this method has no weights to keep",
                                  "leave it out")
             if self.sum_to != "native":
-                raise InputError("--balancer.sum-to", self.sum_to, "native: this method makes a direction, not weights",
-                                 "leave it out")
+                raise InputError("--balancer.sum-to", self.sum_to, "native, because this method computes a "
+                                 "direction, not weights", "leave it out")
 
     def combine(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
@@ -276,8 +276,8 @@ class JacobianBalancer(GramBalancer):
                      tasks: tuple[str, ...]) -> tuple[list[Tensor], Float[Tensor, " t"]]:
         """The same for the shared features: one gradient for every map. Sums over the batch that must span processes
         go through :func:`polyptych.distributed.total`."""
-        raise InputError("--balancer.level", "representation", "parameters: this method keeps gradients from step to "
-                         "step, and features have no identity over steps", "use --balancer.level parameters")
+        raise InputError("--balancer.level", "representation", "parameters, because this method keeps gradients "
+                         "across steps, and features differ from step to step", "use --balancer.level parameters")
 
     def direction(self, rows: Float[Tensor, "r p"], losses: Float[Tensor, " t"],
                   tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float]]:

@@ -24,7 +24,7 @@ class CRMOGM(GramBalancer):
 
     Any method will do that finds weights from inner products (``mgda``, ``cagrad``, ``nash_mtl``, ...); the options for
     level, heads, scale and clipping are those given here, whatever that method's defaults are. The paper lets a rise
-    towards 1 while the learning rate falls; here it is constant, 0.9, as in torchjd. A task's average begins with its
+    toward 1 while the learning rate falls; here it is constant, 0.9, as in torchjd. A task's average begins with its
     first weight, not with ``1 / K`` (torchjd had both): the weights of some methods are far from that.
 
     A task without a label in a step keeps its average. Where the method's weights have a fixed sum, the others' are

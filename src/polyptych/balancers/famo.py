@@ -1,4 +1,4 @@
-"""Fast adaptive multi-task optimization: all losses shall fall at the same rate, seen from the losses alone.
+"""Fast adaptive multi-task optimization: all losses decrease at the same rate, judged by the losses alone.
 
 Source: Liu, Feng, Stone and Liu, NeurIPS 2023, arXiv 2306.03792
 """

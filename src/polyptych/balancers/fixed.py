@@ -1,4 +1,4 @@
-"""Constant weights: each task's customary one, or numbers of your own."""
+"""Constant weights: each task's usual one, or numbers of your own."""
 
 from __future__ import annotations
 

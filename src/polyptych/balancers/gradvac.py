@@ -1,4 +1,4 @@
-"""Gradient vaccine: gradients are turned towards each other until they agree as much as they usually do.
+"""Gradient vaccine: gradients are turned toward each other until they agree as much as they usually do.
 
 Source: Wang, Tsvetkov, Firat and Cao, ICLR 2021, arXiv 2010.05874
 """

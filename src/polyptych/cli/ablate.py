@@ -28,9 +28,9 @@ def main(arguments: list[str]) -> None:
                          {"seeds", "out", "on", "balancers"}, NOTE, "polyptych ablate nyuv2_ema_net")
     steps = run.decoder.ablation()
     if not steps:
-        raise InputError(f"decoder {run.decoder.name}", "a decoder that is not taken apart",
-                         "one with parts to leave out", "choose another, for instance `--decoder ema_net`, or name "
-                         "networks for `polyptych compare`")
+        raise InputError(f"decoder {run.decoder.name}", "a decoder that defines no ablation",
+                         "one with parts that can be left out", "choose another, for instance `--decoder ema_net`, "
+                         "or name networks for `polyptych compare`")
     if costs_only:
         _show_costs(run)
         return

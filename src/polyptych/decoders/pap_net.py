@@ -42,7 +42,7 @@ class PAPNet(Decoder):
     """
 
     refines = True
-    undecayed = ("mixture",)  # all of it is a softmax's argument: towards zero is towards a plain mean
+    undecayed = ("mixture",)  # all of it is a softmax's argument: toward zero is toward a plain mean
 
     tuned = ("strength", (0.2, 0.01))
 

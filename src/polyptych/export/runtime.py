@@ -106,7 +106,8 @@ class OnnxModel(FileModel):
         model = cls(path, from_json(text, path), session)
         _check_names(path, [item.name for item in session.get_outputs()], model.tasks)
         if [(item.name, item.type) for item in session.get_inputs()] != [(INPUT, "tensor(uint8)")]:
-            raise InputError(path, "a model with other inputs", f"one of bytes, named {INPUT}", "export the run again")
+            raise InputError(path, "a model with other inputs", f"a single uint8 input named {INPUT}",
+                             "export the run again")
         return model
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class ClassMap(Task):
                              f"{self.channels}, one per class", "give one weight for every class or none")
         if not 0 <= config.label_smoothing <= 1:
             raise InputError(f"{name}.label_smoothing", str(config.label_smoothing), "a number from 0 to 1",
-                             "0.1 is customary")
+                             "0.1 is usual")
         if config.absent == "nan" and config.accumulation != "global":
             raise InputError(f"{name}.absent", f"nan with accumulation {config.accumulation}", "skip or zero",
                              "choose one: few images show every class, so most would drop out of the mean")

@@ -55,7 +55,7 @@ class Boundaries(BinaryMap):
             value = getattr(config, name)
             if not 0 <= value <= 1:
                 raise InputError(f"boundaries.{name}", str(value), "a number from 0 to 1",
-                                 f"{getattr(type(config), name)} is customary")
+                                 f"{getattr(type(config), name)} is usual")
 
     def full_size_loss(self, prediction: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b h w"],
                        valid: Bool[Tensor, "b h w"]) -> Loss:

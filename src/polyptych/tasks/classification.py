@@ -58,7 +58,7 @@ class Classification(Task):
                              "set `classes` in the dataset's LabelInfo")
         if not 0 <= config.label_smoothing <= 1:
             raise InputError("classification.label_smoothing", str(config.label_smoothing), "a number from 0 to 1",
-                             "0.1 is customary")
+                             "0.1 is usual")
 
     def loss(self, prediction: Float[Tensor, "b c hp wp"], target: Int[Tensor, " b"],
              valid: Bool[Tensor, "b h w"]) -> Loss:

@@ -75,7 +75,7 @@ class Depth(Task):
         self.likelihood = "gaussian" if config.loss in ("l2", "log_l2", "silog") else "laplace"
         if not 0 <= config.silog_lambda <= 1:
             raise InputError("depth.silog_lambda", str(config.silog_lambda), "a number from 0 to 1",
-                             "0.5 is customary")
+                             "0.5 is usual")
         check_range("depth.gradient", config.gradient, 0, do="0 leaves it out")
         if not config.max_depth > 0:
             raise InputError("depth.max_depth", str(config.max_depth), "a distance in meters above 0",

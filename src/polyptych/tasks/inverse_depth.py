@@ -51,7 +51,7 @@ class InverseDepth(Task):
     def __init__(self, config: Config, *, labels: LabelInfo):
         super().__init__(config, labels=labels)
         if not 0 <= config.smallest < float("inf"):
-            raise InputError("inverse_depth.smallest", str(config.smallest), "a number from 0 on",
+            raise InputError("inverse_depth.smallest", str(config.smallest), "0 or more",
                              "0 lets every label count")
         if config.brightest is not None and not 0 < config.brightest < float("inf"):
             raise InputError("inverse_depth.brightest", str(config.brightest), "a number above 0",

@@ -41,7 +41,7 @@ class Keypoints(Task):
       Krähenbühl, arXiv 1904.07850, eq. 1, alpha 2, beta 4). We divide by valid pixels where the paper divides
       by keypoints: every loss here is a sum over pixels. Bumps are centered on whole cells, as there.
 
-    No weight is customary in the field. The standard weight makes the loss of an untrained network about as
+    No weight is usual in the field. The standard weight makes the loss of an untrained network about as
     large as other tasks' losses: 0.1 for ``softmax``, 100 for ``mse`` and 1000 for ``focal``, which are tiny
     because most pixels are far from any keypoint.
     """

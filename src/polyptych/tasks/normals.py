@@ -80,7 +80,7 @@ class Normals(Task):
 
     def paint(self, decoded: Float[Tensor, "3 h w"],
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """Red right, green up, blue towards the camera: the field's customary picture, in which a wall that
+        """Red right, green up, blue toward the camera: the field's usual picture, in which a wall that
         faces the camera is light blue and a floor is light green."""
         return _colors(self.array(decoded.float()))
 

@@ -157,7 +157,7 @@ def train_phase(trainer: PhaseTrainer, name: str, command: str) -> None:
             if not stop.asked:
                 raise
             raise Interrupted(f"{name} stopped at step {trainer.state.step} of {trainer.run.steps}; everything is "
-                              f"saved, go on with `{command}`") from None
+                              f"saved, continue with `{command}`") from None
 
 
 def finished_phase(folder: Path, steps: int) -> bool:
