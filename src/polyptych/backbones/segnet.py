@@ -1,4 +1,4 @@
-"""SegNet: VGG-16 down, its mirror image up, with the places of the maxima remembered on the way.
+"""SegNet: a VGG-16 encoder and its mirrored decoder, which reuses the positions of the pooling maxima.
 
 Source: Badrinarayanan, Kendall, Cipolla, TPAMI 2017, arXiv 1511.00561; as MTAN uses it: Liu, Johns, Davison, CVPR 2019,
 arXiv 1803.10704

@@ -111,7 +111,8 @@ class Sharing:
         under, kinds = _bits([node for nodes in (*tops.values(), stop) for node in nodes], bit_of)
         if "CheckpointFunctionBackward" in kinds:
             raise InputError("activation checkpointing", "reentrant checkpoints, which hide which task uses which "
-                             "parameters", "checkpoints that keep the graph", "pass use_reentrant=False to torch.utils.checkpoint")
+                             "parameters", "checkpoints that keep the graph",
+                             "pass use_reentrant=False to torch.utils.checkpoint")
         if COMPILED in kinds and self.reach is not None:
             if not same:
                 raise InputError("a compiled network", "other trainable parameters than when they were measured",

@@ -1,4 +1,4 @@
-"""Aligned-MTL: gradients are made orthogonal and equally long, by the nearest change that does so.
+"""Aligned-MTL: gradients are made orthogonal and equally long, with the smallest possible change.
 
 Source: Senushkin, Patakin, Kuznetsov and Konushin, CVPR 2023, arXiv 2305.19000
 """

@@ -1,4 +1,4 @@
-"""CR-MOGM: the weights of another method, averaged over steps, so that the noise of single batches moves them less.
+"""CR-MOGM: the weights of another method, averaged over steps, so that the noise of single batches affects them less.
 
 Source: Zhou et al., NeurIPS 2022, On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond
 """

@@ -1,4 +1,4 @@
-"""DB-MTL: gradients of the logarithms of the losses, averaged over steps and brought to one length.
+"""DB-MTL: gradients of the logarithms of the losses, averaged over steps and scaled to one length.
 
 Source: Lin et al., 2023, arXiv 2308.12029
 """

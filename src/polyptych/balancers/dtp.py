@@ -1,4 +1,4 @@
-"""Dynamic task prioritization: tasks that are still bad at their own metric weigh more.
+"""Dynamic task prioritization: tasks that still score low on their own metric get more weight.
 
 Source: Guo, Haque, Huang, Yeung and Fei-Fei, ECCV 2018
 """

@@ -1,4 +1,4 @@
-"""Dynamic weight average: tasks whose loss falls slowly weigh more.
+"""Dynamic weight average: tasks whose loss falls slowly get more weight.
 
 Source: Liu, Johns and Davison, CVPR 2019, arXiv 1803.10704
 """

@@ -1,4 +1,4 @@
-"""ExcessMTL: weight goes to tasks that are far from their best loss, not to those whose loss is high by noise.
+"""ExcessMTL: weight goes to tasks that are far from their best loss, not to those whose loss is high because of noise.
 
 Source: He, Zhou, Zhang, Yao, Hu and Zhao, ICML 2024, arXiv 2402.02009
 """

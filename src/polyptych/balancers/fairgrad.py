@@ -1,4 +1,4 @@
-"""FairGrad: a step of alpha-fair improvements, from the sum over the bargain to the worst task.
+"""FairGrad: alpha-fair improvements, ranging from the sum of all gains through a bargain to the worst task alone.
 
 Source: Ban and Ji, ICML 2024, arXiv 2402.15638
 """

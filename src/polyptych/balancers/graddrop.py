@@ -1,4 +1,4 @@
-"""GradDrop: where tasks disagree on the sign of a gradient, chance decides for one of the signs.
+"""GradDrop: where tasks disagree on the sign of a gradient, one sign is chosen at random.
 
 Source: Chen et al., NeurIPS 2020, arXiv 2010.06808
 """

@@ -1,4 +1,4 @@
-"""GradNorm: weights that make all tasks train at similar rates, by the sizes of their gradients.
+"""GradNorm: weights that make all tasks train at similar rates, learned from their gradient norms.
 
 Source: Chen, Badrinarayanan, Lee and Rabinovich, ICML 2018, arXiv 1711.02257
 """

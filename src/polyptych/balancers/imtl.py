@@ -1,4 +1,4 @@
-"""IMTL: a step that improves all tasks equally, seen from their gradients' directions, on losses of equal scale.
+"""IMTL: a step with equal projections onto all tasks' gradients, on losses of equal scale.
 
 Source: Liu et al., ICLR 2021, openreview IMPnRXEWpvr
 """

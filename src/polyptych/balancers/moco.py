@@ -1,4 +1,4 @@
-"""MoCo: MGDA for noisy gradients, by averages of the gradients and small steps of the weights.
+"""MoCo: MGDA for noisy gradients, with averaged gradients and small steps of the weights.
 
 Source: Fernando et al., ICLR 2023, arXiv 2210.12624
 """

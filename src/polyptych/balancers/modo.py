@@ -1,4 +1,4 @@
-"""MoDo: MGDA by small steps of the weights, on the product of gradients of two batches, which noise does not bias.
+"""MoDo: MGDA by small steps of the weights, on products of gradients from two batches, which noise does not bias.
 
 Source: Chen, Fernando, Ying and Chen, NeurIPS 2023, arXiv 2305.20057
 """

@@ -1,4 +1,4 @@
-"""Nash-MTL: tasks bargain for the step, and the one fair agreement is taken.
+"""Nash-MTL: tasks bargain for the step; the Nash bargaining solution is taken.
 
 Source: Navon et al., ICML 2022, arXiv 2202.01017
 """

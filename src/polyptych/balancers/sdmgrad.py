@@ -1,4 +1,4 @@
-"""SDMGrad: the direction between MGDA's and the mean, by gradients that are independent of each other.
+"""SDMGrad: a direction between MGDA's and the mean, from independently sampled gradients.
 
 Source: Xiao, Ban and Ji, NeurIPS 2023, arXiv 2305.18409
 """

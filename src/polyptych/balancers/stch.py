@@ -1,4 +1,4 @@
-"""Smooth Tchebycheff: a soft maximum over tasks of how far each is from where it began.
+"""Smooth Tchebycheff: a soft maximum over tasks of their distances from the ideal.
 
 Source: Lin, Zhang, Yang, Liu, Wang and Zhang, ICML 2024, arXiv 2402.19078
 """

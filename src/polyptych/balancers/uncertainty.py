@@ -1,4 +1,4 @@
-"""Uncertainty weighting: every task learns how noisy its labels are, and weighs accordingly.
+"""Uncertainty weighting: every task learns how noisy its labels are and is weighted accordingly.
 
 Source: Kendall, Gal and Cipolla, CVPR 2018, arXiv 1705.07115; Liebel and Körner, 2018, arXiv 1805.06334 (revised)
 """

@@ -1,4 +1,4 @@
-"""UPGrad: each gradient is projected to where no task gets worse, and the projections are averaged.
+"""UPGrad: each gradient is projected onto the directions in which no task gets worse, and the projections are averaged.
 
 Source: Quinton and Rey, 2024, arXiv 2406.16232
 """

@@ -1,4 +1,4 @@
-"""Soft optimal uncertainty weighting: inverse losses, tempered by a softmax.
+"""Soft optimal uncertainty weighting: softmax of the inverse losses, with a temperature.
 
 Source: Kirchdorfer et al., GCPR 2024, arXiv 2408.07985
 """

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from polyptych.data.preparation.verification import Verification
 
 USAGE = """  polyptych data list                     every dataset: tasks, license, where to get it
-  polyptych data info NAME                files to download, layouts on disk, counts, what is uncertain
-  polyptych data verify NAME --root DIR   open and check every file; a table of what is damaged or missing
+  polyptych data info NAME                files to download, layouts on disk, counts, open questions
+  polyptych data verify NAME --root DIR   open and check every file; list what is damaged or missing
   polyptych data prepare NAME --root DIR  unpack, verify, derive normals, write the folder that training reads fastest
-  polyptych data fixture NAME DIR         the dataset in miniature, with made-up images, to try things out
+  polyptych data fixture NAME DIR         write a miniature with made-up images, to try things out
 
 `polyptych data verify NAME --help` and `polyptych data prepare NAME --help` list the options."""
 

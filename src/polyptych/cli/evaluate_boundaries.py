@@ -14,8 +14,8 @@ from polyptych.errors import InputError
 if TYPE_CHECKING:
     from polyptych.metrics.boundary_benchmark import BoundaryBenchmark
 
-NOTE = """--protocol bsds|nyud|pascal|nyud_survey|pascal_survey decides the defaults of what follows; without it, bsds.
-nyud and pascal are the edge tool of ASTMT, ATRC and InvPT; *_survey is the variant without suppression of Vandenhende
+NOTE = """--protocol bsds|nyud|pascal|nyud_survey|pascal_survey sets the defaults of the options below (default: bsds).
+nyud and pascal match the edge tool of ASTMT, ATRC and InvPT; *_survey is the variant without suppression of Vandenhende
 et al. Scores of different protocols must not be compared."""
 
 

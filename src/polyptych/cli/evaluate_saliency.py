@@ -13,7 +13,7 @@ from polyptych.errors import InputError
 
 NOTE = """maxF is that of ATRC and the papers after it (all pixels pooled); maxF_SOD and MAE are those of salient object
 detection (maps scaled to their maximum, precision and recall averaged over images); mIoU_per_image and
-maxF_beta1_per_image are those of ASTMT and the survey of Vandenhende et al. Never compare one with another."""
+maxF_beta1_per_image are those of ASTMT and the survey of Vandenhende et al. Never compare one measure with another."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from polyptych.search.space.budget import HELP
 SLOTS = ("dataset", "backbone", "decoder", "balancer")
 
 NOTE = f"""Trains a supermodel, ranks policies on it, trains the best ones and the baselines, and writes search.html and
-search.md. The same command continues where it was stopped. There are also:
+search.md. The same command continues a stopped search. There are also:
 polyptych search resume FOLDER: continue a search;
 polyptych search inspect POLICY [--png FILE]: who shares what, as text and as a picture;
 polyptych search report FOLDER: write the report again.
@@ -27,7 +27,7 @@ polyptych search report FOLDER: write the report again.
 The budget: {" ".join(HELP.split())}
 
 --dataset, --backbone, --decoder, --balancer NAME and --tasks A,B change the recipe. The options of `polyptych train`
-hold for every network that is trained."""
+apply to every network that is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

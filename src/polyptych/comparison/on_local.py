@@ -61,7 +61,7 @@ def run_all(board: Board, places: list[Device]) -> None:
     except KeyboardInterrupt:
         for running in going.values():
             running.stop()
-        raise Interrupted("stopped; everything is saved, the same command goes on") from None
+        raise Interrupted("stopped; everything is saved, the same command continues") from None
 
 
 @dataclass

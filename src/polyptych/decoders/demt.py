@@ -1,4 +1,4 @@
-"""DeMT: deformable mixers make each task's features, which then query what all tasks' tokens say together.
+"""DeMT: deformable mixers make each task's features, which then query the tokens of all tasks.
 
 Source: Xu, Yang, Zhang, AAAI 2023, arXiv 2301.03461
 """

@@ -1,4 +1,4 @@
-"""EMA-Net: initial predictions, whose features exchange what similar positions hold in all tasks (CTAL).
+"""EMA-Net: initial predictions, whose features are exchanged between similar positions of all tasks (CTAL).
 
 Source: Sinodinos, Armanfard, WACV 2025, arXiv 2401.11124
 """

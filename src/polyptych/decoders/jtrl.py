@@ -1,4 +1,4 @@
-"""JTRL: tasks take turns, coarse to fine, each looking at what the others said last.
+"""JTRL: tasks take turns, from coarse to fine, each using the others' latest predictions.
 
 Source: Zhang, Cui, Xu, Jie, Li, Yang, ECCV 2018 (Joint Task-Recursive Learning for Semantic Segmentation and Depth)
 """

@@ -1,4 +1,4 @@
-"""PAP-Net: every task's features diffuse along what all tasks find alike.
+"""PAP-Net: every task's features diffuse along affinities that combine those of all tasks.
 
 Source: Zhang, Cui, Xu, Yan, Sebe, Yang, CVPR 2019, arXiv 1906.03525
 """

@@ -1,4 +1,4 @@
-"""Split: tasks share the first stages of a backbone; the last ones every task has for itself.
+"""Split: tasks share the first stages of a backbone; each task has its own last stages.
 
 Source: the baseline "Split" of MTAN (Liu, Johns, Davison, CVPR 2019, arXiv 1803.10704), which splits at the heads
 """

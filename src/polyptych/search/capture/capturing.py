@@ -106,8 +106,8 @@ def capture(root: nn.Module, *, size: tuple[int, int] | None = None, whole: Sequ
         graph = chain(root, whole, found.image)
         for image, expected in ((found.image, found.expected), (found.other, found.expected_other)):
             if not same(replay(graph, root, {}, image), expected):
-                raise InputError(f"the network {type(root).__name__}", "a result that its named modules in sequence do not give",
-                                 "modules (whole=[...]) with no other operation between them",
+                raise InputError(f"the network {type(root).__name__}", "a result that its named modules in "
+                                 "sequence do not give", "modules (whole=[...]) with no other operation between them",
                                  "name larger modules")
     paths = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
     closed = tuple(_closed(root.get_submodule(path), path, "left whole as asked") for path in paths)
