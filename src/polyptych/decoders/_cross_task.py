@@ -163,12 +163,15 @@ class CrossTaskAffinity(nn.Module):
         values = side_by_side([project(x) for project, x in zip(self.values, maps, strict=True)])
         with torch.autocast(features.device.type, enabled=False):
             precision = torch.promote_types(features.dtype, torch.float32)
+            # Unit length makes the affinities cosines. Without it, the positions with the longest features would decide
+            # every sum, and the sums would grow with the features.
             unit = F.normalize(side_by_side(maps).to(precision), dim=2, eps=SMALLEST_LENGTH)
             kernel, bias = self.filters((maps[0].shape[-2], maps[0].shape[-1]))
             if self.shared:
                 kernel, bias = kernel[0], bias[0]
             gathered = cross_task_affinity(unit, values.to(precision), kernel.to(precision), bias.to(precision),
                                            method=self.method)
+            # Only what was gathered is resized: the features themselves never pass through the coarser grid.
             gathered = resize(gathered.flatten(0, 1), (features.shape[-2], features.shape[-1])).view_as(features)
             gamma = self.gamma.view(-1, 1, 1, 1) if isinstance(self.gamma, Tensor) else self.gamma
             return (gamma * gathered + (1 - gamma) * features).to(features.dtype)
