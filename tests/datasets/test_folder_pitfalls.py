@@ -121,10 +121,10 @@ def test_labels_are_counted_and_names_that_do_not_meet_are_a_fault(capsys, tmp_p
     assert verified(root).doubts == []
     (root / "seg/05.png").rename(root / "seg/5.png")
     code, said = check(capsys, root)
-    assert code == 2 and "opened with semseg (5 of 6 labelled)" in said and "'5'" in said and "rename" in said
+    assert code == 2 and "opened with semseg (5 of 6 labeled)" in said and "'5'" in said and "rename" in said
     (root / "seg/5.png").unlink()
     code, said = check(capsys, root)  # a label may be missing; it is told all the same
-    assert code == 0 and "(5 of 6 labelled)" in said and "'05' has none" in said
+    assert code == 0 and "(5 of 6 labeled)" in said and "'05' has none" in said
     assert sum(found["semseg"] for found in verified(root).labelled.values()) == 5
 
 

@@ -51,7 +51,7 @@ class NYUv2Keypoints(Dataset):
         root: Path = Path("data/nyuv2_keypoints")
         """Folder of the dataset."""
         layout: Literal["auto", "points", "heat_maps"] = "auto"
-        """How keypoints are stored: as coordinates, or as heat maps (as exact as their cells); auto looks at one
+        """How keypoints are stored: as coordinates, or as heat maps (as exact as their cells); auto checks one
         file."""
         validation: float = 0.1
         """Share of the training frames, in whole scenes, that is held out as val (0: train on all of them)."""

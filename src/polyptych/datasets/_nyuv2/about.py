@@ -1,4 +1,4 @@
-"""Where NYUv2 comes from and how its files lie on disk."""
+"""Where NYUv2 comes from and the layouts of its files on disk."""
 
 from __future__ import annotations
 

@@ -112,15 +112,15 @@ class SearchPage:
     def verdicts(self) -> list[str]:
         """The comparison with random trees; that there is none, where there is none."""
         return [versus.verdict for versus in self.outcome.versus] or [
-            "No random tree was trained, so nothing says whether the search was worth it."]
+            "No random tree was trained, so whether the search was worth it is unknown."]
 
     @property
     def rank_words(self) -> str:
         found = self.outcome.correlation
         if found.spearman is None or found.kendall is None:
-            return f"Ranks cannot be compared: {found.policies} different policies were trained."
-        few = "" if found.policies >= ENOUGH else f" ({ENOUGH} are wanted for a number that says something)"
-        low = (" Below 0.5 the supermodel is a weak guide: what it ranks highest is little better than a draw."
+            return f"Ranks cannot be compared: only {found.policies} different policies were trained."
+        few = "" if found.policies >= ENOUGH else f" (at least {ENOUGH} are needed for a meaningful number)"
+        low = (" Below 0.5 the supermodel is a weak guide: what it ranks highest is little better than chance."
                if found.spearman < 0.5 else "")
         return (f"Ranks on the supermodel against ranks after training: Spearman {found.spearman:+.2f}, Kendall "
                 f"{found.kendall:+.2f}, over {found.policies} policies{few}.{low}")
@@ -140,7 +140,7 @@ class SearchPage:
              + ("the mixture of all choices" if search.is_automtl else "sampled policies")),
             ("Networks", f"each trained {run.steps} steps of {run.batch_size * run.accumulate} images{size}, "
              f"{'seeds' if len(setup.seeds) > 1 else 'seed'} {seeds}"),
-            ("Finalists", f"began with {search.weights} weights, baselines with fresh ones"),
+            ("Finalists", f"started from {search.weights} weights, baselines from fresh ones"),
             ("Costs", "of the encoder alone; latency on " + threads_in_words(self.outcome.table.setting)
              if self.outcome.table.setting.timed else "of the encoder alone; latency was not measured"),
         ]
@@ -151,11 +151,11 @@ class SearchPage:
         return [
             "Everything was chosen on the validation split, which is carved out of the training images. The test split "
             "was evaluated once per network, after its training.",
-            "The winning finalist is the best of all finalists on the validation split, so its skill there is a little "
-            "flattered; on the test split it is not.",
+            "The winning finalist is the best of all finalists on the validation split, so its skill there is "
+            "slightly optimistic; on the test split it is not.",
             "± is half the 95 % interval of the mean over seeds (Student t)." if several else
             "There is one seed, so no interval: differences may be chance.",
-            *(f"{row.label}: {row.note}" + (f" (shares like {row.same_as}, the same runs)" if row.same_as else "") + "."
+            *(f"{row.label}: {row.note}" + (f" (shares like {row.same_as}: the same runs)" if row.same_as else "") + "."
               for row in self.networks if row.note or row.same_as),
         ]
 
