@@ -65,7 +65,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "evaluation_record": "what an evaluation finds, as data",
     "protocols": "which published numbers an evaluation may stand beside",
     "reports": "the look of all pages, and the page of a run folder; it reads files and trains nothing",
-    "export.metadata": "what an exported file says of itself",
+    "export.metadata": "what an exported file says about itself",
     "export.archive": "an exported file is looked at before it is trusted",
     "export.graph": "a network as a graph of operators",
     "export.runtime": "an exported file as a model",

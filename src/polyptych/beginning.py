@@ -1,4 +1,4 @@
-"""Beginning with trained networks: every task's backbone and head from the run that trained it.
+"""Starting from trained networks: every task's backbone and head from the run that trained it.
 
 So begin the cross-stitch networks and NDDR-CNNs that were published (Misra et al., CVPR 2016, arXiv 1604.03539; Gao et
 al., CVPR 2019, arXiv 1801.08297): their units, near the identity at first, then connect networks that already work.

@@ -1,4 +1,4 @@
-"""The contract of a balancer: the only place where gradients are made."""
+"""The contract of a balancer: the only place that computes gradients."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from polyptych.encoders._side_by_side import SideBySide, check_start, start_weig
 
 
 class CrossStitch(SideBySide):
-    """After a stage, task i goes on with x_i' = sum_j w_ij x_j, where w is learned.
+    """After a stage, task i continues with x_i' = sum_j w_ij x_j, where w is learned.
 
     The paper begins with networks that were trained for one task each (``--start RUN``, a run of ``single``); from
     scratch is possible, but not what was published. With ``own`` 1 the networks begin as those of ``single``, to the
@@ -25,7 +25,7 @@ class CrossStitch(SideBySide):
 
     The survey (Vandenhende et al., TPAMI 2021, arXiv 2004.13379) mixes after the four layers of a ResNet, not after its
     stem, with a weight for every channel. MTAN's comparison has one weight for every source, the same for all targets
-    and 1 at the start (``--encoder.weights source``): all tasks go on with the same sum.
+    and 1 at the start (``--encoder.weights source``): all tasks continue with the same sum.
 
     Raises:
         InputError: ``own`` is not between 0 and 1, or the learning-rate factor is not positive.

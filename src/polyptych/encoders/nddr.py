@@ -22,7 +22,7 @@ from polyptych.types import Features
 
 
 class Nddr(SideBySide):
-    """After a stage, task i goes on with ReLU(BatchNorm(W_i [x_1; ...; x_T])), where W_i is a 1x1 convolution without
+    """After a stage, task i continues with ReLU(BatchNorm(W_i [x_1; ...; x_T])), where W_i is a 1x1 convolution without
     bias from T times the channels to the channels. W_i begins as multiples of the identity: cross-stitch with its
     channels connected.
 

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: tasks, labels, sizes, where it comes from. JSON, read strictly."""
+"""What an exported file says about itself: tasks, labels, sizes, where it comes from. JSON, read strictly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a task. Everything specific to what is predicted lives in the task's own file."""
+"""The contract of a task. Everything specific to a task lives in its own file."""
 
 from __future__ import annotations
 

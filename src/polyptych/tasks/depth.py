@@ -1,4 +1,4 @@
-"""Depth: how far every pixel lies, in meters."""
+"""Depth: the distance of every pixel, in meters."""
 
 from __future__ import annotations
 

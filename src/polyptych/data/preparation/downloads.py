@@ -27,7 +27,7 @@ def download(url: str, path: Path, sha256: str = "", progress: Callable[[int, in
              timeout: float = 60.0, pause: float = 1.0) -> Path:
     """Fetch ``url`` to ``path``, which appears only when it is complete and its checksum is right.
 
-    What has arrived lies in ``path.part``; a later call goes on from there if the server supports ranges and its file
+    What has arrived lies in ``path.part``; a later call continues from there if the server supports ranges and its file
     is still the same (by ETag or date), and starts over otherwise. A file that is there already is not fetched again.
 
     Args:

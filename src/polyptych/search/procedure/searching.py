@@ -76,7 +76,7 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
 
     Raises:
         InputError: something is not as needed, or no policy keeps the budget.
-        Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call continues.
     """
     if on == "ray":
         on_ray.require_ray()
