@@ -1,4 +1,4 @@
-"""Every collective operation in the library. Started by ``torchrun``, a run spans processes; otherwise all of this is free."""
+"""Every collective operation. Started by ``torchrun``, a run spans processes; otherwise all of this is free."""
 
 from __future__ import annotations
 
