@@ -94,7 +94,7 @@ def test_a_maze_of_links_ends(tmp_path: Path) -> None:
         (tmp_path / f"{number}").mkdir()
         for other in range(10):
             (tmp_path / f"{number}/{other}").symlink_to(f"../{other}", True)
-    with pytest.raises(InputError, match="links that lead to the same folders"):
+    with pytest.raises(InputError, match="links that reach the same folders"):
         list(walk(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Beginning with trained networks: what a soft-sharing run takes over of single-task runs, and what it refuses."""
+"""Starting from trained networks: what a soft-sharing run takes over of single-task runs, and what it refuses."""
 
 from __future__ import annotations
 
