@@ -265,13 +265,13 @@ def _last_uses(roots: Iterable, bit_of: Mapping[int, int]) -> dict[int, int]:
 
 def _entered_apart(ends: Mapping[str, Sequence[Tensor]]) -> bool:
     """Whether tasks read different results of one compiled part: its graph does not say what each of them uses."""
-    entries = []
-    for tensors in ends.values():
+    entries: dict[Any, dict[str, set[int]]] = {}  # by compiled part and task, which of its results are read
+    for task, tensors in ends.items():
         edges = {edge for node in _nodes(x.grad_fn for x in tensors) for edge in node.next_functions}
-        edges |= {(x.grad_fn, x.output_nr) for x in tensors}
-        entries.append({edge for edge in edges if type(edge[0]).__name__ == COMPILED})
-    return any(one != other and {node for node, _ in one} & {node for node, _ in other}
-               for one in entries for other in entries)
+        for node, number in edges | {(x.grad_fn, x.output_nr) for x in tensors}:
+            if type(node).__name__ == COMPILED:
+                entries.setdefault(node, {}).setdefault(task, set()).add(number)
+    return any(one != other for readers in entries.values() for one in readers.values() for other in readers.values())
 
 
 class Rows:
