@@ -142,4 +142,4 @@ def writing(path: Path, size: int = 0) -> Iterator[None]:
     except OSError as error:
         room = f"{size / 2**20:.0f} MiB of free, writable disk" if size >= 2**20 else "free, writable disk"
         raise InputError(path, f"'{error.strerror or error}' while writing", room,
-                         "free some space, then go on: what was there before is untouched") from error
+                         "free some space, then continue: what was there before is untouched") from error

@@ -32,14 +32,15 @@ class Loading:
     """How batches reach the network."""
 
     workers: int = 0
-    """Processes that read and transform samples beside the training process."""
+    """Number of processes that read and transform samples."""
     cache: Path | None = None
-    """Folder for a memory-mapped copy of the decoded samples, made at first use; None reads the files each time."""
+    """Folder for a memory-mapped cache of decoded samples, written at first use (default: read the files every
+    time)."""
     on_fault: Literal["stop", "skip"] = "stop"
-    """What to do about an unreadable or invalid sample: stop with its name, or skip, count and report it."""
+    """What to do with an unreadable or invalid sample: stop and name it, or skip, count and report it."""
     check: int = 100
-    """Samples of the validation split, and of the test split, that are read before the first step, so that a damaged
-    file is found then and not after the last step. 0 reads none."""
+    """Number of samples of the validation and of the test split that are read before the first step, so that damaged
+    files are found early (0: none)."""
 
     def __post_init__(self) -> None:
         check_range("--loading.workers", self.workers, 0, do="0 reads in the training process")
@@ -53,13 +54,13 @@ class Execution:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the network under autocast; losses and metrics are always float32. float16 scales the loss."""
+    """Precision of the network under autocast; losses and metrics are always float32. float16 uses loss scaling."""
     channels_last: bool = True
-    """Memory format that convolutions prefer."""
+    """Use the channels-last memory format, which is faster for convolutions."""
     compile: bool = False
     """Compile the network with torch.compile."""
     sync_batch_norm: bool = False
-    """Share batch statistics between processes."""
+    """Synchronize batch statistics across processes."""
 
     def __post_init__(self) -> None:
         known_device(self.device, "--execution.device")
@@ -70,17 +71,17 @@ class Monitoring:
     """What is watched, kept and shown."""
 
     log_every: int = 20
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between entries in metrics.jsonl."""
     validate_every: int = 500
-    """Steps between two validations; the last step is always validated."""
+    """Steps between validations; the last step is always validated."""
     save_every: int = 250
-    """Steps between two checkpoints; the last step is always saved."""
+    """Steps between checkpoints; the last step is always saved."""
     tensorboard: bool = False
-    """Also write TensorBoard events (needs the log extra)."""
+    """Also write TensorBoard events (requires the log extra)."""
     examples: int = 6
-    """Test images shown in the report."""
+    """Number of test images shown in the report."""
     trivial_samples: int = 200
-    """Training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
+    """Number of training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "validate_every", "save_every", "trivial_samples"):
@@ -93,38 +94,40 @@ class Run:
     """Every choice of one run."""
 
     dataset: Dataset.Config
-    """What is learned from."""
+    """Dataset to learn from."""
     tasks: dict[str, Task.Config]
-    """What is predicted."""
+    """Tasks to predict."""
     backbone: Backbone.Config
-    """What extracts features."""
+    """Backbone, which extracts features."""
     encoder: Encoder.Config
-    """How features are shared."""
+    """Encoder: how features are shared."""
     decoder: Decoder.Config
-    """How predictions are refined."""
+    """Decoder: how predictions are refined."""
     balancer: Balancer.Config
-    """How tasks are weighed."""
+    """Balancer: how tasks are weighted."""
     recipe: str = ""
-    """Where the choices started from."""
+    """Recipe that the choices are based on."""
     size: tuple[int, int] | None = None
-    """Height and width of the network's input; None keeps the dataset's own (all images must agree)."""
+    """Height and width of the network input (default: the dataset's own size, which must be the same for all
+    images)."""
     steps: int = 1000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 8
     """Images per forward pass and process."""
     accumulate: int = 1
     """Forward passes per optimizer step; the loss is normalized over all of them."""
     clip: float = 0.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Maximum gradient norm (0: no clipping)."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then evaluated; 0 keeps none."""
+    """Decay of an exponential moving average of the weights, which is then the one evaluated (0: none)."""
     select: Literal["last", "best"] = "last"
-    """Weights that are tested: the last, or the best on the validation split by mean skill. Never chosen on test."""
+    """Weights to test: the last, or the best on the validation split by mean skill. Nothing is ever selected on the
+    test split."""
     start: tuple[Path, ...] = ()
-    """Runs whose trained networks this one begins with: one of all tasks or one of each, not shared (cross_stitch and
-    nddr are published so; single continues)."""
+    """Runs to initialize this one from: one with all tasks, or one per task, whose tasks share nothing (cross_stitch
+    and nddr are published this way; single continues)."""
     seed: int = 0
-    """Of initialization, sample order and augmentation."""
+    """Seed for initialization, sample order and augmentation."""
     augment: Augment = field(default_factory=Augment)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -231,7 +234,7 @@ def buildable(where: Path) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         said = (str(error).splitlines() or [""])[0]
-        raise InputError(where, f"choices from which nothing can be built ({type(error).__name__}: {said[:200]})",
+        raise InputError(where, f"choices from which no network can be built ({type(error).__name__}: {said[:200]})",
                          "a run.json written by polyptych", "restore it, or choose another run") from error
 
 

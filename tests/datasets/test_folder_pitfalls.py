@@ -121,10 +121,10 @@ def test_labels_are_counted_and_names_that_do_not_meet_are_a_fault(capsys, tmp_p
     assert verified(root).doubts == []
     (root / "seg/05.png").rename(root / "seg/5.png")
     code, said = check(capsys, root)
-    assert code == 2 and "opened with semseg (5 of 6 labelled)" in said and "'5'" in said and "rename" in said
+    assert code == 2 and "opened with semseg (5 of 6 labeled)" in said and "'5'" in said and "rename" in said
     (root / "seg/5.png").unlink()
     code, said = check(capsys, root)  # a label may be missing; it is told all the same
-    assert code == 0 and "(5 of 6 labelled)" in said and "'05' has none" in said
+    assert code == 0 and "(5 of 6 labeled)" in said and "'05' has none" in said
     assert sum(found["semseg"] for found in verified(root).labelled.values()) == 5
 
 
@@ -197,4 +197,4 @@ def test_advice_fits_the_fault(capsys, tmp_path: Path) -> None:
     code, said = check(capsys, root)
     assert code == 2 and 'set unit = "mm"' in said and "get these files again" not in said
     Image.fromarray(np.full((2, 3), 3, np.uint16)).save(root / "seg/00.png")
-    assert "resize the one or the other" in check(capsys, root)[1]
+    assert "resize one of them" in check(capsys, root)[1]

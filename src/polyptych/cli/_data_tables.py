@@ -71,7 +71,7 @@ def print_info(name: str, console: Console) -> None:
             files.add_row(*map(escape, (file.file, "\n".join(filter(None, known)), file.size or "not stated")))
         console.print("", files)
         if not any(file.sha256 for file in stated.downloads):
-            console.print("No checksum is known.")
+            console.print("No checksums are known.")
     layouts = _table("layout", "looks for", "official images", "note", title="layouts on disk", lines=True)
     for layout, facts in stated.layouts.items():
         counts = "\n".join(f"{split} {count}" for split, count in facts.counts.items())
@@ -95,7 +95,7 @@ def print_verification(config: Any, found: Verification, console: Console) -> No
             counts.add_row(split, "none")
             continue
         count, labelled = found.counts[split], found.labelled[split]
-        counts.add_row(split, str(count), *(f"{labelled[task]} of {count} labelled" if task in labelled else ""
+        counts.add_row(split, str(count), *(f"{labelled[task]} of {count} labeled" if task in labelled else ""
                                             for task in partial))
     for split, (here, published) in found.official.items():
         counts.add_row(f"official {split}", f"{here} of {published}")
@@ -104,11 +104,11 @@ def print_verification(config: Any, found: Verification, console: Console) -> No
         console.print(escape(f"- {doubt}"), soft_wrap=True)
     some = {task: sum(labelled.get(task, 0) for labelled in found.labelled.values()) for task in found.tasks}
     total = sum(found.counts.values())
-    told = ", ".join(task if count == total else f"{task} ({count} of {total} labelled)"
+    told = ", ".join(task if count == total else f"{task} ({count} of {total} labeled)"
                      for task, count in some.items())
     console.print(escape(f"{found.opened} of {total} opened with {told}"))
     if not found.faults:
-        console.print("[green]no fault")
+        console.print("[green]no faults")
         return
     table = _table("where", "found", "needed", "what to do", title="damaged or missing")
     for fault in found.faults[:_SHOWN]:

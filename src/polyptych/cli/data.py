@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from polyptych.data.preparation.verification import Verification
 
 USAGE = """  polyptych data list                     every dataset: tasks, license, where to get it
-  polyptych data info NAME                files to download, layouts on disk, counts, what is uncertain
-  polyptych data verify NAME --root DIR   open and check every file; a table of what is damaged or missing
+  polyptych data info NAME                files to download, layouts on disk, counts, open questions
+  polyptych data verify NAME --root DIR   open and check every file; list what is damaged or missing
   polyptych data prepare NAME --root DIR  unpack, verify, derive normals, write the folder that training reads fastest
-  polyptych data fixture NAME DIR         the dataset in miniature, with made-up images, to try things out
+  polyptych data fixture NAME DIR         write a miniature with made-up images, to try things out
 
 `polyptych data verify NAME --help` and `polyptych data prepare NAME --help` list the options."""
 
@@ -31,15 +31,15 @@ USAGE = """  polyptych data list                     every dataset: tasks, licen
 @dataclass(frozen=True)
 class VerifyArguments:
     dataset: Dataset.Config
-    """Its options."""
+    """Options of the dataset."""
     root: Path | None = None
     """Folder of the dataset; short for --dataset.root."""
     tasks: tuple[str, ...] = ()
-    """Tasks whose labels are used, as A,B; all that the dataset has if none is given."""
+    """Tasks whose labels are used, as A,B (default: all that the dataset has labels for)."""
     quick: bool = False
-    """Open 20 samples of each split only."""
+    """Open only 20 samples of each split."""
     subset: bool = False
-    """Fewer images than published are fine."""
+    """Accept fewer images than published."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,25 @@ class PrepareArguments(VerifyArguments):
     archives: Annotated[tuple[Path, ...], tyro.conf.arg(name="from")] = ()
     """Archives to unpack into the root first (.zip, .tar, .tar.gz, ...)."""
     download: bool = False
-    """Fetch the archives that have a plain address, into archives/ in the root, and unpack them."""
+    """Download the archives that have a direct URL to archives/ in the root, and unpack them."""
     out: Path | None = None
-    """Folder that receives the prepared dataset; ROOT-prepared without it."""
+    """Output folder for the prepared dataset (default: ROOT-prepared)."""
     size: tuple[int, int] | None = None
-    """Height and width of images and labels; without it they keep their own, and all must agree."""
+    """Height and width of images and labels (default: their own size, which must be the same for all)."""
     normals: bool = True
-    """Derive normals from depth where the dataset has none and its camera is known."""
+    """Derive normals from depth if the dataset has none and its camera is known."""
     intrinsics: tuple[float, float, float, float] | None = None
-    """fx, fy, cx, cy of the depth maps in pixels, where the dataset does not know them."""
+    """Camera intrinsics fx, fy, cx, cy of the depth maps, in pixels, if the dataset does not know them."""
     window: int = 21
-    """Side of the square that a plane is fitted in to find a normal, in pixels."""
+    """Side of the square, in pixels, in which a plane is fitted to find a normal."""
 
 
 @dataclass(frozen=True)
 class FixtureArguments:
     folder: tyro.conf.Positional[Path]
-    """Folder to write to; must be new or empty."""
+    """Output folder; must be new or empty."""
     layout: str = field(default="")
-    """How the files lie on disk; the first layout of `polyptych data info NAME` without it."""
+    """Layout of the files on disk (default: the first one in `polyptych data info NAME`)."""
 
 
 def main(arguments: list[str]) -> None:

@@ -30,7 +30,7 @@ def gather(folders: Sequence[Path]) -> list[Entry]:
     for entry in found:
         if not entry.tested:
             raise InputError(entry.folder, "a run that is not finished", "a run with evaluation/test.json",
-                             f"go on with `polyptych resume {entry.folder}`")
+                             f"continue with `polyptych resume {entry.folder}`")
     refuse_other_protocols([Finished.read(entry) for entry in found])
     _refuse_other_recipes(found)
     return _in_rows(found)

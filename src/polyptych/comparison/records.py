@@ -1,7 +1,7 @@
 """Finished runs as small files (``polyptych compare --records FOLDER``): everything but weights and pictures.
 
 A record is JSON that one can read in a diff and commit. A run that has one counts as finished wherever the folder goes,
-so that a comparison begun on one machine goes on on another and makes the same page. Numbers are taken from a record
+so that a comparison begun on one machine continues on another and makes the same page. Numbers are taken from a record
 only if this code would give the run the same numbers: its choices are those of the grid, and the generation of its
 numbers (:func:`polyptych.run.numerics`) is today's. Commit and machine are written down beside them but do not decide:
 most commits move no number.

@@ -79,7 +79,7 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
         f" ({counter.done / max(predictor.seconds, 1e-9):.2f} without reading and writing)")
     if unreadable:
         for error in unreadable:
-            say(f"left out: {error}")
+            say(f"skipped: {error}")
         names = ", ".join(error.where for error in unreadable[:SHOWN])
         more = f" and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
         raise InputError("inputs", f"{len(unreadable)} of {len(sources)} that cannot be read ({names}{more})",
@@ -171,7 +171,7 @@ def _spare(sources: Sequence[Source], tasks: Sequence[str], out: Path) -> None:
             if other is not source:
                 raise InputError(source.path, f"an input whose result {source.stem}{ending} would overwrite "
                                  f"{f'that of {other.path}' if other else 'the contact sheet'}",
-                                 "names that do not meet", "rename it, or predict it into another --out")
+                                 "names that do not collide", "rename it, or predict it into another --out")
     place = out.resolve()
     for source in sources:
         path = source.path.resolve()

@@ -1,4 +1,4 @@
-"""Videos and cameras in, videos out: frame by frame, and playable whenever the program is killed.
+"""Videos and cameras in, videos out: frame by frame, and playable even if the program is killed at any moment.
 
 The output is fragmented MP4: every frame is a fragment of its own, complete in itself and handed to the operating
 system at once. A program that is killed loses the frame it was writing, and nothing before it. The encoder looks at no

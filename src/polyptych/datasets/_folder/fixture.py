@@ -40,7 +40,7 @@ invalid = [0, 65535]
 files = "normals/{id}.npz"
 key = "normals"
 axes = ["x", "-y", "-z"]
-note = "stored y up, z towards the camera"
+note = "stored y up, z toward the camera"
 
 [tasks.boundaries]
 files = "edges/{id}.tif"

@@ -105,7 +105,7 @@ class NormalMaps(FileLabels):
 
     axes: tuple[str, str, str] = ("x", "y", "z")
     """Which stored channel, with which sign, points right, down and forward: ["x", "-y", "-z"] if stored normals are
-    x right, y up, z towards the camera."""
+    x right, y up, z toward the camera."""
 
     def info(self, root: Path, where: str) -> LabelInfo:
         if sorted(axis.removeprefix("-") for axis in self.axes) != ["x", "y", "z"]:

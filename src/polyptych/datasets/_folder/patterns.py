@@ -25,7 +25,7 @@ class Pattern:
     def __post_init__(self) -> None:
         rest = self.text.replace("{id}", "")
         if "{id}" not in self.text or "{" in rest or "}" in rest or "\0" in rest:
-            raise InputError(self.where, repr(self.text), "a path with {id} in the place of the sample's id",
+            raise InputError(self.where, repr(self.text), "a path with {id} where the sample's id goes",
                              "for instance \"images/{id}.jpg\"")
 
     def expected(self, root: Path, sample: str) -> Path:

@@ -76,7 +76,7 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
 
     Raises:
         InputError: something is not as needed, or no policy keeps the budget.
-        Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call continues.
     """
     if on == "ray":
         on_ray.require_ray()
@@ -163,8 +163,8 @@ class _Search:
         policies = (space.all_shared(), *(space.draw(Random(i)) for i in range(200)))
         if not any(self.allowed(policy) for policy in policies):
             least = min(map(self.use, policies))
-            raise InputError("--budget", f"{self.choices.limits.text}, which no policy keeps (the least of 200 takes "
-                             f"{least:.2f} of it)", "a larger budget", "1x is one backbone that all tasks share")
+            raise InputError("--budget", f"{self.choices.limits.text}, which no policy meets (the cheapest of 200 "
+                             f"takes {least:.2f} of it)", "a larger budget", "1x is one backbone that all tasks share")
         self.run.build_balancer(self.tasks)
 
     def train_supermodel(self) -> None:
