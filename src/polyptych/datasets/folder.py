@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._folder.description import FolderSpec, read_description
 from polyptych.datasets._folder.labels import Source, require_readable
 from polyptych.datasets._folder.patterns import Pattern
+from polyptych.datasets._folder.splits import Splits
 from polyptych.errors import InputError
 from polyptych.types import Sample, SampleInfo
 
@@ -72,10 +74,12 @@ class Folder(Dataset):
         self.labels = {name: labels.info(self.root, self.description.where(name))
                        for name, labels in self.description.tasks.items()}
         super().__init__(config, split=split, tasks=tasks)
-        self.protocol = f"folder-{self.description.digest}"
+        self.title = data_name(self.root, self.description)
+        self.protocol = f"{slug(self.description.name) or 'folder'}-{self.description.digest}"
         self.images = self._find_images()
         where = f"{self.description.path}: splits"
-        self.ids = self.description.splits.of(split, self.images, self.root, where)
+        splits = self.description.splits or Splits.of_folders(self.images)
+        self.ids = splits.of(split, self.images, self.root, where)
         if not self.ids:
             raise EmptySplit(f"{where}.{split}", "no images", f"at least one ({len(self.images)} images were found)",
                              f"give {split} a list or a share of them")
@@ -176,6 +180,16 @@ def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
 
 
+def data_name(root: Path, description: FolderSpec) -> str:
+    """What the data set is called: as its description says, or like its folder."""
+    return description.name or root.resolve().name
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name or of a protocol."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.").lower()
+
+
 def _described(config: Folder.Config) -> tuple[Path, FolderSpec]:
     """The folder of the data and what its description says."""
     if config.description is None and config.root is None:
@@ -185,4 +199,4 @@ def _described(config: Folder.Config) -> tuple[Path, FolderSpec]:
     root = path.parent if config.root is None else Path(config.root)
     if not root.is_dir():
         raise InputError(f"root of folder ({root})", "no such folder", "the folder of the data", "correct the path")
-    return root, read_description(path)
+    return root, read_description(path, root)

@@ -15,6 +15,7 @@ from polyptych.datasets._folder.objects import ImageClasses, KeypointLabels
 from polyptych.datasets._folder.patterns import Pattern
 from polyptych.datasets._folder.splits import Splits
 from polyptych.datasets._folder.values import DepthMaps, InverseDepthMaps, ResponseMaps
+from polyptych.datasets._folder.class_names import read_class_names
 from polyptych.datasets._toml import decode_toml, read_toml
 from polyptych.errors import InputError, nearest
 from polyptych.record import decode
@@ -33,8 +34,12 @@ class Contents:
     """The file as it is written."""
 
     image: str
+    """Where the images lie, for instance photos/{id}.jpg."""
     tasks: dict[str, dict[str, Any]]
+    name: str = ""
+    """What the data set is called in titles, tables and folders of runs; without it, the name of its folder."""
     image_key: str = ""
+    """Name of the variable, where images are arrays in files with several."""
     splits: Splits = field(default_factory=Splits)
 
 
@@ -44,16 +49,19 @@ class FolderSpec:
 
     Attributes:
         path: of the file.
+        name: what the data set is called, empty where the file does not say it.
         image: where the images lie.
         image_key: name of the variable, where they are arrays in files with several.
         kinds: kind of every task.
+        splits: None where ``{split}`` in the pattern of the images says them.
         digest: of all that the file says, in eight letters.
     """
 
     path: Path
+    name: str
     image: Pattern
     image_key: str
-    splits: Splits
+    splits: Splits | None
     tasks: dict[str, Labels]
     kinds: dict[str, str]
     digest: str
@@ -63,8 +71,11 @@ class FolderSpec:
         return f"{self.path}: tasks.{task}"
 
 
-def read_description(path: Path) -> FolderSpec:
+def read_description(path: Path, root: Path) -> FolderSpec:
     """
+    Args:
+        root: the folder of the data, where files with names of classes lie.
+
     Raises:
         InputError: the file is missing, is not TOML, or has an unknown, missing or wrong entry, which is named.
     """
@@ -78,10 +89,16 @@ def read_description(path: Path) -> FolderSpec:
         if not isinstance(kind, str) or kind not in KINDS:
             raise InputError(f"{where}.task", repr(kind), nearest(str(kind), KINDS),
                              "name the table like its kind of task, or add task = \"...\"")
+        if isinstance(table.get("classes"), str):
+            table["classes"] = list(read_class_names(root / table["classes"]))
         tasks[name], kinds[name] = decode(KINDS[kind], table, where), kind
     if not tasks:
         raise InputError(f"{path}: tasks", "none", "at least one table like [tasks.semseg]", "add it")
-    text = json.dumps(raw, sort_keys=True, default=str)
+    if not contents.name.isprintable() or len(contents.name) > 100:
+        raise InputError(f"{path}: name", repr(contents.name[:120]), "at most 100 characters in one line", "correct it")
+    image = Pattern(contents.image, f"{path}: image")
+    splits = None if "splits" not in raw and "split" in image.parts else contents.splits
+    # With the names that a file of classes holds, because they are part of what numbers mean.
+    text = json.dumps(raw | {"tasks": contents.tasks}, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    return FolderSpec(path, Pattern(contents.image, f"{path}: image"), contents.image_key, contents.splits, tasks,
-                       kinds, digest)
+    return FolderSpec(path, contents.name, image, contents.image_key, splits, tasks, kinds, digest)
