@@ -1,4 +1,4 @@
-"""Get data and make it fast: polyptych data list | info NAME | verify NAME | prepare NAME | fixture NAME DIR"""
+"""Get data, describe your own, make it fast: polyptych data list | info | describe | verify | prepare | fixture"""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 USAGE = """  polyptych data list                     every dataset: tasks, license, where to get it
   polyptych data info NAME                files to download, layouts on disk, counts, what is uncertain
+  polyptych data describe DIR             look at a folder of your own and write a first dataset.toml into it
   polyptych data verify NAME --root DIR   open and check every file; a table of what is damaged or missing
   polyptych data prepare NAME --root DIR  unpack, verify, derive normals, write the folder that training reads fastest
   polyptych data fixture NAME DIR         the dataset in miniature, with made-up images, to try things out
@@ -61,6 +62,12 @@ class PrepareArguments(VerifyArguments):
 
 
 @dataclass(frozen=True)
+class DescribeArguments:
+    folder: tyro.conf.Positional[Path]
+    """Folder with images and labels; dataset.toml is written into it, if there is none."""
+
+
+@dataclass(frozen=True)
 class FixtureArguments:
     folder: tyro.conf.Positional[Path]
     """Folder to write to; must be new or empty."""
@@ -69,7 +76,8 @@ class FixtureArguments:
 
 
 def main(arguments: list[str]) -> None:
-    commands = {"list": _list, "info": _info, "verify": _verify, "prepare": _prepare, "fixture": _fixture}
+    commands = {"list": _list, "info": _info, "describe": _describe, "verify": _verify, "prepare": _prepare,
+                "fixture": _fixture}
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if not arguments or name in ("-h", "--help"):
         print(f"{sys.modules[__name__].__doc__}\n\n{USAGE}")
@@ -95,6 +103,32 @@ def _info(rest: list[str]) -> None:
     if rest:
         raise InputError("polyptych data info", f"'{rest[0]}' after the name", "one name", "leave it out")
     print_info(name, _console())
+
+
+def _describe(rest: list[str]) -> None:
+    from polyptych.datasets._folder.describing import describe
+    from polyptych.datasets.folder import Folder
+    from polyptych.record import write_whole
+
+    options = parse(DescribeArguments, rest, "data")
+    root, path = options.folder, options.folder / "dataset.toml"
+    if not root.is_dir():
+        raise InputError(root, "no such folder", "the folder of your images and labels", "correct the path")
+    if path.exists():
+        raise InputError(path, "a file that exists", "a folder without a description, because nothing is overwritten",
+                         "rename it, or go on with it")
+    first = describe(root)
+    write_whole(path, first.text.encode())
+    for line in first.seen:
+        print(line)
+    try:
+        config = Folder.Config(root=root)
+        config.build(split="train", tasks=tuple(config.kinds()))
+    except InputError as error:
+        print(f"does not read yet: {error}")
+    print(f"{path}: look at the lines with \"guess\", then")
+    print(f"polyptych data verify folder --root {root}")
+    print(f"polyptych train {root}")
 
 
 def _verify(rest: list[str]) -> None:
@@ -152,7 +186,9 @@ def _fixture(rest: list[str]) -> None:
         raise InputError(options.folder, f"{error.strerror or error} while writing", "a writable folder",
                          "name another") from error
     print(f"{options.folder}: {name}, layout {layout}, made-up images")
-    print(f"polyptych data verify {name} --root {options.folder} --subset")
+    undescribed = name == "folder" and not (options.folder / "dataset.toml").exists()
+    print(f"polyptych data describe {options.folder}" if undescribed else
+          f"polyptych data verify {name} --root {options.folder} --subset")
 
 
 # -- steps -------------------------------------------------------------------------------------------------

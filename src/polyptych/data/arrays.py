@@ -64,6 +64,20 @@ def read_array(path: Path, key: str = "") -> np.ndarray:
     return array
 
 
+def variables(path: Path) -> list[str]:
+    """The names of the arrays in an .npz, .mat or .h5 file; none for a file that holds one array without a name."""
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        with open_file(path, "a NumPy archive") as file, zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    if suffix == ".mat" and not _is_modern(path):
+        return variables_of(path, "a MATLAB file")
+    if suffix in (".mat", ".h5", ".hdf5"):
+        with open_hdf5(path) as file:
+            return [name for name in file if hdf5_array(file, name, path) is not None]
+    return []
+
+
 def native(array: np.ndarray) -> np.ndarray:
     """The array in the byte order of this machine, the only one that torch knows."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -142,13 +156,16 @@ def _read_numpy(file: IO[bytes] | zipfile.ZipExtFile, path: Path, size: int) -> 
 
 
 def _read_mat(path: Path, key: str) -> np.ndarray:
-    needs = "a MATLAB file"
-    with open_file(path, needs) as file:
-        modern = b"MATLAB 7.3" in file.read(128)
-    if modern:
+    if _is_modern(path):
         # HDF5 has the axes of MATLAB in the opposite order.
         return _read_hdf5(path, key).T
-    return read_mat(path, _variable(path, key, variables_of(path, needs)))
+    return read_mat(path, _variable(path, key, variables_of(path, "a MATLAB file")))
+
+
+def _is_modern(path: Path) -> bool:
+    """Whether a MATLAB file is of version 7.3, which is HDF5."""
+    with open_file(path, "a MATLAB file") as file:
+        return b"MATLAB 7.3" in file.read(128)
 
 
 @contextmanager

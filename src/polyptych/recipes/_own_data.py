@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 
@@ -51,9 +52,10 @@ def own_data(root: Path) -> Run:
     """
     dataset = Folder.Config(root=root)
     kinds = dataset.kinds()
-    data = dataset.build(split="train", tasks=tuple(kinds))
+    data = Folder(dataset, split="train", tasks=tuple(kinds))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    images, reasons = len(data), {}
+    images = len(data)
+    reasons: dict[str, str] = {}
 
     labelled = {task: data.labelled(task) for task in kinds}
     reasons["tasks"] = ", ".join(
@@ -100,7 +102,7 @@ def _size(data: Folder, device: str) -> tuple[tuple[int, int], str]:
     """Height and width of the input: those of the images in the middle, as many pixels as the machine carries."""
     names = data.ids[::max(1, len(data.ids) // LOOKED_AT)]
     sizes = Counter(_image_size(data.images[name], data.description.image_key) for name in names)
-    height, width = (median(side for size in sizes.elements() for side in (size[axis],)) for axis in (0, 1))
+    height, width = (median(size[axis] for size in sizes.elements()) for axis in (0, 1))
     scale = min(1.0, (PIXELS[device] / (height * width)) ** 0.5)
     chosen = (_rounded(height * scale), _rounded(width * scale))
     found = (f"all images looked at are {height:g} x {width:g} (height x width)" if len(sizes) == 1 else
@@ -143,7 +145,7 @@ def _augment(data: Folder) -> tuple[Augment, str]:
     return augment, f"{mirrored}, zooms up to 1.5, colors by up to 30 %"
 
 
-def _select(dataset: Folder.Config, kinds: dict[str, str]) -> tuple[str, str]:
+def _select(dataset: Folder.Config, kinds: dict[str, str]) -> tuple[Literal["last", "best"], str]:
     try:
         validation = dataset.build(split="val", tasks=tuple(kinds))
     except EmptySplit:

@@ -26,7 +26,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     if suffix == ".mat":
         names = _of_cells(load_mat(path, NEEDS), path)
     elif suffix == ".json":
-        content = read_json(path, NEEDS)
+        content: Any = read_json(path, NEEDS)
         if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
             raise InputError(path, "JSON of another form", "a list of names: [\"sky\", \"road\"]", "write it so")
         names = content

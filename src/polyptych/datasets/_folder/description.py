@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polyptych.datasets._folder.class_names import read_class_names
 from polyptych.datasets._folder.labels import Labels
 from polyptych.datasets._folder.maps import BinaryMaps, ClassMaps, NormalMaps
 from polyptych.datasets._folder.objects import ImageClasses, KeypointLabels
 from polyptych.datasets._folder.patterns import Pattern
 from polyptych.datasets._folder.splits import Splits
 from polyptych.datasets._folder.values import DepthMaps, InverseDepthMaps, ResponseMaps
-from polyptych.datasets._folder.class_names import read_class_names
 from polyptych.datasets._toml import decode_toml, read_toml
 from polyptych.errors import InputError, nearest
 from polyptych.record import decode
