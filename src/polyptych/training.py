@@ -155,7 +155,8 @@ class Trainer:
         self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
         self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
-        for remark in (*remarks, self.started):
+        loaded = dict.fromkeys(getattr(module, "loaded", "") for module in self.state.network.modules())
+        for remark in (*remarks, *loaded, self.started):
             if remark:
                 self.display.say(remark)
         self.display.say(f"balancer {run.balancer.name}: {self.balancer.reach}")

@@ -52,6 +52,22 @@ def tasks_of(name: str) -> list[str]:
     return list(found or getattr(CATALOG.load(name), "labels", {}))
 
 
+def print_reference(console: Console) -> None:
+    """Every key of ``dataset.toml``."""
+    from polyptych.datasets._folder.reference import sections
+
+    console.print("[bold]dataset.toml describes a folder of your own images and labels.")
+    console.print(escape("`polyptych data describe DIR` writes a first one; `polyptych data verify folder --root DIR` "
+                         "checks it; `polyptych train DIR` trains on it. Paths are relative to the folder."))
+    for section in sections():
+        table = _table("key", "values", "without it", "meaning", title=escape(section.title), lines=True)
+        for key in section.keys:
+            table.add_row(*map(escape, (key.name, key.kind, key.default or "must be given", key.meaning)))
+        console.print("", table)
+        if section.about:
+            console.print(escape(section.about))
+
+
 def print_info(name: str, console: Console) -> None:
     """Downloads, layouts, counts and notes of one dataset.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from polyptych.data.preparation.verification import Verification
 
 USAGE = """  polyptych data list                     every dataset: tasks, license, where to get it
+  polyptych data info folder              every key of dataset.toml, which describes a folder of your own
   polyptych data info NAME                files to download, layouts on disk, counts, what is uncertain
   polyptych data describe DIR             look at a folder of your own and write a first dataset.toml into it
   polyptych data verify NAME --root DIR   open and check every file; a table of what is damaged or missing
@@ -97,12 +98,15 @@ def _list(rest: list[str]) -> None:
 
 
 def _info(rest: list[str]) -> None:
-    from polyptych.cli._data_tables import print_info
+    from polyptych.cli._data_tables import print_info, print_reference
 
     name = _name(rest, "info")
     if rest:
         raise InputError("polyptych data info", f"'{rest[0]}' after the name", "one name", "leave it out")
-    print_info(name, _console())
+    if name == "folder":
+        print_reference(_console())
+    else:
+        print_info(name, _console())
 
 
 def _describe(rest: list[str]) -> None:

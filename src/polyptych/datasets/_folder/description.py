@@ -36,11 +36,13 @@ class Contents:
     image: str
     """Where the images lie, for instance photos/{id}.jpg."""
     tasks: dict[str, dict[str, Any]]
+    """A table for each task."""
     name: str = ""
     """What the data set is called in titles, tables and folders of runs; without it, the name of its folder."""
     image_key: str = ""
     """Name of the variable, where images are arrays in files with several."""
     splits: Splits = field(default_factory=Splits)
+    """Which images are for training, validation and testing; without it, by `{split}` in `image` where it has that."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class ClassMaps(FileLabels):
     """One class for each pixel, as an id (of palette pictures the index) or as a color."""
 
     classes: tuple[str, ...]
-    """Names of the classes."""
+    """Names of the classes; or a file with them: a text with one on each line, a JSON list, a .mat cell array."""
     encoding: Literal["ids", "colors"] = "ids"
     """Whether numbers or colors stand for classes."""
     ids: tuple[int | tuple[int, ...], ...] = ()

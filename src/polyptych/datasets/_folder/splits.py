@@ -33,8 +33,11 @@ class Splits:
     """
 
     train: Members = None
+    """Images to learn from."""
     val: Members = 0.1
+    """Images to watch the training and to select weights by."""
     test: Members = 0.2
+    """Images that are measured once, at the end."""
 
     @classmethod
     def of_folders(cls, samples: Collection[str]) -> Splits:
