@@ -152,8 +152,10 @@ class Folder(Dataset):
         where = self.description.where(task)
         source = self.description.tasks[task].open(self.root, where)
         if not any(map(source.has, self.images)):
+            first = next(iter(source.ids), "")
             raise InputError(where, "labels of no image", "ids that images have",
-                             f"compare the patterns; the first image is '{next(iter(self.images))}'")
+                             f"compare the patterns; the first image is '{next(iter(self.images))}'"
+                             + (f", the first label '{first}'" if first else ""))
         if self.split == "train" and not any(map(source.has, self.ids)):
             raise InputError(where, "no label of a training image", "at least one", "change the splits, or leave "
                              f"'{task}' out of --tasks")

@@ -14,14 +14,20 @@ from polyptych.errors import InputError
 NEEDS = "a file with the name of every class"
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path, where: str = "") -> tuple[str, ...]:
     """The names in the order of the classes: the lines of a text (empty ones and those that begin with # are left
     out), a list in JSON, or the one cell array of names in a .mat file.
+
+    Args:
+        where: the place that names the file, for messages.
 
     Raises:
         InputError: the file is missing or holds something else.
     """
     path = spelled(path)
+    if where and not path.exists():
+        raise InputError(where, f"'{path}', which does not exist", f"a list of names, or {NEEDS}",
+                         "correct the name, or write the file: one name on each line")
     suffix = path.suffix.lower()
     if suffix == ".mat":
         names = _of_cells(load_mat(path, NEEDS), path)

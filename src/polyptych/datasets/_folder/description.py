@@ -81,7 +81,7 @@ def read_description(path: Path, root: Path) -> FolderSpec:
     Raises:
         InputError: the file is missing, is not TOML, or has an unknown, missing or wrong entry, which is named.
     """
-    raw = read_toml(path, "the description of a dataset (see `polyptych.datasets.folder`)")
+    raw = read_toml(path, "the description of a dataset (see `polyptych data info folder`)")
     contents = decode_toml(Contents, raw, path)
     tasks, kinds = {}, {}
     for name, table in contents.tasks.items():
@@ -92,7 +92,7 @@ def read_description(path: Path, root: Path) -> FolderSpec:
             raise InputError(f"{where}.task", repr(kind), nearest(str(kind), KINDS),
                              "name the table like its kind of task, or add task = \"...\"")
         if isinstance(table.get("classes"), str):
-            table["classes"] = list(read_class_names(root / table["classes"]))
+            table["classes"] = list(read_class_names(root / table["classes"], f"{where}.classes"))
         tasks[name], kinds[name] = decode(KINDS[kind], table, where), kind
     if not tasks:
         raise InputError(f"{path}: tasks", "none", "at least one table like [tasks.semseg]", "add it")

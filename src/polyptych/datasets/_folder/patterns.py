@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from polyptych.data.files import composed, id_of, spelled, walk
 from polyptych.errors import InputError
@@ -65,7 +66,9 @@ class Pattern:
         expression = self.expression()
         prefix = f"{fixed}/" if fixed else ""
         found: dict[str, Path] = {}
+        others: Counter[str] = Counter()
         for below in sorted(walk(base) if base.is_dir() else ()):
+            others[PurePosixPath(below).suffix] += 1
             if not (match := expression.fullmatch(composed(prefix + below))):
                 continue
             path = base / below
@@ -75,7 +78,9 @@ class Pattern:
                                  "one file for each id", "make the pattern narrower, or remove one")
             found[sample] = path
         if not found:
-            do = "correct the pattern" if base.is_dir() else f"there is no folder {base}: correct the pattern"
+            there = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3) if suffix)
+            do = (f"there is no folder {base}: correct the pattern" if not base.is_dir() else
+                  f"correct the pattern ({base} has {there} files)" if there else "correct the pattern")
             raise InputError(self.where, f"'{self.text}', which no file fits",
                              f"files like {self.expected(root, '0001')}", do)
         return found
