@@ -98,13 +98,14 @@ def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any
     return f"weights of {model}: {len(needed)} of the {len(stored)} tensors in {path}, under {layout}{without}"
 
 
-_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.", "network.", "student.", "teacher.", "base.", "trunk.")
+_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.", "network.", "student.", "teacher.", "base.",
+             "trunk.")
 """What training code puts before the names of a network that is part of something larger."""
 
 
 def without_prefix(state: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], str]:
-    """The tensors of the network that is meant, where a file holds it as a part of something larger, and the prefix that
-    its names had. Tensors without the prefix (heads, a second encoder) are left out."""
+    """The tensors of the network that is meant, where a file holds it as a part of something larger, and the prefix
+    that its names had. Tensors without the prefix (heads, a second encoder) are left out."""
     known = sum(name in wanted for name in state)
     # By names that the network has: whatever stands before them, if that explains more of the file.
     ends = [name for name in wanted if "." in name][:8]
@@ -200,8 +201,9 @@ def _shipped(package: str) -> Path:
 
 
 def _converted(state: dict[str, Tensor], whole: nn.Module, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors under timm's names, and what names they had. Names and shapes of the authors' checkpoints to timm's own (position tables are resampled, for instance), by the
-    function that timm keeps for it beside most models."""
+    """The tensors under timm's names, and what names they had. Names and shapes of the authors' checkpoints become
+    timm's own (position tables are resampled, for instance) by the function that timm keeps for it beside most
+    models."""
     if "_conv_stem.weight" in state:
         return _efficientnet_in_order(state, whole, path), "EfficientNet's first names (_conv_stem, _blocks)"
     module = vars(sys.modules[type(whole).__module__])

@@ -66,8 +66,8 @@ def own_data(root: Path) -> Run:
     low, high = STEPS[device]
     steps = min(high, max(low, EPOCHS * images // batch))
     reasons["batch_size"] = f"{batch}, for {images} training images on this machine ({device})"
-    reasons["steps"] = (f"{steps}: each image is seen {steps * batch / images:.0f} times "
-                        f"({EPOCHS} times, within {low} to {high} steps on {device})")
+    bounded = f", the bounds being {low} and {high} steps on {device}" if steps in (low, high) else ""
+    reasons["steps"] = f"{steps}: each image is seen about {steps * batch / images:.0f} times{bounded}"
     backbone, reasons["backbone"] = _backbone()
     augment, reasons["augment"] = _augment(data)
     select, reasons["select"] = _select(dataset, kinds)
@@ -93,7 +93,9 @@ def kept_reasons(chosen: Run, asked: Run) -> Run:
     reasons = {}
     for option, reason in chosen.reasons.items():
         one, other = ({option: encode(getattr(run, option))} for run in (chosen, asked))
-        changed = [f"{name} {value}" for name, value in flat(other) if dict(flat(one)).get(name) != value]
+        before = dict(flat(one))
+        changed = [f"{value}" if name == option else f"{name} {value}" for name, value in flat(other)
+                   if before.get(name) != value]
         reasons[option] = reason if not changed and one == other else f"as asked: {', '.join(changed) or 'fewer'}"
     return dataclasses.replace(asked, reasons=reasons)
 

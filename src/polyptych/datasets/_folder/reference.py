@@ -61,8 +61,9 @@ def markdown() -> str:
         parts += [f"### {section.title[0].upper()}{section.title[1:]}", ""]
         parts += [section.about, ""] if section.about else []
         parts += ["| key | values | without it | meaning |", "|---|---|---|---|"]
-        parts += [f"| `{key.name}` | {_cell(key.kind)} | {f'`{_cell(key.default)}`' if key.default else 'must be given'} | "
-                  f"{_cell(key.meaning)} |" for key in section.keys]
+        for key in section.keys:
+            default = f"`{_cell(key.default)}`" if key.default else "must be given"
+            parts.append(f"| `{key.name}` | {_cell(key.kind)} | {default} | {_cell(key.meaning)} |")
         parts.append("")
     return "\n".join(parts).rstrip()
 

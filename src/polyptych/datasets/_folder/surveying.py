@@ -25,6 +25,7 @@ OPENED = 6
 """Files of a group that are opened to tell what it is."""
 FEW, MANY, EVEN = 16, 256, 0.7
 """Whole numbers are classes if there are few of them, or many in maps where this share of neighbors is equal."""
+FARTHEST_ID = 1000  # larger numbers measure something
 _SPLIT_NAMES = sorted((name for names in SPELLINGS.values() for name in names), key=len, reverse=True)
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(_SPLIT_NAMES)})(?![a-z])|^({'|'.join(_SPLIT_NAMES)})(?=[a-z])",
                     re.IGNORECASE)
@@ -214,6 +215,8 @@ def _kind(paths: Sequence[Path]) -> Kind:
     whole = values.dtype.kind in "iub" or bool((np.isfinite(values) & (values == np.round(values))).all())
     if not whole:
         return "depth", key, f"{shown}, from {np.nanmin(values):g} to {np.nanmax(values):g}"
+    if array.dtype.itemsize > 1 and values.max() > FARTHEST_ID:
+        return "depth", key, f"{shown}, from {values.min():g} to {values.max():g}"
     if len(values) <= 2:
         return "binary", key, f"the numbers {' and '.join(f'{value:g}' for value in values)}"
     even = float(np.mean([(array[:, 1:] == array[:, :-1]).mean() for array in arrays]))
