@@ -182,7 +182,7 @@ def test_images_stand_upright_over_their_labels(tmp_path: Path) -> None:
         dataset.read(0)
 
 
-@pytest.mark.parametrize(("suffix", "advice"), [("exr", "oiiotool"), ("json", "labelme2voc.py"), ("pfm", "oiiotool"),
+@pytest.mark.parametrize(("suffix", "advice"), [("json", "data convert labelme"), ("xml", "data convert cvat"),
                                                 ("raw", "convert it, for instance")])
 def test_files_that_are_not_read_are_refused_at_once(tmp_path: Path, suffix: str, advice: str) -> None:
     (tmp_path / f"a.{suffix}").touch()

@@ -1,4 +1,5 @@
-"""Get data and make it fast: polyptych data list | info NAME | verify NAME | prepare NAME | fixture NAME DIR"""
+"""Get data and make it fast: polyptych data list | info NAME | verify NAME | prepare NAME | convert FORMAT SOURCE DIR |
+fixture NAME DIR"""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -23,6 +24,7 @@ USAGE = """  polyptych data list                     every dataset: tasks, licen
   polyptych data info NAME                files to download, layouts on disk, counts, what is uncertain
   polyptych data verify NAME --root DIR   open and check every file; a table of what is damaged or missing
   polyptych data prepare NAME --root DIR  unpack, verify, derive normals, write the folder that training reads fastest
+  polyptych data convert FORMAT FROM DIR  draw annotations (labelme, coco, coco_panoptic, cvat, class_pictures) as masks
   polyptych data fixture NAME DIR         the dataset in miniature, with made-up images, to try things out
 
 `polyptych data verify NAME --help` and `polyptych data prepare NAME --help` list the options."""
@@ -61,6 +63,25 @@ class PrepareArguments(VerifyArguments):
 
 
 @dataclass(frozen=True)
+class ConvertArguments:
+    format: tyro.conf.Positional[Literal["labelme", "coco", "coco_panoptic", "cvat", "class_pictures"]]
+    """Format of the annotations."""
+    source: tyro.conf.Positional[Path]
+    """The annotations: a folder (labelme, class_pictures) or a file."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the dataset: gets semseg/, instances/ and, if it has none, dataset.toml."""
+    classes: tuple[str, ...] = ()
+    """Order of the classes, as A,B; others have no label. All of them, as the file or the alphabet has them, without
+    it."""
+    unlabeled: bool = False
+    """What no region covers has no label; otherwise it is the class background."""
+    images: Path | None = None
+    """Folder of the images, for dataset.toml; without it they are looked for near the annotations."""
+    files: str = "{id}/{class}.png"
+    """Where the pictures of class_pictures lie in their folder."""
+
+
+@dataclass(frozen=True)
 class FixtureArguments:
     folder: tyro.conf.Positional[Path]
     """Folder to write to; must be new or empty."""
@@ -69,7 +90,8 @@ class FixtureArguments:
 
 
 def main(arguments: list[str]) -> None:
-    commands = {"list": _list, "info": _info, "verify": _verify, "prepare": _prepare, "fixture": _fixture}
+    commands = {"list": _list, "info": _info, "verify": _verify, "prepare": _prepare, "convert": _convert,
+                "fixture": _fixture}
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if not arguments or name in ("-h", "--help"):
         print(f"{sys.modules[__name__].__doc__}\n\n{USAGE}")
@@ -130,6 +152,26 @@ def _prepare(rest: list[str]) -> None:
     size = sum(manifest.files.values()) / 2**20
     print(f"{out}: {size:.1f} MiB, protocol {manifest.protocol}")
     print(f"polyptych train RECIPE --dataset prepared --dataset.root {out} --tasks {','.join(tasks)}")
+
+
+def _convert(rest: list[str]) -> None:
+    from polyptych.data.preparation.annotation_files import Options
+    from polyptych.data.preparation.annotation_masks import convert_annotations
+
+    options = parse(ConvertArguments, rest, "data", note="Options of `polyptych data convert FORMAT SOURCE DIR`:")
+    classes = tuple(name for part in options.classes for name in part.split(",") if name)
+    with _progress("drawing") as report:
+        done = convert_annotations(options.format, options.source, options.out, Options(classes, options.files),
+                                   options.unlabeled, options.images, report)
+    print(f"{options.out}: {done.images} images, {len(done.classes)} classes ({', '.join(done.classes[:8])}"
+          f"{', ...' if len(done.classes) > 8 else ''})")
+    if done.left_out:
+        print("left out: " + ", ".join(f"{count} x {what}" for what, count in sorted(done.left_out.items())))
+    path = options.out / "dataset.toml"
+    if done.written:
+        print(f"{path}: written; look at it, then run\npolyptych data verify folder --root {options.out}")
+    else:
+        print(f"{path} was there and stays as it is; what it needs:\n\n{done.description}")
 
 
 def _fixture(rest: list[str]) -> None:
