@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
 import huggingface_hub.constants as hub
 import timm
 import torch
@@ -48,6 +49,17 @@ def create_pretrained(model: str, options: dict[str, Any]) -> nn.Module:
                          f"{reach} ({hub.ENDPOINT}) and no usable copy in {hub.HF_HUB_CACHE}",
                          "a connection or a cached copy",
                          "pass a local file with --backbone.weights FILE (.safetensors or .pth)") from error
+
+
+def is_within_reach(model: str) -> str:
+    """Where timm's weights of a model can be had from, in words; empty if from nowhere. Fetches nothing."""
+    source = timm.models.get_pretrained_cfg(model)
+    if source is None or not source.has_weights or not source.hf_hub_id:
+        return ""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if isinstance(huggingface_hub.try_to_load_from_cache(source.hf_hub_id, name), str):
+            return f"the cache ({hub.HF_HUB_CACHE})"
+    return hub.ENDPOINT if not hub.HF_HUB_OFFLINE and _reachable(hub.ENDPOINT) else ""
 
 
 def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ class Dataset(Component, ABC):
         labels: what the dataset knows of each task it has labels for (all of them, not only those asked for).
         protocol: id of the protocol that numbers on this dataset belong to; numbers of different ids are never
             compared. It names everything that changes the numbers: classes, layout, native resolution.
+        title: what the data set is called, where it is not called like its component.
         doubts: what is no error and yet perhaps not meant, one line each; known without reading a sample.
     """
 
@@ -54,6 +55,7 @@ class Dataset(Component, ABC):
 
     labels: dict[str, LabelInfo]
     protocol: str
+    title: str = ""
     doubts: tuple[str, ...] = ()
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._folder.description import FolderSpec, read_description
 from polyptych.datasets._folder.labels import Source, require_readable
 from polyptych.datasets._folder.patterns import Pattern
+from polyptych.datasets._folder.splits import Splits
 from polyptych.errors import InputError
 from polyptych.types import Sample, SampleInfo
 
@@ -77,10 +79,12 @@ class Folder(Dataset):
         self.labels = {name: labels.info(self.root, self.description.where(name))
                        for name, labels in self.description.tasks.items()}
         super().__init__(config, split=split, tasks=tasks)
-        self.protocol = f"folder-{self.description.digest}"
+        self.title = data_name(self.root, self.description)
+        self.protocol = f"{slug(self.description.name) or 'folder'}-{self.description.digest}"
         self.images = self._find_images()
         where = f"{self.description.path}: splits"
-        self.ids = self.description.splits.of(split, self.images, self.root, where)
+        splits = self.description.splits or Splits.of_folders(self.images)
+        self.ids = splits.of(split, self.images, self.root, where)
         if not self.ids:
             raise EmptySplit(f"{where}.{split}", "no images", f"at least one ({len(self.images)} images were found)",
                              f"give {split} a list or a share of them")
@@ -179,6 +183,16 @@ def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise InputError(path, f"{array.dtype} of shape {array.shape}", "an image as uint8 (h, w, 3)", "convert it")
     return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+
+
+def data_name(root: Path, description: FolderSpec) -> str:
+    """What the data set is called: as its description says, or like its folder."""
+    return description.name or root.resolve().name
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name or of a protocol."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.").lower()
 
 
 def _described(config: Folder.Config) -> tuple[Path, FolderSpec]:

@@ -138,8 +138,13 @@ class ReportData:
         """Every field of the run in groups: the plain ones, then one group for each part."""
         plain = [(key, _shown(value)) for key, value in self.run.items() if not isinstance(value, dict)]
         parts = [(key, [(name, _shown(item)) for name, item in flat(value)])
-                 for key, value in self.run.items() if isinstance(value, dict) and value]
+                 for key, value in self.run.items() if isinstance(value, dict) and value and key != "reasons"]
         return [("run", plain), *parts] if plain else parts
+
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """What the recipe chose from the data, and why, by option."""
+        return [(str(option), str(reason)) for option, reason in _mapping(self.run.get("reasons")).items()]
 
     @property
     def surroundings(self) -> list[tuple[str, str]]:
@@ -160,7 +165,7 @@ class ReportData:
     def _trained(self) -> str:
         tasks = list(self.run.get("tasks") or self.labels or (self.main.tasks if self.main else ()))
         parts = [f"{_part_name(self.run[slot])} {slot}" for slot in PARTS if _part_name(self.run.get(slot))]
-        data = _part_name(self.run.get("dataset"))
+        data = _mapping(self.record.get("facts")).get("dataset") or _part_name(self.run.get("dataset"))
         return " ".join(part for part in (_listed(tasks), f"on {data}" if data else "",
                                           f"with {_listed(parts)}" if parts else "") if part)
 

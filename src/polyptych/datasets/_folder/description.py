@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polyptych.datasets._folder.class_names import read_class_names
 from polyptych.datasets._folder.colors import with_colors
 from polyptych.datasets._folder.derived import DERIVED, DerivedLabels, InstanceBoundaries
 from polyptych.datasets._folder.labels import Labels, Source
@@ -35,8 +36,12 @@ class Contents:
     """The file as it is written."""
 
     image: str
+    """Where the images lie, for instance photos/{id}.jpg."""
     tasks: dict[str, dict[str, Any]]
+    name: str = ""
+    """What the data set is called in titles, tables and folders of runs; without it, the name of its folder."""
     image_key: str = ""
+    """Name of the variable, where images are arrays in files with several."""
     splits: Splits = field(default_factory=Splits)
 
 
@@ -46,17 +51,20 @@ class FolderSpec:
 
     Attributes:
         path: of the file.
+        name: what the data set is called, empty where the file does not say it.
         image: where the images lie.
         image_key: name of the variable, where they are arrays in files with several.
         kinds: kind of every task.
         origins: of tasks whose labels are derived, the task that they follow from.
+        splits: None where ``{split}`` in the pattern of the images says them.
         digest: of all that the file says, in eight letters.
     """
 
     path: Path
+    name: str
     image: Pattern
     image_key: str
-    splits: Splits
+    splits: Splits | None
     tasks: dict[str, Labels]
     kinds: dict[str, str]
     origins: dict[str, str]
@@ -79,10 +87,10 @@ class FolderSpec:
         return labels.derive(self.open(origin, root), self.tasks[origin].info(root, self.where(origin)), where)
 
 
-def read_description(path: Path, root: Path | None = None) -> FolderSpec:
+def read_description(path: Path, root: Path) -> FolderSpec:
     """
     Args:
-        root: the folder of the data, where it is not that of the file.
+        root: the folder of the data, where files with names and colors of classes lie.
 
     Raises:
         InputError: the file is missing, is not TOML, or has an unknown, missing or wrong entry, which is named.
@@ -100,7 +108,9 @@ def read_description(path: Path, root: Path | None = None) -> FolderSpec:
         if not isinstance(kind, str) or kind not in KINDS:
             raise InputError(f"{where}.task", repr(kind), nearest(str(kind), KINDS),
                              "name the table like its kind of task, or add task = \"...\"")
-        table = expanded[name] = with_colors(table, root or path.parent, where)
+        if isinstance(table.get("classes"), str):
+            table = table | {"classes": list(read_class_names(root / table["classes"]))}
+        table = expanded[name] = with_colors(table, root, where)
         kinds[name] = kind
         if "from" in table:
             origins[name] = str(table["from"])
@@ -113,12 +123,15 @@ def read_description(path: Path, root: Path | None = None) -> FolderSpec:
             if origins[name] not in good:
                 raise InputError(f"{path}: tasks.{name}.from", repr(origins[name]), nearest(origins[name], good) if good
                                  else f"a task of the kind {' or '.join(labels.sources)} in this file", "correct it")
-    # What lies in other files (names of classes) counts too; a file that refers to none keeps its digest.
-    text = json.dumps(raw | {"tasks": raw["tasks"] | expanded}, sort_keys=True, default=str)
+    if not contents.name.isprintable() or len(contents.name) > 100:
+        raise InputError(f"{path}: name", repr(contents.name[:120]), "at most 100 characters in one line", "correct it")
+    image = Pattern(contents.image, f"{path}: image")
+    splits = None if "splits" not in raw and "split" in image.parts else contents.splits
+    # With the names and colors that other files hold, because they are part of what numbers mean.
+    text = json.dumps(raw | {"tasks": expanded}, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     origins = {name: origin for name, origin in origins.items() if isinstance(tasks[name], DerivedLabels)}
-    return FolderSpec(path, Pattern(contents.image, f"{path}: image"), contents.image_key, contents.splits, tasks,
-                      kinds, origins, digest)
+    return FolderSpec(path, contents.name, image, contents.image_key, splits, tasks, kinds, origins, digest)
 
 
 def _form(kind: str, table: Mapping[str, Any], where: str) -> type[Labels]:
