@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from polyptych.data.preparation.verification import Verification
 
+_PICTURED = 4  # samples of each split on the sheet
+
 USAGE = """  polyptych data list                     every dataset: tasks, license, where to get it
   polyptych data info NAME                files to download, layouts on disk, counts, what is uncertain
   polyptych data verify NAME --root DIR   open and check every file; a table of what is damaged or missing
@@ -42,6 +44,8 @@ class VerifyArguments:
     """Open 20 samples of each split only."""
     subset: bool = False
     """Fewer images than published are fine."""
+    pictures: Path | None = None
+    """Write a sheet of samples of every split, with their labels laid over them, to this file (.png)."""
 
 
 @dataclass(frozen=True)
@@ -210,14 +214,32 @@ def _verified(config: Any, options: VerifyArguments) -> Verification:
     from polyptych.data.preparation.verification import verify
 
     with _progress("opening files") as report:
-        found = verify(config, options.tasks, options.quick, options.subset, report)
+        found = verify(config, options.tasks, options.quick, options.subset,
+                       kept=_PICTURED if options.pictures else 0, progress=report)
     print_verification(config, found, _console())
+    if options.pictures and found.samples:
+        _write_sheet(config, found, options.pictures)
     if found.faults:
         count = len(found.faults)
         raise InputError(f"root of {config.name} ({config.root})",
                          f"{count} fault{'s' * (count > 1)} (the table above)", "whole files, all of them",
                          " | ".join(dict.fromkeys(fault.do for fault in found.faults[:3] if fault.do)))
     return found
+
+
+def _write_sheet(config: Any, found: Verification, path: Path) -> None:
+    from PIL import Image
+
+    from polyptych.data.preparation.facts import offered
+    from polyptych.data.preparation.verification import build_tasks
+    from polyptych.record import writing
+    from polyptych.reports.label_sheet import label_sheet
+
+    tasks = build_tasks(config, offered(config), found.tasks)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(label_sheet(found.samples, tasks)).save(path, format="PNG")
+    print(f"{path}: {len(found.samples)} samples with their labels")
 
 
 def _fetch(config: Any) -> list[Path]:

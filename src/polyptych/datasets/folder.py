@@ -105,6 +105,9 @@ class Folder(Dataset):
         return [name for name in source.ids if name not in self.images and not any(
             other.explains_better(pattern, self._below(source.files[name])) for other in others for pattern in own)]
 
+    def without_label(self, task: str) -> list[str]:
+        return [name for name in self.ids if not self.sources[task].has(name)]
+
     def read(self, index: int) -> Sample:
         name = self.ids[index]
         path = self.images[name]
