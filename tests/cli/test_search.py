@@ -16,8 +16,10 @@ import torch
 
 from polyptych.backbones.timm import Timm
 from polyptych.checkpoint import read_tensors
-from polyptych.cli import main
-from polyptych.cli import train as _  # noqa: F401  (the help opens with the docstring of the command)
+from polyptych.cli import (
+    main,
+    train,  # noqa: F401  (the help opens with the docstring of the command)
+)
 from polyptych.cli._parsing import parse
 from polyptych.run import Run
 from polyptych.search import compile

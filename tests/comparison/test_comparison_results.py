@@ -18,7 +18,7 @@ from polyptych.comparison.grid import Grid, make_grid
 from polyptych.comparison.pictures import Example, ExamplePicture
 from polyptych.comparison.report import Page, terminal_table, write_comparison
 from polyptych.comparison.results import Comparison, collect
-from polyptych.comparison.statistics import half_width
+from polyptych.comparison.statistics import half_width, p_value
 from polyptych.errors import InputError
 from polyptych.profiling.profile import Cost
 
@@ -121,7 +121,7 @@ def test_the_files_hold_the_same_numbers(finished: Grid, tmp_path: Path) -> None
         "delta_mtl_percent", "mean_rank", "parameters", "multiply_adds", "latency_seconds", "training_seconds"}
     assert next(row["mean"] for row in rows if row["network"] == "trivial" and row["metric"] == "RMSE") == "1.5"
     text = (tmp_path / "comparison.md").read_text()
-    assert "| network | balancer | semseg mIoU ↑ | depth RMSE, m ↓ | delta\\_mtl % ↑ | mean rank ↓ |" in text
+    assert "| network | balancer | semseg mIoU ↑ | depth RMSE, m ↓ | delta\\_mtl % ↑ | group | mean rank ↓ |" in text
     assert "| trivial | | 2.00 | 1.500 |" in text and "| single (reference) | fixed | 42.00 ± 25.41 |" in text
     assert "| shared | fixed | **43.00 ± 12.71** | 0.555 ± 1.334 | **+1.25 ± 79.41** |" in text
     assert "pictures/000.png" in text and (tmp_path / "pictures" / "000.png").exists()
@@ -174,8 +174,56 @@ def test_values_that_are_not_numbers_are_dashes_and_null(grid: Grid, tmp_path: P
 
 def test_the_terminal_gets_what_fits(finished: Grid) -> None:
     comparison = collect(finished.entries, {})
-    assert len(terminal_table(comparison, 200).columns) == 6
-    assert len(terminal_table(comparison, 60).columns) == 4
+    assert len(terminal_table(comparison, 200).columns) == 7
+    assert len(terminal_table(comparison, 60).columns) == 5
+
+
+def test_what_a_difference_is_worth(grid: Grid, tmp_path: Path) -> None:
+    """Two rows: one is better by about 10 % with every seed, the other by chance."""
+    many = make_grid(grid.base, tmp_path / "many", list(VALUES), [], [0, 1, 2, 3, 4])
+    for entry in many.entries:
+        plus = {"single": 0.0, "shared": 4 + 0.2 * (-1) ** entry.seed, "shared+heads:head=aspp": (-1) ** entry.seed}
+        level = 40 + entry.seed
+        pretend_finished(entry, level + plus[entry.method.network], 0.5)
+        folder = entry.folder / "evaluation" / "resampled"
+        folder.mkdir()
+        # Other images move both networks alike, and their difference by 1 % of mIoU, which is half of delta_mtl.
+        values = [level + plus[entry.method.network] + 0.1 * math.sin(index) + (
+            0.01 * level * (-1) ** index if entry.method.network == "shared" else 0) for index in range(100)]
+        (folder / "test.json").write_text(json.dumps(
+            {"images_in_block": 2, "headlines": {"semseg": values, "depth": [0.5] * 100}}))
+    comparison = collect(many.entries, {})
+    single, shared, aspp = comparison.methods
+    assert single.p_value is None and not single.differs and shared.differs and not aspp.differs
+    assert shared.p_value == pytest.approx(p_value(list(shared.delta_mtl.by_seed.values())))
+    assert shared.p_corrected == pytest.approx(2 * shared.p_value) and aspp.p_corrected == aspp.p_value
+    assert (single.group, shared.group, aspp.group) == ("b", "a", "b")
+    assert shared.image_deviation == pytest.approx(0.5, rel=0.1) and single.image_deviation is None
+    assert single.ranks == {"semseg": 3.0, "depth": 2.0} and shared.ranks["semseg"] == 1.0
+    assert 0 < comparison.detectable < 10
+    write_comparison(comparison, [], tmp_path)
+    text = (tmp_path / "comparison.md").read_text()
+    assert "shared · fixed differs from the reference beyond chance" in text and "in four of five repetitions" in text
+    assert "| delta\\_mtl % ↑ | interval % | p corrected | group | images % |" in text
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count(" unsure") >= 2 and "What can be told apart" in page and "&lt; 0.001" in page
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    assert record["methods"][1]["group"] == "a" and record["detectable"] == comparison.detectable
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = {(row["network"], row["task"], row["metric"]): row for row in csv.DictReader(file)}
+    assert rows["shared", "", "p_corrected"]["mean"] == repr(shared.p_corrected)
+    assert rows["shared", "semseg", "rank"]["mean"] == "1.0" and rows["shared", "", "mean_rank"]["group"] == "a"
+
+
+def test_one_seed_is_no_test(grid: Grid, tmp_path: Path) -> None:
+    one = make_grid(grid.base, tmp_path / "one", ["shared"], [], [0])
+    for entry in one.entries:
+        pretend_finished(entry, *VALUES[entry.method.network][0])
+    comparison = collect(one.entries, {})
+    assert comparison.detectable is None and comparison.methods[1].p_corrected is None
+    write_comparison(comparison, [], tmp_path)
+    for name in ("comparison.md", "comparison.html"):
+        assert "told apart" not in (tmp_path / name).read_text()
 
 
 # -- from folders --------------------------------------------------------------------------------------------

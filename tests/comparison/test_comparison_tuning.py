@@ -89,6 +89,11 @@ def test_every_method_gets_the_same_number_of_trials_and_none_is_tested(base: Ru
     untuned = next(method for method in final if method.method.untuned)
     assert untuned.run.optimizer.learning_rate == base.optimizer.learning_rate
     assert found.reference is found.methods[0] and found.methods[0].settings == {RATE: best}
+    page, text = ((tmp_path / f"comparison.{kind}").read_text() for kind in ("html", "md"))
+    assert "5 trials of 1 steps of every method with seed 77" in page and page.count("chosen</span>") == 4
+    assert "(chosen)" in text and "fixed, untuned" in text and "optimizer.learning_rate" not in page
+    assert next(m for m in found.methods if m.untuned).delta_mtl is not None
+    assert all(method.over_untuned is not None for method in found.methods) and "over untuned" in text
     # Again, nothing is asked for.
     count = len(bench.asked)
     again = compare(base, tmp_path, networks=["shared"], balancers=["fixed", "dwa", "rlw"], seeds=[0, 1],

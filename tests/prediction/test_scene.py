@@ -11,10 +11,9 @@ from fakes import Model
 from PIL import Image
 
 from polyptych.errors import InputError
-from polyptych.prediction.outputs import Outputs, write_scene
 from polyptych.prediction.point_cloud import find_camera, unproject
 from polyptych.prediction.predictor import Predictor
-from polyptych.prediction.scene import Scene
+from polyptych.prediction.scene import Outputs, Scene, write_scene
 
 SIZE = (11, 14)
 

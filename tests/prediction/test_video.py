@@ -13,8 +13,8 @@ from PIL import Image
 from polyptych.errors import InputError
 from polyptych.prediction import pipeline
 from polyptych.prediction.inputs import Source
-from polyptych.prediction.outputs import Outputs
 from polyptych.prediction.predictor import Inference
+from polyptych.prediction.scene import Outputs
 from polyptych.prediction.video import Moment, Reader, Writer, _upright
 
 av = pytest.importorskip("av")

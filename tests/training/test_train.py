@@ -108,7 +108,8 @@ def test_a_run_folder_is_never_overwritten(small_run: Run, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_trains(small_run: Run, tmp_path: Path, precision: str) -> None:
-    run = replace(small_run, execution=Execution(precision=precision, device="cpu"))
+    run = replace(with_tasks(small_run, ["semseg", "depth"]), size=(32, 32),
+                  execution=Execution(precision=precision, device="cpu"))
     trainer = Trainer(run, tmp_path / "run", resume=False)
     batches = micro(run, trainer, 3)
     before = {name: p.detach().clone() for name, p in trainer.state.network.named_parameters()}
@@ -157,7 +158,7 @@ def test_the_log_is_cut_at_the_resumed_step(tmp_path: Path) -> None:
 def test_a_run_with_a_balancer_logs_what_it_saw_and_resumes(balancer: str, small_run: Run, tmp_path: Path) -> None:
     run = replace(with_components(with_tasks(small_run, ["semseg", "depth"]), {"balancer": balancer}), accumulate=2,
                   schedule=replace(small_run.schedule, kind="constant"),
-                  monitoring=replace(small_run.monitoring, validate_every=1))
+                  monitoring=replace(small_run.monitoring, validate_every=4))
     trainers = []
     for folder, stops in (("whole", [4]), ("parts", [2, 4])):
         for stop in stops:

@@ -62,7 +62,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "predict")
-    from polyptych.prediction.outputs import Outputs
+    from polyptych.prediction.scene import Outputs
     from polyptych.prediction.pipeline import predict as predict_inputs
     from polyptych.prediction.predictor import Inference
 

@@ -1,16 +1,13 @@
 """One number for many: the aggregates over tasks and metrics that papers print.
 
-They differ in what they average and in their sign, so that each has its name. All but the rank are relative to a
-reference (mostly the single-task networks); all refuse to mix protocols. Directions come from the metrics.
+They differ in what they average and in their sign, so that each has its name. Both are relative to a reference (mostly
+the single-task networks) and refuse to mix protocols. Directions come from the metrics.
 
 =========================  ==========================================================  ================
 aggregate                  mean over                                                   better
 =========================  ==========================================================  ================
 ``delta_mtl``              tasks, one headline metric each                             higher, percent
 ``delta_m``                all metrics alike, so that a task weighs as its number      lower, percent
-``relative_performance``   tasks, of the mean over each task's metrics                 higher, percent
-``libmtl_improvement``     the same as a fraction                                      higher
-``mean_rank``              metrics, of the rank among the rows of one table            lower
 =========================  ==========================================================  ================
 """
 
@@ -88,48 +85,6 @@ def delta_m(scores: Scores, reference: Scores, higher_is_better: Directions) -> 
         InputError: as :func:`gains`.
     """
     return -_mean([gain for task in gains(scores, reference, higher_is_better).values() for gain in task.values()])
-
-
-def relative_performance(scores: Scores, reference: Scores, higher_is_better: Directions) -> dict[str, float]:
-    """Mean gain over each task's metrics in percent, higher is better, by task; the overall value is the mean of these
-    (AdaShare: Sun et al., NeurIPS 2020, arXiv 1911.12423; AutoMTL: Zhang, Liu, Guan, NeurIPS 2022, arXiv 2110.13076).
-    Their references differ, so that the values of the two papers cannot be compared.
-
-    Raises:
-        InputError: as :func:`gains`.
-    """
-    return {task: _mean(list(values.values())) for task, values in gains(scores, reference, higher_is_better).items()}
-
-
-def overall_performance(scores: Scores, reference: Scores, higher_is_better: Directions) -> float:
-    """The mean over tasks of :func:`relative_performance`, in percent, higher is better."""
-    return _mean(list(relative_performance(scores, reference, higher_is_better).values()))
-
-
-def libmtl_improvement(scores: Scores, base: Scores, higher_is_better: Directions) -> float:
-    """As :func:`overall_performance`, but a fraction: the quantity by which LibMTL picks an epoch (Lin, Zhang, JMLR
-    2023, arXiv 2203.14338). Its base is by default the first epoch of the same run; such values say nothing across
-    runs.
-
-    Raises:
-        InputError: as :func:`gains`.
-    """
-    return overall_performance(scores, base, higher_is_better) / 100
-
-
-def mean_rank(rows: Sequence[Scores], higher_is_better: Directions) -> list[float]:
-    """The rank of every row among these rows (1 is best, ties share), averaged over the metrics that have a direction.
-    It changes with the rows and is never compared across tables. NaN for a row that lacks a number.
-
-    Raises:
-        InputError: the protocols differ.
-    """
-    refuse_mixed(rows)
-    directions = {f"{task}/{metric}": higher for task, metrics in higher_is_better.items()
-                  for metric, higher in metrics.items()}
-    flat = [{f"{task}/{metric}": value for task, values in row.values.items() for metric, value in values.items()}
-            for row in rows]
-    return statistics.mean_ranks(flat, directions)
 
 
 def refuse_mixed(rows: Sequence[Scores]) -> None:

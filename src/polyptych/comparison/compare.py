@@ -66,13 +66,14 @@ def compare(recipe: str | Run, out: Path | None = None, *, networks: Sequence[st
     if on == "ray":
         on_ray.require_ray()
     grid = make_grid(base, out, networks, balancers, seeds, records)
-    if tuning is not None or not all(entry.finished for entry in grid.entries):
+    if tuning is None:
         check_parts(grid)
     out.mkdir(parents=True, exist_ok=True)
     grid.record(out)
     tried: Tried = {}
     if tuning is not None:
         grid, tried = tune(grid, tuning, out, records, on=on, stream=stream)
+        check_parts(grid)
         grid.record(out)
     failed = run_all(grid.entries, on=on, stream=stream)
     return _conclude(grid.entries, failed, out, records, tuning, tried)

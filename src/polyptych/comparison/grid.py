@@ -159,13 +159,18 @@ def with_entries(methods: Sequence[Method], seeds: Sequence[int], out: Path, rec
     return Grid(tuple(methods), tuple(seeds), entries)
 
 
-def check_parts(grid: Grid) -> None:
+def check_parts(grid: Grid, entries: Sequence[Entry] | None = None) -> None:
     """Open the data and build every network and balancer once, so that what cannot work is refused before anything
-    is trained.
+    is trained. Where nothing has to be trained any more, neither is needed.
+
+    Args:
+        entries: what is to be trained, by default all of the grid.
 
     Raises:
         InputError: as the parts raise it.
     """
+    if all(entry.finished for entry in (grid.entries if entries is None else entries)):
+        return
     tasks = grid.base.build_tasks(grid.base.build_dataset("train").labels)
     for method in grid.methods:
         method.run.build_network(tasks, pretrained=False)

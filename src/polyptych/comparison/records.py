@@ -112,6 +112,12 @@ class Record:
         return Evaluation.read(self.test or {}, where)
 
     @property
+    def replicates(self) -> dict[str, list[float]]:
+        """Test headlines by task, one for each of the same random weightings of the images."""
+        found: dict[str, list[float | None]] = (self.resampled or {}).get("headlines", {})
+        return {task: [math.nan if value is None else value for value in values] for task, values in found.items()}
+
+    @property
     def skill(self) -> float:
         """Mean skill on the validation split of the weights that the run would test: the last or the best."""
         skills = [point["skill"] for point in self.curve if point["skill"] is not None]

@@ -22,11 +22,22 @@ from polyptych.comparison.long_form import write_csv
 from polyptych.comparison.pictures import Example, write_examples
 from polyptych.comparison.results import Comparison, MethodResult
 from polyptych.comparison.statistics import Estimate
+from polyptych.comparison.tuning import in_words
 from polyptych.record import encode, flat
 from polyptych.reports import templates
-from polyptych.reports.cells import Cell, Column, estimated, exact, short, signed
+from polyptych.reports.cells import Cell, Column, estimated, exact, short, signed, worded
 from polyptych.reports.published import PublishedTable, published_tables
-from polyptych.reports.tables import ABSENT, TIMES, duration, escape_markdown, format_pair, is_number
+from polyptych.reports.tables import (
+    ABSENT,
+    TIMES,
+    duration,
+    escape_markdown,
+    format_pair,
+    format_skill,
+    is_number,
+)
+
+TWO_SIDED = 1.96  # deviations of a normal distribution in half of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -47,9 +58,62 @@ class Page:
 
     @cached_property
     def results(self) -> list[Column]:
-        """Headline of every task, delta_mtl, mean rank."""
-        return [*map(self._task_column, self.comparison.tasks), self._delta_column(None), exact(
+        """Headline of every task, delta_mtl with its group, mean rank."""
+        return [*map(self._task_column, self.comparison.tasks), self._delta_column(None), *self._groups, exact(
             "mean rank", [method.mean_rank for method in self.methods], lambda value: f"{value:.2f}", higher=False)]
+
+    @property
+    def summary_columns(self) -> list[Column]:
+        """The last of :attr:`results`, for where there is no room for all tasks."""
+        return self.results[len(self.comparison.tasks):]
+
+    @property
+    def _groups(self) -> list[Column]:
+        letters = [method.group for method in self.methods]
+        return [worded("group", letters)] if any(letters) else []
+
+    @cached_property
+    def certainty(self) -> list[Column]:
+        """What stands behind a delta_mtl: its interval, its test, other images, and the untuned reference."""
+        methods = self.methods
+        columns = [self._delta_column(None),
+                   worded("interval", [_interval(None if m.reference else m.delta_mtl) for m in methods], "%"),
+                   worded("p", [_probability(m.p_corrected) for m in methods], "corrected"), *self._groups]
+        if any(m.image_deviation is not None for m in methods):
+            halves = [ABSENT if m.image_deviation is None else f"± {TWO_SIDED * m.image_deviation:.2f}"
+                      for m in methods]
+            columns.append(worded("images", halves, "%"))
+        if any(m.over_untuned is not None for m in methods):
+            columns.append(estimated("over untuned", [m.over_untuned for m in methods], signed, "%", higher=True))
+        return columns
+
+    @cached_property
+    def ranks(self) -> list[Column]:
+        """Of every task, then their mean."""
+        def column(title: str, values: list[float], digits: int) -> Column:
+            return exact(title, values, lambda value: f"{value:.{digits}f}".removesuffix(".0"), higher=False)
+
+        return [*(column(task, [method.ranks.get(task, math.nan) for method in self.methods], 1)
+                  for task in self.comparison.tasks), column("mean", [m.mean_rank for m in self.methods], 2)]
+
+    @property
+    def verdict(self) -> str:
+        """What the tests say, in a sentence or two; empty where there is too little for a test."""
+        tested = [method for method in self.methods if method.p_corrected is not None]
+        if not tested:
+            return ""
+        apart = [method.label for method in tested if method.differs]
+        said = (f"{_listed(apart)} {'differs' if len(apart) == 1 else 'differ'} from the reference beyond chance"
+                if apart else "No method differs from the reference beyond chance")
+        least = self.comparison.detectable
+        return f"{said} (t test paired by seed, Holm's correction over {_count(len(tested), 'row')}, 5%)." + (
+            f" A true difference of {least:.2g} % would have been found in four of five repetitions." if least else "")
+
+    @property
+    def tried(self) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+        """Of every method its trials: settings, validation skill, whether they were chosen."""
+        return [(label, [(in_words(trial.settings), "diverged" if trial.error else format_skill(trial.skill),
+                          trial.chosen) for trial in trials]) for label, trials in self.comparison.tried.items()]
 
     @cached_property
     def gains(self) -> list[Column]:
@@ -63,10 +127,13 @@ class Page:
             values = [math.nan if m.cost is None else get(m.cost) for m in self.methods]
             return exact(title, values, short, note, higher)
 
-        seconds = exact("training", [method.training_seconds.mean for method in self.methods], duration,
-                        "per run", None)
+        times = [exact("training", [method.training_seconds.mean for method in self.methods], duration, "per run",
+                       None)]
+        spent = [m.processor_seconds.mean if m.processor_seconds else math.nan for m in self.methods]
+        if any(map(is_number, spent)):
+            times.append(exact("processor", spent, duration, "per run", None))
         if all(method.cost is None for method in self.methods):
-            return [seconds]
+            return times
         return [
             of("parameters", "million", lambda cost: cost.parameters / 1e6),
             of("multiply-adds", "billion", lambda cost: cost.multiply_adds / 1e9),
@@ -74,7 +141,7 @@ class Page:
             of("memory", "training, MiB", lambda cost: cost.memory_training / 2**20),
             of("latency", "ms", lambda cost: 1e3 * cost.latency),
             of("throughput", "images/s", lambda cost: cost.throughput, higher=True),
-            seconds,
+            *times,
         ]
 
     @cached_property
@@ -116,6 +183,7 @@ class Page:
             else "none finished: there is no delta",
             "Data": f"{_count(of.images, 'image')} of the {of.split} split, protocol {of.protocol}"
                     + (f", comparable with {', '.join(of.protocols)}" if of.protocols else ""),
+            "Tuning": self._tuning(),
             "Budget": f"{run.steps:,} steps of {run.batch_size * run.accumulate} images{size}; {self.seeds_in_words()}",
             "Machine": "; ".join(of.machines),
             "Commit": ", ".join(of.commits),
@@ -126,6 +194,7 @@ class Page:
     def notes(self) -> list[tuple[str, str]]:
         """How to read the numbers: each statement holds for this table."""
         several = len(self.comparison.seeds) > 1
+        grouped, images = bool(self._groups), any(m.image_deviation is not None for m in self.methods)
         confidence = f"{self.comparison.confidence:.0%}"
         interval = (f"mean ± half the width of the {confidence} confidence interval of the mean over "
                     "seeds (Student t, two-sided). It covers the variation between trainings, not between test images. "
@@ -138,6 +207,14 @@ class Page:
             ("delta_mtl", "mean over tasks of the relative gain of the headline metric over the single-task reference, "
              "in percent, higher is better" + (", paired by seed: each seed is compared with the reference of the same "
                                                "seed." if several else ".")),
+            *([("p", "probability of such a difference by chance: two-sided t test on the differences by seed, "
+                "corrected for the number of rows (Holm). A gain whose interval holds 0 is printed faint.")]
+              if several else []),
+            *([("Group", "rows that share a letter cannot be told apart (Tukey's test of all pairs, seeds as blocks, "
+                "one spread for all rows).")] if grouped else []),
+            *([("Images", f"how far other test images would move the mean difference: {TWO_SIDED:g} deviations over "
+                f"resampled test sets (batches of {self.comparison.run.batch_size} consecutive images). It comes on "
+                "top of the interval over seeds.")] if images else []),
             ("Mean rank", "rank of the mean headline among the rows of this table, ties shared, averaged over tasks; "
              "it changes with the rows."),
             ("Trivial", "the best constant prediction learned from training labels."),
@@ -158,7 +235,8 @@ class Page:
 
     @property
     def settings(self) -> list[tuple[str, str]]:
-        skipped = ("seed", "encoder.", "decoder.", "balancer.")
+        skipped = ("seed", "encoder.", "decoder.", "balancer.",
+                   *(["optimizer.learning_rate"] if self.comparison.tuning else []))
         return [(name, _shown(value)) for name, value in flat(encode(self.comparison.run))
                 if not name.startswith(skipped)]
 
@@ -176,6 +254,14 @@ class Page:
         seeds = ", ".join(map(str, self.comparison.seeds))
         return f"{len(self.comparison.seeds)} seeds ({seeds})" if len(self.comparison.seeds) > 1 else (
             f"one seed ({seeds}), so no interval")
+
+    def _tuning(self) -> str:
+        of = self.comparison.tuning
+        if of is None:
+            return ""
+        length = f" of {of.steps:,} steps" if of.steps else ""
+        return (f"{of.trials} trials{length} of every method with seed {of.seed}, chosen by mean skill on the "
+                "validation split; no trial was tested")
 
     def _selection(self) -> str:
         best = "the best on the validation split, which is carved out of the training images."
@@ -218,7 +304,7 @@ def write_comparison(comparison: Comparison, examples: Sequence[Example], out: P
 
 
 def terminal_table(comparison: Comparison, width: int) -> Table:
-    """For a terminal of that width: headlines, delta_mtl and mean rank, or only the last two where all do not fit.
+    """For a terminal of that width: headlines, delta_mtl, group and mean rank, or only the last where all do not fit.
     The best mean of a column is bold."""
     page = Page(comparison, (), Path())
     caption = f"{comparison.protocol}, {comparison.split} split, {page.seeds_in_words()}"
@@ -226,7 +312,7 @@ def terminal_table(comparison: Comparison, width: int) -> Table:
     console = Console(width=10_000)
     if console.measure(whole).maximum <= width:
         return whole
-    return _terminal_table(page, page.results[-2:], f"{caption}; the tasks are in comparison.md")
+    return _terminal_table(page, page.summary_columns, f"{caption}; the tasks are in comparison.md")
 
 
 def _terminal_table(page: Page, columns: Sequence[Column], caption: str) -> Table:
@@ -240,7 +326,7 @@ def _terminal_table(page: Page, columns: Sequence[Column], caption: str) -> Tabl
                       end_section=True)
     for index, method in enumerate(page.methods):
         cells = [column.cells[index] for column in columns]
-        table.add_row(Text(method.network), Text(method.balancer),
+        table.add_row(Text(method.network), Text(f"{method.balancer}{' (untuned)' if method.untuned else ''}"),
                       *(Text(cell.whole, "bold" if cell.best else "") for cell in cells))
     return table
 
@@ -255,8 +341,28 @@ def markdown_table(page: Page, columns: Sequence[Column], trivial: bool = False)
         cells = [column.cells[index] for column in columns]
         values = " | ".join(f"**{cell.whole}**" if cell.best else cell.whole for cell in cells)
         name = escape_markdown(method.network) + (" (reference)" if method.reference else "")
-        lines.append(f"| {name} | {escape_markdown(method.balancer)} | {values} |")
+        balancer = ", ".join([method.balancer, *_remarks(method)])
+        lines.append(f"| {name} | {escape_markdown(balancer)} | {values} |")
     return Markup("\n".join(lines) + "\n")
+
+
+def _remarks(method: MethodResult) -> list[str]:
+    """What tuning did with a row."""
+    return ["untuned"] if method.untuned else [in_words(method.settings)] if method.settings else []
+
+
+def _interval(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.half_width is None:
+        return ABSENT
+    return f"{signed(estimate.mean - estimate.half_width)} to {signed(estimate.mean + estimate.half_width)}"
+
+
+def _probability(p: float | None) -> str:
+    return ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 def _count(number: int, noun: str) -> str:
@@ -282,5 +388,6 @@ def _breakable(label: str) -> Markup:
 
 
 def _render(template: str, page: Page) -> str:
-    helpers = {"markdown_table": markdown_table, "tint": _tint, "signed": signed, "breakable": _breakable}
+    helpers = {"markdown_table": markdown_table, "tint": _tint, "signed": signed, "breakable": _breakable,
+               "remarks": _remarks}
     return templates.render(template, helpers, package=__package__, page=page, comparison=page.comparison)

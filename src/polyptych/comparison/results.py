@@ -8,10 +8,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polyptych import __version__
 from polyptych.comparison.grid import Entry, Method, row_label
 from polyptych.comparison.records import Record, plain
-from polyptych.comparison.statistics import CONFIDENCE, Estimate, delta_mtl, deltas, mean_ranks
+from polyptych.comparison.statistics import (
+    CONFIDENCE,
+    Estimate,
+    delta_mtl,
+    deltas,
+    groups,
+    holm,
+    mean_ranks,
+    p_value,
+    ranks,
+    smallest_detectable,
+)
 from polyptych.comparison.tuning import Tried, Tuning
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation, ImageList
@@ -42,10 +55,15 @@ class MethodResult:
         deltas: relative gain over the single-task reference by task, percent.
         delta_mtl: their mean, percent; both are paired by seed and None where no seed has a reference.
         mean_rank: over tasks, among the rows of this table; NaN where a headline is missing.
-        training_seconds: spent in optimizer steps.
+        training_seconds: spent in optimizer steps, and ``processor_seconds`` of all cores on them.
         cost: None until measured.
         runs: folder or record by seed.
         settings, untuned: what tuning chose, see :class:`polyptych.comparison.grid.Method`.
+        ranks: of the mean headline by task.
+        over_untuned: delta_mtl over the reference with the recipe's settings, where that is another row.
+        p_value, p_corrected: of the test that delta_mtl is 0, by itself and corrected for all rows (Holm).
+        group: letters; rows that share one cannot be told apart.
+        image_deviation: of the mean delta_mtl over resampled test sets, percent; None where runs did not record it.
     """
 
     network: str
@@ -60,6 +78,18 @@ class MethodResult:
     runs: dict[int, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     untuned: bool = False
+    processor_seconds: Estimate | None = None
+    ranks: dict[str, float] = field(default_factory=dict)
+    over_untuned: Estimate | None = None
+    p_value: float | None = None
+    p_corrected: float | None = None
+    group: str = ""
+    image_deviation: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        """From the reference, beyond chance."""
+        return self.p_corrected is not None and self.p_corrected < 1 - CONFIDENCE
 
     @property
     def label(self) -> str:
@@ -83,6 +113,7 @@ class Comparison:
         machines, commits: on which and from which the runs were trained, from their records.
         failed: error by run, for runs that did not finish.
         confidence: of the intervals.
+        detectable: the smallest true delta_mtl that the table would show in four of five repetitions, percent.
         rules: by task, how its numbers were accumulated and what does not count; empty for older evaluations.
         image_list: on which all runs were tested; None for older evaluations.
         tuning, tried: how settings were chosen, and every trial by method; empty where nothing was tuned.
@@ -101,6 +132,7 @@ class Comparison:
     commits: tuple[str, ...]
     failed: dict[str, str] = field(default_factory=dict)
     confidence: float = CONFIDENCE
+    detectable: float | None = None
     rules: dict[str, str] = field(default_factory=dict)
     image_list: ImageList | None = None
     tuning: Tuning | None = None
@@ -168,11 +200,14 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
     tasks = {name: TaskFacts(task.headline, dict(task.higher_is_better), task.unit, task.note,
                              dict(task.trivial))
              for name, task in first.evaluation.tasks.items()}
+    rows = _rows(finished, tasks)
     return Comparison(
         recipe=first.entry.run.recipe, protocol=first.evaluation.protocol, split=SPLIT,
         images=first.evaluation.images or 0, seeds=seeds, run=first.entry.method.run, tasks=tasks,
-        methods=_rows(finished, tasks), machines=_distinct(_machine(run.record.machine) for run in finished),
+        methods=rows, machines=_distinct(_machine(run.record.machine) for run in finished),
         commits=_distinct(run.record.commit for run in finished), failed=dict(failed),
+        detectable=smallest_detectable([list(row.delta_mtl.by_seed.values()) for row in rows
+                                        if row.delta_mtl and not row.reference]),
         rules={name: task.rule for name, task in first.evaluation.tasks.items() if task.rule},
         image_list=first.evaluation.image_list, protocols=first.evaluation.protocols,
         other_protocols=first.evaluation.other_protocols)
@@ -207,37 +242,61 @@ def _rows(finished: Sequence[Finished], tasks: Mapping[str, TaskFacts]) -> tuple
     methods: dict[int, tuple[Method, list[Finished]]] = {}
     for run in finished:
         methods.setdefault(id(run.entry.method), (run.entry.method, []))[1].append(run)
-    reference = {run.entry.seed: run.headlines for run in finished if run.entry.method.reference}
     directions = {name: task.higher_is_better[task.headline] for name, task in tasks.items()}
+    reference = {run.entry.seed: run for run in finished if run.entry.method.reference}
+    untuned = {run.entry.seed: run for run in finished if run.entry.method.untuned}
     # Runs of an older version lack what later ones measure besides.
     known = {name: [metric for metric in task.metrics
                     if all(metric in run.evaluation.tasks[name].metrics for run in finished)]
              for name, task in finished[0].evaluation.tasks.items()}
-    rows = [_row(method, runs, reference, directions, known) for method, runs in methods.values()]
-    ranks = mean_ranks([{name: row.metrics[name][task.headline].mean for name, task in tasks.items()} for row in rows],
-                       directions)
-    return tuple(replace(row, mean_rank=rank) for row, rank in zip(rows, ranks, strict=True))
+    rows = [_row(method, runs, reference, untuned, directions, known) for method, runs in methods.values()]
+    means = [{name: row.metrics[name][task.headline].mean for name, task in tasks.items()} for row in rows]
+    by_task = {name: ranks([row[name] for row in means], higher) for name, higher in directions.items()}
+    corrected = holm([row.p_value for row in rows])
+    letters = groups([row.delta_mtl.by_seed if row.delta_mtl else {} for row in rows])
+    return tuple(replace(row, mean_rank=mean, ranks={name: of[index] for name, of in by_task.items()},
+                         p_corrected=corrected[index], group=letters[index])
+                 for index, (row, mean) in enumerate(zip(rows, mean_ranks(means, directions), strict=True)))
 
 
-def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Mapping[str, float]],
+def _row(method: Method, runs: Sequence[Finished], reference: Mapping[int, Finished], untuned: Mapping[int, Finished],
          directions: Mapping[str, bool], known: Mapping[str, Sequence[str]]) -> MethodResult:
     metrics = {name: {metric: Estimate.of({run.entry.seed: run.evaluation.tasks[name].metrics[metric]
                                            for run in runs})
                       for metric in names} for name, names in known.items()}
-    paired = [run for run in runs if run.entry.seed in reference]
+    pairs = {run.entry.seed: (run, reference[run.entry.seed]) for run in runs if run.entry.seed in reference}
 
     def estimate(by_seed: dict[int, float]) -> Estimate | None:
         return Estimate.of(by_seed) if by_seed else None
 
-    by_task = {run.entry.seed: deltas(run.headlines, reference[run.entry.seed], directions) for run in paired}
-    overall = {run.entry.seed: delta_mtl(run.headlines, reference[run.entry.seed], directions) for run in paired}
+    by_task = {seed: deltas(one.headlines, other.headlines, directions) for seed, (one, other) in pairs.items()}
+    overall = {seed: delta_mtl(one.headlines, other.headlines, directions) for seed, (one, other) in pairs.items()}
+    over_untuned = {run.entry.seed: delta_mtl(run.headlines, untuned[run.entry.seed].headlines, directions)
+                    for run in runs if run.entry.seed in untuned}
     return MethodResult(
         network=method.network, balancer=method.balancer, reference=method.reference, metrics=metrics,
         deltas={name: estimate({seed: found[name] for seed, found in by_task.items()}) for name in directions},
         delta_mtl=estimate(overall), mean_rank=math.nan,
         training_seconds=Estimate.of({run.entry.seed: _number(run.record.seconds) for run in runs}),
-        runs={run.entry.seed: str(run.place) for run in runs}, settings=dict(method.settings),
-        untuned=method.untuned)
+        runs={run.entry.seed: str(run.place) for run in runs}, settings=dict(method.settings), untuned=method.untuned,
+        processor_seconds=None if any(run.record.processor_seconds is None for run in runs) else Estimate.of(
+            {run.entry.seed: _number(run.record.processor_seconds) for run in runs}),
+        over_untuned=estimate(over_untuned),
+        p_value=None if method.reference else p_value(list(overall.values())),
+        image_deviation=None if method.reference else _image_deviation(list(pairs.values()), directions))
+
+
+def _image_deviation(pairs: Sequence[tuple[Finished, Finished]], directions: Mapping[str, bool]) -> float | None:
+    """How far other test images would move the mean delta_mtl over seeds. Both networks of a pair were resampled
+    alike, so that what is hard for both does not count as spread of their difference."""
+    found = [[run.record.replicates for run in pair] for pair in pairs]
+    if not found or not all(len(values.get(task, ())) > 1 for pair in found for values in pair for task in directions):
+        return None
+    number = min(len(values[task]) for pair in found for values in pair for task in directions)
+    moved = [math.fsum(delta_mtl(*({task: values[task][index] for task in directions} for values in pair), directions)
+                       for pair in found) / len(found) for index in range(number)]
+    deviation = float(np.std(moved, ddof=1))
+    return deviation if math.isfinite(deviation) else None
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

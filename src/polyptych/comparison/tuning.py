@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from polyptych.comparison.grid import Entry, Grid, Method, refuse_other_run, run_name, with_entries
+from polyptych.comparison.grid import Entry, Grid, Method, check_parts, refuse_other_run, run_name, with_entries
 from polyptych.comparison.records import Record
 from polyptych.comparison.runner import Where, run_all
 from polyptych.errors import InputError
@@ -87,7 +87,7 @@ def tune(grid: Grid, tuning: Tuning, out: Path, records: Path | None, *, on: Whe
     if tuning.seed in grid.seeds:
         raise InputError("--tune-seed", f"{tuning.seed}, a reported seed", "a seed of its own",
                          "choose another, so that nothing is reported on what it was chosen with")
-    bench = _Bench(tuning, out / "trials", (records or out) / "trials", on, stream)
+    bench = _Bench(grid, tuning, out / "trials", (records or out) / "trials", on, stream)
     # Networks of their own share nothing that a weight or a way of sharing could change: the reference has rates only.
     options = {method.label: None if method.reference else own_option(method.run, grid.methods)
                for method in grid.methods}
@@ -108,7 +108,8 @@ def tune(grid: Grid, tuning: Tuning, out: Path, records: Path | None, *, on: Whe
 class _Bench:
     """Runs trials and remembers them, in order."""
 
-    def __init__(self, tuning: Tuning, folder: Path, records: Path, on: Where, stream: TextIO | None):
+    def __init__(self, grid: Grid, tuning: Tuning, folder: Path, records: Path, on: Where, stream: TextIO | None):
+        self.grid = grid
         self.tuning, self.folder, self.records, self.on, self.stream = tuning, folder, records, on, stream
         self._settings: dict[str, list[dict[str, Any]]] = {}
         self._entries: dict[str, list[Entry]] = {}
@@ -121,6 +122,7 @@ class _Bench:
                 self._settings.setdefault(method.label, []).append(one)
                 self._entries.setdefault(method.label, []).append(entry)
                 new.append(entry)
+        check_parts(self.grid, new)
         failed = run_all(new, on=self.on, stream=self.stream)
         if failed:
             label, error = next(iter(failed.items()))

@@ -1,4 +1,4 @@
-"""Arrays in .npy, .npz, .mat and .h5 files, and what labels stored as numbers have in common.
+"""Arrays in .npy, .npz, .mat, .h5, .exr and .pfm files, and what labels stored as numbers have in common.
 
 An array is refused by the size that its file declares, before any memory is taken for it
 (:func:`polyptych.data.files.require_room`), and arrives in the byte order of this machine.
@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
+from polyptych.data._float_pictures import read_exr, read_pfm
 from polyptych.data._matlab import load_mat, read_mat, variables_of
 from polyptych.data.files import open_file, reading, require_plain, require_room
 from polyptych.data.pictures import PICTURES, read_stored
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ARRAYS", "class_ids", "flat", "hdf5_array", "is_any", "load_mat", "native", "npy_shape", "open_hdf5",
            "read_array", "read_mat", "read_npy", "read_npy_color", "require_unit_vectors"]
 
-ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5")
+ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".exr", ".pfm")
 """Suffixes of the files of arrays that are read."""
 
 _COPY = "copy the file again; it is damaged or of another format"
@@ -40,7 +41,8 @@ def read_array(path: Path, key: str = "") -> np.ndarray:
     """The numbers in a file: pixels of a picture as stored (of one with a palette its indices), or an array.
 
     Args:
-        key: name of the variable in .npz, .mat and .h5 files; needless where they hold only one.
+        key: name of the variable in .npz, .mat and .h5 files, or of the channel in .exr; needless where they hold only
+            one.
 
     Raises:
         InputError: the file is damaged, of an unknown type, holds no numbers, or has no variable of that name.
@@ -56,6 +58,10 @@ def read_array(path: Path, key: str = "") -> np.ndarray:
         array = _read_mat(path, key)
     elif suffix in (".h5", ".hdf5"):
         array = _read_hdf5(path, key)
+    elif suffix == ".exr":
+        array = read_exr(path, key)
+    elif suffix == ".pfm":
+        array = read_pfm(path)
     else:
         raise InputError(path, f"a file of type '{suffix}'", f"one of {', '.join(PICTURES + ARRAYS)}",
                          "convert it, for instance to .npy or to 16-bit .png")
@@ -142,10 +148,10 @@ def _read_numpy(file: IO[bytes] | zipfile.ZipExtFile, path: Path, size: int) -> 
         raise InputError(path, f"an unreadable file ({there} of the {declared} bytes of {dtype} of shape {shape})",
                          _NPY, _COPY)
     array = np.empty(shape[::-1] if columns_first else shape, dtype)
-    content = memoryview(array.reshape(-1).view(np.uint8)) if declared else memoryview(b"")
+    content = array.reshape(-1).view(np.uint8).data if declared else memoryview(b"")
     done = 0
     while done < declared:
-        count = file.readinto(content[done:])  # type: ignore[attr-defined]
+        count = file.readinto(content[done:])  # type: ignore[union-attr]
         if not count:
             raise InputError(path, f"an unreadable file ({done} of {declared} bytes)", _NPY, _COPY)
         done += count

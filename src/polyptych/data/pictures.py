@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import warnings
@@ -59,7 +60,7 @@ def open_picture(path: Path, needs: str = _NEEDS) -> Iterator[Image.Image]:
             yield picture
 
 
-def identify(file: IO[bytes], path: Path | str, needs: str = _NEEDS) -> Image.Image:
+def identify(file: io.IOBase | IO[bytes], path: Path | str, needs: str = _NEEDS) -> Image.Image:
     """The picture in an open file, of which only the header is read yet; ``path`` names it in messages.
 
     Raises:
@@ -99,9 +100,14 @@ def orientation(path: Path) -> int:
 
 
 def picture_size(path: Path) -> Size:
-    """(h, w) of the upright picture; of most formats from the header alone."""
+    """(h, w) of the upright picture; of most formats from the header alone. A picture with damaged pixels has a size:
+    whoever reads it says what is wrong, or skips it."""
     with open_picture(path) as picture:
-        turned = _orientation(picture) >= 5 and picture.format != "TIFF"  # of which Pillow gives the turned size
+        try:
+            held = _orientation(picture)  # a PNG may say so behind its pixels, and decodes them for it
+        except (OSError, SyntaxError):
+            held = 1
+        turned = held >= 5 and picture.format != "TIFF"  # of which Pillow gives the turned size
         return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
@@ -185,8 +191,9 @@ def _stored(path: Path, needs: str = _NEEDS) -> tuple[np.ndarray, int, str]:
 
 def _bits(picture: Image.Image) -> int:
     """Bits of each number, as the file says."""
-    if picture.format == "PNG" and picture.tile:  # Pillow keeps of the header how it will read the rows: "L;4"
-        rows = str(picture.tile[0].args)
+    tiles = getattr(picture, "tile", ())
+    if picture.format == "PNG" and tiles:  # Pillow keeps of the header how it will read the rows: "L;4"
+        rows = str(tiles[0].args)
         return int(rows.rpartition(";")[2].rstrip("B")) if ";" in rows else 1 if rows == "1" else 8
     if picture.format == "TIFF":
         return int(np.ravel(picture.tag_v2.get(_BITS, 1))[0])  # type: ignore[attr-defined]

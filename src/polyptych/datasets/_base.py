@@ -84,6 +84,10 @@ class Dataset(Component, ABC):
         """Ids with a label of a task and no image in any split, as far as labels are listed."""
         return []
 
+    def without_label(self, task: str) -> list[str]:
+        """Ids of this split's samples that have no label of a task, as far as that is known without reading them."""
+        return []
+
     def index_at(self, position: int, seed: int) -> int:
         """The sample at ``position`` of the endless stream that training reads. It depends on nothing but its
         arguments, so that a run resumes by asking for a later position. By default every ``len(self)``

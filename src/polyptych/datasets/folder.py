@@ -31,12 +31,12 @@ class Folder(Dataset):
         image = "images/{id}.jpg"             # what {id} stands for names the sample; it may contain folders
 
         [splits]                              # without this table: 20 % test, 10 % val
-        test = "lists/test.txt"               # one id per line; or "test/": ids in a folder; or a share
+        test = "lists/test.txt"               # one id or image per line; or "test/": a folder; or a share
         val = 0.1                             # of the rest; what nobody names is for training
 
         [tasks.semseg]
-        files = "labels/{id}.png"             # png, jpg, webp, tif, npy, npz, mat or h5 (with key = "...")
-        classes = ["sky", "ground", "tree"]   # stored as 0, 1, 2; or ids = [7, [8, 9], 21];
+        files = "labels/{id}.png"             # png, jpg, webp, tif, npy, pfm; npz, mat, h5, exr (with key = "...")
+        classes = ["sky", "ground", "tree"]   # or "classes.txt"; stored as 0, 1, 2; or ids = [7, [8, 9], 21];
         ignore = [255]                        # or encoding = "colors" with colors = [[0, 0, 255], ...]
 
         [tasks.depth]
@@ -47,14 +47,19 @@ class Folder(Dataset):
         files = "normals/{id}.npy"
         axes = ["x", "-y", "-z"]              # stored channels that point right, down, forward
 
+        [tasks.boundaries]
+        from = "semseg"                       # derived; saliency from classes, normals from depth and a camera
+
     Every table is one task. Its name is that of a kind of task, or it says which: ``task = "semseg"`` in
     ``[tasks.material]`` makes a second segmentation. The options of each kind are the fields in
     :mod:`polyptych.datasets._folder.maps` (semseg, parts, normals, boundaries, saliency),
     :mod:`polyptych.datasets._folder.values` (depth, inverse_depth, edge_texture, keypoints2d) and
-    :mod:`polyptych.datasets._folder.objects` (keypoints, classification).
+    :mod:`polyptych.datasets._folder.objects` (keypoints, classification), and of labels that follow from others in
+    :mod:`polyptych.datasets._folder.derived`.
 
     Images of different sizes need ``--size``. Pictures stand upright, as EXIF says that they were held, and labels are
-    expected to lie on them so. OpenEXR and polygons are not read; the message says how to convert them.
+    expected to lie on them so. OpenEXR needs ``polyptych[formats]``; ``polyptych data convert`` draws the polygons of
+    annotation tools.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,9 @@ class Folder(Dataset):
         own = self.description.tasks[task].patterns(self.description.where(task))
         return [name for name in source.ids if name not in self.images and not any(
             other.explains_better(pattern, self._below(source.files[name])) for other in others for pattern in own)]
+
+    def without_label(self, task: str) -> list[str]:
+        return [name for name in self.ids if not self.sources[task].has(name)]
 
     def read(self, index: int) -> Sample:
         name = self.ids[index]
@@ -150,7 +158,7 @@ class Folder(Dataset):
 
     def _open(self, task: str) -> Source:
         where = self.description.where(task)
-        source = self.description.tasks[task].open(self.root, where)
+        source = self.description.open(task, self.root)
         if not any(map(source.has, self.images)):
             first = next(iter(source.ids), "")
             raise InputError(where, "labels of no image", "ids that images have",

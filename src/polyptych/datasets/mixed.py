@@ -87,8 +87,8 @@ class Mixed(Dataset):
         if not self.parts:
             raise EmptySplit(f"{where}: {split} split", "no part that has one", "at least one part with it",
                              "set validation in one of the parts, or describe its splits")
-        for name, part in self.parts.items():
-            if not len(part):
+        for name, built in self.parts.items():
+            if not len(built):
                 raise InputError(f"{where}: part '{name}'", f"no samples in its {split} split", "at least one",
                                  "check its files and options")
         datasets = list(self.parts.values())

@@ -13,10 +13,9 @@ from jaxtyping import UInt8
 from polyptych.errors import InputError
 from polyptych.prediction.inputs import Pixels, Source, UnreadableInput, as_pixels, find_sources
 from polyptych.prediction.model import open_model
-from polyptych.prediction.outputs import Outputs, write_picture, write_scene
 from polyptych.prediction.predictor import Inference, Predictor
 from polyptych.prediction.progress import Counter
-from polyptych.prediction.scene import Scene
+from polyptych.prediction.scene import Outputs, Scene, write_picture, write_scene
 from polyptych.prediction.video import Moment, Reader, Writer
 from polyptych.reports.panels import contact_sheet, mosaic
 

@@ -11,7 +11,9 @@ from jaxtyping import Float, UInt8
 
 from polyptych.data.preparation.normals import Intrinsics
 from polyptych.errors import InputError
-from polyptych.prediction.scene import FIELD_OF_VIEW
+
+FIELD_OF_VIEW = 60.0
+"""Of a camera that nobody described: degrees from the left to the right border of the image."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,26 +1,22 @@
-"""A scene: one image and everything that was predicted of it, as arrays, pictures, words and points in space."""
+"""A scene: one image and everything predicted from it, as arrays, pictures, words, points in space, and files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from polyptych.errors import InputError, nearest
+from polyptych.prediction.point_cloud import FIELD_OF_VIEW, PointCloud, find_camera, unproject
 from polyptych.reports.panels import strip
 from polyptych.tasks._base import Task
 from polyptych.tasks._pictures import Legend
-
-if TYPE_CHECKING:
-    from polyptych.prediction.point_cloud import PointCloud
-
-FIELD_OF_VIEW = 60.0
-"""Of a camera that nobody described: degrees from the left to the right border of the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +131,6 @@ class Scene:
         Raises:
             InputError: no task predicts meters, or the camera makes no sense.
         """
-        from polyptych.prediction.point_cloud import find_camera, unproject
-
         camera = find_camera(self.size, intrinsics, field_of_view)
         said = [(name, self.task[name].distance(value)) for name, value in self.decoded.items()]
         distance = next((meters for _, meters in said if meters is not None), None)
@@ -151,8 +145,6 @@ class Scene:
     def save(self, folder: Path | str, stem: str = "scene") -> list[Path]:
         """Write ``STEM_panels.png``, and ``STEM_TASK.png`` (a picture) and ``STEM_TASK.npy`` (the array) for every
         task; returns the files."""
-        from polyptych.prediction.outputs import Outputs, write_picture, write_scene
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         written = [write_picture(folder / f"{stem}_panels.png", self.panel())]
@@ -162,3 +154,78 @@ class Scene:
         if task not in self.decoded:
             raise InputError("task", f"'{task}'", nearest(task, self.decoded), "name a task of the scene")
         return self.task[task]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What is written beside the picture of every task."""
+
+    arrays: bool = False
+    """Raw arrays (.npy): class ids, meters, unit vectors, probabilities, keypoints."""
+    maps: bool = False
+    """16-bit PNGs: depth in millimeters, class ids, probabilities; the text chunk "meaning" says what the numbers are.
+    Tasks that one channel cannot hold have none."""
+    overlay: bool = False
+    """Every task laid over the image; of a video, a second video."""
+    opacity: float = 0.6
+    """How much of the image an overlay covers, from 0 to 1."""
+    points: bool = False
+    """A colored point cloud (.ply) from depth, with normals where they are predicted."""
+    intrinsics: tuple[float, float, float, float] | None = None
+    """FX FY CX CY of the camera in pixels of the image, for --points."""
+    field_of_view: float | None = None
+    """Instead: degrees from the left to the right border of the image. Without both it is taken to be 60."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.opacity <= 1:
+            raise InputError("--opacity", str(self.opacity), "a number from 0 to 1", "0.6 shows both")
+        if self.points:
+            find_camera((1, 1), self.intrinsics, self.field_of_view)  # wrong numbers are refused before the work
+        elif self.intrinsics is not None or self.field_of_view is not None:
+            raise InputError("--intrinsics and --field-of-view", "a camera but no --points", "--points",
+                             "add it, or leave the camera out")
+
+    @property
+    def guessed(self) -> str:
+        """A remark where the camera is a guess; empty otherwise."""
+        if not self.points or self.intrinsics is not None or self.field_of_view is not None:
+            return ""
+        return f"points: taking a field of view of {FIELD_OF_VIEW:g} degrees; give --intrinsics or --field-of-view"
+
+
+def write_scene(scene: Scene, folder: Path, stem: str, outputs: Outputs, pictures: bool = True) -> list[Path]:
+    """Write ``STEM_TASK.png`` and what else is asked for; returns the files.
+
+    Raises:
+        InputError: points are asked for and no task predicts meters.
+    """
+    written = []
+    for task in scene.tasks:
+        base = folder / f"{stem}_{task}"
+        if pictures:
+            written.append(write_picture(base.with_name(f"{base.name}.png"), scene.panel(task)))
+            if outputs.overlay:
+                written.append(write_picture(base.with_name(f"{base.name}_overlay.png"),
+                                             scene.overlay(task, outputs.opacity)))
+        if outputs.arrays:
+            written.append(base.with_name(f"{base.name}.npy"))
+            np.save(written[-1], scene[task])
+        kept = scene.task[task].stored(scene.decoded[task]) if outputs.maps else None
+        if kept is not None:
+            written.append(_write_map(base.with_name(f"{base.name}_16bit.png"), kept.values, kept.meaning))
+    if outputs.points:
+        cloud = scene.points(outputs.intrinsics, outputs.field_of_view)
+        written.append(cloud.save(folder / f"{stem}.ply"))
+    return written
+
+
+def write_picture(path: Path, picture: UInt8[np.ndarray, "h w 3"]) -> Path:
+    Image.fromarray(picture).save(path)
+    return path
+
+
+def _write_map(path: Path, values: UInt16[np.ndarray, "h w"], meaning: str) -> Path:
+    notes = PngInfo()
+    notes.add_text("meaning", meaning)
+    Image.fromarray(values).save(path, pnginfo=notes)
+    return path

@@ -31,12 +31,14 @@ class Cell:
         half: half the width of the interval, empty where there is none.
         best: the best mean of its column.
         value: the number itself, NaN where absent.
+        unsure: of a difference, that its sign may be chance.
     """
 
     text: str
     half: str = ""
     best: bool = False
     value: float = math.nan
+    unsure: bool = False
 
     @property
     def whole(self) -> str:
@@ -70,12 +72,17 @@ def exact(title: str, values: Sequence[float], style: Callable[[float], str], no
     return _column(title, values, [None] * len(values), style, note, higher)
 
 
+def worded(title: str, texts: Sequence[str], note: str = "") -> Column:
+    """Of words rather than of numbers."""
+    return Column(title, tuple(Cell(text) for text in texts), note)
+
+
 def estimated(title: str, estimates: Sequence[HasInterval | None], style: Callable[[float], str], note: str,
               higher: bool | None, trivial: str = "") -> Column:
     """A column of means with their intervals; None where a row has no value."""
     means = [math.nan if estimate is None else estimate.mean for estimate in estimates]
-    return _column(title, means, [estimate and estimate.half_width for estimate in estimates], style, note, higher,
-                   trivial)
+    halves = [None if estimate is None else estimate.half_width for estimate in estimates]
+    return _column(title, means, halves, style, note, higher, trivial)
 
 
 def _column(title: str, means: Sequence[float], halves: Sequence[float | None], style: Callable[[float], str],
@@ -85,7 +92,8 @@ def _column(title: str, means: Sequence[float], halves: Sequence[float | None], 
     texts = [style(mean) if is_number(mean) else ABSENT for mean in means]
     # What looks equal is marked alike.
     cells = [Cell(text, style(half).removeprefix("+") if is_number(half) else "",
-                  best is not None and text == style(best), mean)
+                  best is not None and text == style(best), mean,
+                  unsure=is_number(half) and not abs(mean) > half)
              for text, mean, half in zip(texts, means, halves, strict=True)]
     return Column(title, tuple(cells), note, "" if higher is None else ARROWS[higher], trivial)
 

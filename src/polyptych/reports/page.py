@@ -21,6 +21,7 @@ from polyptych.evaluation_record import Evaluation
 from polyptych.logbook import read_events
 from polyptych.record import flat, read_json
 from polyptych.reports import curves, tables, templates
+from polyptych.reports.label_sheet import NAME as SAMPLES
 from polyptych.reports.published import PublishedTable, published_tables
 
 MOST_PANELS = 24  # that go into the page; it must stay a file that one can send
@@ -59,6 +60,7 @@ class ReportData:
     events: Sequence[Mapping[str, Any]]
     evaluations: Mapping[str, Evaluation]
     panels: Sequence[Panel]
+    samples: Panel | None = None
 
     @property
     def title(self) -> str:
@@ -229,7 +231,8 @@ def read_folder(folder: Path) -> ReportData:
     return ReportData(
         folder=folder, record=_object(folder / "run.json"), environment=_object(folder / "environment.json"),
         events=read_events(folder / "metrics.jsonl"), evaluations=evaluations,
-        panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))])
+        panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))],
+        samples=_panel(folder / SAMPLES) if (folder / SAMPLES).is_file() else None)
 
 
 def _object(path: Path) -> dict[str, Any]:
