@@ -170,6 +170,19 @@ def test_keypoints_and_classes_of_images(tmp_path: Path) -> None:
         assert int(sample.target["classification"]) == name.startswith("rainy")
 
 
+def test_labels_that_follow_from_others(tmp_path: Path) -> None:
+    photos(tmp_path)
+    ids = FLAT.copy()
+    ids[10:20, 10:20] = 1
+    for name in IDS:
+        save(tmp_path / f"classes/{name}.png", ids)
+        save(tmp_path / f"depth/{name}.png", np.full(SIZE, 2000, np.uint16))
+    for sample in read(described(tmp_path, "Labels that follow from others")).values():
+        assert torch.equal(sample.target["saliency"].bool(), torch.from_numpy(ids == 1))
+        assert sample.target["boundaries"].any() and not sample.target["boundaries"][15, 15]
+        assert sample.target["normals"][2, 15, 15] == pytest.approx(-1)  # a wall that faces the camera
+
+
 def test_several_data_sets(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for root in ("street", "clothing"):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from polyptych.datasets._folder.derived import DERIVED, InstanceBoundaries
 from polyptych.datasets._folder.description import KINDS, Contents
 from polyptych.datasets._folder.splits import Splits
 
@@ -49,9 +50,21 @@ def sections() -> list[Section]:
              Section("[splits]", "", tuple(_keys(Splits)))]
     for labels in dict.fromkeys(KINDS.values()):
         kinds = [kind for kind, each in KINDS.items() if each is labels]
-        about = " ".join((inspect.getdoc(labels) or "").split()).replace("``", "`")
-        found.append(Section(f"[tasks.NAME] of the kind {' or '.join(kinds)}", about, tuple(_keys(labels))))
+        found.append(Section(f"[tasks.NAME] of the kind {' or '.join(kinds)}", _about(labels), tuple(_keys(labels))))
+    for kind, derived in DERIVED.items():
+        origin = Key("from", "text", "", f"Task of the same file, of the kind {' or '.join(derived.sources)}.")
+        found.append(Section(f"[tasks.NAME] of the kind {kind}, with from", _about(derived),
+                             (origin, *_keys(derived))))
+    origin = Key("from", "`instances`", "", "These labels follow from maps of instances.")
+    found.append(Section("[tasks.NAME] of the kind boundaries, with from = \"instances\"", _about(InstanceBoundaries),
+                         (origin, *_keys(InstanceBoundaries))))
     return found
+
+
+def _about(kind: Any) -> str:
+    """The docstring of a class, without the marks of the documentation's language."""
+    text = " ".join((inspect.getdoc(kind) or "").split())
+    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
 
 
 def markdown() -> str:
