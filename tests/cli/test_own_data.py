@@ -19,10 +19,11 @@ from polyptych.datasets._folder.fixture import CLOTHES, LAYOUTS
 from polyptych.datasets.folder import Folder
 from polyptych.errors import InputError
 from polyptych.recipes._own_data import kept_reasons, own_data
-from polyptych.run import read_run
+from polyptych.run import read_run, require_data
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
-SHORT = ["--steps", "2", "--size", "64", "64", "--backbone.model", "test_resnet", "--backbone.weights", "None"]
+SHORT = ["--steps", "2", "--size", "64", "64", "--backbone.model", "test_resnet", "--backbone.weights", "None",
+         "--monitoring.examples", "1"]
 
 
 def blocks() -> list[list[list[str]]]:
@@ -61,7 +62,7 @@ def test_three_commands_lead_to_a_report_and_an_onnx_file(name: str, tmp_path: P
     option = re.search(r"`polyptych evaluate \S+ (--dataset\.root) DIR`", capsys.readouterr().err)[1]
     assert cli.main(["evaluate", str(run), option, "."]) == 0
     assert read_run(run)[0].dataset.root == tmp_path / "moved"
-    assert cli.main(["evaluate", str(run)]) == 0
+    require_data(run, None, "evaluate")
     (tmp_path / "moved/dataset.toml").write_text((tmp_path / "moved/dataset.toml").read_text() + "note = \"other\"\n")
     assert cli.main(["evaluate", str(run), option, "."]) == 2
     assert "other data" in capsys.readouterr().err
