@@ -293,8 +293,13 @@ def _image_deviation(pairs: Sequence[tuple[Finished, Finished]], directions: Map
     if not found or not all(len(values.get(task, ())) > 1 for pair in found for values in pair for task in directions):
         return None
     number = min(len(values[task]) for pair in found for values in pair for task in directions)
-    moved = [math.fsum(delta_mtl(*({task: values[task][index] for task in directions} for values in pair), directions)
-                       for pair in found) / len(found) for index in range(number)]
+
+    def mean_delta(index: int) -> float:
+        """Over seeds, with the images weighted as in that replicate."""
+        at = [[{task: values[task][index] for task in directions} for values in pair] for pair in found]
+        return math.fsum(delta_mtl(one, other, directions) for one, other in at) / len(at)
+
+    moved = [mean_delta(index) for index in range(number)]
     deviation = float(np.std(moved, ddof=1))
     return deviation if math.isfinite(deviation) else None
 
