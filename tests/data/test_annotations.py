@@ -57,9 +57,10 @@ def write_coco(folder: Path) -> Path:
     flat = dog.T.ravel()
     changes = np.flatnonzero(np.diff(np.concatenate([[0], flat, [0]])))
     runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    cat = [value for point in ring(CAT, outer=True) for value in point]
     annotations = [{"image_id": 7, "category_id": 5, "segmentation": {"size": [HEIGHT, WIDTH], "counts": runs},
                     "area": 30, "iscrowd": 0},
-                   {"image_id": 7, "category_id": 3, "segmentation": [sum(ring(CAT, outer=True), [])], "area": 36}]
+                   {"image_id": 7, "category_id": 3, "segmentation": [cat], "area": 36}]
     (folder / "instances.json").write_text(json.dumps({
         "images": [{"id": 7, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}], "annotations": annotations,
         "categories": [{"id": 5, "name": "dog"}, {"id": 3, "name": "cat"}]}))
@@ -168,10 +169,10 @@ def edited(path: Path, old: str, new: str) -> None:
 FAULTS = {
     "size": ("labelme", "a.json", '"imageHeight": 12', '"imageHeight": 0', r"a\.json: got an image of 0x16 pixels"),
     "no json": ("labelme", "a.json", "{", "", r"a\.json: got an unreadable file"),
-    "line": ("labelme", "a.json", "[3, 2], [8, 2], [8, 7], [3, 7]", "[3, 2]", r"shapes\[0\]: got a polygon of 1 points"),
+    "line": ("labelme", "a.json", "[3, 2], [8, 2], [8, 7], [3, 7]", "[3, 2]", r"shapes\[0\]: got a polygon of 1"),
     "outside": ("labelme", "a.json", "[[6, 5]", "[[14, 5]", r"shapes\[1\]: got a mask of 5x6 pixels"),
     "up": ("coco", "instances.json", "a.png", "../../a.png", r"the image '\.\./\.\./a\.png'; needs a name below"),
-    "category": ("coco", "instances.json", '"category_id": 5', '"category_id": 8', r"annotations\[0\].category_id: got 8"),
+    "category": ("coco", "instances.json", '"category_id": 5', '"category_id": 8', r"annotations\[0\].cat"),
     "runs": ("coco", "instances.json", '"size": [12, 16]', '"size": [16, 12]', r"run lengths of \[16, 12\]"),
     "segment": ("coco_panoptic", "panoptic.json", '"id": 300', '"id": 301', "got the segment 300"),
     "absolute": ("cvat", "annotations.xml", 'name="a.png"', 'name="/tmp/a.png"', "the image '/tmp/a.png'"),

@@ -72,12 +72,14 @@ class Annotations:
         images: read one at a time.
         ignored: what cannot be drawn (points, lines), by its kind, counted while ``images`` is read.
         instances: whether regions are objects, so that they can be told apart.
+        pictures: folder of pictures that are annotations, not images.
     """
 
     classes: tuple[str, ...]
     images: Iterator[AnnotatedImage]
     ignored: dict[str, int]
     instances: bool = True
+    pictures: Path | None = None
 
 
 def _checked_id(name: str, place: str) -> str:
@@ -316,7 +318,7 @@ def read_coco_panoptic(source: Path, options: Options) -> Annotations:
                 regions.append(Region(names[segment.category_id], _equal(ids, segment.id), not segment.iscrowd))
             yield AnnotatedImage(sample, (int(ids.shape[0]), int(ids.shape[1])), regions, str(path), _equal(ids, 0))
 
-    return Annotations(options.classes or tuple(names.values()), images(), {})
+    return Annotations(options.classes or tuple(names.values()), images(), {}, pictures=folder)
 
 
 def _equal(ids: Integer[np.ndarray, "h w"], value: int) -> Draw:
@@ -405,7 +407,7 @@ def read_class_pictures(source: Path, options: Options) -> Annotations:
             yield AnnotatedImage(_checked_id(f"{sample}.png", str(first)), size,
                                  [Region(name, _set(path, size)) for name, path in ordered], str(first))
 
-    return Annotations(names, images(), {}, instances=False)
+    return Annotations(names, images(), {}, instances=False, pictures=source)
 
 
 def _set(path: Path, size: Size) -> Draw:

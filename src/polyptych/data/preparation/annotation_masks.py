@@ -85,7 +85,8 @@ def convert_annotations(form: str, source: Path, out: Path, options: Options = O
             progress(len(done), 0)
         if not done:
             raise InputError(source, "no image", "at least one", "check the source")
-        text = _describe(form, source, out, read, classes, void, _image_pattern(out, source, images, done))
+        pattern = _image_pattern(out, source, images, done, read.pictures)
+        text = _describe(form, source, read, classes, void, pattern)
         for folder in folders:
             if (made := Path(place) / folder.name).exists():
                 shutil.move(made, folder)
@@ -128,8 +129,9 @@ def _write(path: Path, array: np.ndarray) -> None:
                          "free some space or name another folder") from error
 
 
-def _image_pattern(out: Path, source: Path, images: Path | None, ids: set[str]) -> str:
-    """Where the images of these ids lie, as a pattern relative to ``out``; empty if they are not found."""
+def _image_pattern(out: Path, source: Path, images: Path | None, ids: set[str], but: Path | None) -> str:
+    """Where the images of these ids lie, as a pattern relative to ``out``; empty if they are not found. Pictures
+    in the folder ``but`` are none."""
     beside = source if source.is_dir() else source.parent
     for base in [images] if images is not None else list(dict.fromkeys((beside, out, beside.parent))):
         found: Counter[tuple[str, str]] = Counter()
@@ -138,6 +140,8 @@ def _image_pattern(out: Path, source: Path, images: Path | None, ids: set[str]) 
             if suffix.lower() not in PICTURES or below.startswith((".convert-", "semseg/", "instances/")):
                 continue
             parts = stem.split("/")
+            if but is not None and (base / below).is_relative_to(but):
+                continue
             # The id may contain folders; the longest ending of the path that is one
             end = next((place for place in range(len(parts)) if "/".join(parts[place:]) in ids), None)
             if end is not None:
@@ -151,8 +155,7 @@ def _image_pattern(out: Path, source: Path, images: Path | None, ids: set[str]) 
     return ""
 
 
-def _describe(form: str, source: Path, out: Path, read: Annotations, classes: tuple[str, ...], void: int,
-              pattern: str) -> str:
+def _describe(form: str, source: Path, read: Annotations, classes: tuple[str, ...], void: int, pattern: str) -> str:
     lines = [f"# Written by `polyptych data convert {form}` from {source.name}"]
     lines.append(f"image = {_quoted(pattern)}" if pattern else
                  'image = "images/{id}.jpg"  # the images were not found: correct this')
