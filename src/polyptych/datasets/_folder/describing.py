@@ -67,8 +67,8 @@ def describe(root: Path) -> FirstDescription:
     splits, of_splits = _splits(images, found, root)
     unused = [f"# Not used: {group.pattern.text} ({len(group.files)} files, {group.kind}: {group.found})"
               for group in (*other_photos, *labels) if not any(group.pattern.text in text for text, _ in tables)]
-    unused += [f"# Not looked into: {path.relative_to(root).as_posix()} (annotations? See `polyptych data convert --help`)"
-               for path in found.tables[:5]]
+    unused += [f"# Not looked into: {path.relative_to(root).as_posix()} (annotations? See `polyptych data convert "
+               "--help`)" for path in found.tables[:5]]
     text = "\n".join([
         "# A first description, written by `polyptych data describe`. Lines with \"guess\" want a look.",
         "# Every key is explained in docs/own-data.md and by `polyptych data info folder`.",
