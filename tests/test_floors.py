@@ -32,6 +32,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "data.files": "how files are found and opened, and what is said of broken ones",
     "data.pictures": "image files to arrays",
     "data._matlab": "MATLAB files to arrays",
+    "data._float_pictures": "OpenEXR and PFM to arrays",
     "data.arrays": "other files to arrays",
     "data._contours": "the boundaries of a map of regions, for labels and for truths of a benchmark",
     "metrics": "sums over pixels; they know predictions and labels, not who made them",

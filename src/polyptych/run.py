@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from polyptych import __version__
 from polyptych.backbones._base import Backbone
@@ -135,6 +138,9 @@ class Run:
     execution: Execution = field(default_factory=Execution)
     monitoring: Monitoring = field(default_factory=Monitoring)
 
+    reasons: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
+    """What was chosen from the data, and why, by option; for the screen and the report, without effect."""
+
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
@@ -148,6 +154,10 @@ class Run:
     def build_dataset(self, split: str) -> Dataset:
         """One split of the data, with the run's tasks."""
         return self.dataset.build(split=split, tasks=tuple(self.tasks))
+
+    def located(self) -> Run:
+        """The run with absolute paths of its data, so that it finds them from any working folder."""
+        return dataclasses.replace(self, dataset=_absolute(self.dataset))
 
     def build_tasks(self, labels: dict[str, LabelInfo]) -> dict[str, Task]:
         return {name: config.build(labels=labels[name]) for name, config in self.tasks.items()}
@@ -174,19 +184,74 @@ def numerics(run: Run) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the dataset said when the run began, so that the network can be rebuilt without the data."""
+    """What the dataset said when the run began, so that the network can be rebuilt without the data.
+
+    Attributes:
+        dataset: what the data set is called, where it is not called like its component.
+    """
 
     protocol: str
     labels: dict[str, LabelInfo]
+    dataset: str = ""
 
     @staticmethod
     def of(dataset: Dataset) -> Facts:
-        return Facts(dataset.protocol, {task: dataset.labels[task] for task in dataset.tasks})
+        return Facts(dataset.protocol, {task: dataset.labels[task] for task in dataset.tasks}, dataset.title)
 
 
 def write_run(path: Path, run: Run, facts: Facts) -> None:
-    """Record a run in ``run.json``."""
-    write_json(path, {"version": __version__, "run": encode(run), "facts": encode(facts)})
+    """Record a run in ``run.json``, with absolute paths of its data."""
+    write_json(path, {"version": __version__, "run": encode(run.located()), "facts": encode(facts)})
+
+
+def require_data(folder: Path, moved_to: Path | None, command: str) -> None:
+    """Make sure that the data of a run are where its ``run.json`` says; if they moved, write down where to.
+
+    Args:
+        moved_to: the folder in which they lie now, None where they did not move.
+        command: which the user gave, for the message.
+
+    Raises:
+        InputError: the folder of the data is not there, or ``moved_to`` holds other data.
+    """
+    run, facts = read_run(folder)
+    root = _root(run.dataset)
+    if moved_to is None:
+        if root is not None and not root.is_dir():
+            raise InputError(f"data of {folder} ({root})", "no such folder", "the data that the run was trained on",
+                             f"if they moved, say where to: `polyptych {command} {folder} --dataset.root DIR`")
+        return
+    if root is None:
+        raise InputError("--dataset.root", f"a run on {run.dataset.name}, which has no folder of its own",
+                         "a run on one dataset with files", "leave it out; parts of `mixed` are located in run.json")
+    changes: dict[str, Any] = {"root": moved_to}
+    if (description := getattr(run.dataset, "description", None)) is not None and not description.is_file():
+        changes["description"] = moved_to / description.name
+    run = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, **changes))
+    found = run.build_dataset("train").protocol
+    if found != facts.protocol:
+        raise InputError(f"--dataset.root {moved_to}", f"other data (protocol {found})", f"those of the run "
+                         f"({facts.protocol})", "name the folder that moved, with its description as it was")
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"run": encode(run.located())})
+
+
+def _root(config: Any) -> Path | None:
+    """The folder of a dataset; None where it has none of its own."""
+    root = getattr(config, "root", None)
+    description = getattr(config, "description", None) if hasattr(config, "root") else None
+    return Path(root) if root is not None else description and description.parent
+
+
+def _absolute(value: Any) -> Any:
+    """A Config of a dataset, or a part of it, with absolute paths."""
+    if isinstance(value, Path):
+        return Path(os.path.abspath(value))
+    if isinstance(value, dict):
+        return {name: _absolute(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: _absolute(getattr(value, f.name))
+                                             for f in dataclasses.fields(value)})
+    return value
 
 
 def read_run(path: Path) -> tuple[Run, Facts]:

@@ -155,12 +155,18 @@ class Trainer:
         self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
         self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
-        for remark in (*remarks, self.started):
+        loaded = dict.fromkeys(getattr(module, "loaded", "") for module in self.state.network.modules())
+        for remark in (*remarks, *loaded, self.started):
             if remark:
                 self.display.say(remark)
         self.display.say(f"balancer {run.balancer.name}: {self.balancer.reach}")
         self._first_bad = torch.zeros(len(self.tasks), dtype=torch.long, device=self.device)
         self._prepare_folder(dataset)
+        if dataset.title and not self.resumed and distributed.is_main():  # described by its user, perhaps wrongly
+            from polyptych.reports.label_sheet import show_data
+
+            for line in show_data(dataset, self.tasks, folder):
+                self.display.say(line)
         self.log = Logbook(folder, self.state.step, run.monitoring.tensorboard) if distributed.is_main() else None
 
     def _build_state(self) -> TrainingState:

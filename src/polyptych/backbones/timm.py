@@ -102,7 +102,7 @@ class Timm(Backbone):
             raise InputError("backbone.position_resampling", "plain without an image size",
                              "the size to which the table of positions is brought when weights are loaded",
                              "add --backbone.image-size, the size of the training images")
-        network = _create(config)
+        network, self.loaded = _create(config)
         published: Any = network.pretrained_cfg
         cut_network = cut(network, FINEST_STRIDE, taps=config.vit_pyramid == "taps")
         self.stages = nn.ModuleList(cut_network.stages)
@@ -186,8 +186,9 @@ class Timm(Backbone):
         self.train()
 
 
-def _create(config: Timm.Config) -> nn.Module:
-    """timm's feature extractor with its weights loaded."""
+def _create(config: Timm.Config) -> tuple[nn.Module, str]:
+    """timm's feature extractor with its weights loaded, and what a file with weights was recognized as."""
+    loaded = ""
     if not timm.is_model(config.model):
         close = get_close_matches(config.model, timm.list_models(), n=5, cutoff=0.4)
         raise InputError("backbone.model", f"'{config.model}', which timm {timm.__version__} does not know",
@@ -196,7 +197,7 @@ def _create(config: Timm.Config) -> nn.Module:
     if config.weights is not None:
         network = timm.create_model(config.model, features_only=True, **options)
         with positions_resampled(config.position_resampling):
-            load_file(network, config.weights, config.model, options)
+            loaded = load_file(network, config.weights, config.model, options)
     elif config.pretrained:
         with positions_resampled(config.position_resampling):
             network = create_pretrained(config.model, options)
@@ -211,7 +212,7 @@ def _create(config: Timm.Config) -> nn.Module:
         if isinstance(module, PatchEmbed) and not config.pad:
             embedding: Any = module  # a constant, says timm, for torch.jit
             embedding.dynamic_img_pad = True
-    return network
+    return network, loaded
 
 
 def _options(config: Timm.Config) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def essence(run: Run) -> dict[str, Any]:
     kept = Monitoring(validate_every=run.monitoring.validate_every if run.select == "best" else 1,
                       trivial_samples=run.monitoring.trivial_samples)
     plain = dataclasses.replace(run, loading=Loading(), monitoring=kept,
-                                execution=dataclasses.replace(run.execution, device=Execution.device))
+                                reasons={}, execution=dataclasses.replace(run.execution, device=Execution.device))
     encoded: dict[str, Any] = encode(plain, _last_part)
     return encoded | {"dataset": encode(run.dataset, lambda path: "")}
 
