@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from polyptych.datasets._folder.colors import voc_color
+from polyptych.datasets._folder.description import read_description
 from polyptych.datasets.folder import Folder
 from polyptych.errors import InputError
 
@@ -176,3 +179,35 @@ def test_depth_in_pfm(tmp_path, order: str) -> None:
         (tmp_path / "a.pfm").write_bytes(content)
         with pytest.raises(InputError, match=r"a\.pfm: got an unreadable file"):
             depth_of(tmp_path, "{id}.pfm")
+
+
+# -- the page ----------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs/own-data-formats.md").read_text()
+TABLES = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_of_the_page_is_understood(tmp_path, table: str) -> None:
+    (tmp_path / "classes.txt").write_text("background\naeroplane\n")
+    (tmp_path / "label_colors.txt").write_text("64 128 64\tAnimal\n192 0 128\tArch\n")
+    (tmp_path / "person_keypoints.json").write_text(json.dumps({"images": [], "annotations": [], "categories": [
+        {"id": 1, "name": "person", "keypoints": ["left_eye", "right_eye"]}]}))
+    source = {"semseg": '[tasks.semseg]\nfiles = "{id}.png"\nclasses = ["person", "dog"]\n',
+              "depth": '[tasks.depth]\nfiles = "{id}.npy"\n'}
+    origin = (re.findall('from = "(.*)"', table) or [""])[0]
+    (tmp_path / "dataset.toml").write_text(f'image = "{{id}}.jpg"\n{source.get(origin, "")}{table}')
+    spec = read_description(tmp_path / "dataset.toml", tmp_path)
+    for name, labels in spec.tasks.items():
+        labels.info(tmp_path, spec.where(name))
+
+
+def test_the_normals_of_the_page(tmp_path) -> None:
+    """A wall that faces the camera, and a floor, in the three conventions that the page lists."""
+    rows = re.findall(r"^\| x right.*?(\d+ \d+ \d+) \| `(\[.*?\])`", PAGE, re.MULTILINE)
+    floors = ((128, 0, 128), (128, 255, 128), (128, 0, 128))
+    assert len(rows) == 3
+    for (wall, axes), floor in zip(rows, floors, strict=True):
+        picture = np.array([[[int(value) for value in wall.split()], floor]], np.uint8)
+        target, _ = read(tmp_path, f'[tasks.normals]\nfiles = "{{id}}.nor.png"\naxes = {axes}', "normals", nor=picture)
+        assert np.allclose(target[:, 0], np.array([[0, 0], [0, -1], [-1, 0]]), atol=0.01)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -150,7 +151,7 @@ def _class_tables(found: Verification) -> Iterator[Table]:
         if not facts or not len((some := next(iter(facts.values()))).amounts):
             continue
         table = _table(f"class of {task}", *facts)
-        total = sum(each.amounts for each in facts.values())
+        total = sum((each.amounts for each in facts.values()), np.zeros_like(some.amounts))
         order = sorted(range(len(total)), key=lambda index: -total[index])
         for index in order[:_CLASSES]:
             shares = [each.shares[index] for each in facts.values()]

@@ -140,7 +140,8 @@ class AnimationReader:
         self.source, self._limit = source, limit
         _import_av(source)  # to write with; better missed before the work
         with self._reading(), open_picture(source.path, "an image") as picture:
-            self.total = min(limit, picture.n_frames) if limit else int(picture.n_frames)
+            frames = int(getattr(picture, "n_frames", 1))
+            self.total = min(limit, frames) if limit else frames
             self.rate = Fraction(1000, _duration(picture))
 
     def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], Moment]]:

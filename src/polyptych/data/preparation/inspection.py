@@ -15,7 +15,10 @@ import numpy as np
 from polyptych.types import LabelInfo, Sample
 
 RARE = 0.001  # share of the labeled pixels (or images) below which a class is called rare
-_CLASS_MAPS = ("semseg", "parts")
+# What the labels of each kind of task look like; those of a kind that is not listed are only counted
+_FORMS = {"semseg": "classes", "parts": "classes", "classification": "one class", "keypoints": "points",
+          "depth": "distances", "inverse_depth": "values", "normals": "directions", "boundaries": "lines",
+          "saliency": "areas"}
 _NAMED = 6  # names in one line
 
 
@@ -44,6 +47,10 @@ class TaskFacts:
     highest: float = -np.inf
     medians: list[float] = field(default_factory=list)
 
+    @property
+    def form(self) -> str:
+        return _FORMS.get(self.kind, "")
+
     def __post_init__(self) -> None:
         self.amounts, self.seen = (np.zeros(len(self.labels.classes), np.int64) for _ in range(2))
 
@@ -51,24 +58,24 @@ class TaskFacts:
         self.images += 1
         self.known += int(valid.sum())
         self.pixels += valid.size
-        if self.kind in _CLASS_MAPS:
+        if self.form == "classes":
             counts = np.bincount(target[valid].astype(np.int64), minlength=len(self.amounts))[:len(self.amounts)]
             self.amounts += counts
             self.seen += counts > 0
-        elif self.kind == "classification":
+        elif self.form == "one class":
             self.amounts[int(target)] += 1
             self.seen[int(target)] += 1
-        elif self.kind == "keypoints":
+        elif self.form == "points":
             visible = (target[..., 2] > 0).sum(0) if len(target) else np.zeros(len(self.amounts), np.int64)
             self.amounts += visible
             self.seen += visible > 0
-        elif valid.any() and self.kind in ("depth", "inverse_depth"):
+        elif valid.any() and self.form in ("distances", "values"):
             values = target[valid]
             self._extend(float(values.min()), float(values.max()), float(np.median(values)))
-        elif valid.any() and self.kind == "normals":
+        elif valid.any() and self.form == "directions":
             away = float((target[2][valid] > 0).mean())
             self._extend(away, away, away)
-        elif valid.any() and self.kind in ("boundaries", "saliency"):
+        elif valid.any() and self.form in ("lines", "areas"):
             share = float(target[valid].mean())
             self._extend(share, share, share)
 
@@ -88,12 +95,12 @@ class TaskFacts:
 
     def in_words(self) -> str:
         """The range of the values, or the number of classes that occur; empty for other kinds of tasks."""
-        if self.kind in ("depth", "inverse_depth") and self.medians:
+        if self.form in ("distances", "values") and self.medians:
             unit = f" {self.labels.unit}" if self.labels.unit else ""
             return f"{self.lowest:.3g} to {self.highest:.3g}{unit}, median {self.median:.3g}"
-        if self.kind in ("boundaries", "saliency") and self.medians:
+        if self.form in ("lines", "areas") and self.medians:
             return f"{np.mean(self.medians):.1%} positive"
-        if self.kind == "normals" and self.medians:
+        if self.form == "directions" and self.medians:
             return f"{1 - float(np.mean(self.medians)):.0%} toward the camera"
         if self.images and len(self.amounts):
             return f"{np.count_nonzero(self.amounts)} of {len(self.amounts)} classes"
@@ -159,7 +166,7 @@ def _of_classes(facts: Mapping[str, TaskFacts]) -> Iterator[str]:
     classes = some.labels.classes
     if not classes or not sum(found.amounts.sum() for found in facts.values()):
         return
-    what = {"classification": "images", "keypoints": "points"}.get(some.kind, "labeled pixels")
+    what = {"one class": "images", "points": "points"}.get(some.form, "labeled pixels")
     missing = {split: {name for name, amount in zip(classes, found.amounts, strict=True) if not amount}
                for split, found in facts.items()}
     nowhere = [name for name in classes if all(name in absent for absent in missing.values())]
@@ -174,21 +181,21 @@ def _of_classes(facts: Mapping[str, TaskFacts]) -> Iterator[str]:
                 zip(classes, train.shares, train.seen, strict=True) if 0 < share < RARE]
         if rare:
             yield f"rare in train: {', '.join(rare[:_NAMED])}{_more(rare)} of the {what}"
-        if len(classes) > 1 and some.kind != "keypoints" and (top := int(np.nanargmax(train.shares))) >= 0 \
+        if len(classes) > 1 and some.form != "points" and (top := int(np.nanargmax(train.shares))) >= 0 \
                 and 0.98 < train.shares[top] < 1:
             yield f"'{classes[top]}' is {train.shares[top]:.1%} of the {what} of train"
 
 
 def _of_values(facts: Sequence[TaskFacts]) -> Iterator[str]:
-    kind = facts[0].kind
+    form = facts[0].form
     known, pixels = sum(found.known for found in facts), sum(found.pixels for found in facts)
-    if kind not in ("classification", "keypoints") and known < 0.05 * pixels:
+    if form not in ("one class", "points") and known < 0.05 * pixels:
         yield f"only {known / max(pixels, 1):.1%} of the pixels have a label: check what means no label"
     medians = [value for found in facts for value in found.medians]
     if not medians:
         return
     middle, lowest, highest = float(np.median(medians)), min(f.lowest for f in facts), max(f.highest for f in facts)
-    if kind == "depth":
+    if form == "distances":
         if lowest == highest:
             yield f"the same depth everywhere, {lowest:.3g} m"
         elif highest <= 1:
@@ -198,14 +205,14 @@ def _of_values(facts: Sequence[TaskFacts]) -> Iterator[str]:
         elif highest > 20 * middle and highest > 100:
             yield (f"depth up to {highest:.3g} m at a median of {middle:.3g} m: list the stored value of what is not "
                    "known as `invalid`, or set `maximum`")
-    elif kind == "normals" and middle > 0.6:
+    elif form == "directions" and middle > 0.6:
         yield (f"{middle:.0%} of the normals point away from the camera: its z axis points forward here; set `axes` "
                "(with \"-z\", for instance)")
-    elif kind == "boundaries" and middle > 0.5:
+    elif form == "lines" and middle > 0.5:
         yield f"{middle:.0%} of the pixels are boundaries: set invert = true, or another threshold"
-    elif kind in ("boundaries", "saliency") and highest == 0:
+    elif form in ("lines", "areas") and highest == 0:
         yield "no positive pixel in any image: check `threshold`"
-    elif kind == "saliency" and lowest > 0.98:
+    elif form == "areas" and lowest > 0.98:
         yield "nearly every pixel is salient: check `threshold` and `invert`"
 
 
