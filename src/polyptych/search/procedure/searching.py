@@ -148,7 +148,7 @@ class _Search:
 
     @cached_property
     def shared_cost(self) -> PolicyCost:
-        return self.cost(encoder_of(self.network).supermodel.space.all_shared())
+        return self.cost(encoder_of(self.network).supermodel.one_backbone())
 
     def use(self, policy: Policy) -> float:
         """Share of the budget."""
@@ -164,7 +164,9 @@ class _Search:
         if not any(self.allowed(policy) for policy in policies):
             least = min(map(self.use, policies))
             raise InputError("--budget", f"{self.choices.limits.text}, which no policy keeps (the least of 200 takes "
-                             f"{least:.2f} of it)", "a larger budget", "1x is one backbone that all tasks share")
+                             f"{least:.2f} of it)", "a larger budget", "1x is the cost of one backbone without any copy"
+                             + (", and norms per task make every task compute nearly all of it again"
+                                if space.norms == "task" else ""))
         self.run.build_balancer(self.tasks)
 
     def train_supermodel(self) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from polyptych.errors import InputError, nearest
 
 HELP = """params, flops (multiply-adds), memory (peak of the activations) and latency, joined by commas; with x in units
-of one backbone that all tasks share (1x is the least that a network without skips can cost, and as many x as there are
-tasks are separate networks): params=2x,flops=1.5x; or absolute: params=30M, flops=4G, memory=64MiB, latency=20ms. Only
-the encoder counts."""
+of one backbone (1x is the backbone itself, shared by all tasks; separate networks cost as many x as there are tasks;
+with --space automtl, whose norms are per task, sharing every weight costs almost as many flops as that):
+params=2x,flops=1.5x; or absolute: params=30M, flops=4G, memory=64MiB, latency=20ms. Only the encoder counts."""
 
 FIELDS = {"params": "parameters", "flops": "multiply_adds", "memory": "memory", "latency": "latency"}
 UNITS = {"params": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}, "flops": {"": 1, "M": 1e6, "G": 1e9, "T": 1e12},
