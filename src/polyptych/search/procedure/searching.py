@@ -159,7 +159,10 @@ class _Search:
 
     def check(self) -> None:
         """Refuse what cannot work before anything is trained: above all a budget that nothing keeps."""
-        space = encoder_of(self.network).supermodel.space
+        supermodel = encoder_of(self.network).supermodel
+        for line in supermodel.capture.remarks():
+            self.say(f"backbone: {line}")
+        space = supermodel.space
         policies = (space.all_shared(), *(space.draw(Random(i)) for i in range(200)))
         if not any(self.allowed(policy) for policy in policies):
             least = min(map(self.use, policies))

@@ -150,7 +150,7 @@ def put(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
         root.register_buffer(name, value, persistent=False)
 
 
-def copied(value: Any, memo: dict[int, Any]) -> Any:
+def copied(value: Any, memo: dict[Any, Any]) -> Any:
     """A deep copy.
 
     The hooks of torch's old ``weight_norm`` and ``spectral_norm`` keep the weight that they computed last as a plain
