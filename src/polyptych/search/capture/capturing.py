@@ -185,7 +185,7 @@ class _Attempts:
             modes, reasons = {}, dict[str, str]()
             for training in (False, True):
                 with in_evaluation(self.root, training), behavior.random_numbers_kept():
-                    modes[training] = behavior.watch(self.root, tracer.opened, found.image)
+                    modes[training] = behavior.watch(self.root, tracer.opened, found.image, training)
             reasons |= dict.fromkeys(modes[True].drawing, behavior.DRAWS)
             for path in modes[True].called:
                 if modes[True].called[path] != modes[False].called[path]:

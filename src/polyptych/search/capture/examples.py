@@ -89,8 +89,8 @@ def _image(root: nn.Module, batch: int, height: int, width: int) -> Tensor:
 
 @contextmanager
 def in_evaluation(root: nn.Module, training: bool = False) -> Iterator[None]:
-    """In evaluation (or training) mode and without gradient checkpointing; afterwards all modules are as they were: mode, attributes,
-    buffers, and what their code remembers."""
+    """In evaluation (or training) mode and without gradient checkpointing; afterwards all modules are as they were:
+    mode, attributes, buffers, and what their code remembers."""
     found = [(module, {k: dict(v) if isinstance(v, dict) and k in ("_buffers", "_parameters") else v
                        for k, v in vars(module).items()}) for module in root.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in root.buffers()]

@@ -39,8 +39,9 @@ class Watch(TorchFunctionMode):
         hooked: opened modules that give hooks to tensors.
     """
 
-    def __init__(self, root: nn.Module, opened: Collection[str]):
+    def __init__(self, root: nn.Module, opened: Collection[str], training: bool):
         super().__init__()
+        self.training = training
         self.paths = {id(module): path for path, module in root.named_modules()}
         self.tensors = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
         self.opened = set(opened) | {""}
@@ -80,7 +81,10 @@ class Watch(TorchFunctionMode):
         return result
 
     def _note_draws(self) -> None:
-        state = _random_state()
+        if not self.training:
+            return
+        with torch._C.DisableTorchFunction():  # looking at the state is no call of the network
+            state = _random_state()
         if state != self._state and self._stack and self._stack[-1] is not None:
             self.drawing.add(self._stack[-1])
         self._state = state
@@ -149,9 +153,9 @@ def random_numbers_kept(seed: int = 0) -> Iterator[None]:
             np.random.set_state(array)
 
 
-def watch(root: nn.Module, opened: Collection[str], image: Tensor) -> Watch:
+def watch(root: nn.Module, opened: Collection[str], image: Tensor, training: bool) -> Watch:
     """Run a network in the mode that it is in, and see what its opened modules do."""
-    found = Watch(root, opened)
+    found = Watch(root, opened, training)
     with torch.enable_grad(), found.watching():
         root(image)
     return found

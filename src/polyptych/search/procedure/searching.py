@@ -22,6 +22,7 @@ from polyptych.comparison import on_ray
 from polyptych.comparison.runner import Where, run_all
 from polyptych.data.loading import TrainingBatches
 from polyptych.errors import InputError
+from polyptych.folder_lock import hold
 from polyptych.interruption import Interrupted
 from polyptych.network import Network
 from polyptych.record import read_json, write_json
@@ -75,25 +76,28 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
         The path of the report.
 
     Raises:
-        InputError: something is not as needed, or no policy keeps the budget.
+        InputError: something is not as needed, no policy keeps the budget, or another process is at this search.
         Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call goes on.
     """
     if on == "ray":
         on_ray.require_ray()
     setup = SearchSetup(run, choices, seeds, Facts.of(run.build_dataset("train")))
     begin(setup, folder)
-    try:
-        return _Search(setup, folder, on, say).run_all()
-    except InputError:
-        discard(folder)  # other choices may be made in the same folder
-        raise
+    with hold(folder):
+        try:
+            return _Search(setup, folder, on, say).run_all()
+        except InputError:
+            discard(folder)  # other choices may be made in the same folder
+            raise
 
 
 def resume(folder: Path, *, on: Where = "local", say: Callable[[object], None] = print) -> Path:
     """Continue the search of a folder."""
     if on == "ray":
         on_ray.require_ray()
-    return _Search(SearchSetup.read(folder), folder, on, say).run_all()
+    setup = SearchSetup.read(folder)
+    with hold(folder):
+        return _Search(setup, folder, on, say).run_all()
 
 
 class _Search:
