@@ -98,11 +98,11 @@ def test_a_maze_of_links_ends(tmp_path: Path) -> None:
         list(walk(tmp_path))
 
 
-def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     with socket.socket(socket.AF_UNIX) as server:
-        os.chdir(tmp_path)  # the path of a socket may not be long
+        monkeypatch.chdir(tmp_path)  # the path of a socket may not be long
         server.bind("socket")
         for name, kind in (("pipe", "a named pipe"), ("folder", "a folder"), ("socket", "a socket"),
                            ("/dev/zero", "a device"), ("none", "no such file")):
