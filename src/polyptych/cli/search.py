@@ -108,9 +108,12 @@ def _resume(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     options = parse(ReportArguments, arguments, "search")
     folder = _one(options.folder, "report", "the folder of a search", "searches/rooms")
+    from polyptych.folder_lock import hold
     from polyptych.search.report.page import write_search_report
 
-    _show(write_search_report(folder))
+    with hold(folder):
+        report = write_search_report(folder)
+    _show(report)
 
 
 def _inspect(arguments: list[str]) -> None:
