@@ -16,7 +16,7 @@ from polyptych.export.comparison import Difference, compare
 from polyptych.export.graph import Graph, Size, capture, quiet, write_onnx
 from polyptych.export.metadata import KEY, LARGEST_SIDE, ExportMetadata, to_json
 from polyptych.export.runtime import ExportedModel, FileModel, OnnxModel
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.prediction.model import load_network
 from polyptych.run import read_run
 
