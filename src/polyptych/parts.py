@@ -52,7 +52,8 @@ def network(backbone: str | Backbone.Config, tasks: Mapping[str, int | TaskPart]
         slot, _, option = name.partition("_")
         if slot not in given or not option:
             raise InputError("network", f"an option '{name}'",
-                             "options that begin with backbone_, encoder_ or decoder_", "see `polyptych train rooms --help`")
+                             "options that begin with backbone_, encoder_ or decoder_",
+                             "see `polyptych train rooms --help`")
         given[slot][option] = value
     if isinstance(backbone, str) and backbone not in BACKBONES.names():
         given["backbone"].setdefault("model", backbone)
