@@ -71,11 +71,12 @@ def command_line() -> str:
 def moved(text: str) -> str:
     """Links of a page at the root of the project, as seen from the folder of the documentation."""
     text = re.sub(r"\]\(docs/", "](", text)
-    return text.replace("](CONTRIBUTING.md)", "](contributing.md)")
+    return text.replace("](CONTRIBUTING.md)", "](contributing.md)").replace("](CHANGELOG.md)", "](changelog.md)")
 
 
 page("index.md", moved((ROOT / "README.md").read_text()))
 page("contributing.md", moved((ROOT / "CONTRIBUTING.md").read_text()))
+page("changelog.md", moved((ROOT / "CHANGELOG.md").read_text()))
 page("reference/index.md", "# Reference\n\nThe functions of the package, `import polyptych`:\n\n" + "\n".join(
     f"::: polyptych.{home}.{name}\n" for name, home in sorted(
         ast.literal_eval(re.search(r"_HOMES = (\{.*?\})", (PACKAGE / "__init__.py").read_text(), re.DOTALL)[1]).items(),

@@ -16,7 +16,7 @@ from torch import nn
 from polyptych.backbones._base import Backbone
 from polyptych.checkpoint import fill
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.prediction import load_network
 from polyptych.tasks._base import Task
 

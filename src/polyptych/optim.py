@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -56,15 +56,15 @@ class Optimizer:
 
     def build(self, network: nn.Module, balancer: nn.Module) -> torch.optim.Optimizer:
         """An optimizer whose groups remember their peak learning rate as ``peak``."""
-        groups = self._groups(network, balancer)
+        groups = self.groups(network, balancer)
         if self.kind == "sgd":
             return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov)
         maker = torch.optim.AdamW if self.kind == "adamw" else torch.optim.Adam
         return maker(groups, lr=self.learning_rate, betas=(self.momentum, self.beta2))
 
-    def _groups(self, network: nn.Module, balancer: nn.Module) -> list[dict]:
-        """Parameters by (learning rate, weight decay), in a fixed order; a balancer's own stand last and
-        are never decayed."""
+    def groups(self, network: nn.Module, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
+        """Parameters by (learning rate, weight decay), in a fixed order, for any optimizer of PyTorch; a balancer's own
+        stand last and are never decayed."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         factors = _factors(network)
         for name, parameter in network.named_parameters():
@@ -76,7 +76,7 @@ class Optimizer:
                 groups.setdefault((rate, decay), []).append(parameter)
         made = [{"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
                 for (peak, decay), parameters in groups.items()]
-        if own := list(balancer.parameters()):
+        if own := list(balancer.parameters()) if balancer is not None else []:
             peak = self.learning_rate * getattr(balancer, "learning_rate_factor", 1.0)
             made.append({"params": own, "peak": peak, "lr": peak, "weight_decay": 0.0})
         return made

@@ -73,6 +73,22 @@ def _fields(kind: type, value: Any, where: str) -> Any:
     return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 
 
+def chosen(kind: Any, choice: Any, options: Mapping[str, Any], where: str) -> Any:
+    """The Config of a component that a program chose by name, with the options it gave, or as a Config.
+
+    Args:
+        kind: the base ``Config`` of the family.
+
+    Raises:
+        InputError: no such component or option, or a wrong value.
+    """
+    if isinstance(choice, str):
+        return decode(kind, {"name": choice} | encode(dict(options)), where)
+    if not isinstance(choice, kind):
+        raise InputError(where, repr(choice), f"the name of a {kind.catalog.kind}, or the Config of one", "correct it")
+    return dataclasses.replace(choice, **options)
+
+
 def first_difference(planned: Any, found: Any) -> tuple[str, str, str] | None:
     """The first field in which two Configs (or their JSON) differ, with both values as JSON; None when they are the
     same."""

@@ -22,7 +22,7 @@ from polyptych.decoders._base import Decoder
 from polyptych.distributed import known_device
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.optim import Optimizer, Schedule
 from polyptych.ranges import LARGEST_SIDE, check_range
 from polyptych.record import decode, encode, read_json, write_json

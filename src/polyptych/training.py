@@ -30,7 +30,7 @@ from polyptych.folder_lock import hold
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
-from polyptych.network import normalizing
+from polyptych.networks import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display

@@ -15,7 +15,7 @@ from polyptych.export.formats import FORMATS, FormatName, not_installed
 from polyptych.export.graph import Graph, Size, capture
 from polyptych.export.metadata import ExportMetadata
 from polyptych.export.runtime import FileModel
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.prediction.model import load_network
 from polyptych.ranges import LARGEST_SIDE
 from polyptych.run import read_run

@@ -14,7 +14,7 @@ from polyptych import distributed
 from polyptych.checkpoint import load_weights
 from polyptych.errors import InputError
 from polyptych.export.formats import ENDINGS, FORMATS, not_installed
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.run import Run, buildable, read_run
 from polyptych.tasks._base import Task
 

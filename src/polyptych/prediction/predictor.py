@@ -15,8 +15,9 @@ from torch import Tensor
 
 from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError, nearest
+from polyptych.networks import Network
 from polyptych.prediction.inputs import Pixels, as_pixels
-from polyptych.prediction.model import Model, open_model
+from polyptych.prediction.model import Model, RunModel, open_model
 from polyptych.prediction.scene import Scene
 from polyptych.prediction.windows import slide
 from polyptych.ranges import LARGEST_SIDE
@@ -95,6 +96,18 @@ class Predictor:
     def tasks(self) -> dict[str, Task]:
         """What is predicted, in order."""
         return self.model.tasks
+
+    @property
+    def network(self) -> Network:
+        """The network of a run, in evaluation mode on the device where it predicts: a module as any other.
+
+        Raises:
+            InputError: this is an exported model, which has no module.
+        """
+        if isinstance(self.model, RunModel):
+            return self.model.network
+        raise InputError("network", f"{self.model.caption}, an exported model", "a run, whose network is a module",
+                         "load the folder of the run that it was exported from")
 
     def predict(self, image: Path | str | Any) -> Scene:
         """

@@ -16,7 +16,7 @@ from polyptych.comparison.grid import Entry, Method
 from polyptych.encoders.searched import Searched
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.run import Run
 from polyptych.search.procedure.candidates import Candidate
 from polyptych.search.procedure.folder import ScoredCandidate, run_folder

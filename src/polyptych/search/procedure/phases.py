@@ -22,7 +22,7 @@ from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
 from polyptych.interruption import Interrupted, stop_on_signal
 from polyptych.logbook import environment
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.record import write_json
 from polyptych.run import Run
 from polyptych.search.procedure.settings import Search

@@ -24,7 +24,7 @@ from polyptych.data.loading import TrainingBatches
 from polyptych.errors import InputError
 from polyptych.folder_lock import hold
 from polyptych.interruption import Interrupted
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.record import read_json, write_json
 from polyptych.run import Facts, Run
 from polyptych.search.procedure import automtl

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polyptych.backbones._base import Backbone
 from polyptych.encoders._base import Encoder
-from polyptych.network import Network, described
+from polyptych.networks import Network, described
 from polyptych.run import Run
 from polyptych.search.procedure.settings import Search
 from polyptych.search.supermodel.model import compile
