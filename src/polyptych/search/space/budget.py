@@ -35,8 +35,8 @@ KINDS = {
 _NAMES = ", ".join(name if name == kind.title else f"{name} ({kind.title})" for name, kind in KINDS.items())
 HELP = f"""Limits on the cost of the encoder, separated by commas, on any of {_NAMES}. A number with x counts in
 units of one backbone that all tasks share (separate networks cost as many x as there are tasks; with --space automtl,
-whose norms are per task, sharing every weight costs almost as many flops as that): params=2x,flops=1.5x. A number without x is absolute: params=30M, flops=4G,
-memory=64MiB, latency=20ms."""
+whose norms are per task, sharing every weight costs almost as many flops as that): params=2x,flops=1.5x. A number
+without x is absolute: params=30M, flops=4G, memory=64MiB, latency=20ms."""
 
 
 @dataclass(frozen=True)
