@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "polyptych"
 CATALOGS = {"recipes": "Recipes", "tasks": "Tasks", "datasets": "Datasets", "backbones": "Backbones",
             "encoders": "Encoders", "decoders": "Decoders", "balancers": "Balancers"}
 GROUPS = {"prediction": ("Prediction", ("predictor", "scene", "pipeline", "model", "windows", "video")),
-          "export": ("Export", ("exporting", "quantization", "runtime", "metadata"))}
+          "export": ("Export", ("exporting", "formats", "quantization", "runtime", "metadata"))}
 LIBRARY = {"polyptych.types": "The types that cross a boundary", "polyptych.component": "The mechanism",
            "polyptych.run": "Every choice of a run", "polyptych.ops.affinity": "Affinity algebra"}
 

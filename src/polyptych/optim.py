@@ -30,20 +30,20 @@ class Optimizer:
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
     """AdamW decouples weight decay; Adam adds it to the gradient; SGD has momentum."""
     learning_rate: float = 1e-3
-    """At the peak of the schedule."""
+    """Learning rate at the peak of the schedule."""
     backbone_scale: float = 1.0
-    """Multiplies the learning rate of the encoder (smaller than 1 for pretrained weights)."""
+    """Multiplies the learning rate of the encoder (below 1 for pretrained weights)."""
     weight_decay: float = 0.05
-    """Not applied to biases, normalization parameters, and a transformer's tables of positions and special tokens
-    unless decay-everything is set."""
+    """Weight decay. It does not apply to biases, normalization parameters, or a transformer's position tables and
+    special tokens, unless decay-everything is set."""
     decay_everything: bool = False
-    """Apply weight decay to those too, as the older papers do."""
+    """Apply weight decay to all parameters, as older papers do."""
     momentum: float = 0.9
-    """Of SGD; the first beta of Adam."""
+    """Momentum of SGD, or first beta of Adam."""
     beta2: float = 0.999
     """Second beta of Adam."""
     nesterov: bool = False
-    """Nesterov momentum (SGD)."""
+    """Use Nesterov momentum (SGD)."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "backbone_scale", "weight_decay"):
@@ -110,15 +110,15 @@ class Schedule:
     """Cosine and polynomial end at `final`; warm restarts repeat a cosine (Loshchilov and Hutter, ICLR 2017, arXiv
     1608.03983); step multiplies by `factor` every `period` steps."""
     warmup: int = 0
-    """Steps over which the rate rises linearly from near zero."""
+    """Steps of linear warm-up from near zero."""
     power: float = 0.9
-    """Exponent of the polynomial."""
+    """Exponent of the polynomial schedule."""
     period: int = 1000
-    """Steps of the first cycle (warm restarts) or between two drops (step)."""
+    """Steps in the first cycle (warm restarts) or between drops (step)."""
     factor: float = 2.0
-    """By how much each cycle is longer than the one before (warm restarts); the drop is 1 / factor (step)."""
+    """Ratio of the length of each cycle to the one before (warm restarts); step divides the rate by it."""
     final: float = 0.0
-    """Share of the peak rate that is left at the end."""
+    """Final learning rate, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
         check_range("--schedule.warmup", self.warmup, 0)

@@ -35,17 +35,17 @@ class Inference:
     """
 
     size: Size | None = None
-    """Height and width that the network works at; None is that of its training."""
+    """Height and width of the network input (default: the training size)."""
     native: bool = False
-    """Work at each image's own size."""
+    """Run each image at its own size."""
     flip: bool = False
-    """Average with the prediction of the mirror image."""
+    """Average with the prediction for the mirrored image."""
     scales: tuple[float, ...] = (1.0,)
-    """Average over these enlargements of the image. An enlarged object looks nearer; tasks undo that."""
+    """Average over these image scales. An enlarged object looks nearer; tasks compensate for that."""
     tile: Size | None = None
-    """Height and width of a sliding window; without a size the image keeps its own."""
+    """Height and width of a sliding window; without a size, the image keeps its own size."""
     overlap: float = 0.25
-    """Least share of the window that two neighbors have in common; they are blended smoothly."""
+    """Minimum overlap of neighboring windows, as a fraction of the window; overlaps are blended smoothly."""
     batch: int = 1
     """Images (or windows) per pass of the network."""
 

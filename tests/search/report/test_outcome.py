@@ -117,3 +117,12 @@ def test_every_candidate_has_the_encoder_of_its_kind(tmp_path: Path, small_run) 
     write_search(tmp_path, small_run)
     encoders = {n.candidate.name: encoder_for(n.candidate).name for n in read_networks(tmp_path)}
     assert encoders["single"] == "single" and encoders["shared"] == "shared" and encoders["tree-0"] == "searched"
+
+
+def test_a_skill_that_is_not_a_number_never_wins(tmp_path: Path, small_run) -> None:
+    for first in ("searched-1", "searched-2"):  # in whatever order comparison would meet it
+        folder = tmp_path / first
+        write_search(folder, small_run)
+        write_json(run_folder(folder, first, 1) / "evaluation" / "val.json", evaluation(float("nan")))
+        other = {"searched-1": "searched-2", "searched-2": "searched-1"}[first]
+        assert winner(read_networks(folder), folder, (0, 1, 2)) == other
