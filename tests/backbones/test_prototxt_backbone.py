@@ -21,7 +21,7 @@ from polyptych.backbones._states import maps_of
 from polyptych.backbones.prototxt import Prototxt, of_layers
 from polyptych.cli import main
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.prediction import load_network
 
 PLAIN = {"act_layer": nn.ReLU}  # what AutoMTL's own file of MobileNetV2 has in the place of ReLU6

@@ -48,7 +48,7 @@ FEW = ["--baselines", "single,tree", "--random", "1", "--finalists", "1"]
     (["report", "deep.json"], ["deep.json/search.json: got a file that cannot be read (Not a directory)"]),
     (["rooms", "--out", "deep.json", *SMALL], ["deep.json"]),
     (["rooms", "--optimizer.lerning-rate", "1"], ["unknown option", "nearest: --optimizer.learning-rate"]),
-    (["rooms", "--budget", "params=0.1x", *SMALL], ["--budget: got params=0.1x, which no policy keeps"]),
+    (["rooms", "--budget", "params=0.1x", *SMALL], ["--budget: got params=0.1x, which no policy meets"]),
     (["resume"], ["polyptych search resume: got nothing"]),
     (["resume", "nowhere"], ["nowhere/search.json: got no such file"]),
     (["report", "a", "b"], ["polyptych search report: got a b"]),

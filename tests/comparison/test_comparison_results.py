@@ -206,7 +206,7 @@ def test_what_a_difference_is_worth(grid: Grid, tmp_path: Path) -> None:
     assert "shared · fixed differs from the reference beyond chance" in text and "in four of five repetitions" in text
     assert "| delta\\_mtl % ↑ | interval % | p corrected | group | images % |" in text
     page = (tmp_path / "comparison.html").read_text()
-    assert page.count(" unsure") >= 2 and "What can be told apart" in page and "&lt; 0.001" in page
+    assert page.count(" unsure") >= 2 and "Which differences are significant" in page and "&lt; 0.001" in page
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert record["methods"][1]["group"] == "a" and record["detectable"] == comparison.detectable
     with (tmp_path / "comparison.csv").open() as file:

@@ -52,13 +52,13 @@ class Prototxt(Backbone):
     @dataclass(frozen=True, kw_only=True)
     class Config(Backbone.Config):
         file: Path | None = None
-        """The description (prototxt)."""
+        """Network description (prototxt)."""
         taps: tuple[str, ...] = ()
-        """Layers or tops that give the maps of the pyramid; none takes the last map of every stride from 4 on."""
+        """Layers or tops that give the maps of the pyramid (default: the last map of every stride from 4 on)."""
         weights: Path | None = None
-        """Start from a local file (.safetensors or .pth) with tensors named after the layers."""
+        """Local file of initial weights (.safetensors or .pth), with tensors named after the layers."""
         text: Annotated[str, Suppress] = ""
-        """What the file said, recorded so that the network can be rebuilt without it."""
+        """Contents of the file, recorded so that the network can be rebuilt without it."""
 
         def __post_init__(self) -> None:
             if self.file is not None and not self.text.startswith(self._origin()):

@@ -1,4 +1,4 @@
-"""DualProj: the mean gradient, projected to where no task gets worse.
+"""DualProj: the mean gradient, projected onto the directions in which no task gets worse.
 
 Source: Lopez-Paz and Ranzato, NeurIPS 2017, arXiv 1706.08840
 """

@@ -222,7 +222,7 @@ def require_size(label: Size, size: Size, path: Path | str, image: Path | None =
     """
     if label == size:
         return
-    needs, do = "the size of its image", "resize the one or the other"
+    needs, do = "the size of its image", "resize one of them"
     if image is not None and label == size[::-1] and os.path.splitext(image)[1].lower() in PICTURES:
         turn = orientation(image)
         if turn >= 5:

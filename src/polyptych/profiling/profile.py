@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.profiling.memory import Memory, peak, standing
 from polyptych.profiling.operators import Operator, count
 from polyptych.profiling.structure import Node, Part, Sharing, parts, sharing, tree

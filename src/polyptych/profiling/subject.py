@@ -14,7 +14,7 @@ from torch import nn
 from polyptych import distributed
 from polyptych.errors import InputError
 from polyptych.logbook import environment
-from polyptych.network import Network, normalizing
+from polyptych.networks import Network, normalizing
 from polyptych.profiling.memory import training_peak
 from polyptych.types import Output
 

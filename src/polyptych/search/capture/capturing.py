@@ -119,8 +119,8 @@ def capture(root: nn.Module, *, size: tuple[int, int] | None = None, whole: Sequ
         graph = chain(root, whole, found.image)
         for image, expected in ((found.image, found.expected), (found.other, found.expected_other)):
             if not same(replay(graph, root, {}, image), expected):
-                raise InputError(f"the network {type(root).__name__}", "not the result of the named modules in a row",
-                                 "modules (whole=[...]) between which nothing else happens",
+                raise InputError(f"the network {type(root).__name__}", "a result that its named modules in "
+                                 "sequence do not give", "modules (whole=[...]) with no other operation between them",
                                  "name larger modules")
     paths = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
     closed = tuple(_closed(root.get_submodule(path), path, "left whole as asked") for path in paths)
@@ -293,7 +293,7 @@ class _Attempts:
         name = type(self.root).__name__
         return InputError(f"the network {name}", f"code at '{path or 'its own forward'}' that cannot be captured "
                           f"({reason})", "layers called one after the other, and arithmetic on tensors",
-                          "name modules that shall stay whole (whole=['blocks.*']), or wrap the network in a module "
+                          "name modules to keep whole (whole=['blocks.*']), or wrap the network in a module "
                           "whose forward only calls such modules")
 
     def _report(self, graph: fx.Graph) -> Iterator[Closed]:

@@ -1,6 +1,6 @@
 """What a search keeps in its folder, and how it is read back. Every file appears whole or not at all.
 
-    search.json       every choice; the command to go on needs nothing else
+    search.json       every choice; continuing needs nothing else
     warmup/ sampling/ checkpoints and logs of the supermodel
     costs.json        what every node of the network costs
     conflicts.json    how often gradients conflict in every unit
@@ -88,7 +88,7 @@ def begin(setup: SearchSetup, folder: Path) -> None:
                      _words(getattr(found.search, field.name))) for field in dataclasses.fields(setup.search)
                     if getattr(setup.search, field.name) != getattr(found.search, field.name))
             raise InputError(folder, f"a search with other choices ({name} is {got})", f"{name} {needed}",
-                             f"choose another --out, or go on with `polyptych search resume {folder}`")
+                             f"choose another --out, or continue with `polyptych search resume {folder}`")
     elif folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
         raise InputError(folder, "a folder that is not empty", "a new folder for the search", "choose another --out")
     else:

@@ -24,7 +24,7 @@ from polyptych.data.loading import TrainingBatches
 from polyptych.errors import InputError
 from polyptych.folder_lock import hold
 from polyptych.interruption import Interrupted
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.record import read_json, write_json
 from polyptych.run import Facts, Run
 from polyptych.search.procedure import automtl
@@ -77,7 +77,7 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
 
     Raises:
         InputError: something is not as needed, no policy keeps the budget, or another process is at this search.
-        Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call continues.
     """
     if on == "ray":
         on_ray.require_ray()

@@ -53,7 +53,7 @@ class Step:
         bank: whose weights; None where the node has none.
         inputs: for each node that this one reads, the position of the step that gives its value.
         tasks: who uses the value.
-        skip: the projection that stands in the place of a unit that ``tasks[0]`` leaves out (the node is then the one
+        skip: the projection that takes the place of a unit that ``tasks[0]`` leaves out (the node is then the one
             whose value is replaced).
     """
 

@@ -87,7 +87,7 @@ class WeightBanks(nn.Module):
                 tensor.copy_(now[name])
 
     def projection(self, skip: Skip, task: str) -> nn.Module:
-        """What a task has in the place of a convolution that it leaves out."""
+        """What a task has in place of a convolution that it leaves out."""
         assert skip.projection is not None
         if task not in self.projections:
             self.projections[task] = nn.ModuleDict()

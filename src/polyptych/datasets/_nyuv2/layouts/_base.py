@@ -23,7 +23,7 @@ else:
 
 
 class NYUv2Layout(Layout):
-    """One way in which NYUv2 lies on disk.
+    """One layout of NYUv2 on disk.
 
     ``raw_depth`` is a kind of file of its own, because one layout holds both depths.
 
