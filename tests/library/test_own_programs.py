@@ -48,9 +48,10 @@ def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checker", [["mypy", "--strict"], ["pyright"]], ids=["mypy", "pyright"])
+@pytest.mark.parametrize("checker", [["mypy", "--strict", "--disable-error-code", "import-untyped"], ["pyright"]],
+                         ids=["mypy", "pyright"])
 def test_type_checkers_find_nothing(checker: list[str], tmp_path: Path) -> None:
-    pytest.importorskip(checker[0])
+    pytest.importorskip(checker[0])  # (accelerate has no py.typed, which is no fault of the program)
     for number, program in enumerate(program for programs in PROGRAMS.values() for program in programs):
         imports = "" if "import polyptych" in program else "import polyptych\n"
         defined = "" if "images, ids" not in program else "import torch\n"
