@@ -64,7 +64,7 @@ def test_the_report_says_it_all(tmp_path: Path, small_run) -> None:
     for part in ("beats the random-tree median in every seed", "Spearman +0.", "searched-2", "bottom-3"):
         assert part in page and part in text
     assert page.count("<figure") == 3 and not re.search(r"""(src|href|url)\s*[=(]\s*["']?(http|file)""", page)
-    assert "8 policies (10 are wanted" in " ".join(page.split())
+    assert "8 policies (at least 10 are needed" in " ".join(page.split())
     for name in ("front.svg", "ranks.svg", "sharing.png"):
         assert (tmp_path / name).stat().st_size > 1000 and name in text
     numbers = json.loads((tmp_path / "results.json").read_text())
