@@ -70,7 +70,7 @@ def test_help_states_every_option(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["search", "rooms", "--help"])
     said = capsys.readouterr().out
-    for part in ("--space", "--budget", "1x is", "--policy-steps", "resume FOLDER", "--optimizer.learning-"):
+    for part in ("--space", "--budget", "params=2x", "--policy-steps", "resume FOLDER", "--optimizer.learning-"):
         assert part in said
 
 
