@@ -171,7 +171,8 @@ class _Search:
         if not any(self.allowed(policy) for policy in policies):
             least = min(map(self.use, policies))
             raise InputError("--budget", f"{self.choices.limits.text}, which no policy meets (the cheapest of 200 "
-                             f"takes {least:.2f} of it)", "a larger budget", "1x is one backbone that all tasks share"
+                             f"takes {least:.2f} of it)", "a larger budget",
+                             "1x is the cost of one backbone without any copy"
                              + (", and norms per task make every task compute nearly all of it again"
                                 if space.norms == "task" else ""))
         self.run.build_balancer(self.tasks)
