@@ -109,10 +109,8 @@ def _report(arguments: list[str]) -> None:
     options = parse(ReportArguments, arguments, "search")
     folder = _one(options.folder, "report", "the folder of a search", "searches/rooms")
     from polyptych.folder_lock import hold
-    from polyptych.search.procedure.folder import SearchSetup
     from polyptych.search.report.page import write_search_report
 
-    SearchSetup.read(folder)  # that it is no search is said before that it cannot be held
     with hold(folder):
         report = write_search_report(folder)
     _show(report)
