@@ -64,7 +64,7 @@ def test_one_process_at_a_time(tmp_path: Path, small_run) -> None:
 
 
 def test_a_refused_search_leaves_nothing_behind(tmp_path: Path, small_run) -> None:
-    with pytest.raises(InputError, match="no policy keeps"):
+    with pytest.raises(InputError, match="no policy meets"):
         searching.search(small_run, Search(budget="params=0.001x"), tmp_path / "s")
     assert not (tmp_path / "s").exists()
     (tmp_path / "t").mkdir()

@@ -134,8 +134,8 @@ def _plain_dropout(name: str, args: Any, kwargs: Any) -> tuple[Any, ...]:
 
 
 def _random_state() -> Any:
-    kind, words, position, *_ = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), kind, words.tobytes(), position  # type: ignore[union-attr]
+    array: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), array[1].tobytes(), array[2]
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class _Living:
             self.plain.add(node)
             return True
         self._lost.add(node)  # so that it does not stand in for itself
-        if self._of_another_tensor(node) or self._another_value(node):
+        if self._of_another_tensor(node) or self._another_value(node) or self._a_side(node):
             self.plain.add(node)
             self._lost.discard(node)
             return True
@@ -123,6 +123,25 @@ class _Living:
                 one, two = node.meta["kind"], other.meta["kind"]
                 self.replaced[node] = other if one is two else self._converted(other, one)
                 return True
+        return False
+
+    def _a_side(self, node: fx.Node) -> bool:
+        """Read a height, a width or a number of tokens off a living tensor that no code asked for it."""
+        known = recorded(node)
+        if known is None or node.meta["kind"] is not int:
+            return False
+        order = self.readers.order
+        for other in sorted(self.tensors, key=order.__getitem__):
+            if order[other] >= order[node]:
+                break
+            if "shape" in other.meta and (shapes := recorded(other)) is not None:
+                for at, sides in enumerate(zip(*shapes[-1], strict=False)):
+                    if sides == known[-1]:
+                        key = (other, at)
+                        if key not in self.readers.made:
+                            self.readers.made[key] = _detached("call_method", "size", (other, at), {}, node)
+                        self.replaced[node] = self.readers.made[key]
+                        return True
         return False
 
     def _had(self, other: fx.Node) -> bool:

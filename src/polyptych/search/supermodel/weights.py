@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -155,8 +156,14 @@ def copied(value: Any, memo: dict[Any, Any]) -> Any:
 
     The hooks of torch's old ``weight_norm`` and ``spectral_norm`` keep the weight that they computed last as a plain
     attribute with a history, which torch does not copy. They compute it anew before the module runs, so its numbers do.
+    Parameters of a TorchScript module that torch copies send their gradients to the original; written and read again
+    they are parameters of their own.
     """
     for module in value.modules() if isinstance(value, nn.Module) else ():
+        if isinstance(module, torch.jit.ScriptModule):
+            if id(module) not in memo:
+                memo[id(module)] = torch.jit.load(io.BytesIO(module.save_to_buffer()))
+            continue
         for tensor in vars(module).values():
             if isinstance(tensor, Tensor) and not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
