@@ -21,7 +21,7 @@ from torch import Tensor
 
 from polyptych.component import Catalog, Component
 from polyptych.data.files import is_visible, require_files, spelled
-from polyptych.data.pictures import require_size
+from polyptych.data.pictures import read_color, require_size
 from polyptych.datasets._about import LayoutFacts
 from polyptych.datasets._base import Dataset
 from polyptych.datasets._holdout import blocks, checked_share, part_of
@@ -113,8 +113,9 @@ class Layout(Component, ABC):
     def size(self, frame: str) -> tuple[int, int]:
         """(h, w) of a frame, if possible without reading its pixels."""
 
-    @abstractmethod
-    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]: ...
+    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]:
+        """The upright RGB picture; a layout without a picture for every frame reads it in its own way."""
+        return read_color(self.path(frame, "image"))
 
     @classmethod
     @abstractmethod

@@ -174,6 +174,9 @@ DERIVED: Mapping[str, type[DerivedLabels]] = {"boundaries": ClassBoundaries, "sa
                                               "normals": DepthNormals}
 """What can be derived, by kind of task."""
 
+FROM_INSTANCES: Mapping[str, type[FileLabels]] = {"boundaries": InstanceBoundaries}
+"""What ``from = "instances"`` derives from files of instance ids, by kind of task."""
+
 
 def _check_seam(seam: int, where: str) -> None:
     if seam < 0:

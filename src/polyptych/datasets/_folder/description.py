@@ -11,7 +11,7 @@ from typing import Any
 
 from polyptych.datasets._folder.class_names import read_class_names
 from polyptych.datasets._folder.colors import with_colors
-from polyptych.datasets._folder.derived import DERIVED, DerivedLabels, InstanceBoundaries
+from polyptych.datasets._folder.derived import DERIVED, FROM_INSTANCES, DerivedLabels
 from polyptych.datasets._folder.labels import Labels, Source
 from polyptych.datasets._folder.maps import BinaryMaps, ClassMaps, NormalMaps
 from polyptych.datasets._folder.objects import ImageClasses, KeypointLabels
@@ -140,8 +140,8 @@ def _form(kind: str, table: Mapping[str, Any], where: str) -> type[Labels]:
     """How the labels of a table are described: by files, or by what they follow from."""
     if "from" not in table:
         return KINDS[kind]
-    if kind == "boundaries" and table["from"] == "instances":
-        return InstanceBoundaries
+    if table["from"] == "instances" and kind in FROM_INSTANCES:
+        return FROM_INSTANCES[kind]
     if kind not in DERIVED:
         raise InputError(f"{where}.from", f"labels of the kind {kind}", f"a kind that can be derived: "
                          f"{', '.join(DERIVED)}", "state `files`")

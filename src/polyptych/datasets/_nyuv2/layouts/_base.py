@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from polyptych.data.pictures import picture_size
@@ -64,9 +64,6 @@ class NYUv2Layout(Layout):
 
     def size(self, frame: str) -> tuple[int, int]:
         return picture_size(self.path(frame, "image"))
-
-    @abstractmethod
-    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]: ...
 
     @abstractmethod
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
