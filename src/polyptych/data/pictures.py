@@ -69,7 +69,7 @@ def identify(file: io.IOBase | IO[bytes], path: Path | str, needs: str = _NEEDS)
     with _lock:  # Pillow's limit is one for the whole process; others may rely on it
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            picture = Image.open(file, formats=_FORMATS)
+            picture = Image.open(file, formats=_FORMATS)  # type: ignore[arg-type]  # a member of an archive too
         except Image.UnidentifiedImageError:
             raise InputError(path, "an unreadable file (no picture of a known format)", needs,
                              "copy the file again; it is damaged or of another format") from None

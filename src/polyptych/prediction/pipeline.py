@@ -85,9 +85,9 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
     say(f"{counter.done} images in {counter.seconds:.1f} s: {counter.speed:.2f} images/s"
         f" ({counter.done / max(predictor.seconds, 1e-9):.2f} without reading and writing)")
     if unreadable:
-        for error in unreadable:
-            say(f"skipped: {error}")
-        names = ", ".join(error.where for error in unreadable[:SHOWN])
+        for fault in unreadable:
+            say(f"skipped: {fault}")
+        names = ", ".join(fault.where for fault in unreadable[:SHOWN])
         more = f" and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
         raise InputError("inputs", f"{len(unreadable)} of {len(sources)} that cannot be read ({names}{more})",
                          "images and videos", f"repair or remove them; all others are in {out}")

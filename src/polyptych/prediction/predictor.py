@@ -177,7 +177,7 @@ class Predictor:
             return self.model.raw(images)
         # A window beyond the image would be memory for nothing; the network extends images to what it needs.
         height, width = (min(*sides) for sides in zip(inference.tile, images.shape[-2:], strict=True))
-        window = tuple(inference.tile) if self.model.fixed else (height, width)
+        window = (inference.tile[0], inference.tile[1]) if self.model.fixed else (height, width)
         blended = [slide(self.model.raw, self.tasks, image, window, inference.overlap, inference.batch)
                    for image in images]
         if len(blended) == 1:

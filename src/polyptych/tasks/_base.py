@@ -54,7 +54,7 @@ class Task(Component, ABC):
         @property
         def standard_weight(self) -> float:
             """The task's, before it is built."""
-            return self.owner.standard_weight  # type: ignore[no-any-return]
+            return self.owner.standard_weight
 
     channels: int
     headline: ClassVar[str]
