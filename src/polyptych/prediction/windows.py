@@ -98,7 +98,7 @@ def slide(raw: Raw, tasks: Mapping[str, Task], image: UInt8[Tensor, "3 h w"], wi
                 else:
                     blends[name].add(_pooled(mean, weight) / (height * width), 0, 0)
             blends[name].complete(complete)
-    return {name: blends[name].result() for name in tasks}
+    return {name: blends.pop(name).result() for name in tasks}  # one map is finished while the others wait
 
 
 class _Blend:
