@@ -409,7 +409,8 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
     remarks = []
     for split, dataset in splits.items():
         number = min(run.loading.check, len(dataset))
-        labelled, read = set(), set()
+        labelled: set[str] = set()
+        read: set[str] = set()
         for position in range(number):
             try:
                 sample = dataset.read(position * len(dataset) // number)
