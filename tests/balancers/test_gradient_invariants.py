@@ -25,7 +25,7 @@ def test_steps_are_finite_and_a_missing_task_changes_nothing(name, level) -> Non
     one, other = Toy(), Toy(TASKS[1:])
     without.seed = balancer.seed
     losses, output = one.losses(0)
-    balancer.reach_of(one.network, losses, output)
+    balancer.follow(one.network, {task: [loss] for task, loss in losses.items()}, output.shared)
     before = {key: value.clone() for key, value in balancer.state_dict().items()}
     for step in range(3):
         losses, output = one.losses(step)

@@ -244,7 +244,8 @@ def test_imtl_of_losses_alone() -> None:
     balancer, toy = build("imtl", level="parameters", balance_gradients=False, learning_rate=0.1), Toy()
     s = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     optimizer, passed = torch.optim.Adam([s], lr=0.1), []
-    balancer.reach_of(toy.network, *toy.losses(0))
+    losses, output = toy.losses(0)
+    balancer.follow(toy.network, {task: [loss] for task, loss in losses.items()}, output.shared)
 
     def watch(module, given, made) -> None:
         made.register_hook(lambda gradient: passed.append(1))

@@ -106,8 +106,9 @@ def test_stch_is_the_gradient_of_the_soft_maximum(preferences):
     preferred = torch.tensor([preferences.get(task, 1.0) for task in TASKS], dtype=torch.float64)
     losses = torch.tensor([0.4, 7.0, 2.0], dtype=torch.float64, requires_grad=True)
     (warm,) = torch.autograd.grad(losses.log().sum(), losses)
-    balancer.on_epoch_end({"semseg": 9.0, "depth": 9.0, "normals": 9.0})  # not the last of the warm-up
-    torch.testing.assert_close(balancer.weigh(losses.detach(), TASKS), warm)
+    for _ in range(2):  # the warm-up; the nadir is that of the epoch after it, as in the authors' code
+        balancer.on_epoch_end({"semseg": 9.0, "depth": 9.0, "normals": 9.0})
+        torch.testing.assert_close(balancer.weigh(losses.detach(), TASKS), warm)
     balancer.on_epoch_end({"semseg": 0.5, "depth": 8.0})  # no label for normals
     balancer.on_epoch_end({"semseg": 0.1, "depth": 0.1, "normals": 4.0})
     nadir = losses.new_tensor([0.5, 8.0, 4.0])
@@ -117,9 +118,10 @@ def test_stch_is_the_gradient_of_the_soft_maximum(preferences):
 
 def test_stch_gives_a_task_without_a_nadir_its_warm_up_weight():
     balancer, losses = build(STCH.Config(warmup=1)), torch.tensor([0.4, 7.0, 2.0], dtype=torch.float64)
+    balancer.on_epoch_end({"semseg": 0.7, "depth": 7.0, "normals": 1.0})
     balancer.on_epoch_end({"semseg": 0.5, "depth": 8.0})
     weights = balancer.weigh(losses, TASKS)
-    assert float(weights[2]) == 0.5 and float((weights * losses)[:2].sum()) == pytest.approx(2)
+    assert float(weights[0]) != pytest.approx(1 / 0.4) and float(weights[2]) == 0.5 and float((weights * losses)[:2].sum()) == pytest.approx(2)
 
 
 class NaiveFAMO:
@@ -315,3 +317,22 @@ def test_a_likelihood_belongs_to_the_loss_and_not_to_the_name():
 def test_in_a_loop_of_ones_own_a_name_of_a_kind_has_its_default_likelihood():
     found = build(Uncertainty.Config(), ("saliency", "keypoints", "classification", "depth", "other")).likelihoods
     assert list(found.values()) == ["categorical"] * 3 + ["laplace"] * 2
+
+
+def test_one_loss_of_nan_does_not_spoil_the_windows_of_dwa() -> None:
+    balancer, clean = build(DWA.Config(window=3)), build(DWA.Config(window=3))
+    losses = torch.tensor([1.0, 2, 3], dtype=torch.float64)
+    for step in range(8):
+        now = losses * (1 + step)
+        found = balancer.weigh(torch.where(torch.tensor([step == 4, False, False]), torch.nan, now), TASKS)
+        assert bool(found.isfinite().all()), step
+        if step != 4:
+            clean.weigh(now, TASKS)
+    assert torch.equal(balancer.recent[0], clean.recent[0]) and balancer.seen.tolist() == [7, 8, 8]
+
+
+def test_famo_learns_nothing_from_no_losses() -> None:
+    balancer = build(FAMO.Config())
+    balancer.weigh(torch.tensor([1.0, 2, 3], dtype=torch.float64), TASKS)
+    balancer.after_step(dict)
+    assert not balancer.x.any() and bool(balancer.before.isinf().all())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -220,7 +222,7 @@ def test_balanced_transform_makes_rows_orthogonal(scale, rows) -> None:
     values = torch.linalg.svdvals(rows)
     floor = 1e-5
     values = values[values > floor * values[0]]
-    if float((values / values[0]).min()) < 2 * floor:
+    if float((values / values[0]).min()) < solvers.FADE * floor:  # values fade there
         return
     transform = solvers.balanced_transform(matrix, scale, floor=floor)
     result = transform @ matrix @ transform
@@ -239,3 +241,53 @@ def test_rows_of_zero_are_left_out() -> None:
     assert weights.tolist() == [1, 7, 4]
     assert solvers.where_present(torch.zeros(2, 2, dtype=torch.float64), 1.0, lambda g: g[0]).tolist() == [1, 1]
     assert solvers.balanced_transform(torch.zeros(2, 2, dtype=torch.float64)).abs().sum() == 0
+
+
+def test_many_quadratic_problems_are_solved_as_each_by_itself() -> None:
+    """Against scipy as well: conflicts, dependent gradients, and lengths that differ by a million."""
+    from scipy.optimize import nnls
+
+    for count, size, spread in [(2, 5, 0), (7, 3, 0), (12, 40, 3), (24, 24, 0)]:
+        random = torch.Generator().manual_seed(count)
+        rows = torch.randn(count, size, generator=random, dtype=torch.float64)
+        matrix = gram(rows * torch.logspace(-spread, spread, count, dtype=torch.float64)[:, None])
+        matrix = matrix / matrix.trace() + 1e-4 * torch.eye(count, dtype=torch.float64)
+        linear = torch.randn(count + 1, count, generator=random, dtype=torch.float64)
+        found = solvers.nonnegative_quadratics(matrix, linear)
+        root = torch.linalg.cholesky(matrix).T
+        for x, b in zip(found, linear, strict=True):
+            other = nnls(root.numpy(), torch.linalg.solve(root.T, b).numpy())[0]
+            torch.testing.assert_close(x, torch.from_numpy(other), rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(x, solvers.nonnegative_quadratic(matrix, b), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("exponent", range(-14, 15, 2))
+def test_conflict_averse_point_whatever_the_ratio_of_lengths(exponent) -> None:
+    """The worst task's gain equals the dual value, and the correction has exactly the length of the radius."""
+    for seed in range(6):
+        rows = torch.randn(2 + seed % 3, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        rows[0] *= 10.0**exponent
+        matrix, c = gram(rows), 0.4
+        weights, ratio = solvers.conflict_averse_point(matrix, c)
+        radius, length = c * float(matrix.mean().sqrt()), float((weights @ matrix @ weights).sqrt())
+        gain = float((matrix.mean(1) + matrix @ weights / ratio).min())
+        assert length / ratio == pytest.approx(radius, rel=1e-6)
+        assert gain == pytest.approx(float(weights @ matrix.mean(1)) + radius * length, rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [[[1.0, 2], [-1, -2]], [[1, 0], [0, 1], [-1, -1]], [[0.1, 0.3], [0.2, 0.7], [-0.3, -1]]])
+def test_gradients_that_sum_to_zero_have_equal_weights(rows) -> None:
+    weights, ratio = solvers.conflict_averse_point(gram(torch.tensor(rows, dtype=torch.float64)), 0.4)
+    assert ratio == float("inf") and torch.equal(weights, torch.full_like(weights, 1 / len(rows)))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_singular_value_that_crosses_the_floor_does_not_make_the_step_jump(scale) -> None:
+    floor, found = 1e-4, []
+    vectors = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    for smallest in torch.logspace(-4.5, -2.5, 400, dtype=torch.float64).tolist():
+        values = torch.tensor([smallest, 0.5, 1.0], dtype=torch.float64)
+        found.append(solvers.balanced_transform(vectors * values.square() @ vectors.T, scale, floor=floor))
+    for one, other in itertools.pairwise(found):
+        # 1.2 % from value to value; a sudden end would be a factor of thousands.
+        assert float((one - other).norm()) < 0.5 * float(other.norm())

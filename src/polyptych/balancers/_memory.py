@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyptych.balancers._engine import gram
 from polyptych.balancers._gradients import JacobianBalancer
@@ -24,6 +24,7 @@ class RememberingBalancer(JacobianBalancer):
 
     lazy_buffers = ("memory",)
     memory: Tensor
+    _columns: tuple[nn.Parameter, ...] = ()  # whose columns are in ``memory``, in this order
 
     @dataclass(frozen=True, kw_only=True)
     class Config(JacobianBalancer.Config):
@@ -33,11 +34,21 @@ class RememberingBalancer(JacobianBalancer):
         assert self.reach is not None
         shape, like = (len(self.tasks), parameters), self.reach.shared[0]
         before: Tensor | None = getattr(self, "memory", None)
+        if before is not None and self._columns and before.shape[1] == sum(p.numel() for p in self._columns):
+            before = self._moved(before)
+        self._columns = self.reach.shared
         if before is not None and before.shape != shape:
             raise InputError("the saved state of the balancer", f"memory of {tuple(before.shape)}", f"of {shape}, "
                              "tasks by shared parameters", "resume with the network that it was saved with")
         self.register_buffer("memory", torch.zeros(shape, device=device, dtype=like.dtype) if before is None
                              else before.to(like))
+
+    def _moved(self, before: Float[Tensor, "k q"]) -> Float[Tensor, "k p"]:
+        """The memory after parameters were frozen or joined: each keeps its columns, new ones begin with zero."""
+        assert self.reach is not None
+        kept = dict(zip(map(id, self._columns), before.split([p.numel() for p in self._columns], 1), strict=True))
+        return torch.cat([kept[id(p)] if id(p) in kept else before.new_zeros(len(before), p.numel())
+                          for p in self.reach.shared], 1)
 
     def remembered_gram(self, tasks: tuple[str, ...]) -> Float[Tensor, "t t"]:
         """Inner products of the rows of some tasks, in float64 on the CPU."""

@@ -12,6 +12,7 @@ own (``RIDGE``), which makes the answer unique and the same for the same tasks i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 RIDGE = 1e-10  # of the diagonal; between the noise of a float32 gradient (1e-7, so 1e-14 squared) and what matters
 TINY = 1e-300  # squared lengths below are zero
+FADE = 10.0  # times the floor: from there on a singular value counts in full
 
 
 def present(gram: Float[Tensor, "t t"]) -> Bool[Tensor, " t"]:
@@ -106,13 +108,54 @@ def min_norm_point(gram: Float[Tensor, "t t"]) -> Float[Tensor, " t"]:
     return x / x.sum()
 
 
-def project_to_dual_cone(gram: Float[Tensor, "t t"], weights: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """Weights of the vector nearest to ``J^T u`` that has no negative product with any row of J (``weights`` is u).
+def nonnegative_quadratics(matrix: Float[Tensor, "t t"], linear: Float[Tensor, "n t"]) -> Float[Tensor, "n t"]:
+    """:func:`nonnegative_quadratic` of one matrix and many vectors at once, just as exact.
+
+    An active set of one problem changes by one entry at a time, and n problems of t entries are thousands of small
+    systems. Here every problem changes all wrong entries together, and a turn is one batch of systems. Such exchanges
+    may run in circles, so a problem that has not come nearer for three turns changes only its last wrong entry, which
+    is known to end; the few that take too long go to the method for one.
+
+    Source: Kim and Park, SIAM Journal on Scientific Computing 33, 2011 (block principal pivoting)
+    """
+    scale = matrix.diagonal().rsqrt()
+    scaled, right = matrix * scale * scale[:, None], linear * scale
+    tolerance = 1e-13 * right.abs().amax(1, keepdim=True)
+    identity, result = torch.eye(len(matrix), dtype=matrix.dtype), torch.zeros_like(right)
+    free, waiting = right > tolerance, torch.arange(len(right))
+    fewest, patience = torch.full_like(waiting, len(matrix) + 1), torch.full_like(waiting, 3)
+    for _ in range(10 + len(matrix)):
+        here, b = free[waiting], right[waiting]
+        # Rows and columns of what is not free are those of the identity: one batch, whatever the sizes.
+        systems = torch.where(here[:, :, None] & here[:, None], scaled, identity)
+        x = torch.linalg.solve(systems, torch.where(here, b, 0)[..., None])[..., 0]
+        wrong = torch.where(here, x < 0, b - x @ scaled > tolerance[waiting])
+        count = wrong.sum(1)
+        result[waiting] = torch.where(here, x, 0)
+        better = count < fewest[waiting]
+        patience[waiting] = torch.where(better, 3, patience[waiting] - 1)
+        fewest[waiting] = torch.where(better, count, fewest[waiting])
+        last = wrong & (wrong.flip(1).cumsum(1).flip(1) == 1)
+        free[waiting] = here ^ torch.where((patience[waiting] >= 0)[:, None], wrong, last)
+        waiting = waiting[count > 0]
+        if not len(waiting):
+            break
+    result *= scale
+    for row in waiting.tolist():
+        result[row] = nonnegative_quadratic(matrix, linear[row])
+    return result
+
+
+def project_to_dual_cone(gram: Float[Tensor, "t t"], weights: Float[Tensor, "*n t"]) -> Float[Tensor, "*n t"]:
+    """Weights of the vector nearest to ``J^T u`` that has no negative product with any row of J (``weights`` is u, or
+    has one u in every row).
 
     They are ``argmin_{v >= u} v^T G v``. G must be positive definite: add a ridge first.
 
     Source: Lopez-Paz and Ranzato, NeurIPS 2017, arXiv 1706.08840
     """
+    if weights.ndim == 2:
+        return weights + nonnegative_quadratics(gram, -(weights @ gram))
     return weights + nonnegative_quadratic(gram, -(gram @ weights))
 
 
@@ -154,10 +197,14 @@ def conflict_averse_point(gram: Float[Tensor, "t t"], c: float) -> tuple[Float[T
     the rows that is nearest to ``-m g_0``, that is, the shortest vector in the hull of the rows ``g_i + m g_0``; so
     the search is for the one number m with ``|g_w| = m c |g_0|``.
 
-    Source: Liu et al., NeurIPS 2021, arXiv 2110.14048 (the dual problem there); c must be above zero and g_0 not zero
+    Where g_0 is zero every w is as good; equal weights then, and a ratio of infinity, so that g_w has no part.
+
+    Source: Liu et al., NeurIPS 2021, arXiv 2110.14048 (the dual problem there); c must be above zero
     """
     onto_mean = gram.mean(1)
     squared = onto_mean.mean()
+    if float(squared) <= len(gram) * torch.finfo(gram.dtype).eps * float(gram.diagonal().max()):
+        return torch.full_like(onto_mean, 1 / len(gram)), math.inf  # g_0 is zero, but for rounding; so is the radius
     radius = c * float(squared.sqrt())
 
     def excess(ratio: float) -> tuple[float, Tensor]:
@@ -168,8 +215,17 @@ def conflict_averse_point(gram: Float[Tensor, "t t"], c: float) -> tuple[Float[T
     high = float(gram.diagonal().max().sqrt()) / radius  # no vector of the hull is longer than its longest row
     low = 1e-6 * high
     (above, lowest), (below, weights) = excess(low), excess(high)
-    if above <= 0:  # zero is on the border of the hull, and g_w / m no longer changes with m
-        return lowest, low
+    if above <= 0:
+        # The shortest vector of the hull has a length that no other falls below, so that m is at least this.
+        shortest = min_norm_point(gram)
+        squares = float(shortest @ gram @ shortest)
+        if squares <= 1e-12 * float(shortest @ gram.abs() @ shortest):
+            return lowest, low  # zero is on the border of the hull, and g_w / m no longer changes with m
+        high, below, weights = low, above, lowest
+        low = squares**0.5 / radius
+        if low >= high:  # up to rounding
+            return lowest, squares**0.5 / radius
+        above, _ = excess(low)
     side, ratio = 0, high
     for _ in range(100):  # regula falsi, in the form that halves the value at an end which stays (Illinois)
         if high - low <= 1e-14 * high or below == above:
@@ -184,7 +240,35 @@ def conflict_averse_point(gram: Float[Tensor, "t t"], c: float) -> tuple[Float[T
         else:
             high, below = ratio, value
             above, side = (above / 2 if side == -1 else above), -1
-    return weights, ratio
+    return _without_ridge(gram, onto_mean, radius, weights, ratio)
+
+
+def _without_ridge(gram: Float[Tensor, "t t"], onto_mean: Float[Tensor, " t"], radius: float,
+                   weights: Float[Tensor, " t"], ratio: float) -> tuple[Float[Tensor, " t"], float]:
+    """The conflict-averse point in closed form, once it is known which tasks have a weight.
+
+    The ridge in the shortest vector is small beside each row, but not beside a combination of rows that is shorter than
+    one of them by many orders of magnitude. Where that shows in the optimality (every task with a weight gains the
+    same, ``g_i . d``, and no task less), the equations of the tasks with a weight are solved once more without it:
+    their weights are ``a + m b``, linear in the ratio m, with ``a = p / sum p``, ``b = p sum q / sum p - q``,
+    ``G p = 1`` and ``G q = G g_0``.
+    """
+    def miss(w: Tensor, m: float) -> float:
+        gains = onto_mean + gram @ w / m
+        return float(((w @ gains - gains) / (w @ gains).abs()).max())
+
+    used = weights > 0
+    cosine, lengths = cosines(gram[used][:, used])
+    solved, failed = torch.linalg.solve_ex(cosine, torch.stack([1 / lengths, onto_mean[used] / lengths], 1))
+    p, q = (solved / lengths[:, None]).unbind(1)
+    squared = (1 / p.sum()) / (radius**2 - q @ onto_mean[used] + q.sum() ** 2 / p.sum())
+    m = float(squared.sqrt())
+    exact = torch.zeros_like(weights)
+    exact[used] = p / p.sum() + m * (p * q.sum() / p.sum() - q)
+    if int(failed) or not 0 < m < math.inf or bool((exact < 0).any()):
+        return weights, ratio
+    before = miss(weights, ratio)
+    return (exact, m) if before > 1e-9 and miss(exact, m) < before else (weights, ratio)
 
 
 def balanced_transform(gram: Float[Tensor, "t t"], scale: str = "min", *, floor: float = 0.0) -> Float[Tensor, "t t"]:
@@ -194,7 +278,9 @@ def balanced_transform(gram: Float[Tensor, "t t"], scale: str = "min", *, floor:
         gram: a Gram matrix.
         scale: that length: of the singular values of J above the floor, the ``min``, ``median`` or root mean square
             (``rmse``).
-        floor: singular values below this share of the largest are taken as zero, as are those within rounding.
+        floor: singular values below this share of the largest are taken as zero, as are those within rounding. Over
+            the decade above the floor they fade out: the ``min`` goes over into that of the others, where a value that
+            crosses the floor would multiply the step by thousands.
 
     Source: Senushkin et al., CVPR 2023, arXiv 2305.19000
     """
@@ -204,5 +290,22 @@ def balanced_transform(gram: Float[Tensor, "t t"], scale: str = "min", *, floor:
     if not kept.any():
         return torch.zeros_like(gram)
     eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
-    chosen = {"min": eigenvalues.min, "median": eigenvalues.median, "rmse": eigenvalues.mean}[scale]()
-    return chosen.sqrt() * (vectors / eigenvalues.sqrt()) @ vectors.T
+
+    def length(values: Float[Tensor, " r"]) -> Tensor:
+        return {"min": values.min, "median": values.median, "rmse": values.mean}[scale]().sqrt()
+
+    if floor == 0 or bool((eigenvalues >= largest * min(FADE * floor, 1.0)**2).all()):
+        return length(eigenvalues) * (vectors / eigenvalues.sqrt()) @ vectors.T
+    # How much each value counts: from 0 at the floor to 1 where it is safe.
+    counts = ((eigenvalues / largest).sqrt() / floor).log().div(math.log(min(FADE, 1 / floor))).clamp(0, 1)
+    logarithms = [length(eigenvalues[k:]).log() for k in range(len(counts))]
+
+    def faded(k: int) -> Tensor:
+        """The length as it is when value k counts in full, and the smaller ones as far as they do."""
+        found = logarithms[k]
+        for smaller in range(k - 1, -1, -1):
+            found = torch.lerp(found, logarithms[smaller], counts[smaller])
+        return found.exp()
+
+    factors = torch.stack([count.square() * faded(k) for k, count in enumerate(counts)])
+    return (vectors * (factors / eigenvalues.sqrt())) @ vectors.T

@@ -68,5 +68,6 @@ class DWA(LossBalancer):
         return (len(tasks) * (ratio / self.temperature).softmax(0)).to(losses)
 
     def _remember(self, losses: Float[Tensor, " t"], here: list[int]) -> None:
-        self.recent[here] = torch.cat([self.recent[here, 1:], losses[:, None]], 1)
-        self.seen[here] += 1
+        finite, old = losses.isfinite(), self.recent[here]  # one loss of NaN would spoil two windows
+        self.recent[here] = torch.where(finite[:, None], torch.cat([old[:, 1:], losses[:, None]], 1), old)
+        self.seen[here] += finite

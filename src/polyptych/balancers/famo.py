@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyptych.balancers._adam import TaskAdam
+from polyptych.balancers._base import scalars
 from polyptych.balancers._task_numbers import SMALLEST, check_known, check_number, numbers
 from polyptych.balancers._weighing import LossBalancer
 
@@ -77,8 +78,10 @@ class FAMO(LossBalancer):
     def after_step(self, again: Callable[[], dict[str, Tensor]]) -> None:
         if not self.lazy:
             losses = again()
-            found = tuple(task for task in self.tasks if task in losses)
-            self._learn(self._logarithms(torch.stack([losses[task].detach() for task in found]), self.positions(found)))
+            losses = scalars(losses, self.tasks, active=losses)
+            if losses:  # none at all: nothing is known of this step
+                after = torch.stack([loss.detach() for loss in losses.values()])
+                self._learn(self._logarithms(after, self.positions(tuple(losses))))
             self.before = torch.full_like(self.before, torch.inf)  # a step without any label does not reach weigh
 
     def _logarithms(self, losses: Float[Tensor, " t"], here: list[int]) -> Float[Tensor, " all"]:

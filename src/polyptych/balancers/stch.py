@@ -20,10 +20,10 @@ class STCH(LossBalancer):
     """``K mu log sum_t exp(p_t f_t / mu)`` with ``f_t = log(loss_t / n_t)``, the authors' recipe for multi-task
     networks, where all preferences p are 1.
 
-    For the first ``warmup`` epochs the total is ``sum_t log loss_t``; the nadir n_t is the mean loss in the last of
-    them. Task t weighs ``1 / loss_t`` before, and ``K softmax(p f / mu)_t p_t / loss_t`` after. A task without a label
+    For the first ``warmup`` epochs, and in the one after them, the total is ``sum_t log loss_t``; the nadir n_t is the
+    mean loss in that last one, as in the authors' code. Task t weighs ``1 / loss_t`` before, and ``K softmax(p f / mu)_t p_t / loss_t`` after. A task without a label
     in that epoch takes its nadir from the next one where it has, and weighs ``1 / loss_t`` until then. Without a
-    warm-up all nadirs are 1. A run of fewer epochs than the warm-up is ``scale_invariant``.
+    warm-up all nadirs are 1 from the start. A run of no more epochs than the warm-up is ``scale_invariant``.
 
     TorchJD's STCH is the bare formula, with neither logarithm nor nadir. LibMTL logs weights of 1. Losses are
     positive; one below 1e-8 counts as 1e-8.
@@ -43,7 +43,7 @@ class STCH(LossBalancer):
         mu: float = 1.0
         """Softness of the maximum; towards 0 only the worst task counts."""
         warmup: int = 4
-        """Epochs until the nadir is taken."""
+        """Epochs before the one whose mean losses are the nadir; 0 takes nadirs of 1."""
         preferences: dict[str, float] = field(default_factory=dict)
         """Of tasks that shall end nearer to 0 than others, 1 where it is not named; the paper's lambda."""
 
@@ -66,7 +66,7 @@ class STCH(LossBalancer):
 
     def on_epoch_end(self, losses: dict[str, float]) -> None:
         self.epochs += 1
-        if int(self.epochs) >= self.warmup:
+        if int(self.epochs) > self.warmup:
             for place, task in enumerate(self.tasks):
                 if math.isinf(float(self.nadir[place])) and math.isfinite(losses.get(task, math.nan)):
                     self.nadir[place] = max(losses[task], SMALLEST)

@@ -46,4 +46,4 @@ class UPGrad(GramBalancer):
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
         one = torch.eye(len(gram), dtype=gram.dtype)
         ridged = gram / gram.trace().clamp(min=solvers.TINY) + self.ridge * one
-        return torch.stack([solvers.project_to_dual_cone(ridged, own) for own in one / len(one)]).sum(0)
+        return solvers.project_to_dual_cone(ridged, one / len(one)).sum(0)
