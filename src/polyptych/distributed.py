@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from polyptych import devices
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 
@@ -33,9 +35,19 @@ def group(device: torch.device) -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise InputError("WORLD_SIZE", f"{os.environ['WORLD_SIZE']}, without {', '.join(missing)}",
+                         "all that processes need to find each other", "start the run by torchrun, or unset WORLD_SIZE")
+    if device.type == "mps":
+        raise InputError("--execution.device", f"mps for {os.environ['WORLD_SIZE']} processes", "one process, because "
+                         "torch exchanges nothing between them on MPS", "start one, or use --execution.device cpu")
+    backend = "gloo"
+    if device.type != "cpu":
+        module: Any = torch.get_device_module(device)
+        module.set_device(device)
+        # Numbers of the host are exchanged by the host: the device is not waited for.
+        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    dist.init_process_group(backend)
     try:
         yield
     except RuntimeError as error:
@@ -56,24 +68,21 @@ def _lost(error: RuntimeError) -> bool:
 
 
 def local_device(name: str, where: str = "--execution.device") -> torch.device:
-    """The device this process works on. ``auto`` takes CUDA, then the CPU; each of several processes its own.
+    """The device this process works on. ``auto`` takes the accelerator of this machine, or the CPU; each of several
+    processes takes its own of an accelerator that is named without a number.
 
     Raises:
         InputError: an unknown name, or a device that this machine lacks; ``where`` says who asked.
     """
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind, there = devices.accelerators()
     if name == "auto":
-        name = "cuda" if there else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        name = kind
     device = known_device(name, where)
-    try:
-        if device.type != "cuda":
-            torch.empty(0, device=device)
-        elif (device.index or 0) >= there:
-            raise RuntimeError
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(where, f"'{name}', which is not there", f"one of {_devices(there)}", "choose one") from None
+    if device.type == kind != "cpu" and device.index is None and (own := devices.own_index(there)) is not None:
+        name = f"{kind}:{own}"
+        device = torch.device(name)
+    if device.type != "cpu" and (device.type != kind or (device.index or 0) >= there):
+        raise InputError(where, f"'{name}', which is not there", f"one of {_devices(kind, there)}", "choose one")
     return device
 
 
@@ -88,13 +97,14 @@ def known_device(name: str, where: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type == "meta":
-        raise InputError(where, f"'{name}'", f"one of {_devices(torch.cuda.device_count())}", "choose one")
+        do = "ROCm's are called cuda" if name.partition(":")[0] in ("rocm", "hip") else "choose one"
+        raise InputError(where, f"'{name}'", f"one of {_devices(*devices.accelerators())}", do)
     return device
 
 
-def _devices(cuda: int) -> str:
+def _devices(kind: str, number: int) -> str:
     """The devices of this machine by name."""
-    return ", ".join(["auto", "cpu", *(["cuda"] if cuda else []), *(f"cuda:{i}" for i in range(cuda))])
+    return ", ".join(["auto", "cpu", *([kind] if number else []), *(f"{kind}:{i}" for i in range(number))])
 
 
 def parallel(network: nn.Module, device: torch.device, unused: Iterable[nn.Parameter] = ()) -> nn.Module:
@@ -111,7 +121,7 @@ def parallel(network: nn.Module, device: torch.device, unused: Iterable[nn.Param
     wrapper = nn.parallel.DistributedDataParallel
     wrapper._set_params_and_buffers_to_ignore_for_model(
         network, [name for name, p in network.named_parameters() if id(p) in left_out])
-    return wrapper(network, device_ids=[device] if device.type == "cuda" else None)
+    return wrapper(network, device_ids=[device] if device.type != "cpu" else None)
 
 
 def spread_from_main(network: nn.Module) -> None:
@@ -145,9 +155,8 @@ def mean(value: Tensor) -> Tensor:
 def from_main(value: Tensor) -> Tensor:
     """The main process's value of a tensor, in every process."""
     if world() > 1:
-        carried = value.detach().to(_device(), copy=True)
-        dist.broadcast(carried, 0)
-        value = carried.to(value.device)
+        value = value.detach().clone()
+        dist.broadcast(value, 0)
     return value
 
 
@@ -174,17 +183,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     parameters = list(parameters)
     if not parameters:
         return
-    present = torch.tensor([float(p.grad is not None) for p in parameters], device=_device())
+    present = torch.tensor([float(p.grad is not None) for p in parameters])
     used = [p for p, number in zip(parameters, total(present).tolist(), strict=True) if number]
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     average_([p.grad for p in used if p.grad is not None])
-
-
-def _device() -> torch.device:
-    """Where tensors must be to be exchanged."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def merge(metric: Metric) -> None:
@@ -196,7 +200,7 @@ def merge(metric: Metric) -> None:
     everything = {name: form for part in described for name, form in part.items()}
     for name, (shape, dtype) in sorted(everything.items()):
         value = metric.sums.get(name, torch.zeros(shape, dtype=dtype))
-        metric.sums[name] = total(value.to(_device()))
+        metric.sums[name] = total(value.cpu())
 
 
 def barrier() -> None:

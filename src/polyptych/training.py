@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.balancers._base import Balancer
 from polyptych.balancers._engine import undisturbed
 from polyptych.beginning import begin
@@ -127,6 +127,7 @@ class Trainer:
         self.device = distributed.local_device(run.execution.device)
         self.last = folder / "checkpoints" / "last.safetensors"
         self.resumed = resume and self.last.exists()
+        devices.check_precision(self.device, run.execution.precision)
         if self.device.type == "cpu":
             keep_freed_memory()
         seed_everything(run.seed)
@@ -150,7 +151,7 @@ class Trainer:
         self.batches = TrainingBatches(
             dataset, self.tasks, run.augment, size, run.batch_size, run.seed,
             start=self.state.step * run.accumulate, rank=distributed.rank(), world=distributed.world(),
-            workers=run.loading.workers, pin_memory=self.device.type == "cuda", on_fault=run.loading.on_fault)
+            workers=run.loading.workers, pin_memory=devices.pins(self.device), on_fault=run.loading.on_fault)
         self.epoch_length = max(1, len(dataset) // (run.batch_size * run.accumulate * distributed.world()))
         self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
@@ -259,7 +260,9 @@ class Trainer:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.run.execution.channels_last else torch.contiguous_format
+        # MPS has no kernels that gain by it, and copies on the way to those that it has.
+        gains = self.run.execution.channels_last and self.device.type != "mps"
+        return torch.channels_last if gains else torch.contiguous_format
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -362,7 +365,7 @@ class Trainer:
             self.held.enter_context(hold(self.folder))
             self.last.parent.mkdir(exist_ok=True)
             write_run(self.folder / "run.json", self.run, Facts.of(dataset))
-            write_json(self.folder / "environment.json", environment() | {"numerics": numerics(self.run)})
+            write_json(self.folder / "environment.json", environment(self.device) | {"numerics": numerics(self.run)})
         distributed.barrier()
 
     def _report_faults(self) -> None:

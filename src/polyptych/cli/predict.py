@@ -62,9 +62,9 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "predict")
-    from polyptych.prediction.scene import Outputs
     from polyptych.prediction.pipeline import predict as predict_inputs
     from polyptych.prediction.predictor import Inference
+    from polyptych.prediction.scene import Outputs
 
     written = predict_inputs(
         options.model, options.inputs, options.out, weights=options.weights, device=options.device,
