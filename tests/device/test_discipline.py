@@ -17,15 +17,15 @@ from pretended import Pretended
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from polyptych import devices
+from polyptych import devices, distributed
 from polyptych.balancers._base import CATALOG as BALANCERS
-from polyptych.balancers._gradients import GramBalancer, JacobianBalancer
+from polyptych.balancers._gradients import JacobianBalancer
 from polyptych.balancers._weighing import LossBalancer
-from polyptych.data.transforms import collate
+from polyptych.data.transforms import collate, resize_image
 from polyptych.datasets.rooms import Rooms
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.encoders._base import CATALOG as ENCODERS
-from polyptych.evaluation import Evaluator
+from polyptych.errors import InputError
 from polyptych.network import Network
 from polyptych.optim import Optimizer
 from polyptych.passes import total_loss
@@ -35,7 +35,7 @@ from polyptych.recipes.rooms import rooms
 from polyptych.run import Execution, Loading, Monitoring, Run
 from polyptych.tasks._base import CATALOG as TASKS
 from polyptych.training import Trainer
-from polyptych.types import Output
+from polyptych.types import Features, Output, TaskFeatures
 from trying_encoders import backbone, names
 
 OWN = torch.device("cuda:1")
@@ -93,6 +93,17 @@ def marks(number: int) -> list[pytest.MarkDecorator]:
     pytest.param(name, options, id=f"{name}-{'-'.join(map(str, options.values()))}", marks=marks(number))
     for name in BALANCERS.names() for number, options in enumerate(levels(name))])
 def test_a_balancers_step_waits_no_more_than_it_says(name, options, machine):
+    every_step_waits_no_more(name, options, machine, (2,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BALANCERS.names())
+def test_nor_do_steps_of_other_sizes_and_tasks(name, machine):
+    every_step_waits_no_more(name, {}, machine, (1, 2, 2, 1))
+
+
+def every_step_waits_no_more(name: str, options: dict[str, object], machine: Pretended, steps: tuple[int, ...]) -> None:
+    """``steps``: how many micro-batches each has; in the third one task has no label."""
     torch.manual_seed(0)
     network = Tiny().to(OWN)
     kind = BALANCERS.load(name)
@@ -106,7 +117,7 @@ def test_a_balancers_step_waits_no_more_than_it_says(name, options, machine):
         return {task: x.square().mean() for task, x in output.final.items()}, output
 
     counted = []
-    for step, parts in enumerate((1, 2, 2, 1)):
+    for step, parts in enumerate(steps):
         machine.waits.clear()
         active = {"semseg", "normals"} if step == 2 else None
         balancer.accumulate([lambda image=image: forward(image) for image in
@@ -119,7 +130,7 @@ def test_a_balancers_step_waits_no_more_than_it_says(name, options, machine):
         if step == 1:
             balancer.on_epoch_end(dict.fromkeys(TINY, 1.0))
     per_copy = 2 if options.get("level") == "representation" and issubclass(kind, JacobianBalancer) else 1
-    most = [allowed(name) * (per_copy if parts > 1 else 1) for parts in (1, 2, 2, 1)]
+    most = [allowed(name) * (per_copy if parts > 1 else 1) for parts in steps]
     assert all(sum(found.values()) <= most for found, most in zip(counted, most, strict=True)), counted
 
 
@@ -161,7 +172,7 @@ WAYS = {
     "famo": {"balancer": BALANCERS.load("famo").Config()},
     "mgda": {"balancer": BALANCERS.load("mgda").Config()},
 }
-FAST_WAYS = ("everything", "float16")
+FAST_WAYS = ("everything",)
 
 
 @pytest.mark.parametrize("way", [way if way in FAST_WAYS else pytest.param(way, marks=pytest.mark.slow)
@@ -178,19 +189,17 @@ def test_a_step_of_a_run_does_not_wait(way, machine, tmp_path):
 
 def test_a_resumed_run_draws_what_the_whole_one_draws_on_its_own_device(machine, tmp_path):
     """On another device than the current one, with a network that draws; the states of other devices stay."""
-    others = machine.generators[0].get_state()
     run = small(balancer=BALANCERS.load("famo").Config())
-    run = replace(run, decoder=DECODERS.load("heads").Config())
 
     def dropping(going: Going) -> Going:
         going.trainer.state.network.encoder.register_forward_hook(
-            lambda _, args, out: replace(out, tasks={
-                task: replace(f, maps=tuple(nn.functional.dropout(x, 0.3) for x in f.maps))
-                for task, f in out.tasks.items()}))
+            lambda _, args, out: TaskFeatures({
+                task: Features(tuple(nn.functional.dropout(x, 0.3) for x in f.maps)) for task, f in out.items()},
+                shared=out.shared))
         return going
 
     whole = dropping(Going(run, tmp_path / "whole"))
-    after_building = machine.generators[0].get_state()
+    of_another = machine.generators[0].get_state()
     for _ in range(2):
         whole.step()
     whole.trainer._save()
@@ -199,16 +208,13 @@ def test_a_resumed_run_draws_what_the_whole_one_draws_on_its_own_device(machine,
         (tmp_path / "again" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
     for _ in range(2):
         whole.step()
-    machine.generators[1].manual_seed(99)  # whatever was drawn elsewhere in the meantime
     expected = whole.result()
+    assert torch.equal(of_another, machine.generators[0].get_state())
     again = dropping(Going(run, tmp_path / "again", resume=True))
     for _ in range(2):
         again.step()
     found = again.result()
-    differ = [name for name, value in expected.items() if not torch.equal(value, found[name])
-              and name not in ("random.cuda",)]
-    assert differ == []
-    assert torch.equal(after_building, machine.generators[0].get_state()) and others is not None
+    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
 
 
 def test_a_run_on_the_cpu_does_not_start_the_accelerator(machine, tmp_path):
@@ -219,7 +225,7 @@ def test_a_run_on_the_cpu_does_not_start_the_accelerator(machine, tmp_path):
     assert machine.started == [] and machine.waits == {}
 
 
-@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+@pytest.mark.parametrize("kind", ["mps", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cuda", "xpu"))])
 def test_evaluation_and_resume_on_every_kind_of_device(kind, tmp_path):
     """MPS has no float64 at all: whatever is summed up in it is summed up elsewhere."""
     with Pretended(kind, devices=1) as machine:
@@ -237,3 +243,138 @@ def test_evaluation_and_resume_on_every_kind_of_device(kind, tmp_path):
         again.step()
         again.result()
         assert kind != "mps" or machine.doubles == {}
+
+
+# -- parts -------------------------------------------------------------------------------------------------------
+
+PAIRS = [*((e, "heads") for e in names()), *(("shared", d) for d in DECODERS.names() if d != "heads")]
+FAST_PAIRS = (("cross_stitch", "heads"), ("shared", "pap_net"))
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [
+    pytest.param(*pair, marks=() if pair in FAST_PAIRS else pytest.mark.slow) for pair in PAIRS])
+def test_a_network_stays_on_its_device_and_nobody_waits(encoder, decoder, machine):
+    torch.manual_seed(0)
+    network = Network.build(backbone(encoder), ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(), TINY)
+    network.to(OWN).train()
+    image = torch.rand(2, 3, 33, 70).to(OWN)
+    for step in range(2):
+        if step:
+            machine.waits.clear()
+        output = network(image)
+        ends = [*output.final.values(), *(x for extra in output.auxiliary for x in extra.prediction.values())]
+        torch.stack([x.square().mean() for x in ends]).sum().backward()
+    assert machine.waits == {} and machine.doubles == {}
+    assert {p.grad.device for p in network.parameters() if p.grad is not None} == {OWN}
+    with torch.no_grad():
+        network.eval()(image[:1])
+    assert machine.waits == {}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_losses_and_metrics_of_every_task_of_rooms(kind):
+    """Metrics gather on the device and are read at the end; where there is no float64, on the host."""
+    dataset = Rooms.Config(size=(32, 64), val_frames=2).build(split="val")
+    tasks = {name: TASKS.load(name).Config().build(labels=dataset.labels[name]) for name in dataset.labels
+             if name in TASKS.names()}
+    batch = collate([resize_image(dataset.read(i), None) for i in range(2)], tasks)
+    with Pretended(kind, devices=1) as machine:
+        there = torch.device(kind, 0)
+        moved, place = batch.to(there), devices.for_metrics(there)
+        machine.waits.clear()
+        for name, task in tasks.items():
+            raw = torch.randn(2, task.channels, 32, 64).to(there, non_blocking=True).requires_grad_()
+            output = Output({name: raw}, shared=())
+            sums = devices.sent(task.label_sums(batch.target[name], batch.valid[name]), there, devices.widest(there))
+            total_loss(task, name, output, moved, sums).sum.backward()
+            assert machine.waits == {}, name
+            decoded = task.decode(raw.detach())
+            assert machine.waits == {}, name
+            metric = task.metric()
+            metric.update(decoded.to(place), moved.target[name].to(place), moved.valid[name].to(place))
+            assert kind == "mps" or machine.waits == {} or name in WAITS_OF_METRICS, (name, machine.waits)
+            assert metric.compute()
+            machine.waits.clear()
+
+
+WAITS_OF_METRICS: dict[str, str] = {}
+"""Tasks whose metric looks at the predictions on the host, and why."""
+
+
+@pytest.mark.slow
+def test_prediction_with_windows_and_mirror_images(machine):
+    torch.manual_seed(0)
+    dataset = Rooms.Config(size=(32, 64), val_frames=2).build(split="val")
+    run = small()
+    tasks = run.build_tasks(dataset.labels)
+    model = RunModel(run.build_network(tasks, pretrained=False).to(OWN).eval(), tasks, (32, 64), "a network")
+    picture = dataset.read(0).image.permute(1, 2, 0).numpy()
+    for inference in (Inference(), Inference(flip=True, scales=(1.0, 2.0)), Inference(tile=(32, 32), native=True)):
+        machine.waits.clear()
+        scene = Predictor(model, inference).predict(picture)
+        assert set(scene.tasks) == set(tasks)
+        assert sum(machine.waits.values()) <= 1, machine.waits  # for all predictions of an image together
+
+
+@pytest.mark.slow
+def test_a_profile_is_of_the_device_that_was_asked_for(machine):
+    from polyptych.profiling.profile import profile
+
+    network = Network.build(backbone("shared"), ENCODERS.load("shared").Config(), DECODERS.load("heads").Config(), TINY)
+    found = profile(network, size=(32, 64), device="cuda:1", repeats=1, seconds=0.01)
+    assert found.setting.device == "cuda:1" and found.setting.hardware == "pretended cuda"
+
+
+# -- which device ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("surroundings", "expected"), [
+    ({}, "cuda"),
+    ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "cuda:1"),
+    ({"WORLD_SIZE": "4", "RANK": "3"}, "cuda:1"),  # two machines of two
+    ({"WORLD_SIZE": "4", "RANK": "2", "SLURM_LOCALID": "1"}, "cuda:1"),
+    ({"WORLD_SIZE": "1", "RANK": "0"}, "cuda"),
+])
+def test_each_of_several_processes_takes_its_own(surroundings, expected, machine, monkeypatch):
+    for name in (*devices.LOCAL_RANKS, *devices.VISIBLE, "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    assert str(distributed.local_device("auto")) == expected
+    assert str(distributed.local_device("cuda:0")) == "cuda:0"
+    assert machine.started == []
+
+
+def test_a_launcher_may_show_one_device_only(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with Pretended("cuda", devices=1):
+        assert str(distributed.local_device("auto")) == "cuda:0"
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "xpu", "mps", "rocm", "meta", "gpu"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(name, machine):
+    with pytest.raises(InputError, match="one of auto, cpu, cuda, cuda:0, cuda:1") as refused:
+        distributed.local_device(name)
+    assert "\n" not in str(refused.value)
+
+
+def test_several_processes_that_cannot_find_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="without RANK, MASTER_ADDR, MASTER_PORT"), \
+            distributed.group(torch.device("cpu")):
+        pass
+
+
+def test_a_precision_that_the_device_lacks_is_refused(machine, monkeypatch):
+    devices.check_precision(OWN, "bfloat16")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("unsupported autocast type")
+
+    monkeypatch.setattr(torch, "ones", refuse)
+    with pytest.raises(InputError, match="float16, which cuda:1 does not have"):
+        devices.check_precision(OWN, "float16")
