@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 CPU = torch.device("cpu")
 ANYWHERE = torch.device("meta")  # made inside an operator of the device: goes with everything
@@ -302,7 +301,15 @@ def _of_the_cpu(kind: str, function: Any) -> Any:
 
 
 def _tensors(*values: Any) -> list[Tensor]:
-    return [x for x in tree_flatten(values)[0] if isinstance(x, Tensor)]
+    """Those among the arguments or results of an operator. (Lists are as deep as that goes; dictionaries are not looked
+    into: ``copy.deepcopy`` hands over all that it has met.)"""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += _tensors(*value)
+    return found
 
 
 class _Function(TorchFunctionMode):
@@ -377,7 +384,7 @@ class _Function(TorchFunctionMode):
         if isinstance(generator, Generator) and generator.pretended.type != (explicit or here).type:
             raise RuntimeError(f"Expected a '{(explicit or here).type}' device type for generator but found "
                                f"'{generator.pretended.type}'")
-        there = any(machine.is_there(machine.of(x)) for x in _tensors(args, kwargs))
+        there = any(machine.is_there(machine.of(x)) for x in _tensors(args, list(kwargs.values())))
         with machine._making(explicit, there):
             made = function(*args, **kwargs)
         target = explicit or (here if name.startswith("new_") else None)
@@ -417,7 +424,7 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         machine, kwargs = self.machine, kwargs or {}
-        name, given = function.overloadpacket.__name__, _tensors(args, kwargs)
+        name, given = function.overloadpacket.__name__, _tensors(args, list(kwargs.values()))
         devices = [machine.of(x) for x in given]
         blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)) if name == "copy_" else True
         device = self._device(function, name, given, devices, blocking)
