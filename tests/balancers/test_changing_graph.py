@@ -1,4 +1,4 @@
-"""Networks whose parameters are frozen, unfrozen or first used during training, and networks without whole gradients."""
+"""Networks whose parameters are frozen, unfrozen or first used in training; no whole gradients; wrong losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop in docs/balancers.md runs as it stands."""
+"""The programs in docs/balancers.md run as they stand."""
 
 from __future__ import annotations
 
@@ -17,3 +17,12 @@ def test_the_documented_loop(tmp_path: Path, monkeypatch, capsys) -> None:
     assert set(scope["weights"]) == {"semseg", "depth"} and all(map(math.isfinite, scope["weights"].values()))
     assert (tmp_path / "state.pt").is_file() and scope["balancer"].steps == 10
     assert "semseg" in capsys.readouterr().out
+
+
+def test_the_documented_float16_loop() -> None:
+    programs = PAGE.read_text().split("```python\n")[1:]
+    assert len(programs) == 2, "a further program needs a test"
+    scope: dict = {}
+    exec(compile(programs[1].partition("```")[0], PAGE.name, "exec"), scope)
+    assert abs(sum(scope["weights"].values()) - 1) < 1e-9
+    assert scope["balancer"].steps == 10 and scope["balancer"].fallbacks == 0 and scope["scaler"].get_scale() == 1024

@@ -275,7 +275,8 @@ def test_conflict_averse_point_whatever_the_ratio_of_lengths(exponent) -> None:
         assert gain == pytest.approx(float(weights @ matrix.mean(1)) + radius * length, rel=1e-6)
 
 
-@pytest.mark.parametrize("rows", [[[1.0, 2], [-1, -2]], [[1, 0], [0, 1], [-1, -1]], [[0.1, 0.3], [0.2, 0.7], [-0.3, -1]]])
+@pytest.mark.parametrize("rows", [[[1.0, 2], [-1, -2]], [[1, 0], [0, 1], [-1, -1]],
+                                  [[0.1, 0.3], [0.2, 0.7], [-0.3, -1]]])
 def test_gradients_that_sum_to_zero_have_equal_weights(rows) -> None:
     weights, ratio = solvers.conflict_averse_point(gram(torch.tensor(rows, dtype=torch.float64)), 0.4)
     assert ratio == float("inf") and torch.equal(weights, torch.full_like(weights, 1 / len(rows)))

@@ -20,8 +20,8 @@ from polyptych.types import Output
 
 CHUNK = 2**18  # columns of the gradient rows that are in float64 at a time
 COMPILED = "CompiledFunctionBackward"  # the one node of everything that was compiled together
-ADVICE_FOR_COMPILED = ("call balancer.prepare(network, output) with an output of the network before it is compiled, and "
-                       "compile its parts (network.encoder.compile(), ...)")
+ADVICE_FOR_COMPILED = ("call balancer.prepare(network, output) with an output of the network before it is compiled, "
+                       "and compile its parts (network.encoder.compile(), ...)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +181,8 @@ def check_whole(network: nn.Module) -> None:
                          "the bare network, whose gradients the balancer averages itself",
                          "pass `network.module`, also in the forward pass")
     kinds = {kind.__name__ for module in modules for kind in type(module).__mro__}
-    if kinds & {"FSDPModule", "FullyShardedDataParallel"} or any(hasattr(p, "placements") for p in network.parameters()):
+    sharded = any(hasattr(p, "placements") for p in network.parameters())
+    if sharded or kinds & {"FSDPModule", "FullyShardedDataParallel"}:
         raise InputError("the network of a gradient balancer", "parameters in shards (fully_shard, FSDP, DTensor)",
                          "whole gradients of every task, to compare them", "choose a balancer that weighs losses, such "
                          "as uncertainty, or pass the network without shards")
@@ -263,13 +264,13 @@ def _last_uses(roots: Iterable, bit_of: Mapping[int, int]) -> dict[int, int]:
 
 def _entered_apart(ends: Mapping[str, Sequence[Tensor]]) -> bool:
     """Whether tasks read different results of one compiled part: its graph does not say what each of them uses."""
-    entries = []
-    for tensors in ends.values():
+    entries: dict[Any, dict[str, set[int]]] = {}  # by compiled part and task, which of its results are read
+    for task, tensors in ends.items():
         edges = {edge for node in _nodes(x.grad_fn for x in tensors) for edge in node.next_functions}
-        edges |= {(x.grad_fn, x.output_nr) for x in tensors}
-        entries.append({edge for edge in edges if type(edge[0]).__name__ == COMPILED})
-    return any(one != other and {node for node, _ in one} & {node for node, _ in other}
-               for one in entries for other in entries)
+        for node, number in edges | {(x.grad_fn, x.output_nr) for x in tensors}:
+            if type(node).__name__ == COMPILED:
+                entries.setdefault(node, {}).setdefault(task, set()).add(number)
+    return any(one != other for readers in entries.values() for one in readers.values() for other in readers.values())
 
 
 class Rows:

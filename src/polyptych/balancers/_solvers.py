@@ -292,7 +292,7 @@ def balanced_transform(gram: Float[Tensor, "t t"], scale: str = "min", *, floor:
     eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
 
     def length(values: Float[Tensor, " r"]) -> Tensor:
-        return {"min": values.min, "median": values.median, "rmse": values.mean}[scale]().sqrt()
+        return {"min": values.min(), "median": values.median(), "rmse": values.mean()}[scale].sqrt()
 
     if floor == 0 or bool((eigenvalues >= largest * min(FADE * floor, 1.0)**2).all()):
         return length(eigenvalues) * (vectors / eigenvalues.sqrt()) @ vectors.T

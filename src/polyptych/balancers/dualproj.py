@@ -12,11 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyptych.balancers import _solvers as solvers
-from polyptych.balancers._gradients import GramBalancer
-from polyptych.balancers._task_numbers import check_number
+from polyptych.balancers.upgrad import UPGrad
 
 
-class DualProj(GramBalancer):
+class DualProj(UPGrad):
     """``P(mean_t g_t)``, where ``P(x)`` is the vector nearest to x that has no negative product with any gradient.
 
     The weights are ``argmin_{v >= 1 / K} v^T G v``. The paper projects the gradient of a new task against those of
@@ -31,18 +30,9 @@ class DualProj(GramBalancer):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GramBalancer.Config):
-        weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
-        ridge: float = 1e-4
-        """Added to the diagonal of the inner products, whose trace is 1."""
-
-    def __init__(self, config: Config, *, standard_weights: dict[str, float]):
-        super().__init__(config, standard_weights=standard_weights)
-        check_number("ridge", config.ridge, config.ridge >= solvers.RIDGE, f"a number of at least {solvers.RIDGE:g}")
-        self.ridge = config.ridge
+    class Config(UPGrad.Config):
+        pass
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        ridged = gram / gram.trace().clamp(min=solvers.TINY) + self.ridge * torch.eye(len(gram), dtype=gram.dtype)
-        return solvers.project_to_dual_cone(ridged, torch.full_like(losses, 1 / len(losses)))
+        return solvers.project_to_dual_cone(self.ridged(gram), torch.full_like(losses, 1 / len(losses)))

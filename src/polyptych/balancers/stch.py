@@ -21,9 +21,10 @@ class STCH(LossBalancer):
     networks, where all preferences p are 1.
 
     For the first ``warmup`` epochs, and in the one after them, the total is ``sum_t log loss_t``; the nadir n_t is the
-    mean loss in that last one, as in the authors' code. Task t weighs ``1 / loss_t`` before, and ``K softmax(p f / mu)_t p_t / loss_t`` after. A task without a label
-    in that epoch takes its nadir from the next one where it has, and weighs ``1 / loss_t`` until then. Without a
-    warm-up all nadirs are 1 from the start. A run of no more epochs than the warm-up is ``scale_invariant``.
+    mean loss in that last one, as in the authors' code. Task t weighs ``1 / loss_t`` before, and
+    ``K softmax(p f / mu)_t p_t / loss_t`` after. A task without a label in that epoch takes its nadir from the next one
+    where it has, and weighs ``1 / loss_t`` until then. Without a warm-up all nadirs are 1 from the start. A run that
+    ends before the nadir is taken is ``scale_invariant``.
 
     TorchJD's STCH is the bare formula, with neither logarithm nor nadir. LibMTL logs weights of 1. Losses are
     positive; one below 1e-8 counts as 1e-8.

@@ -45,5 +45,8 @@ class UPGrad(GramBalancer):
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
         one = torch.eye(len(gram), dtype=gram.dtype)
-        ridged = gram / gram.trace().clamp(min=solvers.TINY) + self.ridge * one
-        return solvers.project_to_dual_cone(ridged, one / len(one)).sum(0)
+        return solvers.project_to_dual_cone(self.ridged(gram), one / len(one)).sum(0)
+
+    def ridged(self, gram: Float[Tensor, "t t"]) -> Float[Tensor, "t t"]:
+        """Inner products of trace 1, made positive definite: without that, dependent gradients have many answers."""
+        return gram / gram.trace().clamp(min=solvers.TINY) + self.ridge * torch.eye(len(gram), dtype=gram.dtype)
