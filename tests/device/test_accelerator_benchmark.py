@@ -16,6 +16,7 @@ def benchmark(monkeypatch):
     sys.modules.pop("accelerator", None)
 
 
+@pytest.mark.slow
 def test_small_form(benchmark, monkeypatch, capsys):
     every = list(benchmark.variants("cpu", True))
     assert {label.partition(" ")[2] for label, _ in every if label.startswith("decoder ")} == set(
