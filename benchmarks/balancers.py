@@ -33,7 +33,7 @@ from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
 from polyptych.host_memory import keep_freed_memory
 from polyptych.logbook import environment
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.profiling.memory import StorageWatch
 from polyptych.types import Output
 

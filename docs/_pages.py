@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "polyptych"
 CATALOGS = {"recipes": "Recipes", "tasks": "Tasks", "datasets": "Datasets", "backbones": "Backbones",
             "encoders": "Encoders", "decoders": "Decoders", "balancers": "Balancers"}
 GROUPS = {"prediction": ("Prediction", ("predictor", "scene", "pipeline", "model", "windows", "video")),
-          "export": ("Export", ("exporting", "quantization", "runtime", "metadata"))}
+          "export": ("Export", ("exporting", "formats", "quantization", "runtime", "metadata"))}
 LIBRARY = {"polyptych.types": "The types that cross a boundary", "polyptych.component": "The mechanism",
            "polyptych.run": "Every choice of a run", "polyptych.ops.affinity": "Affinity algebra"}
 
@@ -71,11 +71,12 @@ def command_line() -> str:
 def moved(text: str) -> str:
     """Links of a page at the root of the project, as seen from the folder of the documentation."""
     text = re.sub(r"\]\(docs/", "](", text)
-    return text.replace("](CONTRIBUTING.md)", "](contributing.md)")
+    return text.replace("](CONTRIBUTING.md)", "](contributing.md)").replace("](CHANGELOG.md)", "](changelog.md)")
 
 
 page("index.md", moved((ROOT / "README.md").read_text()))
 page("contributing.md", moved((ROOT / "CONTRIBUTING.md").read_text()))
+page("changelog.md", moved((ROOT / "CHANGELOG.md").read_text()))
 page("reference/index.md", "# Reference\n\nThe functions of the package, `import polyptych`:\n\n" + "\n".join(
     f"::: polyptych.{home}.{name}\n" for name, home in sorted(
         ast.literal_eval(re.search(r"_HOMES = (\{.*?\})", (PACKAGE / "__init__.py").read_text(), re.DOTALL)[1]).items(),

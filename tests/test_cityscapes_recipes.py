@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.recipes._catalog import load
 from polyptych.record import decode, encode
 from polyptych.run import Run

@@ -14,7 +14,7 @@ tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tom
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OPTIONAL = {"log", "cluster", "video", "export", "view"}  # the extras that add a function to the package
+OPTIONAL = {"log", "cluster", "video", "export", "formats", "view"}  # the extras that add a function to the package
 
 
 def names(requirements: list[str]) -> set[str]:

@@ -21,7 +21,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.component import NUMERICS
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.encoders._base import CATALOG as ENCODERS
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.recipes.rooms import rooms
 from polyptych.run import Execution, Loading, Monitoring, Run, with_components, with_tasks
 from polyptych.training import Trainer

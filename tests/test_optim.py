@@ -16,7 +16,7 @@ from polyptych.decoders.ema_net import EMANet
 from polyptych.decoders.heads import Heads
 from polyptych.decoders.pap_net import PAPNet
 from polyptych.encoders.shared import Shared
-from polyptych.network import Network as RealNetwork
+from polyptych.networks import Network as RealNetwork
 from polyptych.optim import Optimizer, Schedule, decays, set_learning_rate
 
 KINDS = ("cosine", "polynomial", "warm_restarts", "step", "constant")

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import polyptych
 
 
 def test_public_names() -> None:
     assert polyptych.__all__ == [
-        "Comparison", "InputError", "Predictor", "Profile", "Run", "Scene", "compare", "evaluate", "load", "predict",
-        "profile", "train",
+        "Augment", "Balancer", "Batch", "Comparison", "InputError", "Network", "Output", "OwnSamples", "Predictor",
+        "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare", "dataset",
+        "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task", "train",
     ]
     for name in polyptych.__all__:
         value = getattr(polyptych, name)
         assert value.__name__ == name and value.__doc__, name
     assert set(polyptych.__all__) <= set(dir(polyptych))
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """Importing a module makes it an attribute of the package, in place of a function of its name."""
+    modules = {path.stem for path in Path(polyptych.__file__).parent.iterdir()}
+    assert not modules & set(polyptych.__all__)
+
+
+def test_public_names_are_typed() -> None:
+    """Every parameter and every result of what programs call."""
+    for name in polyptych.__all__:
+        value = getattr(polyptych, name)
+        if not inspect.isclass(value):
+            signature = inspect.signature(value)
+            assert signature.return_annotation is not inspect.Signature.empty, name
+            assert all(one.annotation is not inspect.Parameter.empty for one in signature.parameters.values()), name
+
+
+def test_the_changelog_begins_with_the_first_version() -> None:
+    versions = re.findall(r"^## (\S+)", (Path(__file__).parents[1] / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[-1] == "0.1.0" and {polyptych.__version__} <= {*versions}
 
 
 def test_importing_is_cheap() -> None:

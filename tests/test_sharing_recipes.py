@@ -19,7 +19,7 @@ from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2
 from polyptych.datasets._pascal_context.fixture import LAYOUTS as PASCAL
 from polyptych.evaluation_record import Evaluation
 from polyptych.metrics.decathlon import LARGEST_ERROR
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.recipes._catalog import load
 from polyptych.record import decode, encode
 from polyptych.run import Loading, Monitoring, Run, with_components

@@ -11,7 +11,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import CATALOG
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 
 
 def names() -> list[str]:

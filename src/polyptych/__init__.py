@@ -6,33 +6,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polyptych.balancers._base import Balancer
     from polyptych.comparison.compare import Comparison, compare
+    from polyptych.data.own_samples import OwnSamples, samples
+    from polyptych.data.transforms import Augment
     from polyptych.errors import InputError
     from polyptych.evaluation import evaluate
+    from polyptych.networks import Network
+    from polyptych.parts import SampleDataset, balancer, dataset, losses, network
     from polyptych.prediction.pipeline import predict
     from polyptych.prediction.predictor import Predictor, load
     from polyptych.prediction.scene import Scene
     from polyptych.profiling.profile import Profile, profile
     from polyptych.run import Run
+    from polyptych.task_parts import TaskMetric, TaskPart, task
     from polyptych.training import train
+    from polyptych.types import Batch, Output
 
 __version__ = "0.1.0"
 
-__all__ = ["Comparison", "InputError", "Predictor", "Profile", "Run", "Scene", "compare", "evaluate", "load", "predict",
-           "profile", "train"]
+__all__ = ["Augment", "Balancer", "Batch", "Comparison", "InputError", "Network", "Output", "OwnSamples", "Predictor",
+           "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare", "dataset",
+           "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task", "train"]
 
 _HOMES = {
+    "Augment": "data.transforms",
+    "Balancer": "balancers._base",
+    "Batch": "types",
     "Comparison": "comparison.compare",
     "InputError": "errors",
+    "Network": "networks",
+    "Output": "types",
+    "OwnSamples": "data.own_samples",
     "Predictor": "prediction.predictor",
     "Profile": "profiling.profile",
     "Run": "run",
+    "SampleDataset": "parts",
     "Scene": "prediction.scene",
+    "TaskMetric": "task_parts",
+    "TaskPart": "task_parts",
+    "balancer": "parts",
     "compare": "comparison.compare",
+    "dataset": "parts",
     "evaluate": "evaluation",
     "load": "prediction.predictor",
+    "losses": "parts",
+    "network": "parts",
     "predict": "prediction.pipeline",
     "profile": "profiling.profile",
+    "samples": "data.own_samples",
+    "task": "task_parts",
     "train": "training",
 }
 

@@ -1,4 +1,4 @@
-"""Beginning with trained networks: every task's backbone and head from the run that trained it.
+"""Starting from trained networks: every task's backbone and head from the run that trained it.
 
 So begin the cross-stitch networks and NDDR-CNNs that were published (Misra et al., CVPR 2016, arXiv 1604.03539; Gao et
 al., CVPR 2019, arXiv 1801.08297): their units, near the identity at first, then connect networks that already work.
@@ -16,7 +16,7 @@ from torch import nn
 from polyptych.backbones._base import Backbone
 from polyptych.checkpoint import fill
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.prediction import load_network
 from polyptych.tasks._base import Task
 
@@ -64,8 +64,8 @@ def begin(network: Network, tasks: Mapping[str, Task], folders: Sequence[Path]) 
     first = available[next(iter(tasks))]
     for name in tasks:
         if not (torch.equal(available[name].mean, first.mean) and torch.equal(available[name].std, first.std)):
-            raise InputError("--start", f"images normalized in one way in {first.folder}, in another in "
-                             f"{available[name].folder}", "one mean and deviation of the images",
+            raise InputError("--start", f"different normalization of images in {first.folder} and "
+                             f"{available[name].folder}", "the same mean and standard deviation",
                              "train both with --backbone.pretrained, or neither")
     network.mean.copy_(first.mean)
     network.std.copy_(first.std)

@@ -192,7 +192,8 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, entries: dict[int, dict[s
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     probe = torch.nn.Parameter(torch.zeros(1))
     probe.grad = torch.zeros(1)
-    example = type(optimizer)([probe])
+    make: Any = type(optimizer)
+    example = make([probe])
     example.param_groups[0] |= {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
     example.step()
     expected = example.state[probe]

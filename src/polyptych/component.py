@@ -60,7 +60,7 @@ class Component:
 
     @classmethod
     def tuned_option(cls, config: Any, standard_weights: Mapping[str, float]) -> tuple[str, tuple[Any, ...]] | None:
-        """:attr:`tuned`; overridden where the values depend on other options or on the tasks' customary weights."""
+        """:attr:`tuned`; overridden where the values depend on other options or on the tasks' usual weights."""
         return cls.tuned
 
     @classmethod

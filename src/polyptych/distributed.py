@@ -1,4 +1,4 @@
-"""Every collective in the library. Started by ``torchrun``, a run spans processes; otherwise all of this is free."""
+"""Every collective operation. Started by ``torchrun``, a run spans processes; otherwise all of this is free."""
 
 from __future__ import annotations
 
@@ -164,6 +164,7 @@ def average_(tensors: Sequence[Tensor]) -> None:
     """Average tensors over processes, in place; those of one type in one exchange."""
     if world() == 1:
         return
+    # Sorted, because every process must make the same exchanges in the same order, or they wait for each other forever.
     for dtype in sorted({x.dtype for x in tensors}, key=str):
         alike = [x for x in tensors if x.dtype == dtype]
         flat = alike[0].view(-1) if len(alike) == 1 and alike[0].is_contiguous() else torch.cat(
@@ -183,6 +184,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     parameters = list(parameters)
     if not parameters:
         return
+    # Processes agree first on which gradients to exchange: a task without labels in one process leaves its head without
+    # a gradient there, and an exchange in which one process takes no part never ends.
     present = torch.tensor([float(p.grad is not None) for p in parameters])
     used = [p for p, number in zip(parameters, total(present).tolist(), strict=True) if number]
     for parameter in used:
@@ -195,6 +198,7 @@ def merge(metric: Metric) -> None:
     """Add up a metric's sums over processes. A process that saw nothing takes part with zeros."""
     if world() == 1:
         return
+    # Names and shapes first: a process that saw no image has no sums, and must still join every exchange with zeros.
     described: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{} for _ in range(world())]
     dist.all_gather_object(described, {name: (tuple(v.shape), v.dtype) for name, v in metric.sums.items()})
     everything = {name: form for part in described for name, form in part.items()}

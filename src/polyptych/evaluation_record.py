@@ -145,9 +145,9 @@ class Evaluation:
         """
         if not any(math.isfinite(task.headline_value) for task in self.tasks.values()):
             raise InputError(folder / "evaluation" / f"{self.split}.json",
-                             f"no number of {', '.join(self.tasks)} from {self.images} images",
-                             "labels that predictions can be measured with",
-                             "check where the labels are looked for, and how the images are split")
+                             f"no result for {', '.join(self.tasks)} from {self.images} images",
+                             "labels to measure predictions against",
+                             "check the paths of the labels and the splits")
 
     def write(self, folder: Path) -> Path:
         """Write ``evaluation/SPLIT.json`` and the files beside it into a run's folder.

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: metrics.jsonl, TensorBoard where asked, and the environment."""
+"""What a run records while it trains: metrics.jsonl, TensorBoard where asked, and the environment."""
 
 from __future__ import annotations
 

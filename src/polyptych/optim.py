@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,20 +30,20 @@ class Optimizer:
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
     """AdamW decouples weight decay; Adam adds it to the gradient; SGD has momentum."""
     learning_rate: float = 1e-3
-    """At the peak of the schedule."""
+    """Learning rate at the peak of the schedule."""
     backbone_scale: float = 1.0
-    """Multiplies the learning rate of the encoder (smaller than 1 for pretrained weights)."""
+    """Multiplies the learning rate of the encoder (below 1 for pretrained weights)."""
     weight_decay: float = 0.05
-    """Not applied to biases, normalization parameters, and a transformer's tables of positions and special tokens
-    unless decay-everything is set."""
+    """Weight decay. It does not apply to biases, normalization parameters, or a transformer's position tables and
+    special tokens, unless decay-everything is set."""
     decay_everything: bool = False
-    """Apply weight decay to those too, as the older papers do."""
+    """Apply weight decay to all parameters, as older papers do."""
     momentum: float = 0.9
-    """Of SGD; the first beta of Adam."""
+    """Momentum of SGD, or first beta of Adam."""
     beta2: float = 0.999
     """Second beta of Adam."""
     nesterov: bool = False
-    """Nesterov momentum (SGD)."""
+    """Use Nesterov momentum (SGD)."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "backbone_scale", "weight_decay"):
@@ -56,15 +56,15 @@ class Optimizer:
 
     def build(self, network: nn.Module, balancer: nn.Module) -> torch.optim.Optimizer:
         """An optimizer whose groups remember their peak learning rate as ``peak``."""
-        groups = self._groups(network, balancer)
+        groups = self.groups(network, balancer)
         if self.kind == "sgd":
             return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov)
         maker = torch.optim.AdamW if self.kind == "adamw" else torch.optim.Adam
         return maker(groups, lr=self.learning_rate, betas=(self.momentum, self.beta2))
 
-    def _groups(self, network: nn.Module, balancer: nn.Module) -> list[dict]:
-        """Parameters by (learning rate, weight decay), in a fixed order; a balancer's own stand last and
-        are never decayed."""
+    def groups(self, network: nn.Module, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
+        """Parameters by (learning rate, weight decay), in a fixed order, for any optimizer of PyTorch; a balancer's own
+        stand last and are never decayed."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         factors = _factors(network)
         for name, parameter in network.named_parameters():
@@ -76,7 +76,7 @@ class Optimizer:
                 groups.setdefault((rate, decay), []).append(parameter)
         made = [{"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
                 for (peak, decay), parameters in groups.items()]
-        if own := list(balancer.parameters()):
+        if own := list(balancer.parameters()) if balancer is not None else []:
             peak = self.learning_rate * getattr(balancer, "learning_rate_factor", 1.0)
             made.append({"params": own, "peak": peak, "lr": peak, "weight_decay": 0.0})
         return made
@@ -110,15 +110,15 @@ class Schedule:
     """Cosine and polynomial end at `final`; warm restarts repeat a cosine (Loshchilov and Hutter, ICLR 2017, arXiv
     1608.03983); step multiplies by `factor` every `period` steps."""
     warmup: int = 0
-    """Steps over which the rate rises linearly from near zero."""
+    """Steps of linear warm-up from near zero."""
     power: float = 0.9
-    """Exponent of the polynomial."""
+    """Exponent of the polynomial schedule."""
     period: int = 1000
-    """Steps of the first cycle (warm restarts) or between two drops (step)."""
+    """Steps in the first cycle (warm restarts) or between drops (step)."""
     factor: float = 2.0
-    """By how much each cycle is longer than the one before (warm restarts); the drop is 1 / factor (step)."""
+    """Ratio of the length of each cycle to the one before (warm restarts); step divides the rate by it."""
     final: float = 0.0
-    """Share of the peak rate that is left at the end."""
+    """Final learning rate, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
         check_range("--schedule.warmup", self.warmup, 0)

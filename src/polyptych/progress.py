@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar with losses, throughput and time left; plain lines without a terminal."""
+"""What a person sees during a run: a bar with losses, throughput and time left; plain lines without a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The range of a numeric option, checked where the option is set and not where it would do harm."""
+"""The range of a numeric option, checked where the option is set, not where it would do harm."""
 
 from __future__ import annotations
 

@@ -53,7 +53,9 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     try:
         return msgspec.convert(value, kind, dec_hook=lambda to, item: to(item))
     except (msgspec.ValidationError, TypeError) as error:
-        raise InputError(where, repr(value), getattr(kind, "__name__", str(kind)), f"correct it ({error})") from None
+        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        needs = f"one of {', '.join(map(repr, choices))}" if choices else getattr(kind, "__name__", str(kind))
+        raise InputError(where, repr(value), needs, "choose one" if choices else f"correct it ({error})") from None
 
 
 def _fields(kind: type, value: Any, where: str) -> Any:
@@ -69,6 +71,22 @@ def _fields(kind: type, value: Any, where: str) -> Any:
         if required and name not in value:
             raise InputError(f"{where}.{name}", "nothing", f"a value for this field of {kind.__qualname__}", "add it")
     return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def chosen(kind: Any, choice: Any, options: Mapping[str, Any], where: str) -> Any:
+    """The Config of a component that a program chose by name, with the options it gave, or as a Config.
+
+    Args:
+        kind: the base ``Config`` of the family.
+
+    Raises:
+        InputError: no such component or option, or a wrong value.
+    """
+    if isinstance(choice, str):
+        return decode(kind, {"name": choice} | encode(dict(options)), where)
+    if not isinstance(choice, kind):
+        raise InputError(where, repr(choice), f"the name of a {kind.catalog.kind}, or the Config of one", "correct it")
+    return dataclasses.replace(choice, **options)
 
 
 def first_difference(planned: Any, found: Any) -> tuple[str, str, str] | None:
@@ -142,4 +160,4 @@ def writing(path: Path, size: int = 0) -> Iterator[None]:
     except OSError as error:
         room = f"{size / 2**20:.0f} MiB of free, writable disk" if size >= 2**20 else "free, writable disk"
         raise InputError(path, f"'{error.strerror or error}' while writing", room,
-                         "free some space, then go on: what was there before is untouched") from error
+                         "free some space, then continue: what was there before is untouched") from error

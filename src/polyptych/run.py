@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from polyptych import __version__
 from polyptych.backbones._base import Backbone
@@ -19,7 +22,7 @@ from polyptych.decoders._base import Decoder
 from polyptych.distributed import known_device
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.optim import Optimizer, Schedule
 from polyptych.ranges import LARGEST_SIDE, check_range
 from polyptych.record import decode, encode, read_json, write_json
@@ -32,14 +35,15 @@ class Loading:
     """How batches reach the network."""
 
     workers: int = 0
-    """Processes that read and transform samples beside the training process."""
+    """Number of processes that read and transform samples."""
     cache: Path | None = None
-    """Folder for a memory-mapped copy of the decoded samples, made at first use; None reads the files each time."""
+    """Folder for a memory-mapped cache of decoded samples, written at first use (default: read the files every
+    time)."""
     on_fault: Literal["stop", "skip"] = "stop"
-    """What to do about an unreadable or invalid sample: stop with its name, or skip, count and report it."""
+    """What to do with an unreadable or invalid sample: stop and name it, or skip, count and report it."""
     check: int = 100
-    """Samples of the validation split, and of the test split, that are read before the first step, so that a damaged
-    file is found then and not after the last step. 0 reads none."""
+    """Number of samples of the validation and of the test split that are read before the first step, so that damaged
+    files are found early (0: none)."""
 
     def __post_init__(self) -> None:
         check_range("--loading.workers", self.workers, 0, do="0 reads in the training process")
@@ -53,13 +57,13 @@ class Execution:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the network under autocast; losses and metrics are always float32. float16 scales the loss."""
+    """Precision of the network under autocast; losses and metrics are always float32. float16 uses loss scaling."""
     channels_last: bool = True
-    """Memory format that convolutions prefer."""
+    """Use the channels-last memory format, which is faster for convolutions."""
     compile: bool = False
     """Compile the network with torch.compile."""
     sync_batch_norm: bool = False
-    """Share batch statistics between processes."""
+    """Synchronize batch statistics across processes."""
 
     def __post_init__(self) -> None:
         known_device(self.device, "--execution.device")
@@ -70,17 +74,17 @@ class Monitoring:
     """What is watched, kept and shown."""
 
     log_every: int = 20
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between entries in metrics.jsonl."""
     validate_every: int = 500
-    """Steps between two validations; the last step is always validated."""
+    """Steps between validations; the last step is always validated."""
     save_every: int = 250
-    """Steps between two checkpoints; the last step is always saved."""
+    """Steps between checkpoints; the last step is always saved."""
     tensorboard: bool = False
-    """Also write TensorBoard events (needs the log extra)."""
+    """Also write TensorBoard events (requires the log extra)."""
     examples: int = 6
-    """Test images shown in the report."""
+    """Number of test images shown in the report."""
     trivial_samples: int = 200
-    """Training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
+    """Number of training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "validate_every", "save_every", "trivial_samples"):
@@ -93,44 +97,49 @@ class Run:
     """Every choice of one run."""
 
     dataset: Dataset.Config
-    """What is learned from."""
+    """Dataset to learn from."""
     tasks: dict[str, Task.Config]
-    """What is predicted."""
+    """Tasks to predict."""
     backbone: Backbone.Config
-    """What extracts features."""
+    """Backbone, which extracts features."""
     encoder: Encoder.Config
-    """How features are shared."""
+    """Encoder: how features are shared."""
     decoder: Decoder.Config
-    """How predictions are refined."""
+    """Decoder: how predictions are refined."""
     balancer: Balancer.Config
-    """How tasks are weighed."""
+    """Balancer: how tasks are weighted."""
     recipe: str = ""
-    """Where the choices started from."""
+    """Recipe that the choices are based on."""
     size: tuple[int, int] | None = None
-    """Height and width of the network's input; None keeps the dataset's own (all images must agree)."""
+    """Height and width of the network input (default: the dataset's own size, which must be the same for all
+    images)."""
     steps: int = 1000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 8
     """Images per forward pass and process."""
     accumulate: int = 1
     """Forward passes per optimizer step; the loss is normalized over all of them."""
     clip: float = 0.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Maximum gradient norm (0: no clipping)."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then evaluated; 0 keeps none."""
+    """Decay of an exponential moving average of the weights, which is then the one evaluated (0: none)."""
     select: Literal["last", "best"] = "last"
-    """Weights that are tested: the last, or the best on the validation split by mean skill. Never chosen on test."""
+    """Weights to test: the last, or the best on the validation split by mean skill. Nothing is ever selected on the
+    test split."""
     start: tuple[Path, ...] = ()
-    """Runs whose trained networks this one begins with: one of all tasks or one of each, not shared (cross_stitch and
-    nddr are published so; single continues)."""
+    """Runs to initialize this one from: one with all tasks, or one per task, whose tasks share nothing (cross_stitch
+    and nddr are published this way; single continues)."""
     seed: int = 0
-    """Of initialization, sample order and augmentation."""
+    """Seed for initialization, sample order and augmentation."""
     augment: Augment = field(default_factory=Augment)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     loading: Loading = field(default_factory=Loading)
     execution: Execution = field(default_factory=Execution)
     monitoring: Monitoring = field(default_factory=Monitoring)
+
+    reasons: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
+    """What was chosen from the data, and why, by option; for the screen and the report, without effect."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):
@@ -145,6 +154,10 @@ class Run:
     def build_dataset(self, split: str) -> Dataset:
         """One split of the data, with the run's tasks."""
         return self.dataset.build(split=split, tasks=tuple(self.tasks))
+
+    def located(self) -> Run:
+        """The run with absolute paths of its data, so that it finds them from any working folder."""
+        return dataclasses.replace(self, dataset=_absolute(self.dataset))
 
     def build_tasks(self, labels: dict[str, LabelInfo]) -> dict[str, Task]:
         return {name: config.build(labels=labels[name]) for name, config in self.tasks.items()}
@@ -171,19 +184,74 @@ def numerics(run: Run) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the dataset said when the run began, so that the network can be rebuilt without the data."""
+    """What the dataset said when the run began, so that the network can be rebuilt without the data.
+
+    Attributes:
+        dataset: what the data set is called, where it is not called like its component.
+    """
 
     protocol: str
     labels: dict[str, LabelInfo]
+    dataset: str = ""
 
     @staticmethod
     def of(dataset: Dataset) -> Facts:
-        return Facts(dataset.protocol, {task: dataset.labels[task] for task in dataset.tasks})
+        return Facts(dataset.protocol, {task: dataset.labels[task] for task in dataset.tasks}, dataset.title)
 
 
 def write_run(path: Path, run: Run, facts: Facts) -> None:
-    """Record a run in ``run.json``."""
-    write_json(path, {"version": __version__, "run": encode(run), "facts": encode(facts)})
+    """Record a run in ``run.json``, with absolute paths of its data."""
+    write_json(path, {"version": __version__, "run": encode(run.located()), "facts": encode(facts)})
+
+
+def require_data(folder: Path, moved_to: Path | None, command: str) -> None:
+    """Make sure that the data of a run are where its ``run.json`` says; if they moved, write down where to.
+
+    Args:
+        moved_to: the folder in which they lie now, None where they did not move.
+        command: which the user gave, for the message.
+
+    Raises:
+        InputError: the folder of the data is not there, or ``moved_to`` holds other data.
+    """
+    run, facts = read_run(folder)
+    root = _root(run.dataset)
+    if moved_to is None:
+        if root is not None and not root.is_dir():
+            raise InputError(f"data of {folder} ({root})", "no such folder", "the data that the run was trained on",
+                             f"if they moved, say where to: `polyptych {command} {folder} --dataset.root DIR`")
+        return
+    if root is None:
+        raise InputError("--dataset.root", f"a run on {run.dataset.name}, which has no folder of its own",
+                         "a run on one dataset with files", "leave it out; parts of `mixed` are located in run.json")
+    changes: dict[str, Any] = {"root": moved_to}
+    if (description := getattr(run.dataset, "description", None)) is not None and not description.is_file():
+        changes["description"] = moved_to / description.name
+    run = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, **changes))
+    found = run.build_dataset("train").protocol
+    if found != facts.protocol:
+        raise InputError(f"--dataset.root {moved_to}", f"other data (protocol {found})", f"those of the run "
+                         f"({facts.protocol})", "name the folder that moved, with its description as it was")
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"run": encode(run.located())})
+
+
+def _root(config: Any) -> Path | None:
+    """The folder of a dataset; None where it has none of its own."""
+    root = getattr(config, "root", None)
+    description = getattr(config, "description", None) if hasattr(config, "root") else None
+    return Path(root) if root is not None else description and description.parent
+
+
+def _absolute(value: Any) -> Any:
+    """A Config of a dataset, or a part of it, with absolute paths."""
+    if isinstance(value, Path):
+        return Path(os.path.abspath(value))
+    if isinstance(value, dict):
+        return {name: _absolute(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: _absolute(getattr(value, f.name))
+                                             for f in dataclasses.fields(value)})
+    return value
 
 
 def read_run(path: Path) -> tuple[Run, Facts]:
@@ -231,7 +299,7 @@ def buildable(where: Path) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         said = (str(error).splitlines() or [""])[0]
-        raise InputError(where, f"choices from which nothing can be built ({type(error).__name__}: {said[:200]})",
+        raise InputError(where, f"choices from which no network can be built ({type(error).__name__}: {said[:200]})",
                          "a run.json written by polyptych", "restore it, or choose another run") from error
 
 

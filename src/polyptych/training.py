@@ -30,7 +30,7 @@ from polyptych.folder_lock import hold
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
-from polyptych.network import normalizing
+from polyptych.networks import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
@@ -78,7 +78,7 @@ def train(run: Run, folder: Path, *, resume: bool = False, end: End = finish) ->
 
     Args:
         folder: where everything goes; must not exist yet, unless ``resume``.
-        resume: go on from the last checkpoint in the folder, exactly as if nothing had happened.
+        resume: continue from the last checkpoint in the folder, exactly as if nothing had happened.
         end: what follows the last step; tests and reports by default.
 
     Returns:
@@ -101,7 +101,7 @@ def train(run: Run, folder: Path, *, resume: bool = False, end: End = finish) ->
             except RuntimeError:  # the signal also ended a loader process, perhaps in the middle of a step
                 if not stop.asked:
                     raise
-                raise Interrupted(f"stopped at step {trainer.state.step} of {run.steps}; go on from the last "
+                raise Interrupted(f"stopped at step {trainer.state.step} of {run.steps}; continue from the last "
                                   f"checkpoint with `polyptych resume {folder}`") from None
         with raise_on_signal(f"stopped after the last step; everything is saved, measure and report the run with "
                              f"`polyptych resume {folder}`"):
@@ -156,12 +156,18 @@ class Trainer:
         self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
         self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
-        for remark in (*remarks, self.started):
+        loaded = dict.fromkeys(getattr(module, "loaded", "") for module in self.state.network.modules())
+        for remark in (*remarks, *loaded, self.started):
             if remark:
                 self.display.say(remark)
         self.display.say(f"balancer {run.balancer.name}: {self.balancer.reach}")
         self._first_bad = torch.zeros(len(self.tasks), dtype=torch.long, device=self.device)
         self._prepare_folder(dataset)
+        if dataset.title and not self.resumed and distributed.is_main():  # described by its user, perhaps wrongly
+            from polyptych.reports.label_sheet import show_data
+
+            for line in show_data(dataset, self.tasks, folder):
+                self.display.say(line)
         self.log = Logbook(folder, self.state.step, run.monitoring.tensorboard) if distributed.is_main() else None
 
     def _build_state(self) -> TrainingState:
@@ -179,7 +185,7 @@ class Trainer:
             average=copy.deepcopy(network).requires_grad_(False) if run.ema else None)
 
     def _measure_sharing(self, size: tuple[int, int]) -> None:
-        """Show the balancer which parameters are shared, on an image of nothing."""
+        """Show the balancer which parameters are shared, by one pass over a blank image."""
         network = self.state.network.train()
         image = torch.zeros(min(self.run.batch_size, 2), 3, *size, device=self.device)
         with undisturbed(network), normalizing(len(image), size):
@@ -218,7 +224,7 @@ class Trainer:
             if ended or stop.asked or state.step % watch.save_every == 0:
                 self._save()
             if stop.asked and not ended:
-                raise Interrupted(f"stopped at step {state.step} of {run.steps}; everything is saved, go on with "
+                raise Interrupted(f"stopped at step {state.step} of {run.steps}; everything is saved, continue with "
                                   f"`polyptych resume {self.folder}`")
         self._settle_best()
         self._report_faults()
@@ -341,7 +347,7 @@ class Trainer:
     def _settle_best(self) -> None:
         """A run that was to test its best weights tests the last where no validation could tell which are better."""
         if self.run.select == "best" and "best_skill" not in self.state.progress:
-            self.display.say("no validation found a finite skill of any task, so nothing could be selected: the last "
+            self.display.say("no validation gave any task a finite skill, so nothing could be selected: the last "
                              "weights are kept as the best")
             self._keep(self.state.average or self.state.network)
 
@@ -387,7 +393,7 @@ def find_splits(run: Run) -> tuple[dict[str, Dataset], list[str]]:
             splits[split] = run.build_dataset(split)
         except EmptySplit as missing:
             if split == "val" and run.select == "best":
-                raise InputError("--select", f"best, of data without a validation split ({missing.where}: "
+                raise InputError("--select", f"best, but the data has no validation split ({missing.where}: "
                                  f"{missing.got})", "a split on which weights can be selected",
                                  f"use --select last, or get one: {missing.do}") from None
             remarks.append(f"no {split} split ({missing.where}: {missing.got}): {without}")
@@ -419,16 +425,16 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
         missing = [name for name in tasks if name not in labelled]
         if number and number == len(dataset) and missing:
             if split == "test" and not labelled:
-                raise InputError(f"test split of {dataset.config.name}", f"{number} images without a label of any task",
-                                 "labels, without which nothing can be tested",
-                                 "check where the labels are looked for, and how the images are split")
+                raise InputError(f"test split of {dataset.config.name}", f"{number} images without a label "
+                                 "for any task", "images with labels to test on",
+                                 "check the paths of the labels and the splits")
             remarks.append(f"no image of the {split} split has a label of {', '.join(missing)}")
     return remarks
 
 
 def _taken(folder: Path) -> InputError:
     return InputError(folder, "a folder that exists", "a new folder for the run",
-                      f"choose another --out, or go on with `polyptych resume {folder}`")
+                      f"choose another --out, or continue with `polyptych resume {folder}`")
 
 
 def _clock() -> np.ndarray:

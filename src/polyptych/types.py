@@ -6,11 +6,12 @@ dataset reads its files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+import torch.export
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
@@ -150,13 +151,38 @@ class Auxiliary:
 class Output:
     """What a network says about a batch: raw predictions (logits, not probabilities) for every task.
 
-    A decoder gives ``final`` at whatever resolution it works; :class:`polyptych.network.Network` brings it to the
-    size of the image.
+    A decoder gives ``final`` at whatever resolution it works; :class:`polyptych.networks.Network` brings it to the
+    size of the image. An output can be read as the mapping ``final``: ``output["depth"]``, ``output.items()``,
+    ``dict(output)``. (It is no ``Mapping`` by type: Accelerate rebuilds those from their items, and the auxiliary
+    predictions would be lost on the way.)
     """
 
     final: dict[str, Float[Tensor, "b _ h w"]]
     auxiliary: list[Auxiliary] = field(default_factory=list)
     shared: tuple[Tensor, ...] = ()
+
+    def __getitem__(self, task: str) -> Tensor:
+        return self.final[task]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.final)
+
+    def __len__(self) -> int:
+        return len(self.final)
+
+    def keys(self) -> KeysView[str]:
+        return self.final.keys()
+
+    def values(self) -> ValuesView[Tensor]:
+        return self.final.values()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        return self.final.items()
+
+
+# torch.export and FSDP find the tensors of an output only where its type is known to them.
+for _kind in (Auxiliary, Output):
+    torch.export.register_dataclass(_kind, serialized_type_name=f"polyptych.{_kind.__name__}")
 
 
 @dataclass

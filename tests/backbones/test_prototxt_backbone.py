@@ -21,7 +21,7 @@ from polyptych.backbones._states import maps_of
 from polyptych.backbones.prototxt import Prototxt, of_layers
 from polyptych.cli import main
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.prediction import load_network
 
 PLAIN = {"act_layer": nn.ReLU}  # what AutoMTL's own file of MobileNetV2 has in the place of ReLU6
@@ -115,6 +115,76 @@ def test_every_way_of_sharing_takes_it(resnet, encoder: str) -> None:
     output = network(torch.rand(2, 3, 70, 90))
     assert all(x.shape[2:] == (70, 90) for x in output.final.values())
     sum(x.mean() for x in output.final.values()).backward()
+
+
+def deeplab(rounding: str = "CEIL", last: tuple[Convolution, ...] = ()) -> list:
+    """A small network that begins and ends as AutoMTL's deeplab_resnet34 does: pooling rounds up, dilation at the end,
+    no classifier."""
+    def block(name: str, bottom: str, channels: int, stride: int = 1, dilation: int = 1) -> list:
+        short = [] if stride == 1 and dilation == 1 else [
+            Convolution(f"{name}.short", bottom=bottom, num_output=channels, kernel_size=1, stride=stride)]
+        return [*short, Convolution(f"{name}.a", bottom=bottom, num_output=channels, kernel_size=3, stride=stride,
+                                    pad=dilation, dilation=dilation), ReLU(f"{name}.relu"),
+                Convolution(f"{name}.b", num_output=channels, kernel_size=3, pad=dilation, dilation=dilation),
+                Eltwise(f"{name}.sum", bottom=(f"{name}.b", f"{name}.short" if short else bottom))]
+
+    return [Convolution("conv1", num_output=4, kernel_size=7, stride=2, pad=3), BatchNorm("bn1"), ReLU("relu1"),
+            Pooling("pool1", kernel_size=3, stride=2, pad=1, round_mode=rounding), *block("one", "pool1", 4),
+            *block("two", "one.sum", 6, stride=2), *block("three", "two.sum", 8, dilation=2), *last]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (72, 40)])
+@torch.no_grad()
+def test_pooling_that_rounds_up_keeps_the_whole_network(size: tuple[int, int]) -> None:
+    """Its maps have one row and one column beyond the image; the rest lies where that of the described network does."""
+    backbone = of_layers(deeplab()).eval()
+    assert backbone.spec.channels == (4, 8) and backbone.spec.strides == (4, 8) and backbone.multiple == 8
+    named = dict(backbone.named_parameters())
+    assert sum("weight" in name for name in named) == 10  # nine convolutions and a norm: nothing is left out
+    described = LayerNetwork(parse_prototxt(to_text(deeplab(), (3, 224, 224)), "whole").define()).eval()
+    weights = {name: value for stage in backbone.stages for name, value in stage.state_dict().items()}
+    described.load_state_dict(weights)
+    image = torch.randn(2, 3, *size)
+    whole, found = described(image), backbone(image).maps[-1]
+    down, across = size[0] // 8, size[1] // 8
+    assert whole.shape[2:] == (down + 1, across + 1) and torch.equal(found, whole[..., :down, :across])
+    assert backbone(image).maps[0].shape[2:] == (size[0] // 4, size[1] // 4)
+    plain = of_layers(deeplab("FLOOR"))
+    assert plain.spec == backbone.spec and plain(image).maps[-1].shape == found.shape
+
+
+@pytest.mark.parametrize("encoder", ["shared", "mtan", "cross_stitch", "nddr", "split", "searched"])
+def test_every_way_of_sharing_takes_maps_that_reach_beyond(encoder: str) -> None:
+    from polyptych.decoders._base import CATALOG as DECODERS
+    from polyptych.encoders._base import CATALOG as ENCODERS
+
+    network = Network.build(Prototxt.Config(text=to_text(deeplab(), (3, 224, 224))), ENCODERS.load(encoder).Config(),
+                            DECODERS.load("heads").Config(), {"semseg": 3, "depth": 1})
+    output = network(torch.rand(2, 3, 70, 90))
+    assert all(x.shape[2:] == (70, 90) for x in output.final.values())
+
+
+@pytest.mark.parametrize(("layers", "said"), [
+    (deeplab(last=(Convolution("fc6", num_output=8, kernel_size=7),)), r"'fc6' after 'three.sum'.*--backbone.taps one"),
+    ([Convolution("a", num_output=4, kernel_size=3, stride=2, pad=1), Convolution("b", num_output=4, kernel_size=3),
+      Convolution("c", num_output=4, kernel_size=3)], "'b' after 'a', the last map with a whole stride"),
+    ([Convolution("a", num_output=4, kernel_size=2, stride=2), Convolution("b", num_output=4, kernel_size=3, stride=3)],
+     "'b' after 'a'"),
+    ([Convolution("a", num_output=4, kernel_size=2, stride=2),
+      Convolution("b", num_output=4, kernel_size=3, stride=2, pad=3)], "'b' after 'a'")])
+def test_a_part_is_never_taken_for_the_whole(layers: list, said: str) -> None:
+    """Convolutions that lose pixels, or gain them on both sides, after the last map with a whole stride."""
+    with pytest.raises(InputError, match=said):
+        of_layers(layers)
+    named = of_layers(layers, taps=("three.sum" if len(layers) > 9 else "a",))
+    assert len(named.spec.strides) == 1
+
+
+def test_a_classifier_of_convolutions_is_left_out() -> None:
+    """After global pooling there are no maps any more: what follows has nothing to give to a pyramid."""
+    backbone = of_layers([*deeplab(), Pooling("all", global_pooling=True, pool="AVE"),
+                          Convolution("classes", num_output=5, kernel_size=1)])
+    assert backbone.spec.strides == (4, 8) and not any("classes" in name for name, _ in backbone.named_parameters())
 
 
 @pytest.mark.parametrize(("config", "said"), [

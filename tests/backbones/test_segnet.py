@@ -18,7 +18,7 @@ from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from trying_encoders import names, network_or_skip
 
 NYUV2 = {"semseg": 13, "depth": 1, "normals": 3}

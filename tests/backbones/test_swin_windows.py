@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polyptych.backbones._windows import ShiftedWindows, shift_every_second_block
 from polyptych.backbones.timm import Timm
 from polyptych.encoders._prompted_swin import PromptedSwin
+from polyptych.encoders._task_prompts import PromptOptions
 from polyptych.encoders.task_prompter import TaskPrompter
 
 SWIN = Timm.Config(model="swin_tiny_patch4_window7_224")
@@ -99,7 +100,7 @@ def test_without_prompts_an_encoder_has_the_backbones_windows(windows):
         if "bias_table" in name:
             nn.init.normal_(parameter)
     image = torch.rand(2, 3, 96, 160)
-    runner = PromptedSwin(backbone.stages, 0, (96, 160), 1, "attended").eval()
+    runner = PromptedSwin(backbone.stages, PromptOptions(tasks=0, size=(96, 160))).eval()
     for level, x in zip(runner(backbone.stages, image), backbone(image).maps, strict=True):
         assert torch.allclose(level.map, x, atol=1e-4)
     assert TaskPrompter.Config(size=(96, 160)).build(backbone=SWIN, tasks=("a",))(image)["a"].maps

@@ -14,7 +14,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 
 RESNET = Timm.Config(model="resnet18")
 HRNET = Timm.Config(model="hrnet_w18_small_v2")

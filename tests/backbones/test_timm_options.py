@@ -22,7 +22,7 @@ from polyptych.encoders.nddr import Nddr
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.split import Split
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 
 HRNET = Timm.Config(model="hrnet_w18_small_v2", pad=False)
 

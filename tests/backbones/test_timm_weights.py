@@ -202,3 +202,23 @@ def test_first_names_of_another_network_are_refused(shipping_package, tmp_path):
         torch.save(wrong, tmp_path / f"{number}.pth")
         with pytest.raises(InputError, match="pass a file of this model"):
             Timm.Config(model="tf_efficientnet_lite0", weights=tmp_path / f"{number}.pth").build()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "module.encoder.backbone.", "model."])
+def test_weights_of_a_part_of_something_larger(prefix, tmp_path):
+    whole = timm.create_model("test_resnet")
+    state = {f"{prefix}{name}": tensor for name, tensor in whole.state_dict().items()}
+    save_file(state | {"decode_head.weight": torch.zeros(3)}, tmp_path / "w.safetensors")
+    backbone = Timm.Config(model="test_resnet", weights=tmp_path / "w.safetensors").build()
+    assert torch.equal(backbone.stages[1][0].conv1.weight, whole.layer1[0].conv1.weight)
+    seen = prefix.removeprefix("module.")
+    assert "under timm's names" in backbone.loaded
+    assert (f"the prefix '{seen}' left out" in backbone.loaded) == bool(seen)
+
+
+def test_a_refusal_shows_names_of_both_sides(tmp_path):
+    save_file({"stem.kernel": torch.zeros(3), "body.0.kernel": torch.zeros(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError) as error:
+        Timm.Config(model="test_resnet", weights=tmp_path / "w.safetensors").build()
+    for part in ("'stem.kernel'", "'body.0.kernel'", "the model 'conv1.0.weight'"):
+        assert part in str(error.value)

@@ -12,7 +12,7 @@ from polyptych.datasets._decathlon.domains import DOMAINS
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.tasks.classification import Classification
 from polyptych.types import FeatureSpec, LabelInfo
 from trying_encoders import names, network_or_skip

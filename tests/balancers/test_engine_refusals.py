@@ -41,7 +41,7 @@ class Chained(Small):
     (Apart(), "layer", "no trainable parameter is shared"),
     (Apart(), "representation", "no trainable parameter is shared"),
     (Chained(), "representation", "Output.shared: got a tensor that was computed from another one of it; needs tensors "
-                                  "that branch off the trunk; let the encoder give `x.view_as(x)`"),
+                                  "that branch off the trunk; return `x.view_as(x)`"),
 ])
 def test_a_level_that_would_do_nothing_is_refused(network, level, said) -> None:
     balancer = build(ConstantGram, level=level)

@@ -21,7 +21,7 @@ from polyptych.balancers._gradients import GramBalancer, JacobianBalancer
 from polyptych.checkpoint import load_state, save_state
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.encoders.shared import Shared
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.types import Output
 
 METHODS = CATALOG.names()

@@ -153,7 +153,7 @@ def test_predict_writes_pictures_and_arrays(trained: Path, tmp_path: Path) -> No
 
 def test_predict_refuses_what_is_no_image(capsys, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("not an image")
-    assert "notes.jpg: got a file that cannot be read as an image" in refused(
+    assert "notes.jpg: got an unreadable file (no picture of a known format)" in refused(
         capsys, "predict", str(trained), str(tmp_path / "notes.jpg"), "--out", str(tmp_path / "out"))
     (tmp_path / "empty").mkdir()
     assert "a folder without images" in refused(capsys, "predict", str(trained), str(tmp_path / "empty"))

@@ -75,7 +75,7 @@ def test_a_miniature_is_verified(capsys, tmp_path: Path) -> None:
     assert main(["data", "verify", "nyuv2", "--root", str(tmp_path / "mini"), "--dataset.classes", "13",
                  "--subset"]) == 0
     said = words(capsys)
-    assert "layout mtan" in said and "official train 6 of 795" in said and "no fault" in said
+    assert "layout mtan" in said and "official train: 6 of 795" in said and "no fault" in said
 
 
 def test_verify_shows_every_fault_and_fails(capsys, tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ FEW = ["--baselines", "single,tree", "--random", "1", "--finalists", "1"]
     (["rooms", "--budget", "bogus=3"], ["polyptych: --budget: got 'bogus'; needs one of flops"]),
     (["inspect", "deep.json"], ["deep.json: got a file that is not JSON"]),
     (["inspect", "."], [".: got a file that cannot be read (Is a directory)"]),
-    (["report", "deep.json"], ["deep.json/search.json: got a file that cannot be read (Not a directory)"]),
+    (["report", "deep.json"], ["deep.json: got no such folder"]),
     (["rooms", "--out", "deep.json", *SMALL], ["deep.json"]),
     (["rooms", "--optimizer.lerning-rate", "1"], ["unknown option", "nearest: --optimizer.learning-rate"]),
-    (["rooms", "--budget", "params=0.1x", *SMALL], ["--budget: got params=0.1x, which no policy keeps"]),
+    (["rooms", "--budget", "params=0.1x", *SMALL], ["--budget: got params=0.1x, which no policy meets"]),
     (["resume"], ["polyptych search resume: got nothing"]),
     (["resume", "nowhere"], ["nowhere/search.json: got no such file"]),
     (["report", "a", "b"], ["polyptych search report: got a b"]),
@@ -70,7 +70,8 @@ def test_help_states_every_option(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["search", "rooms", "--help"])
     said = capsys.readouterr().out
-    for part in ("--space", "--budget", "1x is the least", "--policy-steps", "resume FOLDER", "--optimizer.learning-"):
+    for part in ("--space", "--budget", "separate networks", "--policy-steps", "resume FOLDER",
+                 "--optimizer.learning-"):
         assert part in said
 
 

@@ -113,7 +113,7 @@ def test_stopped_and_gone_on(pair: Path, tmp_path: Path, how: signal.Signals) ->
     else:
         process.send_signal(how)
     said = end(process, 130)
-    assert said.splitlines()[-1] == "polyptych: stopped; everything is saved, the same command goes on"
+    assert said.splitlines()[-1] == "polyptych: stopped; everything is saved, the same command continues"
     end(start(tmp_path, grid=PAIR))
     assert table(tmp_path) == table(pair)
 

@@ -172,6 +172,19 @@ def test_values_that_are_not_numbers_are_dashes_and_null(grid: Grid, tmp_path: P
     assert Page(comparison, (), tmp_path).best.network == "shared+heads:head=aspp"
 
 
+def test_a_best_gain_that_may_be_chance_is_no_headline(grid: Grid, tmp_path: Path) -> None:
+    """The only other row is above the reference with one seed and below it with the other; the least difference that
+    the table could have shown is then large, and is written without an exponent."""
+    two = make_grid(grid.base, tmp_path / "two", ["shared"], [], [0, 1])
+    for entry in two.entries:
+        pretend_finished(entry, 40 + (0 if entry.method.reference else 10 * (-1) ** entry.seed + 3), 0.5)
+    comparison = collect(two.entries, {})
+    write_comparison(comparison, [], tmp_path)
+    page = " ".join((tmp_path / "comparison.html").read_text().split())
+    assert comparison.detectable > 100 and f"A true difference of {comparison.detectable:.0f} % would" in page
+    assert '<div class="score unsure"><b>' in page and "highest delta_mtl, %, which may be chance:" in page
+
+
 def test_the_terminal_gets_what_fits(finished: Grid) -> None:
     comparison = collect(finished.entries, {})
     assert len(terminal_table(comparison, 200).columns) == 7
@@ -206,7 +219,8 @@ def test_what_a_difference_is_worth(grid: Grid, tmp_path: Path) -> None:
     assert "shared · fixed differs from the reference beyond chance" in text and "in four of five repetitions" in text
     assert "| delta\\_mtl % ↑ | interval % | p corrected | group | images % |" in text
     page = (tmp_path / "comparison.html").read_text()
-    assert page.count(" unsure") >= 2 and "What can be told apart" in page and "&lt; 0.001" in page
+    assert page.count(" unsure") >= 2 and "Which differences are significant" in page and "&lt; 0.001" in page
+    assert '<div class="score"><b>' in page and "which may be chance" not in page
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert record["methods"][1]["group"] == "a" and record["detectable"] == comparison.detectable
     with (tmp_path / "comparison.csv").open() as file:

@@ -13,7 +13,7 @@ import torch
 
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.encoders._base import CATALOG as ENCODERS
-from polyptych.network import Network
+from polyptych.networks import Network
 from trying_encoders import backbone, names
 
 CHANNELS = {"semseg": 5, "depth": 1, "normals": 3}

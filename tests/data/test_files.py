@@ -36,7 +36,7 @@ def test_text_with_and_without_a_mark(tmp_path: Path, encoding: str) -> None:
 
 @pytest.mark.parametrize(("content", "said"), [
     (b"a\n\xe9t\xe9\n", r"text that is not UTF-8 \(line 2\).*save it as UTF-8"),
-    ("ab".encode("utf-16-le"), "zero bytes, perhaps UTF-16"), (b"\xff\xfea", r"not UTF-16-LE \(line 1\)"),
+    ("ab".encode("utf-16-le"), "null bytes, perhaps UTF-16"), (b"\xff\xfea", r"not UTF-16-LE \(line 1\)"),
     (b"a\nb\na\n", "line 3: got 'a' a second time .first in line 1.; needs every id once")])
 def test_text_that_cannot_be_read(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
@@ -94,15 +94,15 @@ def test_a_maze_of_links_ends(tmp_path: Path) -> None:
         (tmp_path / f"{number}").mkdir()
         for other in range(10):
             (tmp_path / f"{number}/{other}").symlink_to(f"../{other}", True)
-    with pytest.raises(InputError, match="links that lead to the same folders"):
+    with pytest.raises(InputError, match="links that reach the same folders"):
         list(walk(tmp_path))
 
 
-def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     with socket.socket(socket.AF_UNIX) as server:
-        os.chdir(tmp_path)  # the path of a socket may not be long
+        monkeypatch.chdir(tmp_path)  # the path of a socket may not be long
         server.bind("socket")
         for name, kind in (("pipe", "a named pipe"), ("folder", "a folder"), ("socket", "a socket"),
                            ("/dev/zero", "a device"), ("none", "no such file")):

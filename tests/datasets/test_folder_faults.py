@@ -151,10 +151,10 @@ def test_images_are_checked_too(root):
     path.write_bytes(b"")
     with pytest.raises(InputError, match=r"03\.png: got an unreadable file"):
         open_split(root, "test").read(0)
-    path.rename(path.with_suffix(".exr"))
-    with pytest.raises(InputError, match=r"a file of type '\.exr'; needs one of \.png"):
+    path.rename(path.with_suffix(".raw"))
+    with pytest.raises(InputError, match=r"a file of type '\.raw'; needs one of \.png"):
         open_split(root, "test").read(0)
-    shutil.copy(path.with_suffix(".exr"), path)
+    shutil.copy(path.with_suffix(".raw"), path)
     with pytest.raises(InputError, match="two files for 'tuesday/03'"):
         open_split(root, "test")
 

@@ -22,12 +22,12 @@ SIZE = (4, 6)
 
 def make(folder: Path, ids=("00", "01", "02", "03", "04", "05"), tasks: str = "", splits: str = "") -> Path:
     """A folder of images with labels of two classes."""
-    for name in ids:
+    for number, name in enumerate(ids):
         for kind, channels in (("images", 3), ("seg", 1)):
             path = folder / kind / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             label = np.eye(*SIZE, dtype=np.uint8)
-            Image.fromarray(label if channels == 1 else np.zeros((*SIZE, 3), np.uint8)).save(path)
+            Image.fromarray(label if channels == 1 else np.full((*SIZE, 3), number, np.uint8)).save(path)
     write_toml(folder, tasks or '[tasks.semseg]\nfiles = "seg/{id}.png"\nclasses = ["a", "b"]', splits)
     return folder
 
@@ -113,7 +113,8 @@ def test_a_split_that_is_not_wanted_is_no_fault(capsys, tmp_path: Path, splits: 
     with pytest.raises(EmptySplit):
         open_split(root, "val", ("semseg",))
     found = verified(root)
-    assert found.faults == [] and "val" not in found.counts and "val none" in check(capsys, root)[1]
+    assert found.faults == [] and "val" not in found.counts
+    assert f"images {found.counts['train']} none {found.counts['test']}" in check(capsys, root)[1]
 
 
 def test_labels_are_counted_and_names_that_do_not_meet_are_a_fault(capsys, tmp_path: Path) -> None:
@@ -121,10 +122,10 @@ def test_labels_are_counted_and_names_that_do_not_meet_are_a_fault(capsys, tmp_p
     assert verified(root).doubts == []
     (root / "seg/05.png").rename(root / "seg/5.png")
     code, said = check(capsys, root)
-    assert code == 2 and "opened with semseg (5 of 6 labelled)" in said and "'5'" in said and "rename" in said
+    assert code == 2 and "opened with semseg (5 of 6 labeled)" in said and "'5'" in said and "rename" in said
     (root / "seg/5.png").unlink()
     code, said = check(capsys, root)  # a label may be missing; it is told all the same
-    assert code == 0 and "(5 of 6 labelled)" in said and "'05' has none" in said
+    assert code == 0 and "(5 of 6 labeled)" in said and "'05' has none" in said
     assert sum(found["semseg"] for found in verified(root).labelled.values()) == 5
 
 
@@ -182,7 +183,7 @@ def test_images_stand_upright_over_their_labels(tmp_path: Path) -> None:
         dataset.read(0)
 
 
-@pytest.mark.parametrize(("suffix", "advice"), [("exr", "oiiotool"), ("json", "labelme2voc.py"), ("pfm", "oiiotool"),
+@pytest.mark.parametrize(("suffix", "advice"), [("json", "data convert labelme"), ("xml", "data convert cvat"),
                                                 ("raw", "convert it, for instance")])
 def test_files_that_are_not_read_are_refused_at_once(tmp_path: Path, suffix: str, advice: str) -> None:
     (tmp_path / f"a.{suffix}").touch()
@@ -197,4 +198,4 @@ def test_advice_fits_the_fault(capsys, tmp_path: Path) -> None:
     code, said = check(capsys, root)
     assert code == 2 and 'set unit = "mm"' in said and "get these files again" not in said
     Image.fromarray(np.full((2, 3), 3, np.uint16)).save(root / "seg/00.png")
-    assert "resize the one or the other" in check(capsys, root)[1]
+    assert "resize one of them" in check(capsys, root)[1]

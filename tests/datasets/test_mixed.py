@@ -201,7 +201,7 @@ def test_a_task_must_mean_the_same_everywhere(tmp_path: Path):
         config.build(split="train", tasks=("depth",))
     allowed = dataclasses.replace(config, tasks={"mine": ("depth", "normals")})
     dataset = allowed.build(split="train", tasks=("depth", "semseg"))
-    assert dataset.labels["normals"].note == "exact; no label on window glass; stored y up, z towards the camera"
+    assert dataset.labels["normals"].note == "exact; no label on window glass; stored y up, z toward the camera"
 
 
 @given(st.text(max_size=60))

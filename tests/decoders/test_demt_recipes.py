@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.recipes._catalog import load
 from polyptych.record import decode, encode
 from polyptych.run import Run

@@ -14,7 +14,7 @@ from polyptych.decoders.ema_net import EMANet
 from polyptych.decoders.ema_net_multi_scale import EMANetMultiScale
 from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.recipes import _catalog
 from polyptych.record import decode, encode
 from polyptych.run import Run

@@ -15,7 +15,7 @@ from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2_LAYOUTS
 from polyptych.datasets._pascal_context.fixture import LAYOUTS as PASCAL_LAYOUTS
 from polyptych.decoders.invpt import InvPT
 from polyptych.encoders.shared import Shared
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.profiling.operators import count as count_operators
 from polyptych.protocols.catalog import PROTOCOLS
 from polyptych.recipes._catalog import load

@@ -27,7 +27,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.decoders.task_prompter import TaskPrompter
 from polyptych.encoders.task_prompter import TaskPrompter as Encoder
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.types import Features, FeatureSpec, TaskFeatures
 
 SLIM = TaskPrompter.Config(inner=3, width=5)

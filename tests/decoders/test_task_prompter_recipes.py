@@ -13,7 +13,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2_LAYOUTS
 from polyptych.datasets._pascal_context.fixture import LAYOUTS as PASCAL_LAYOUTS
 from polyptych.decoders.task_prompter import TaskPrompter as Heads
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.profiling.operators import count as count_operators
 from polyptych.protocols.catalog import PROTOCOLS
 from polyptych.recipes._catalog import load

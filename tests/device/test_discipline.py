@@ -26,7 +26,7 @@ from polyptych.datasets.rooms import Rooms
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.encoders._base import CATALOG as ENCODERS
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.optim import Optimizer
 from polyptych.passes import total_loss
 from polyptych.prediction.model import RunModel

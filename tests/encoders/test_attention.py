@@ -37,7 +37,7 @@ from polyptych.decoders.heads import Heads
 from polyptych.encoders.mtan import Mtan
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.stan import Stan
-from polyptych.network import Network
+from polyptych.networks import Network
 
 R50, R18 = (Timm.Config(model=name, output_stride=8) for name in ("resnet50", "resnet18"))
 ASPP, LINEAR = Heads.Config(head="aspp"), Heads.Config(head="linear")

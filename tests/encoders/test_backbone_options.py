@@ -9,7 +9,7 @@ import torch
 
 from polyptych.backbones.timm import Timm
 from polyptych.decoders.heads import Heads
-from polyptych.network import Network
+from polyptych.networks import Network
 from trying_encoders import names, network_or_skip
 
 OPTIONS = {"norm_maps": True, "drop_path": 0.9, "image_size": (32, 64), "pad": False, "vit_pyramid": "taps",

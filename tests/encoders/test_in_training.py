@@ -19,7 +19,7 @@ from polyptych.encoders.mtan import Mtan
 from polyptych.encoders.nddr import Nddr
 from polyptych.encoders.split import Split
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.run import with_components, with_tasks
 from polyptych.training import Trainer
 from trying_encoders import backbone as suitable

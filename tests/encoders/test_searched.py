@@ -17,7 +17,7 @@ from polyptych.encoders._base import CATALOG, Encoder
 from polyptych.encoders.searched import Searched
 from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.profiling.operators import count
 from polyptych.record import decode, encode
 from polyptych.search import compile, extract

@@ -14,7 +14,7 @@ from polyptych.encoders.cross_stitch import CrossStitch
 from polyptych.encoders.nddr import Nddr
 from polyptych.encoders.single import Single
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.optim import Optimizer, set_learning_rate
 
 R50, R18 = (Timm.Config(model=name, output_stride=8) for name in ("resnet50", "resnet18"))

@@ -22,7 +22,7 @@ from polyptych.encoders._prompted_vit import PromptedViT
 from polyptych.encoders._task_prompts import ChannelPrompts, PromptOptions, over_windows
 from polyptych.encoders.task_prompter import TaskPrompter
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 
 VIT = Timm.Config(model="test_vit")
 SMALL = TaskPrompter.Config(size=(48, 64), windows=2)

@@ -17,7 +17,7 @@ from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
 from polyptych.encoders.split import Split
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 
 NYUV2 = {"semseg": 13, "depth": 1, "normals": 3}
 HEAD = Heads.Config(head="linear", width=64)

@@ -17,7 +17,7 @@ from polyptych.export.comparison import compare
 from polyptych.export.exporting import save
 from polyptych.export.graph import Graph, capture
 from polyptych.export.metadata import ExportMetadata
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.tasks._base import CATALOG as TASKS
 from polyptych.types import LabelInfo
 

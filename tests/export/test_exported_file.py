@@ -18,6 +18,7 @@ from polyptych.export.exporting import export
 from polyptych.export.metadata import KEY, from_json, to_json
 from polyptych.export.runtime import ExportedModel, OnnxModel
 from polyptych.prediction.model import Model, load_network, open_model
+from polyptych.prediction.predictor import Predictor
 from polyptych.run import read_run
 
 
@@ -55,14 +56,23 @@ def test_dynamic_size_agrees(torch_file, run_folder, size):
     assert all(torch.allclose(found, expected[task], atol=1e-4) for task, found in model.raw(image(2, *size)).items())
 
 
-def test_onnxruntime_alone(onnx_file, tmp_path):
-    """The snippet of docs/export.md, in a process that has no polyptych and no torch."""
+@pytest.mark.parametrize("size", [(50, 90), (20, 28)])
+def test_onnxruntime_alone(onnx_file, tmp_path, size):
+    """The snippet of docs/export.md, in a process that has no polyptych and no torch, predicts what predict does; of a
+    photo that lies on its side, too."""
     text = (__import__("pathlib").Path(__file__).parents[2] / "docs" / "export.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     (tmp_path / "model.onnx").write_bytes(onnx_file.read_bytes())
-    Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "photo.png")
-    check = ("import sys; assert not {'polyptych', 'torch'} & set(sys.modules); "
-             "assert raw['depth'].shape == (1, 1, 32, 64) and raw['depth'].dtype == np.float32 and classes")
+    blocks = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(blocks).resize(size[::-1]).save(tmp_path / "photo.jpg", exif=exif)
+    scene = Predictor(OnnxModel.open(onnx_file)).predict(tmp_path / "photo.jpg")
+    assert scene.size == size[::-1]
+    np.savez(tmp_path / "expected.npz", semseg=scene.semseg)
+    check = ("import sys; assert not {'polyptych', 'torch'} & set(sys.modules); expected = np.load('expected.npz')\n"
+             "assert raw['depth'].shape == (1, *expected['semseg'].shape) and raw['depth'].dtype == np.float32\n"
+             "assert ids.shape == expected['semseg'].shape and (ids == expected['semseg']).mean() > 0.99 and classes")
     blocked = "import sys; sys.modules['polyptych'] = sys.modules['torch'] = None\n"
     unblocked = "import sys; [sys.modules.pop(n) for n in ('polyptych', 'torch')]\n"
     done = subprocess.run([sys.executable, "-c", blocked + code + unblocked + check], cwd=tmp_path,

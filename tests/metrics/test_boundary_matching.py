@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from polyptych.metrics._boundary_benchmark import native
-from polyptych.metrics._boundary_benchmark.correspondence import correspond
+from polyptych.metrics._boundary_benchmark.correspondence import Graph, connect, reach
 from polyptych.metrics._boundary_benchmark.counts import count_matches
+from polyptych.metrics._boundary_benchmark.matching import match_most, match_nearest
 from polyptych.metrics._boundary_benchmark.protocols import BenchmarkSettings, protocol
 from polyptych.metrics._boundary_benchmark.suppression import suppress
 from polyptych.metrics._boundary_benchmark.thinning import thin
@@ -157,6 +159,45 @@ def test_suppression_cannot_see_exactly_horizontal_lines() -> None:
 
 
 # -- matching ------------------------------------------------------------------------------------------------
+
+
+class Correspondence(NamedTuple):
+    """What was matched: two maps with equally many pixels, and the sum of distances in hundredths of a pixel."""
+
+    prediction: np.ndarray
+    truth: np.ndarray
+    cost: int
+
+
+def correspond(prediction: np.ndarray, truth: np.ndarray, max_dist: float) -> Correspondence:
+    """Match predicted with true pixels one to one: a maximum-cardinality matching of least total distance.
+
+    Args:
+        prediction, truth: thin maps of one size.
+        max_dist: pixels farther apart than this fraction of the diagonal are no pair.
+    """
+    rows, columns = (np.flatnonzero(mask).astype(np.int32) for mask in (prediction, truth))
+    graph = connect(rows, columns, prediction.shape, reach(prediction.shape, max_dist))
+    row_mates, cost = match_all(graph)
+    found = Correspondence(np.zeros(prediction.shape, bool), np.zeros(truth.shape, bool), int(cost))
+    found.prediction.flat[rows[row_mates >= 0]] = True
+    found.truth.flat[columns[row_mates[row_mates >= 0]]] = True
+    return found
+
+
+def match_all(graph: Graph) -> tuple[np.ndarray, int]:
+    """The column of each row (-1 for none), and the total cost.
+
+    Where rows are in excess every column is matched, everywhere else every row: each part is solved from that side.
+    """
+    n, m = graph.row_start.size - 1, graph.column_start.size - 1
+    mates, found, backward = (np.full(size, -1, np.int32) for size in (n, n, n))
+    column_mates, other = np.full(m, -1, np.int32), np.full(m, -1, np.int32)
+    rows, columns = np.zeros(n, bool), np.zeros(m, bool)
+    match_most(graph.row_start, graph.row_edges, np.ones(n, bool), mates, column_mates, rows, columns)
+    cost = match_nearest(graph.row_start, graph.row_edges, graph.row_costs, ~rows, ~columns, found, other)
+    cost += match_nearest(graph.column_start, graph.column_edges, graph.column_costs, columns, rows, other, backward)
+    return np.where(rows, backward, found), cost
 
 
 def brute_force(prediction: np.ndarray, truth: np.ndarray, radius: float) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.types import Features, FeatureSpec, TaskFeatures
 
 HRNET = FeatureSpec((18, 36, 72, 144), (4, 8, 16, 32))

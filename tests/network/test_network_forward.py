@@ -16,7 +16,7 @@ from polyptych.decoders.heads import Heads
 from polyptych.encoders._base import Encoder
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.types import Auxiliary, Features, Output, TaskFeatures
 
 CHANNELS = {"semseg": 5, "depth": 1, "normals": 3}
@@ -137,7 +137,7 @@ import torch
 from polyptych.backbones.timm import Timm
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
-from polyptych.network import Network
+from polyptych.networks import Network
 network = Network.build(Timm.Config(model="MODEL"), Shared.Config(), Heads.Config(), {"a": 2, "b": 1}).eval()
 image = torch.rand(1, 3, 50, 70)
 with torch.no_grad():

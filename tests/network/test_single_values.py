@@ -14,7 +14,7 @@ from polyptych.decoders._base import CATALOG, Decoder
 from polyptych.decoders.heads import KINDS, Heads
 from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
-from polyptych.network import Network, normalizing
+from polyptych.networks import Network, normalizing
 from polyptych.recipes.rooms import rooms
 from polyptych.training import Trainer
 

@@ -8,7 +8,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 
 
 @pytest.mark.parametrize("name", ["type", "keys", "train", "training", "a.b", "", "1st", "semantic segmentation"])

@@ -25,7 +25,8 @@ def desk(tmp_path, monkeypatch, run_folder) -> Path:
     shutil.copytree(run_folder, tmp_path / "runs" / "rooms")
     random = np.random.default_rng(0)
     (tmp_path / "folder" / "deep").mkdir(parents=True)
-    for name, size in (("photo.jpg", (60, 80)), ("large.jpg", (150, 200)), ("folder/deep/a.png", (40, 50))):
+    for name, size in (("photo.jpg", (60, 80)), ("large.jpg", (150, 200)), ("folder/b.png", (40, 50)),
+                       ("folder/deep/a.png", (40, 50))):
         Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(name)
     return tmp_path
 
@@ -53,7 +54,7 @@ def test_commands(desk) -> None:
         for index in range(3):
             film.write(np.full((48, 64, 3), 80 * index, np.uint8), Moment(index, Fraction(1, 10)))
     commands = [line for block in blocks("bash") for line in block.splitlines() if line]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         program, *arguments = shlex.split(command, comments=True)
         assert program == "polyptych" and main(arguments) == 0, command

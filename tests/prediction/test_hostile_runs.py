@@ -41,7 +41,7 @@ def changed(folder: Path, place: tuple, value: Any) -> None:
     (("facts", "labels", "semseg", "mirror"), [[0, 99]], "mirror: got a number that no class has"),
     (("run", "size"), [10**6, 10**6], "--size: got 1000000 1000000; needs a height and width from 1 to 32768"),
     (("run", "encoder", "name"), "a\nb", r"encoder 'a\nb': got an unknown name"),
-    (("run", "decoder", "width"), 10**12, "run.json: got choices from which nothing can be built"),
+    (("run", "decoder", "width"), 10**12, "run.json: got choices from which no network can be built"),
 ])
 def test_the_cause_is_named(folder: Path, place: tuple, value: Any, said: str) -> None:
     changed(folder, place, value)

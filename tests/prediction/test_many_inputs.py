@@ -32,7 +32,7 @@ def test_all_others_are_predicted_and_the_rest_is_listed(folder, batch: int) -> 
     assert f"2 of 5 that cannot be read ({folder / 'e.mp4'}, {folder / 'c.png'})" in str(refusal.value)
     assert {p.name for p in out.iterdir()} == {f"{stem}_{task}.png" for stem in "abd" for task in ("semseg", "depth")
                                                } | {"contact_sheet.png"}
-    assert sum("left out: " in str(line) for line in said) == 2
+    assert sum("skipped: " in str(line) for line in said) == 2
     alone = folder.parent / "alone"
     pipeline.predict(folder / "model", [folder / "d.jpg"], alone, say=said.append)
     assert (alone / "d_depth.png").read_bytes() == (out / "d_depth.png").read_bytes()

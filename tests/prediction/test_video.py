@@ -297,3 +297,26 @@ def test_without_pyav(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(InputError, match=r"needs the package av; pip install 'polyptych\[video\]'"):
         Reader(source(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "apng"])
+def test_animations_are_videos(tmp_path, monkeypatch, suffix: str) -> None:
+    first, *others = (Image.fromarray(picture) for picture in pictures(4))
+    form = "PNG" if suffix == "apng" else suffix
+    first.save(tmp_path / f"a.{suffix}", form, save_all=True, append_images=others, duration=[40, 200, 40, 40],
+               lossless=True)
+    first.save(tmp_path / f"still.{suffix}", form)
+    written, *_ = run(monkeypatch, [tmp_path], tmp_path / "out")
+    names = [path.name for path in written]
+    assert "a_panels.mp4" in names and "still_depth.png" in names and "a_depth.png" not in names
+    assert [round(1000 * frame.time) for frame in frames_of(tmp_path / "out/a_panels.mp4")] == [0, 40, 240, 280]
+
+
+def test_a_damaged_animation_is_left_out(tmp_path, monkeypatch) -> None:
+    first, *others = (Image.fromarray(picture) for picture in pictures(9))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others)
+    content = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "a.gif").write_bytes(content[:len(content) // 2] + b"\x2c" + bytes(40))
+    first.save(tmp_path / "b.png")
+    with pytest.raises(InputError, match=r"1 of 2 that cannot be read|a\.gif"):
+        run(monkeypatch, [tmp_path], tmp_path / "out")

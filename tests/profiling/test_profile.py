@@ -19,7 +19,7 @@ from polyptych.encoders._base import Encoder
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.ops.deform import deformable_convolution
 from polyptych.profiling.memory import StorageWatch, Supervision, peak, training_peak
 from polyptych.profiling.operators import count

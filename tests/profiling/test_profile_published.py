@@ -10,7 +10,7 @@ from polyptych.backbones._high_resolution import Exchange
 from polyptych.backbones.timm import Timm
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.shared import Shared
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.profiling.operators import count
 
 

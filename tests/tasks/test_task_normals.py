@@ -71,7 +71,7 @@ def test_zoom_changes_no_direction():
 
 
 def orthographic_normals(depth):
-    """Normals towards the camera of the surface z = depth(x, y), x right, y down, z forward."""
+    """Normals toward the camera of the surface z = depth(x, y), x right, y down, z forward."""
     dy, dx = np.gradient(depth)
     vectors = np.stack([dx, dy, -np.ones_like(depth)])
     return vectors / np.linalg.norm(vectors, axis=0)

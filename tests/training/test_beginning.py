@@ -1,4 +1,4 @@
-"""Beginning with trained networks: what a soft-sharing run takes over of single-task runs, and what it refuses."""
+"""Starting from trained networks: what a soft-sharing run takes over of single-task runs, and what it refuses."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_normalization_of_the_image_comes_along(base, trained):
     begin(network, tasks_of(base), [folder])
     assert (network.mean == 0.3).all()
     alone = [trained(with_tasks(base, [task]), task, mean=mean)[0] for task, mean in (("semseg", 0.3), ("depth", 0.4))]
-    with pytest.raises(InputError, match=r"--start: got images normalized in one way in .*semseg, in another in "):
+    with pytest.raises(InputError, match=r"--start: got different normalization of images in .*semseg and "):
         begin(network, tasks_of(base), alone)
 
 

@@ -97,7 +97,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, tmp_path: Path) -> No
     if process.returncode == 0:
         pytest.skip("the run ended before the signal came")
     assert process.returncode == 130
-    assert f"go on with `polyptych resume {folder}`" in said.splitlines()[-1]
+    assert f"continue with `polyptych resume {folder}`" in said.splitlines()[-1]
     assert "Traceback" not in said
     finished(polyptych("resume", folder))
     assert_same_end(folder, reference)

@@ -39,7 +39,7 @@ LISTS = 'train = "train.txt"\nval = "val.txt"\ntest = "test.txt"'
 def test_without_validation(tmp_path: Path, capsys) -> None:
     root = data(tmp_path / "data", "val = 0.0\ntest = 0.25")
     assert train(root, tmp_path / "best", "--select", "best") == 2
-    assert "--select: got best, of data without a validation split" in capsys.readouterr().err
+    assert "--select: got best, but the data has no validation split" in capsys.readouterr().err
     assert not (tmp_path / "best").exists()
     assert train(root, tmp_path / "run") == 0
     assert "the run trains without validation" in " ".join(capsys.readouterr().err.split())
@@ -67,9 +67,9 @@ def test_damage_in_the_test_split_is_found_before_the_first_step(tmp_path: Path,
 def test_a_test_split_without_labels_is_no_success(tmp_path: Path, capsys) -> None:
     root = data(tmp_path / "data", LISTS, range(6))
     assert train(root, tmp_path / "run") == 2
-    assert "2 images without a label of any task" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "2 images without a label for any task" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert train(root, tmp_path / "run", "--loading.check", "0") == 2
-    assert "got no number of semseg from 2 images" in capsys.readouterr().err
+    assert "got no result for semseg from 2 images" in capsys.readouterr().err
     assert (tmp_path / "run" / "report.html").exists()
     assert main(["evaluate", str(tmp_path / "run")]) == 2
 

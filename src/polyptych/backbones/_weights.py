@@ -7,11 +7,12 @@ import inspect
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
 import huggingface_hub.constants as hub
 import timm
 import torch
@@ -50,15 +51,31 @@ def create_pretrained(model: str, options: dict[str, Any]) -> nn.Module:
                          "pass a local file with --backbone.weights FILE (.safetensors or .pth)") from error
 
 
-def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any]) -> None:
+def is_within_reach(model: str) -> str:
+    """Where timm's weights of a model can be had from, in words; empty if from nowhere. Fetches nothing."""
+    source = timm.models.get_pretrained_cfg(model)
+    if source is None or not source.has_weights or not source.hf_hub_id:
+        return ""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if isinstance(huggingface_hub.try_to_load_from_cache(source.hf_hub_id, name), str):
+            return f"the cache ({hub.HF_HUB_CACHE})"
+    return hub.ENDPOINT if not hub.HF_HUB_OFFLINE and _reachable(hub.ENDPOINT) else ""
+
+
+def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any]) -> str:
     """Load a file with weights of the complete model (classifier and all) into its feature extractor.
+
+    Returns:
+        What was recognized, in one line.
 
     Raises:
         InputError: the file cannot be read, or a tensor that the extractor needs is missing or has another shape.
     """
     of_extractor = ("feature_location", "out_indices", "feature_cls")
     whole = timm.create_model(model, **{name: v for name, v in options.items() if name not in of_extractor})
-    state = _converted(read(path), whole, path)
+    state, prefix = without_prefix(read(path), whole.state_dict())
+    stored = tuple(state)
+    state, layout = _converted(state, whole, path)
     needed = {name: tensor for name, tensor in network.state_dict().items()
               if not name.endswith("num_batches_tracked")}
     found = _names_in_extractor(state, needed)
@@ -71,10 +88,46 @@ def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any
         name = (wrong or extra)[0]
         got = f"shape {tuple(found[name].shape)}" if name in found else "nothing"
         needs = f"shape {tuple(needed[name].shape)}" if name in needed else "no such tensor"
+        names = f"; the file has {_some(stored)}, the model {_some(tuple(whole.state_dict()))}" if len(
+            wrong) > len(needed) / 2 else ""
         raise InputError(path, f"{got} for '{name}' ({len(needed) - len(wrong)} of {len(needed)} tensors fit, "
-                               f"{len(extra)} are too many)", f"{needs} there, for '{model}'",
+                               f"{len(extra)} are too many{names})", f"{needs} there, for '{model}'",
                          "pass a file of this model or change --backbone.model")
     network.load_state_dict({name: found[name] for name in needed}, strict=False)
+    without = f", the prefix '{prefix}' left out" if prefix else ""
+    return f"weights of {model}: {len(needed)} of the {len(stored)} tensors in {path}, under {layout}{without}"
+
+
+_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.", "network.", "student.", "teacher.", "base.",
+             "trunk.")
+"""What training code puts before the names of a network that is part of something larger."""
+
+
+def without_prefix(state: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], str]:
+    """The tensors of the network that is meant, where a file holds it as a part of something larger, and the prefix
+    that its names had. Tensors without the prefix (heads, a second encoder) are left out."""
+    known = sum(name in wanted for name in state)
+    # By names that the network has: whatever stands before them, if that explains more of the file.
+    ends = [name for name in wanted if "." in name][:8]
+    found = {name.removesuffix(end) for end in ends for name in state if name.endswith(f".{end}")}
+    best = max(found, default="", key=lambda prefix: (sum(name.removeprefix(prefix) in wanted for name in state
+                                                          if name.startswith(prefix)), -len(prefix)))
+    if best and sum(name.removeprefix(best) in wanted for name in state if name.startswith(best)) > known:
+        return {name.removeprefix(best): tensor for name, tensor in state.items() if name.startswith(best)}, best
+    # By what training code writes, for files under the names of authors, which are converted afterwards.
+    prefix = ""
+    while not any(name in wanted for name in state):
+        here = next((word for word in _PREFIXES if sum(name.startswith(word) for name in state) > len(state) / 2
+                     and not any(name.startswith(word) for name in wanted)), "")
+        if not here:
+            break
+        state = {name.removeprefix(here): tensor for name, tensor in state.items() if name.startswith(here)}
+        prefix += here
+    return state, prefix
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 @contextmanager
@@ -147,21 +200,24 @@ def _shipped(package: str) -> Path:
     return files[0]
 
 
-def _converted(state: dict[str, Tensor], whole: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Names and shapes of the authors' checkpoints to timm's own (position tables are resampled, for instance), by the
-    function that timm keeps for it beside most models."""
+def _converted(state: dict[str, Tensor], whole: nn.Module, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors under timm's names, and what names they had. Names and shapes of the authors' checkpoints become
+    timm's own (position tables are resampled, for instance) by the function that timm keeps for it beside most
+    models."""
     if "_conv_stem.weight" in state:
-        return _efficientnet_in_order(state, whole, path)
+        return _efficientnet_in_order(state, whole, path), "EfficientNet's first names (_conv_stem, _blocks)"
     module = vars(sys.modules[type(whole).__module__])
     convert = module.get("checkpoint_filter_fn") or module.get("_filter_fn")
     if convert is None:
-        return state
+        return state, "timm's names"
     arguments = (state, whole) if len(inspect.signature(convert).parameters) > 1 else (state,)
     try:
-        return convert(*arguments)
+        converted = convert(*arguments)
     except Exception as error:
         raise InputError(path, f"tensors that timm cannot convert ({type(error).__name__}: {error})",
                          "weights of the model", "pass a file of this model or change --backbone.model") from error
+    same = not converted.keys() - state.keys()
+    return converted, "timm's names" if same else "its authors' names, converted by timm"
 
 
 def _efficientnet_in_order(state: dict[str, Tensor], whole: nn.Module, path: Path) -> dict[str, Tensor]:

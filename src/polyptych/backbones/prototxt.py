@@ -39,21 +39,26 @@ class Prototxt(Backbone):
     output depends on, the last map of each stride from 4 on through which all that follows goes (so that it does not
     end within a residual block), or the last one where there is none.
 
+    Pooling that rounds up makes maps one row and one column larger than the image divided by the stride
+    (deeplab_resnet34 of AutoMTL). Their last row and column lie beyond the image: they take part in what follows, as in
+    the described network, and are cut off where a map is taken.
+
     Raises:
         InputError: no file, a description that is not right (with its line), a map whose size does not follow that of
-            the image by a whole stride, an image of other than 3 channels, or weights that do not fit.
+            the image by a whole stride, convolutions after the last map that could be taken, an image of other than 3
+            channels, or weights that do not fit.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Backbone.Config):
         file: Path | None = None
-        """The description (prototxt)."""
+        """Network description (prototxt)."""
         taps: tuple[str, ...] = ()
-        """Layers or tops that give the maps of the pyramid; none takes the last map of every stride from 4 on."""
+        """Layers or tops that give the maps of the pyramid (default: the last map of every stride from 4 on)."""
         weights: Path | None = None
-        """Start from a local file (.safetensors or .pth) with tensors named after the layers."""
+        """Local file of initial weights (.safetensors or .pth), with tensors named after the layers."""
         text: Annotated[str, Suppress] = ""
-        """What the file said, recorded so that the network can be rebuilt without it."""
+        """Contents of the file, recorded so that the network can be rebuilt without it."""
 
         def __post_init__(self) -> None:
             if self.file is not None and not self.text.startswith(self._origin()):
@@ -77,7 +82,8 @@ class Prototxt(Backbone):
         definition = parse_prototxt(config.text.partition("\n")[2] if config.file else config.text, source).define()
         if definition.shapes[0][1] != 3:
             raise InputError(source, f"an input of {definition.shapes[0][1]} channels", "3, an RGB image", "correct it")
-        strides = _taps(definition, config.taps, source)
+        grids = _taps(definition, config.taps, source)
+        strides = {value: grid.stride for value, grid in grids.items()}
         order = sorted(strides)  # as they come in the file
         self._maps = tuple(order.index(value) for value in sorted(order, key=lambda value: (strides[value], value)))
         needed = definition.needed(order)
@@ -88,6 +94,7 @@ class Prototxt(Backbone):
             self.stages.append(Section(definition, entries, exits))
             entries = exits
         fine_to_coarse = [order[index] for index in self._maps]
+        self._beyond = tuple(grids[value].beyond for value in order)
         self.spec = FeatureSpec(tuple(definition.shapes[value][1] for value in fine_to_coarse),
                                 tuple(strides[value] for value in fine_to_coarse))
         self.multiple = max(self.spec.strides)
@@ -95,7 +102,7 @@ class Prototxt(Backbone):
             self._load(config.weights)
 
     def features(self, states: list[Any]) -> Features:
-        taken = [maps_of(state)[0] for state in states]
+        taken = [_within(maps_of(state)[0], beyond) for state, beyond in zip(states, self._beyond, strict=True)]
         return Features(tuple(taken[index] for index in self._maps))
 
     def grids(self, state: Any) -> list[Tensor]:
@@ -128,30 +135,66 @@ def of_layers(specification: Sequence[Layer], shape: Sequence[int] = (3, 224, 22
     return cast(Prototxt, Prototxt.Config(text=to_text(specification, shape), taps=taps).build())
 
 
-def _taps(definition: Definition, names: Sequence[str], source: str) -> dict[int, int]:
-    """The values that give maps, in the order of the file, and their strides."""
+@dataclass(frozen=True)
+class _Grid:
+    """How a map lies over the image.
+
+    Attributes:
+        stride: how much smaller it is than the image.
+        beyond: rows and columns more than the image divided by the stride.
+    """
+
+    stride: int
+    beyond: tuple[int, int] = (0, 0)
+
+
+def _taps(definition: Definition, names: Sequence[str], source: str) -> dict[int, _Grid]:
+    """The values that give maps, in the order of the file, and how they lie over the image.
+
+    Raises:
+        InputError: a map that is asked for is none; or nothing is asked for, and what there is would leave out
+            convolutions. A part of a network is never taken for the whole of it.
+    """
     chosen = [definition.find(name, f"taps of {source}") for name in names]
     if not chosen and len(definition.outputs) > 1:
         chosen = list(definition.outputs)
     keep = definition.needed(chosen or definition.outputs)
-    strides = {value: stride for value, shape in definition.at_size(*PROBE, keep).items()
-               if value and (stride := _stride(shape))}
+    small, large = (definition.at_size(times * PROBE[0], times * PROBE[1], keep) for times in (1, 2))
+    grids = {value: grid for value, shape in small.items()
+             if value and value in large and (grid := _grid(shape, large[value]))}
     if chosen:
         for value in chosen:
-            if value not in strides:
+            if value not in grids:
                 raise _no_map(source, f"'{definition.name(value)}', shape {definition.shapes[value][1:]}")
-        return {value: strides[value] for value in sorted(chosen)}
-    if not strides:
+        return {value: grids[value] for value in sorted(chosen)}
+    if not grids:
         raise _no_map(source, "layers without any")
-    finest = FINEST_STRIDE if max(strides.values()) >= FINEST_STRIDE else 1
+    finest = FINEST_STRIDE if max(grid.stride for grid in grids.values()) >= FINEST_STRIDE else 1
     last: dict[int, int] = {}
     passed: set[int] = set()  # strides with a map that all that follows goes through
-    for value, stride in sorted(strides.items()):
+    for value, grid in sorted(grids.items()):
         narrow = not _live(definition, value, keep)
-        if stride >= finest and (narrow or stride not in passed):
-            last[stride] = value
-            passed |= {stride} if narrow else set()
-    return {value: stride for stride, value in sorted(last.items())}
+        if grid.stride >= finest and (narrow or grid.stride not in passed):
+            last[grid.stride] = value
+            passed |= {grid.stride} if narrow else set()
+    end = max(last.values())
+    for value in sorted(keep - definition.needed([end])):
+        # What has one size for every image (a classifier after global pooling) is no map and is left out.
+        depends_on_size = value in small and value in large and small[value] != large[value]
+        if isinstance(definition.layers[value - 1], layers.Convolution) and depends_on_size and value > end:
+            down, across = small[value][2:]
+            raise InputError(source, f"the convolution '{definition.name(value)}' after '{definition.name(end)}', the "
+                             f"last map with a whole stride: it makes {down}x{across} of an image of "
+                             f"{PROBE[0]}x{PROBE[1]}", "maps whose size is that of the image by a whole stride, to the "
+                             "end", f"pad the layers that lose pixels, or leave out what follows with --backbone.taps "
+                             f"{' '.join(definition.name(at) for at in sorted(last.values()))}")
+    return {value: grids[value] for value in sorted(last.values())}
+
+
+def _within(found: Tensor, beyond: tuple[int, int]) -> Tensor:
+    """A map as far as it lies over the image."""
+    below, right = beyond
+    return found[..., :found.shape[-2] - below, :found.shape[-1] - right] if below or right else found
 
 
 def _live(definition: Definition, tap: int, needed: set[int]) -> list[int]:
@@ -160,12 +203,22 @@ def _live(definition: Definition, tap: int, needed: set[int]) -> list[int]:
         reader > tap and reader in needed for reader in definition.readers(value))]
 
 
-def _stride(shape: tuple[int, ...]) -> int:
-    """How much smaller a map is than the image; 0 where it is not by a whole number."""
-    if len(shape) != 4 or any(size % side for size, side in zip(PROBE, shape[2:], strict=True)):
-        return 0
-    down, across = (size // side for size, side in zip(PROBE, shape[2:], strict=True))
-    return down if down == across else 0
+def _grid(small: tuple[int, ...], large: tuple[int, ...]) -> _Grid | None:
+    """How maps lie over the image, from those for images of ``PROBE`` and of twice that; None where they do not by a
+    whole stride.
+
+    Sizes follow that of the image in steps of the stride, so that what a map has beyond the image divided by the stride
+    is the same for all images of whole steps. One row is what rounding up adds, at the end; more come from padding on
+    both sides, which shifts the map. A map that is too small is none: it does not cover the image.
+    """
+    if len(small) != 4 or len(large) != 4:
+        return None
+    steps = [more - side for side, more in zip(small[2:], large[2:], strict=True)]
+    if any(step < 1 or size % step for size, step in zip(PROBE, steps, strict=True)):
+        return None
+    down, across = (size // step for size, step in zip(PROBE, steps, strict=True))
+    below, right = (side - step for side, step in zip(small[2:], steps, strict=True))
+    return _Grid(down, (below, right)) if down == across and 0 <= below <= 1 and 0 <= right <= 1 else None
 
 
 def _no_map(source: str, got: str) -> InputError:

@@ -1,4 +1,4 @@
-"""SegNet: VGG-16 down, its mirror image up, with the places of the maxima remembered on the way.
+"""SegNet: a VGG-16 encoder and its mirrored decoder, which reuses the positions of the pooling maxima.
 
 Source: Badrinarayanan, Kendall, Cipolla, TPAMI 2017, arXiv 1511.00561; as MTAN uses it: Liu, Johns, Davison, CVPR 2019,
 arXiv 1803.10704
@@ -67,10 +67,10 @@ class SegNet(Backbone):
         bottom_width: int = 512
         """Channels of the coarsest level; 1024 is MTAN's wide network."""
         doubled: bool = False
-        """Two convolutions in place of each one: MTAN's deep network."""
+        """Two convolutions in place of each one, as in MTAN's deep network."""
         initialization: Literal["normal", "uniform"] = "normal"
-        """Distribution of Glorot and Bengio's first weights: MTAN's code has the uniform one in its cross-stitch and
-        dense networks."""
+        """Distribution of the initial weights (Glorot and Bengio): MTAN's code uses the uniform one in its cross-stitch
+        and dense networks."""
 
     def __init__(self, config: Config):
         super().__init__()

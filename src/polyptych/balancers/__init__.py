@@ -1,1 +1,1 @@
-"""How are tasks weighed? One file per answer. docs/balancers.md has a loop that uses one without the rest."""
+"""How are tasks weighted? One file per answer. docs/balancers.md has a loop that uses one without the rest."""

@@ -1,4 +1,4 @@
-"""The contract of a balancer: the only place where gradients are made."""
+"""The contract of a balancer: the only place that computes gradients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_SUM = 1e-12  # weights whose sum is not above this cannot be scaled to anothe
 
 
 class Balancer(nn.Module, Component, ABC):
-    """How tasks are weighed.
+    """How tasks are weighted.
 
     State belongs into buffers and parameters, so that it is saved, resumed and moved with everything else; the number
     of steps done, the seed and the number of fallbacks are kept here. Parameters (learned weights) are optimized in a
@@ -57,7 +57,7 @@ class Balancer(nn.Module, Component, ABC):
 
         def build(self, *, standard_weights: dict[str, float],
                   likelihoods: Mapping[str, Likelihood] | None = None) -> Balancer:
-            """``standard_weights`` maps every task of the run to the weight that is customary in the field;
+            """``standard_weights`` maps every task of the run to the weight that is usual in the field;
             ``likelihoods`` to what its loss is the negative log likelihood of, for balancers that ask for it."""
             return self.owner(self, standard_weights=standard_weights)
 

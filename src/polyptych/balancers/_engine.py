@@ -110,16 +110,17 @@ class Sharing:
         stop = {x.grad_fn for x in cut if x.grad_fn is not None}
         under, kinds = _bits([node for nodes in (*tops.values(), stop) for node in nodes], bit_of)
         if "CheckpointFunctionBackward" in kinds:
-            raise InputError("activation checkpointing", "the reentrant kind, which hides who uses which parameters",
-                             "the kind that keeps the graph", "pass use_reentrant=False to torch.utils.checkpoint")
+            raise InputError("activation checkpointing", "reentrant checkpoints, which hide which task uses which "
+                             "parameters", "checkpoints that keep the graph",
+                             "pass use_reentrant=False to torch.utils.checkpoint")
         if COMPILED in kinds and self.reach is not None:
             if not same:
                 raise InputError("a compiled network", "other trainable parameters than when they were measured",
-                                 "a graph that shows who uses them", ADVICE_FOR_COMPILED)
+                                 "a graph that shows which task uses them", ADVICE_FOR_COMPILED)
             return self.reach  # a compiled graph is one node: it seems to use every parameter for every task
         if COMPILED in kinds and _entered_apart(ends):
             raise InputError("a compiled network", "one compiled part with the results of several tasks",
-                             "a graph that shows who uses which parameters", ADVICE_FOR_COMPILED)
+                             "a graph that shows which task uses which parameters", ADVICE_FOR_COMPILED)
         used = {task: self._used.get(task, 0) | _union(under, nodes) for task, nodes in tops.items()}
         before = self._before | _union(under, stop)
         if same and self.reach is not None and used == self._used and before == self._before:
@@ -181,11 +182,11 @@ def check_whole(network: nn.Module) -> None:
                          "the bare network, whose gradients the balancer averages itself",
                          "pass `network.module`, also in the forward pass")
     kinds = {kind.__name__ for module in modules for kind in type(module).__mro__}
-    sharded = any(hasattr(p, "placements") for p in network.parameters())
+    sharded = any(hasattr(parameter, "placements") for parameter in network.parameters())
     if sharded or kinds & {"FSDPModule", "FullyShardedDataParallel"}:
-        raise InputError("the network of a gradient balancer", "parameters in shards (fully_shard, FSDP, DTensor)",
+        raise InputError("the network of a gradient balancer", "sharded parameters (fully_shard, FSDP, DTensor)",
                          "whole gradients of every task, to compare them", "choose a balancer that weighs losses, such "
-                         "as uncertainty, or pass the network without shards")
+                         "as uncertainty, or pass an unsharded network")
 
 
 def predictions(output: Output) -> dict[str, list[Tensor]]:
@@ -207,7 +208,7 @@ def check_branches(cut: Sequence[Tensor]) -> None:
     for node in stop:
         if any(below in stop for below in _nodes([node]) if below is not node):
             raise InputError("Output.shared", "a tensor that was computed from another one of it", "tensors that "
-                             "branch off the trunk", "let the encoder give `x.view_as(x)` in the place of each map x")
+                             "branch off the trunk", "return `x.view_as(x)` in place of each map x")
 
 
 def _nodes(roots: Iterable, stop: Set = frozenset()) -> Iterator:

@@ -63,14 +63,14 @@ class GramBalancer(Balancer):
         level: Level = "parameters"
         """Gradients of all shared parameters, of the shared features, or of the last shared layer."""
         every: int = 1
-        """Steps between two computations of the weights; those between keep them, at the cost of equal weights, unless
-        a task has labels that had none then."""
+        """Steps between updates of the weights. The steps between cost as much as equal weights do; a task that had no
+        labels at the last update triggers a new one when it has some."""
         sum_to: Literal["native", "mean", "sum"] = "native"
-        """Scale of the weights: the method's own, a sum of 1, or a sum of the number of tasks."""
+        """Scale of the weights: as the method gives them, to a sum of 1, or to a sum of the number of tasks."""
         weight_heads: bool = True
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         clip_shared: float = 0.0
-        """Largest norm of the gradient of the shared parameters; 0 does not clip."""
+        """Maximum norm of the gradient of the shared parameters (0: no clipping)."""
 
         def __post_init__(self) -> None:
             if self.every < 1:
@@ -258,8 +258,8 @@ class JacobianBalancer(GramBalancer):
                 raise InputError("--balancer.every", str(self.every), "1: this method has no weights to keep",
                                  "leave it out")
             if self.sum_to != "native":
-                raise InputError("--balancer.sum-to", self.sum_to, "native: this method makes a direction, not weights",
-                                 "leave it out")
+                raise InputError("--balancer.sum-to", self.sum_to, "native, because this method computes a "
+                                 "direction, not weights", "leave it out")
 
     def combine(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
@@ -276,8 +276,8 @@ class JacobianBalancer(GramBalancer):
                      tasks: tuple[str, ...]) -> tuple[list[Tensor], Float[Tensor, " t"]]:
         """The same for the shared features: one gradient for every map. Sums over the batch that must span processes
         go through :func:`polyptych.distributed.total`."""
-        raise InputError("--balancer.level", "representation", "parameters: this method keeps gradients from step to "
-                         "step, and features have no identity over steps", "use --balancer.level parameters")
+        raise InputError("--balancer.level", "representation", "parameters, because this method keeps gradients "
+                         "across steps, and features differ from step to step", "use --balancer.level parameters")
 
     def direction(self, rows: Float[Tensor, "r p"], losses: Float[Tensor, " t"],
                   tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float] | list[Tensor]]:

@@ -47,4 +47,4 @@ def check_chosen(task: str, chosen: str) -> None:
 
     if any(CATALOG.load(kind).higher_is_better.get(chosen) is False for kind in CATALOG.names()):
         raise InputError("balancer.metrics", f"'{chosen}' for '{task}', an error", NEEDED,
-                         f"choose another metric, customary ones are {', '.join(SHARES)}; or --balancer.signal loss")
+                         f"choose another metric, the usual ones are {', '.join(SHARES)}; or --balancer.signal loss")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,10 +24,6 @@ class RememberingBalancer(JacobianBalancer):
     lazy_buffers = ("memory",)
     memory: Tensor
     _columns: tuple[nn.Parameter, ...] = ()  # whose columns are in ``memory``, in this order
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(JacobianBalancer.Config):
-        pass
 
     def allocate(self, parameters: int, device: torch.device) -> None:
         assert self.reach is not None

@@ -85,7 +85,7 @@ def nonnegative_quadratic(matrix: Float[Tensor, "t t"], linear: Float[Tensor, " 
             blocked = free & (goal <= 0)
             if not blocked.any():
                 break
-            # As far towards the goal as all entries allow; the entries that stop it leave the free set.
+            # As far toward the goal as all entries allow; the entries that stop it leave the free set.
             steps = torch.where(blocked, x / (x - goal).clamp(min=TINY), torch.inf)
             x = x + steps.min() * (goal - x)
             free &= ~(blocked & (steps <= steps.min()))

@@ -32,7 +32,7 @@ class LossBalancer(Balancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(Balancer.Config):
         sum_to: Literal["native", "mean", "sum"] = "native"
-        """Scale of the weights: the method's own, a sum of 1, or a sum of the number of tasks."""
+        """Scale of the weights: as the method gives them, to a sum of 1, or to a sum of the number of tasks."""
 
     def __init__(self, config: Config | None = None, *, standard_weights: dict[str, float] | None = None):
         super().__init__(config, standard_weights=standard_weights)

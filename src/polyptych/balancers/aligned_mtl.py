@@ -1,4 +1,4 @@
-"""Aligned-MTL: gradients are made orthogonal and equally long, by the nearest change that does so.
+"""Aligned-MTL: gradients are made orthogonal and equally long, with the smallest possible change.
 
 Source: Senushkin, Patakin, Kuznetsov and Konushin, CVPR 2023, arXiv 2305.19000
 """
@@ -37,11 +37,11 @@ class AlignedMTL(GramBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         scale: Literal["min", "median", "rmse"] = "min"
-        """Length of the aligned gradients: smallest, median or root mean square singular value."""
+        """Length of the aligned gradients: the smallest, median or root-mean-square singular value."""
         floor: float = 1e-4
-        """Singular values below this share of the largest count as zero."""
+        """Singular values below this fraction of the largest count as zero."""
 
     config: Config
 

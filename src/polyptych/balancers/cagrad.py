@@ -36,11 +36,11 @@ class CAGrad(GramBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         clip_shared: float = 1.0
-        """Largest norm of the gradient of the shared parameters; 0 does not clip."""
+        """Maximum norm of the gradient of the shared parameters (0: no clipping)."""
         c: float = 0.4
-        """Radius around the mean gradient, as a share of its length; 0 is the mean."""
+        """Radius around the mean gradient, as a fraction of its length (0: the mean itself)."""
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)

@@ -1,4 +1,4 @@
-"""CR-MOGM: the weights of another method, averaged over steps, so that the noise of single batches moves them less.
+"""CR-MOGM: the weights of another method, averaged over steps, so that the noise of single batches affects them less.
 
 Source: Zhou et al., NeurIPS 2022, On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond
 """
@@ -24,7 +24,7 @@ class CRMOGM(GramBalancer):
 
     Any method will do that finds weights from inner products (``mgda``, ``cagrad``, ``nash_mtl``, ...); the options for
     level, heads, scale and clipping are those given here, whatever that method's defaults are. The paper lets a rise
-    towards 1 while the learning rate falls; here it is constant, 0.9, as in torchjd. A task's average begins with its
+    toward 1 while the learning rate falls; here it is constant, 0.9, as in torchjd. A task's average begins with its
     first weight, not with ``1 / K`` (torchjd had both): the weights of some methods are far from that.
 
     A task without a label in a step keeps its average. Where the method's weights have a fixed sum, the others' are
@@ -42,13 +42,13 @@ class CRMOGM(GramBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         method: str = "mgda"
-        """The balancer whose weights are averaged."""
+        """Balancer whose weights are averaged."""
         options: dict[str, float] = field(default_factory=dict)
-        """Numbers among that balancer's own options, by name, where they are not the default."""
+        """Numeric options of that balancer, by name, where they differ from its defaults."""
         share: float = 0.9
-        """Of the weights so far in the new ones; the paper's alpha."""
+        """Weight of the previous average in the new one (alpha in the paper)."""
 
     average: Tensor
 

@@ -1,4 +1,4 @@
-"""DB-MTL: gradients of the logarithms of the losses, averaged over steps and brought to one length.
+"""DB-MTL: gradients of the logarithms of the losses, averaged over steps and scaled to one length.
 
 Source: Lin et al., 2023, arXiv 2308.12029
 """
@@ -36,9 +36,9 @@ class DBMTL(RememberingBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(RememberingBalancer.Config):
         beta: float = 0.9
-        """Share of the past in the average gradients, in the first step."""
+        """Weight of the past in the average gradients at the first step."""
         sigma: float = 0.5
-        """How fast that share falls with the number of the step."""
+        """How fast that weight decays with the step number."""
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)

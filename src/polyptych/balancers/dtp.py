@@ -1,4 +1,4 @@
-"""Dynamic task prioritization: tasks that are still bad at their own metric weigh more.
+"""Dynamic task prioritization: tasks that still score low on their own metric get more weight.
 
 Source: Guo, Haque, Huang, Yeung and Fei-Fei, ECCV 2018
 """
@@ -48,15 +48,15 @@ class DTP(LossBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         gamma: float = 1.0
-        """Focus on bad tasks; 0 leaves the logarithm only."""
+        """Focusing exponent: higher values emphasize difficult tasks; 0 leaves only the logarithm."""
         smoothing: float = 0.1
-        """Share a of the newest indicator in its moving average."""
+        """Weight of the newest indicator in its moving average (a in the paper)."""
         signal: Literal["metric", "loss"] = "metric"
-        """Where indicators come from: validation metrics, or ratios of training losses."""
+        """Source of the indicators: validation metrics, or ratios of training losses."""
         metrics: dict[str, str] = field(default_factory=dict)
-        """Metric by task, one that is a share in percent; by default the customary one."""
+        """Metric for each task, which must be a percentage (default: the usual one)."""
         normalize: bool = False
-        """Scale the weights to sum to K."""
+        """Scale the weights to sum to the number of tasks."""
 
     needs_losses = False
     indicator: Tensor

@@ -1,11 +1,9 @@
-"""DualProj: the mean gradient, projected to where no task gets worse.
+"""DualProj: the mean gradient, projected onto the directions in which no task gets worse.
 
 Source: Lopez-Paz and Ranzato, NeurIPS 2017, arXiv 1706.08840
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -28,10 +26,6 @@ class DualProj(UPGrad):
     Raises:
         InputError: a ridge below 1e-10, where the problem is no longer well posed.
     """
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(UPGrad.Config):
-        pass
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:

@@ -1,4 +1,4 @@
-"""Dynamic weight average: tasks whose loss falls slowly weigh more.
+"""Dynamic weight average: tasks whose loss falls slowly get more weight.
 
 Source: Liu, Johns and Davison, CVPR 2019, arXiv 1803.10704
 """
@@ -37,9 +37,9 @@ class DWA(LossBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         temperature: float = 2.0
-        """High: equal weights."""
+        """Softmax temperature; high values approach equal weights."""
         window: int | None = None
-        """Steps over which losses are averaged; by default an epoch."""
+        """Steps over which losses are averaged (default: an epoch)."""
 
     recent: Tensor
     seen: Tensor

@@ -1,4 +1,4 @@
-"""Every task weighs one: the plain sum of the losses."""
+"""Every task has weight one: the plain sum of the losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ExcessMTL: weight goes to tasks that are far from their best loss, not to those whose loss is high by noise.
+"""ExcessMTL: weight goes to tasks that are far from their best loss, not to those whose loss is high because of noise.
 
 Source: He, Zhou, Zhang, Yao, Hu and Zhao, ICML 2024, arXiv 2402.02009
 """
@@ -44,7 +44,7 @@ class ExcessMTL(RememberingBalancer):
         eta: float = 0.01
         """Step size of the weights."""
         warmup: int = 1
-        """Steps over which the excess of the beginning is averaged."""
+        """Steps over which the initial excess is averaged."""
 
     weights: Tensor
     beginning: Tensor

@@ -1,4 +1,4 @@
-"""FairGrad: a step of alpha-fair improvements, from the sum over the bargain to the worst task.
+"""FairGrad: alpha-fair improvements, ranging from the sum of all gains through a bargain to the worst task alone.
 
 Source: Ban and Ji, ICML 2024, arXiv 2402.15638
 """
@@ -38,11 +38,11 @@ class FairGrad(GramBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         clip_shared: float = 1.0
-        """Largest norm of the gradient of the shared parameters; 0 does not clip."""
+        """Maximum norm of the gradient of the shared parameters (0: no clipping)."""
         alpha: float = 2.0
-        """Fairness: 1 is proportional, more favors tasks that improve little."""
+        """Fairness: 1 is proportional; higher values favor tasks that improve little."""
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)

@@ -1,4 +1,4 @@
-"""Fast adaptive multi-task optimization: all losses shall fall at the same rate, seen from the losses alone.
+"""Fast adaptive multi-task optimization: all losses decrease at the same rate, judged by the losses alone.
 
 Source: Liu, Feng, Stone and Liu, NeurIPS 2023, arXiv 2306.03792
 """
@@ -42,13 +42,13 @@ class FAMO(LossBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         learning_rate: float = 0.025
-        """Of Adam on x."""
+        """Learning rate of Adam for x."""
         decay: float = 1e-3
-        """Pull of x to 0; 1e-3 for NYUv2, 1e-2 for Cityscapes (authors' scripts)."""
+        """Weight decay of x: 1e-3 for NYUv2, 1e-2 for Cityscapes (authors' scripts)."""
         lazy: bool = False
-        """Use the next batch instead of a second forward pass."""
+        """Use the next batch in place of a second forward pass."""
         lowest: dict[str, float] = field(default_factory=dict)
-        """Least loss that a task can reach, 0 where it is not named."""
+        """Lowest loss that each task can reach (default: 0)."""
 
     x: Tensor
     before: Tensor

@@ -1,4 +1,4 @@
-"""Constant weights: each task's customary one, or numbers of your own."""
+"""Constant weights: each task's usual one, or numbers of your own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Fixed(LossBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         weights: dict[str, float] = field(default_factory=dict)
-        """Weight by task; a task that is not named has its customary weight (normals 10, boundaries 50, ...)."""
+        """Weight of each task; tasks that are not named keep their usual weight (normals 10, boundaries 50, ...)."""
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)

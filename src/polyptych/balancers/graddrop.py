@@ -1,4 +1,4 @@
-"""GradDrop: where tasks disagree on the sign of a gradient, chance decides for one of the signs.
+"""GradDrop: where tasks disagree on the sign of a gradient, one sign is chosen at random.
 
 Source: Chen et al., NeurIPS 2020, arXiv 2010.06808
 """
@@ -38,9 +38,9 @@ class GradDrop(JacobianBalancer):
         level: Level = "representation"
         """Gradients of the shared features, as in the paper, or of all shared parameters."""
         weight_heads: bool = False
-        """Without effect: the weights are 1."""
+        """No effect: all weights are 1."""
         leak: dict[str, float] = field(default_factory=dict)
-        """By task, the share of its gradient that is never dropped; 0 where it is not named."""
+        """For each task, the fraction of its gradient that is never dropped (default: 0)."""
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)

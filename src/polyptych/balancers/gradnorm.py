@@ -1,4 +1,4 @@
-"""GradNorm: weights that make all tasks train at similar rates, by the sizes of their gradients.
+"""GradNorm: weights that make all tasks train at similar rates, learned from their gradient norms.
 
 Source: Chen, Badrinarayanan, Lee and Rabinovich, ICML 2018, arXiv 1711.02257
 """
@@ -54,15 +54,15 @@ class GradNorm(GramBalancer):
         level: Level = "layer"
         """Gradients of the last shared layer, as in the paper, of all shared parameters, or of the shared features."""
         alpha: float = 1.5
-        """How strongly slow tasks are pulled forward; 0 makes all gradients equally large."""
+        """How strongly slow tasks are sped up; 0 makes all gradients equally large."""
         learning_rate: float = 0.025
-        """Of the weights."""
+        """Learning rate of the weights."""
         optimizer: Literal["adam", "sgd"] = "adam"
-        """What moves the weights."""
+        """Optimizer of the weights."""
         initial_steps: int = 1
         """Steps over which the initial loss is averaged."""
         initial: dict[str, float] = field(default_factory=dict)
-        """Initial loss by task, where it is known beforehand."""
+        """Initial loss of each task, if known in advance."""
 
     weights: Tensor
     initial: Tensor

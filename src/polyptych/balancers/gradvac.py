@@ -1,4 +1,4 @@
-"""Gradient vaccine: gradients are turned towards each other until they agree as much as they usually do.
+"""Gradient vaccine: gradients are turned toward each other until they agree as much as they usually do.
 
 Source: Wang, Tsvetkov, Firat and Cao, ICLR 2021, arXiv 2010.05874
 """
@@ -43,9 +43,9 @@ class GradVac(GramBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         beta: float = 0.01
-        """How fast the average cosines follow."""
+        """How fast the running averages of the cosines adapt."""
 
     average: Tensor
 

@@ -1,4 +1,4 @@
-"""IMTL: a step that improves all tasks equally, seen from their gradients' directions, on losses of equal scale.
+"""IMTL: a step with equal projections onto all tasks' gradients, on losses of equal scale.
 
 Source: Liu et al., ICLR 2021, openreview IMPnRXEWpvr
 """
@@ -50,11 +50,11 @@ class IMTL(GramBalancer):
         level: Level = "representation"
         """Gradients of the shared features, of all shared parameters, or of the last shared layer."""
         scale_losses: bool = True
-        """Learn the scale of losses (IMTL-L)."""
+        """Learn the scale of each loss (IMTL-L)."""
         balance_gradients: bool = True
         """Make the step's projections onto all gradients equal (IMTL-G)."""
         learning_rate: float = 1e-3
-        """Of the scales."""
+        """Learning rate of the scales."""
 
     s: Tensor
 

@@ -40,9 +40,9 @@ class MGDA(GramBalancer):
         level: Level = "representation"
         """Gradients of the shared features (the paper's MGDA-UB), of all shared parameters, or of the last layer."""
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         normalization: Literal["none", "l2", "loss", "loss+"] = "l2"
-        """Divide gradients by 1, their norm, the loss, or norm times loss before they are compared."""
+        """Divide gradients by 1, by their norm, by the loss, or by norm times loss before comparing them."""
 
     config: Config
 

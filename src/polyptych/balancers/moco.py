@@ -1,4 +1,4 @@
-"""MoCo: MGDA for noisy gradients, by averages of the gradients and small steps of the weights.
+"""MoCo: MGDA for noisy gradients, with averaged gradients and small steps of the weights.
 
 Source: Fernando et al., ICLR 2023, arXiv 2210.12624
 """
@@ -37,19 +37,19 @@ class MoCo(RememberingBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(RememberingBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         beta: float = 0.5
-        """How fast the average gradients follow, in the first step."""
+        """How fast the average gradients adapt at the first step."""
         gamma: float = 0.1
-        """Step size of the weights, in the first step."""
+        """Step size of the weights at the first step."""
         decay: float = 0.5
-        """How fast both fall with the number of the step."""
+        """How fast both decay with the step number."""
         rho: float = 0.0
-        """Pull of the weights towards equal ones."""
+        """Strength of the pull toward equal weights."""
         normalize: bool = False
-        """Bring each gradient to the length of its loss."""
+        """Scale each gradient to the length of its loss."""
         onto: Literal["simplex", "softmax"] = "simplex"
-        """How the weights come to sum to 1."""
+        """How the weights are made to sum to 1."""
 
     config: Config
     weights: Tensor

@@ -1,4 +1,4 @@
-"""MoDo: MGDA by small steps of the weights, on the product of gradients of two batches, which noise does not bias.
+"""MoDo: MGDA by small steps of the weights, on products of gradients from two batches, which noise does not bias.
 
 Source: Chen, Fernando, Ying and Chen, NeurIPS 2023, arXiv 2305.20057
 """
@@ -41,13 +41,13 @@ class MoDo(JacobianBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(JacobianBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         batches: Literal["one", "independent"] = "one"
         """One batch for everything, or three parts of every step."""
         gamma: float = 1e-3
         """Step size of the weights."""
         rho: float = 0.1
-        """Pull of the weights towards equal ones."""
+        """Strength of the pull toward equal weights."""
 
     config: Config
     weights: Tensor

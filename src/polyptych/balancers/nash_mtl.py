@@ -1,4 +1,4 @@
-"""Nash-MTL: tasks bargain for the step, and the one fair agreement is taken.
+"""Nash-MTL: tasks bargain for the step; the Nash bargaining solution is taken.
 
 Source: Navon et al., ICML 2022, arXiv 2202.01017
 """
@@ -35,7 +35,7 @@ class NashMTL(GramBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         clip_shared: float = 1.0
-        """Largest norm of the gradient of the shared parameters; 0 does not clip."""
+        """Maximum norm of the gradient of the shared parameters (0: no clipping)."""
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:

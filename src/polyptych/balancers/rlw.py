@@ -17,7 +17,7 @@ class RLW(LossBalancer):
     """``w = softmax(n)``, where n is fresh standard normal noise: the form that the paper's tables have. (It also
     draws from other distributions, which did as well.)
 
-    The noise is a function of the seed and of the step alone, so a resumed run goes on with the same weights, and
+    The noise is a function of the seed and of the step alone, so a resumed run continues with the same weights, and
     several processes have the same ones without talking to each other. Where some tasks have no label in a step, the
     softmax is over the others.
 

@@ -1,4 +1,4 @@
-"""SDMGrad: the direction between MGDA's and the mean, by gradients that are independent of each other.
+"""SDMGrad: a direction between MGDA's and the mean, from independently sampled gradients.
 
 Source: Xiao, Ban and Ji, NeurIPS 2023, arXiv 2305.18409
 """
@@ -41,17 +41,17 @@ class SDMGrad(JacobianBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(JacobianBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         batches: Literal["published", "independent"] = "published"
         """One batch for everything, or three parts of every step."""
         pull: float = 0.3
-        """Towards the mean gradient; the paper's lambda."""
+        """Strength of the pull toward the mean gradient (lambda in the paper)."""
         learning_rate: float = 10.0
         """Step size of the weights."""
         momentum: float = 0.5
-        """Of the weights' steps; it starts anew in every step of the network."""
+        """Momentum of the weight updates; it restarts at every step of the network."""
         iterations: int = 20
-        """Steps of the weights in every step of the network."""
+        """Updates of the weights at every step of the network."""
 
     config: Config
     weights: Tensor

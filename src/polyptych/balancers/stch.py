@@ -1,4 +1,4 @@
-"""Smooth Tchebycheff: a soft maximum over tasks of how far each is from where it began.
+"""Smooth Tchebycheff: a soft maximum over tasks of each loss relative to where it began.
 
 Source: Lin, Zhang, Yang, Liu, Wang and Zhang, ICML 2024, arXiv 2402.19078
 """
@@ -42,11 +42,11 @@ class STCH(LossBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         mu: float = 1.0
-        """Softness of the maximum; towards 0 only the worst task counts."""
+        """Softness of the maximum; near 0, only the worst task counts."""
         warmup: int = 4
         """Epochs before the one whose mean losses are the nadir; 0 takes nadirs of 1."""
         preferences: dict[str, float] = field(default_factory=dict)
-        """Of tasks that shall end nearer to 0 than others, 1 where it is not named; the paper's lambda."""
+        """Preference for each task (default: 1); higher values push the task's loss lower (lambda in the paper)."""
 
     epochs: Tensor
     nadir: Tensor

@@ -1,4 +1,4 @@
-"""Uncertainty weighting: every task learns how noisy its labels are, and weighs accordingly.
+"""Uncertainty weighting: every task learns how noisy its labels are and is weighted accordingly.
 
 Source: Kendall, Gal and Cipolla, CVPR 2018, arXiv 1705.07115; Liebel and Körner, 2018, arXiv 1805.06334 (revised)
 """
@@ -57,13 +57,13 @@ class Uncertainty(LossBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         likelihoods: dict[str, Likelihood] = field(default_factory=dict)
-        """Likelihood by task, where it is not what the task says."""
+        """Likelihood for each task, where it is not the task's default."""
         revised: bool = False
-        """The positive regularizer of Liebel and Körner."""
+        """Use the positive regularizer of Liebel and Körner."""
         start: float = 0.0
-        """Of every s."""
+        """Initial value of every s."""
         learning_rate_factor: float = 1.0
-        """Multiplies the optimizer's learning rate; s may have to travel several units."""
+        """Multiplies the optimizer's learning rate; s may need to move by several units."""
 
         def build(self, *, standard_weights: dict[str, float],
                   likelihoods: Mapping[str, Likelihood] | None = None) -> Uncertainty:

@@ -1,4 +1,4 @@
-"""UPGrad: each gradient is projected to where no task gets worse, and the projections are averaged.
+"""UPGrad: each gradient is projected onto the directions in which no task gets worse, and the projections are averaged.
 
 Source: Quinton and Rey, 2024, arXiv 2406.16232
 """
@@ -33,7 +33,7 @@ class UPGrad(GramBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False
-        """Whether the parameters of one task alone get its weight too."""
+        """Apply task weights also to the parameters that belong to one task alone."""
         ridge: float = 1e-4
         """Added to the diagonal of the inner products, whose trace is 1."""
 

@@ -1,4 +1,4 @@
-"""Soft optimal uncertainty weighting: inverse losses, tempered by a softmax.
+"""Soft optimal uncertainty weighting: softmax of the inverse losses, with a temperature.
 
 Source: Kirchdorfer et al., GCPR 2024, arXiv 2408.07985
 """
@@ -34,9 +34,9 @@ class UWSO(LossBalancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(LossBalancer.Config):
         temperature: float = 10.0
-        """High: equal weights. Low: all for the task of least loss."""
+        """Softmax temperature: high values approach equal weights, low ones favor the task with the smallest loss."""
         smoothing: float = 0.9
-        """Share of the past in the moving average of the losses."""
+        """Weight of the past in the moving average of the losses."""
 
     average: Tensor
 

@@ -41,17 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""  # a full disk does not say where it is
-        print(f"polyptych: {where}got an error of the system ({error.strerror}); needs a place that can be read or "
-              "written, with room on it; free some space or choose another path", file=sys.stderr)
+        print(f"polyptych: {where}got a system error ({error.strerror}); needs a readable, writable place "
+              "with free space; free some space or choose another path", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error).lower().replace(
                 "out of memory", "allocate memory"):
             raise
-        print(f"polyptych: got more than the memory holds ({' '.join(str(error).split())[:200] or 'no more is free'}); "
-              "needs less; lower sizes (--size, --batch-size, --tile)", file=sys.stderr)
+        print(f"polyptych: ran out of memory ({' '.join(str(error).split())[:200] or 'no more is free'}); "
+              "lower sizes (--size, --batch-size, --tile)", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as error:  # Interrupted is one, with a message that says how to go on
+    except KeyboardInterrupt as error:  # Interrupted is one, with a message that says how to continue
         print(f"polyptych: {error or 'interrupted'}", file=sys.stderr)
         return 130
     return 0

@@ -12,14 +12,14 @@ from polyptych.errors import InputError
 if TYPE_CHECKING:
     from polyptych.run import Run
 
-NOTE = """The recipe's decoder is trained without its parts, then with one more of them at a time, as in its paper; a
-comparison like that of `polyptych compare`, which trains what is missing and writes one table with accuracy and cost.
+NOTE = """Trains the recipe's decoder without its parts, then adds one part at a time, as in its paper. Trains only what
+is missing, like `polyptych compare`, and writes one table with accuracy and cost.
 
---costs: nothing is trained; parameters, multiply-adds, memory and time of every step, on random images;
+--costs: without training, show parameters, multiply-adds, memory and time of each variant, on random images;
 --seeds N, --out DIR, --on local|ray: as for `polyptych compare` (DIR: comparisons/RECIPE-ablation).
 
 --dataset, --backbone, --encoder, --decoder, --balancer NAME and --tasks A,B change the recipe. All other options are
-those of `polyptych train` and hold for every step:"""
+those of `polyptych train` and apply to every variant:"""
 
 
 def main(arguments: list[str]) -> None:
@@ -28,9 +28,9 @@ def main(arguments: list[str]) -> None:
                          {"seeds", "out", "on", "balancers"}, NOTE, "polyptych ablate nyuv2_ema_net")
     steps = run.decoder.ablation()
     if not steps:
-        raise InputError(f"decoder {run.decoder.name}", "a decoder that is not taken apart",
-                         "one with parts to leave out", "choose another, for instance `--decoder ema_net`, or name "
-                         "networks for `polyptych compare`")
+        raise InputError(f"decoder {run.decoder.name}", "a decoder that defines no ablation",
+                         "one with parts that can be left out", "choose another, for instance `--decoder ema_net`, "
+                         "or name networks for `polyptych compare`")
     if costs_only:
         _show_costs(run)
         return

@@ -17,7 +17,7 @@ SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
 TUNING = {"trials": "trials", "tune-seed": "seed", "tune-steps": "steps"}
 
 NOTE = """Trains every network with every balancer and every seed, and a single-task reference beside them; what is
-finished is not repeated, what was interrupted goes on. Writes comparison.html, .md, .csv and .json:
+finished is not repeated, interrupted runs continue. Writes comparison.html, .md, .csv and .json:
 
 --networks A,B,...: an encoder, a decoder, or both joined by +, with options as :option=value, for instance
 single,shared,shared+heads:head=fpn; what is not named is the recipe's (the recipe's own network);
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
                          {"networks", "balancers", "seeds", "out", "on", "records", *TUNING}, NOTE,
                          "polyptych compare rooms --networks single,shared")
     if not tuned and (given := TUNING.keys() & chosen.keys()):
-        raise InputError(f"--{min(given)}", "a choice about trials", "--tune beside it", "add --tune")
+        raise InputError(f"--{min(given)}", "an option for tuning", "--tune beside it", "add --tune")
     chosen |= {"tune": ""} if tuned else {}
     train_and_show(run, chosen, listed(chosen.get("networks", "")), Path("comparisons") / (run.recipe or "run"))
 

@@ -1,4 +1,5 @@
-"""Get data and make it fast: polyptych data list | info NAME | verify NAME | prepare NAME | fixture NAME DIR"""
+"""Get data, describe your own, make it fast: polyptych data list | info | describe | verify | prepare | convert |
+fixture"""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 
     from polyptych.data.preparation.verification import Verification
 
+_PICTURED = 4  # samples of each split on the sheet
+
 USAGE = """  polyptych data list                     every dataset: tasks, license, where to get it
+  polyptych data info folder              every key of dataset.toml, which describes a folder of your own
   polyptych data info NAME                files to download, layouts on disk, counts, what is uncertain
+  polyptych data describe DIR             look at a folder of your own and write a first dataset.toml into it
   polyptych data verify NAME --root DIR   open and check every file; a table of what is damaged or missing
   polyptych data prepare NAME --root DIR  unpack, verify, derive normals, write the folder that training reads fastest
+  polyptych data convert FORMAT FROM DIR  draw annotations (labelme, coco, coco_panoptic, cvat, class_pictures) as masks
   polyptych data fixture NAME DIR         the dataset in miniature, with made-up images, to try things out
 
 `polyptych data verify NAME --help` and `polyptych data prepare NAME --help` list the options."""
@@ -31,15 +37,17 @@ USAGE = """  polyptych data list                     every dataset: tasks, licen
 @dataclass(frozen=True)
 class VerifyArguments:
     dataset: Dataset.Config
-    """Its options."""
+    """Options of the dataset."""
     root: Path | None = None
     """Folder of the dataset; short for --dataset.root."""
     tasks: tuple[str, ...] = ()
-    """Tasks whose labels are used, as A,B; all that the dataset has if none is given."""
+    """Tasks whose labels are used, as A,B (default: all that the dataset has labels for)."""
     quick: bool = False
-    """Open 20 samples of each split only."""
+    """Open only 20 samples of each split."""
     subset: bool = False
-    """Fewer images than published are fine."""
+    """Accept fewer images than published."""
+    pictures: Path | None = None
+    """Write a sheet of samples of every split, with their labels laid over them, to this file (.png)."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +55,55 @@ class PrepareArguments(VerifyArguments):
     archives: Annotated[tuple[Path, ...], tyro.conf.arg(name="from")] = ()
     """Archives to unpack into the root first (.zip, .tar, .tar.gz, ...)."""
     download: bool = False
-    """Fetch the archives that have a plain address, into archives/ in the root, and unpack them."""
+    """Download the archives that have a direct URL to archives/ in the root, and unpack them."""
     out: Path | None = None
-    """Folder that receives the prepared dataset; ROOT-prepared without it."""
+    """Output folder for the prepared dataset (default: ROOT-prepared)."""
     size: tuple[int, int] | None = None
-    """Height and width of images and labels; without it they keep their own, and all must agree."""
+    """Height and width of images and labels (default: their own size, which must be the same for all)."""
     normals: bool = True
-    """Derive normals from depth where the dataset has none and its camera is known."""
+    """Derive normals from depth if the dataset has none and its camera is known."""
     intrinsics: tuple[float, float, float, float] | None = None
-    """fx, fy, cx, cy of the depth maps in pixels, where the dataset does not know them."""
+    """Camera intrinsics fx, fy, cx, cy of the depth maps, in pixels, if the dataset does not know them."""
     window: int = 21
-    """Side of the square that a plane is fitted in to find a normal, in pixels."""
+    """Side of the square, in pixels, in which a plane is fitted to find a normal."""
+
+
+@dataclass(frozen=True)
+class DescribeArguments:
+    folder: tyro.conf.Positional[Path]
+    """Folder with images and labels; dataset.toml is written into it, if there is none."""
+
+
+@dataclass(frozen=True)
+class ConvertArguments:
+    format: tyro.conf.Positional[Literal["labelme", "coco", "coco_panoptic", "cvat", "class_pictures"]]
+    """Format of the annotations."""
+    source: tyro.conf.Positional[Path]
+    """The annotations: a folder (labelme, class_pictures) or a file."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the dataset: gets semseg/, instances/ and, if it has none, dataset.toml."""
+    classes: tuple[str, ...] = ()
+    """Order of the classes, as A,B; others have no label. All of them, as the file or the alphabet has them, without
+    it."""
+    unlabeled: bool = False
+    """What no region covers has no label; otherwise it is the class background."""
+    images: Path | None = None
+    """Folder of the images, for dataset.toml; without it they are looked for near the annotations."""
+    files: str = "{id}/{class}.png"
+    """Where the pictures of class_pictures lie in their folder."""
 
 
 @dataclass(frozen=True)
 class FixtureArguments:
     folder: tyro.conf.Positional[Path]
-    """Folder to write to; must be new or empty."""
+    """Output folder; must be new or empty."""
     layout: str = field(default="")
-    """How the files lie on disk; the first layout of `polyptych data info NAME` without it."""
+    """Layout of the files on disk (default: the first one in `polyptych data info NAME`)."""
 
 
 def main(arguments: list[str]) -> None:
-    commands = {"list": _list, "info": _info, "verify": _verify, "prepare": _prepare, "fixture": _fixture}
+    commands = {"list": _list, "info": _info, "describe": _describe, "verify": _verify, "prepare": _prepare,
+                "convert": _convert, "fixture": _fixture}
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if not arguments or name in ("-h", "--help"):
         print(f"{sys.modules[__name__].__doc__}\n\n{USAGE}")
@@ -89,12 +123,41 @@ def _list(rest: list[str]) -> None:
 
 
 def _info(rest: list[str]) -> None:
-    from polyptych.cli._data_tables import print_info
+    from polyptych.cli._data_tables import print_info, print_reference
 
     name = _name(rest, "info")
     if rest:
         raise InputError("polyptych data info", f"'{rest[0]}' after the name", "one name", "leave it out")
-    print_info(name, _console())
+    if name == "folder":
+        print_reference(_console())
+    else:
+        print_info(name, _console())
+
+
+def _describe(rest: list[str]) -> None:
+    from polyptych.datasets._folder.describing import describe
+    from polyptych.datasets.folder import Folder
+    from polyptych.record import write_whole
+
+    options = parse(DescribeArguments, rest, "data")
+    root, path = options.folder, options.folder / "dataset.toml"
+    if not root.is_dir():
+        raise InputError(root, "no such folder", "the folder of your images and labels", "correct the path")
+    if path.exists():
+        raise InputError(path, "a file that exists", "a folder without a description, because nothing is overwritten",
+                         "rename it, or go on with it")
+    first = describe(root)
+    write_whole(path, first.text.encode())
+    for line in first.seen:
+        print(line)
+    try:
+        config = Folder.Config(root=root)
+        config.build(split="train", tasks=tuple(config.kinds()))
+    except InputError as error:
+        print(f"does not read yet: {error}")
+    print(f"{path}: look at the lines with \"guess\", then")
+    print(f"polyptych data verify folder --root {root}")
+    print(f"polyptych train {root}")
 
 
 def _verify(rest: list[str]) -> None:
@@ -132,6 +195,26 @@ def _prepare(rest: list[str]) -> None:
     print(f"polyptych train RECIPE --dataset prepared --dataset.root {out} --tasks {','.join(tasks)}")
 
 
+def _convert(rest: list[str]) -> None:
+    from polyptych.data.preparation.annotation_files import Options
+    from polyptych.data.preparation.annotation_masks import convert_annotations
+
+    options = parse(ConvertArguments, rest, "data", note="Options of `polyptych data convert FORMAT SOURCE DIR`:")
+    classes = tuple(name for part in options.classes for name in part.split(",") if name)
+    with _progress("drawing") as report:
+        done = convert_annotations(options.format, options.source, options.out, Options(classes, options.files),
+                                   options.unlabeled, options.images, report)
+    print(f"{options.out}: {done.images} images, {len(done.classes)} classes ({', '.join(done.classes[:8])}"
+          f"{', ...' if len(done.classes) > 8 else ''})")
+    if done.left_out:
+        print("left out: " + ", ".join(f"{count} x {what}" for what, count in sorted(done.left_out.items())))
+    path = options.out / "dataset.toml"
+    if done.written:
+        print(f"{path}: written; look at it, then run\npolyptych data verify folder --root {options.out}")
+    else:
+        print(f"{path} was there and stays as it is; what it needs:\n\n{done.description}")
+
+
 def _fixture(rest: list[str]) -> None:
     from polyptych.data.preparation.facts import fixtures
 
@@ -152,7 +235,9 @@ def _fixture(rest: list[str]) -> None:
         raise InputError(options.folder, f"{error.strerror or error} while writing", "a writable folder",
                          "name another") from error
     print(f"{options.folder}: {name}, layout {layout}, made-up images")
-    print(f"polyptych data verify {name} --root {options.folder} --subset")
+    undescribed = name == "folder" and not (options.folder / "dataset.toml").exists()
+    print(f"polyptych data describe {options.folder}" if undescribed else
+          f"polyptych data verify {name} --root {options.folder} --subset")
 
 
 # -- steps -------------------------------------------------------------------------------------------------
@@ -168,14 +253,32 @@ def _verified(config: Any, options: VerifyArguments) -> Verification:
     from polyptych.data.preparation.verification import verify
 
     with _progress("opening files") as report:
-        found = verify(config, options.tasks, options.quick, options.subset, report)
+        found = verify(config, options.tasks, options.quick, options.subset,
+                       kept=_PICTURED if options.pictures else 0, progress=report)
     print_verification(config, found, _console())
+    if options.pictures and found.samples:
+        _write_sheet(config, found, options.pictures)
     if found.faults:
         count = len(found.faults)
         raise InputError(f"root of {config.name} ({config.root})",
                          f"{count} fault{'s' * (count > 1)} (the table above)", "whole files, all of them",
                          " | ".join(dict.fromkeys(fault.do for fault in found.faults[:3] if fault.do)))
     return found
+
+
+def _write_sheet(config: Any, found: Verification, path: Path) -> None:
+    from PIL import Image
+
+    from polyptych.data.preparation.facts import offered
+    from polyptych.data.preparation.verification import build_tasks
+    from polyptych.record import writing
+    from polyptych.reports.label_sheet import label_sheet
+
+    tasks = build_tasks(config, offered(config), found.tasks)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(label_sheet(found.samples, tasks)).save(path, format="PNG")
+    print(f"{path}: {len(found.samples)} samples with their labels")
 
 
 def _fetch(config: Any) -> list[Path]:

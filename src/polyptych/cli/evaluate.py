@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -19,6 +19,8 @@ class Arguments:
     """Split to evaluate."""
     weights: Literal["", "last", "best"] = ""
     """Weights to evaluate (default: those the run selected)."""
+    root: Annotated[Path | None, tyro.conf.arg(name="dataset.root")] = None
+    """Where the data lie now, if they moved since the run was trained; it is written into run.json."""
 
 
 def main(arguments: list[str]) -> None:
@@ -27,7 +29,9 @@ def main(arguments: list[str]) -> None:
 
     from polyptych.evaluation import evaluate as evaluate_run
     from polyptych.reports.tables import terminal_table
+    from polyptych.run import require_data
 
+    require_data(options.folder, options.root, "evaluate")
     results = evaluate_run(options.folder, splits=(options.split,), weights=options.weights)
     Console().print(terminal_table(results[options.split]))
     print(options.folder / "evaluation" / f"{options.split}.json")

@@ -14,8 +14,8 @@ from polyptych.errors import InputError
 if TYPE_CHECKING:
     from polyptych.metrics.boundary_benchmark import BoundaryBenchmark
 
-NOTE = """--protocol bsds|nyud|pascal|nyud_survey|pascal_survey decides the defaults of what follows; without it, bsds.
-nyud and pascal are the edge tool of ASTMT, ATRC and InvPT; *_survey is the variant without suppression of Vandenhende
+NOTE = """--protocol bsds|nyud|pascal|nyud_survey|pascal_survey sets the defaults of the options below (default: bsds).
+nyud and pascal match the edge tool of ASTMT, ATRC and InvPT; *_survey is the variant without suppression of Vandenhende
 et al. Scores of different protocols must not be compared."""
 
 
@@ -26,22 +26,22 @@ class Arguments:
     truths: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="TRUTHS")] = None
     """Folder of ground truth with the same names: .mat (groundTruth, LabelMap, segmentation) or .png."""
     nms: bool = False
-    """Whether non-maxima are suppressed before thresholding."""
+    """Suppress non-maxima before thresholding."""
     thresholds: int = 99
-    """How many thresholds, spaced as the protocol spaces them."""
+    """Number of thresholds, spaced as the protocol defines."""
     max_dist: float = 0.0075
-    """How far a match may be off, as a fraction of the image's diagonal."""
+    """Matching tolerance, as a fraction of the image's diagonal."""
     truth: Literal["auto", "edges", "regions", "edges-as-regions"] = "auto"
-    """What a map of ground truth shows; auto: a picture of 0 and 255 shows boundaries, any other one regions.
-    edges-as-regions is what the edge tool of published NYUD scores does with pictures of boundaries."""
+    """What ground-truth maps show. auto: a picture of 0 and 255 shows boundaries, any other one regions.
+    edges-as-regions reproduces how the tool behind published NYUD scores treats pictures of boundaries."""
     ucm: Literal["contours", "partition"] = "contours"
-    """How ucm2 is read: every second value, or the contours of the regions at every threshold as SEISM."""
+    """How ucm2 is read: every second value, or as the contours of the regions at each threshold, like SEISM."""
     images: Path | None = None
-    """Text file with the names to measure; otherwise all, and every file needs its counterpart."""
+    """Text file with the names to measure (default: all, and every file must have its counterpart)."""
     workers: int | None = None
-    """Processes; otherwise the cores, but no more than are worth their start."""
+    """Number of processes (default: the number of cores, or fewer if the work is small)."""
     out: Path | None = None
-    """Folder that receives result.json, thresholds.csv, images.csv and precision_recall.png."""
+    """Output folder for result.json, thresholds.csv, images.csv and precision_recall.png."""
 
 
 def main(arguments: list[str]) -> None:

@@ -13,7 +13,7 @@ from polyptych.errors import InputError
 
 NOTE = """maxF is that of ATRC and the papers after it (all pixels pooled); maxF_SOD and MAE are those of salient object
 detection (maps scaled to their maximum, precision and recall averaged over images); mIoU_per_image and
-maxF_beta1_per_image are those of ASTMT and the survey of Vandenhende et al. Never compare one with another."""
+maxF_beta1_per_image are those of ASTMT and the survey of Vandenhende et al. Never compare one measure with another."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Arguments:
     truths: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="TRUTHS")] = None
     """Folder of ground truth with the same names: .png of 0 and 255, or of 0 and 1."""
     ignore: int | None = None
-    """Value of ground truth that is no label, for instance 255 in masks of 0 and 1; those pixels do not count."""
+    """Ground-truth value that means no label, for example 255 in masks of 0 and 1; those pixels do not count."""
     double_sigmoid: bool = False
-    """Measure maxF as InvPT's code does, which applies the sigmoid twice."""
+    """Compute maxF like InvPT's code, which applies the sigmoid twice."""
     images: Path | None = None
-    """Text file with the names to measure; otherwise all, and every file needs its counterpart."""
+    """Text file with the names to measure (default: all, and every file must have its counterpart)."""
     out: Path | None = None
-    """File that receives the measures as JSON."""
+    """Output file for the measures, as JSON."""
 
 
 def main(arguments: list[str]) -> None:

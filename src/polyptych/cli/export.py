@@ -1,4 +1,4 @@
-"""Export a trained run to a single portable file: polyptych export RUN [--format onnx|torch] [--dynamic]"""
+"""Export a trained run to a single portable file: polyptych export RUN [--format FORMAT] [--dynamic]"""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal
 import tyro
 
 from polyptych.cli._parsing import parse
+from polyptych.export.formats import FormatName
 
 
 @dataclass(frozen=True)
 class Arguments:
     folder: tyro.conf.Positional[Path]
     """Run folder."""
-    format: Literal["onnx", "torch"] = "onnx"
-    """Format: onnx (for ONNX Runtime and others) or torch (a torch.export program, .pt2)."""
+    format: FormatName = "onnx"
     out: Path | None = None
-    """Output file (default: model.onnx or model.pt2 in the run folder)."""
+    """Output file (default: "model" with the ending of the format, in the run folder)."""
     size: tuple[int, int] | None = None
     """The one height and width that the file accepts (default: the training size)."""
     dynamic: bool = False

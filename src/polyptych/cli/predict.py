@@ -32,6 +32,8 @@ class Arguments:
     """Also write each task overlaid on the image."""
     opacity: float = 0.6
     """Opacity of overlays, from 0 (image only) to 1 (prediction only)."""
+    shares: Path | None = None
+    """Also write a table of the share of each class in each image to this file (.csv or .json)."""
     points: bool = False
     """Also write a colored point cloud (.ply) from depth, with normals if they are predicted."""
     intrinsics: tuple[float, float, float, float] | None = None
@@ -68,7 +70,7 @@ def main(arguments: list[str]) -> None:
 
     written = predict_inputs(
         options.model, options.inputs, options.out, weights=options.weights, device=options.device,
-        recursive=options.recursive, frames=options.frames,
+        recursive=options.recursive, frames=options.frames, shares=options.shares,
         outputs=Outputs(arrays=options.arrays, maps=options.maps, overlay=options.overlay, opacity=options.opacity,
                         points=options.points, intrinsics=options.intrinsics, field_of_view=options.field_of_view),
         inference=Inference(size=options.size, native=options.native, flip=options.flip, scales=options.scales,

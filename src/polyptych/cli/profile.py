@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 SLOTS = ("dataset", "backbone", "encoder", "decoder")
 
-NOTE = """The network is that of a recipe or of a run's folder, untrained. These name things, and come before the
-options that they bring:
+NOTE = """Profiles the untrained network of a recipe or of a run folder. These choose components, whose own options
+then become available:
 --dataset, --backbone, --encoder, --decoder NAME: another component (see `polyptych list`);
---tasks A,B,...: what is predicted;
---channels A=40,B=1,...: in place of tasks and data, how many channels to predict for each."""
+--tasks A,B,...: tasks to predict;
+--channels A=40,B=1,...: in place of tasks and data, the number of channels to predict for each task."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -14,12 +15,17 @@ from polyptych.cli._parsing import parse
 class Arguments:
     folder: tyro.conf.Positional[Path]
     """Run folder."""
+    root: Annotated[Path | None, tyro.conf.arg(name="dataset.root")] = None
+    """Where the data lie now, if they moved since the run was trained; it is written into run.json."""
 
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "report")
     from polyptych.folder_lock import hold
     from polyptych.reports.page import write_report
+    from polyptych.run import require_data
 
+    if options.root is not None:
+        require_data(options.folder, options.root, "report")
     with hold(options.folder):
         print(write_report(options.folder))

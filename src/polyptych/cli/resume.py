@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -14,11 +15,14 @@ from polyptych.cli._parsing import parse
 class Arguments:
     folder: tyro.conf.Positional[Path]
     """Run folder."""
+    root: Annotated[Path | None, tyro.conf.arg(name="dataset.root")] = None
+    """Where the data lie now, if they moved since the run was trained; it is written into run.json."""
 
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "resume")
-    from polyptych.run import read_run
+    from polyptych.run import read_run, require_data
     from polyptych.training import train as train_run
 
+    require_data(options.folder, options.root, "resume")
     train_run(read_run(options.folder)[0], options.folder, resume=True)

@@ -19,7 +19,7 @@ from polyptych.search.space.budget import HELP
 SLOTS = ("dataset", "backbone", "decoder", "balancer")
 
 NOTE = f"""Trains a supermodel, ranks policies on it, trains the best ones and the baselines, and writes search.html and
-search.md. The same command continues where it was stopped. There are also:
+search.md. The same command continues a stopped search. There are also:
 polyptych search resume FOLDER: continue a search;
 polyptych search inspect POLICY [--png FILE]: who shares what, as text and as a picture;
 polyptych search report FOLDER: write the report again.
@@ -27,7 +27,7 @@ polyptych search report FOLDER: write the report again.
 The budget: {" ".join(HELP.split())}
 
 --dataset, --backbone, --decoder, --balancer NAME and --tasks A,B change the recipe. The options of `polyptych train`
-hold for every network that is trained."""
+apply to every network that is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class Arguments(Run, Search):
     """The options of a search and of the runs that it makes."""
 
     out: Path | None = None
-    """Folder of the search; searches/RECIPE by default."""
+    """Folder of the search (default: searches/RECIPE)."""
     seeds: str = "1"
-    """Seeds of every network: N stands for 0 to N-1; or a list, for instance 4,7."""
+    """Seeds of every network: N for the seeds 0 to N-1, or a list, for example 4,7."""
     on: Where = "local"
-    """Where networks are trained: local, one process per device here; ray, one Ray task per run."""
+    """Where networks are trained: local, one process per local device; ray, one Ray task per run."""
 
     def __post_init__(self) -> None:
         """Run and Search check their own parts when these are taken out."""
@@ -54,7 +54,7 @@ class ResumeArguments:
     folder: tyro.conf.Positional[tuple[str, ...]] = ()
     """Folder of the search."""
     on: Where = "local"
-    """Where networks are trained: local, one process per device here; ray, one Ray task per run."""
+    """Where networks are trained: local, one process per local device; ray, one Ray task per run."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class ReportArguments:
 @dataclass(frozen=True)
 class InspectArguments:
     policy: tyro.conf.Positional[tuple[str, ...]] = ()
-    """A policy file."""
+    """Policy file."""
     png: Path | None = None
-    """Where the picture goes; beside the policy file by default."""
+    """Output file for the picture (default: beside the policy file)."""
 
 
 def main(arguments: list[str]) -> None:
@@ -108,9 +108,12 @@ def _resume(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     options = parse(ReportArguments, arguments, "search")
     folder = _one(options.folder, "report", "the folder of a search", "searches/rooms")
+    from polyptych.folder_lock import hold
     from polyptych.search.report.page import write_search_report
 
-    _show(write_search_report(folder))
+    with hold(folder):
+        report = write_search_report(folder)
+    _show(report)
 
 
 def _inspect(arguments: list[str]) -> None:

@@ -36,7 +36,7 @@ def compare(recipe: str | Run, out: Path | None = None, *, networks: Sequence[st
     """Compare networks and balancers on one recipe, with a single-task reference for every seed.
 
     Every run is a folder of its own under ``out/runs``. Runs that are finished there are not repeated, those that were
-    interrupted go on from their last checkpoint. Nothing is selected on the test split: a run selects its weights as
+    interrupted continue from their last checkpoint. Nothing is selected on the test split: a run selects its weights as
     its recipe says (last, or best on the validation split carved from train) and is tested once, when it is finished.
 
     Args:
@@ -59,7 +59,7 @@ def compare(recipe: str | Run, out: Path | None = None, *, networks: Sequence[st
 
     Raises:
         InputError: the grid does not hold together, a folder or a record is of another run, or no run finished.
-        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM; the same call continues.
     """
     base = load(recipe)() if isinstance(recipe, str) else recipe
     out = out or Path("comparisons") / (base.recipe or "run")

@@ -13,7 +13,7 @@ from polyptych.errors import InputError
 from polyptych.record import first_difference
 from polyptych.run import Run, read_run
 
-WITHOUT_EFFECT = ("loading", "monitoring")  # on what is learned
+WITHOUT_EFFECT = ("loading", "monitoring", "reasons")  # on what is learned
 
 
 def gather(folders: Sequence[Path]) -> list[Entry]:
@@ -30,7 +30,7 @@ def gather(folders: Sequence[Path]) -> list[Entry]:
     for entry in found:
         if not entry.tested:
             raise InputError(entry.folder, "a run that is not finished", "a run with evaluation/test.json",
-                             f"go on with `polyptych resume {entry.folder}`")
+                             f"continue with `polyptych resume {entry.folder}`")
     refuse_other_protocols([Finished.read(entry) for entry in found])
     _refuse_other_recipes(found)
     return _in_rows(found)
@@ -46,7 +46,7 @@ def _refuse_other_recipes(entries: Sequence[Entry]) -> None:
     for other in entries[1:]:
         same = dataclasses.replace(other.run, **{name: getattr(first.run, name) for name in
                                                  ("encoder", "decoder", "balancer", "seed", *WITHOUT_EFFECT)})
-        if difference := first_difference(first.run, same):
+        if difference := first_difference(first.run.located(), same.located()):
             name, needed, got = difference
             raise InputError(other.folder, f"a run of another recipe ({name} is {got})",
                              f"{name} {needed}, as {first.folder} has", "compare runs of one recipe only")

@@ -239,7 +239,7 @@ def refuse_other_run(entry: Entry) -> None:
     if not (entry.folder / "run.json").exists():
         return
     found = read_run(entry.folder)[0]
-    if difference := first_difference(entry.run, found):
+    if difference := first_difference(entry.run.located(), found.located()):
         name, needed, got = difference
         raise InputError(entry.folder, f"a run of another recipe ({name} is {got})", f"{name} {needed}",
                          "choose another --out, or remove the folder")

@@ -41,7 +41,7 @@ def devices(run: Run) -> list[Device]:
 
 
 def run_all(board: Board, places: list[Device]) -> None:
-    """Run what is waiting on the board until nothing is. A run that fails says why on the board; others go on.
+    """Run what is waiting on the board until nothing is. A run that fails says why on the board; others continue.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; the runs that were going have saved their state.
@@ -61,7 +61,7 @@ def run_all(board: Board, places: list[Device]) -> None:
     except KeyboardInterrupt:
         for running in going.values():
             running.stop()
-        raise Interrupted("stopped; everything is saved, the same command goes on") from None
+        raise Interrupted("stopped; everything is saved, the same command continues") from None
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The runs of a comparison on a Ray cluster: one task per run, with the processors and the GPU that it needs.
 
 All nodes must see the comparison's folder under the same path (a shared file system): that is where checkpoints,
-progress and results are. A task whose worker dies is started again, wherever there is room, and goes on from the last
+progress and results are. A task whose worker dies is started again, wherever there is room, and continues from the last
 checkpoint of its run.
 """
 

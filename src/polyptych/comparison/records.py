@@ -1,7 +1,7 @@
 """Finished runs as small files (``polyptych compare --records FOLDER``): everything but weights and pictures.
 
 A record is JSON that one can read in a diff and commit. A run that has one counts as finished wherever the folder goes,
-so that a comparison begun on one machine goes on on another and makes the same page. Numbers are taken from a record
+so that a comparison begun on one machine continues on another and makes the same page. Numbers are taken from a record
 only if this code would give the run the same numbers: its choices are those of the grid, and the generation of its
 numbers (:func:`polyptych.run.numerics`) is today's. Commit and machine are written down beside them but do not decide:
 most commits move no number.
@@ -160,7 +160,7 @@ def essence(run: Run) -> dict[str, Any]:
     kept = Monitoring(validate_every=run.monitoring.validate_every if run.select == "best" else 1,
                       trivial_samples=run.monitoring.trivial_samples)
     plain = dataclasses.replace(run, loading=Loading(), monitoring=kept,
-                                execution=dataclasses.replace(run.execution, device=Execution.device))
+                                reasons={}, execution=dataclasses.replace(run.execution, device=Execution.device))
     encoded: dict[str, Any] = encode(plain, _last_part)
     return encoded | {"dataset": encode(run.dataset, lambda path: "")}
 

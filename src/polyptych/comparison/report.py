@@ -107,7 +107,8 @@ class Page:
                 if apart else "No method differs from the reference beyond chance")
         least = self.comparison.detectable
         return f"{said} (t test paired by seed, Holm's correction over {_count(len(tested), 'row')}, 5%)." + (
-            f" A true difference of {least:.2g} % would have been found in four of five repetitions." if least else "")
+            f" A true difference of {short(least)} % would have been found in four of five repetitions."
+            if least else "")
 
     @property
     def tried(self) -> list[tuple[str, list[tuple[str, str, bool]]]]:

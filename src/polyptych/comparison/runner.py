@@ -15,7 +15,7 @@ Where = Literal["local", "ray"]
 def run_all(entries: Sequence[Entry], *, on: Where = "local", stream: TextIO | None = None) -> dict[str, str]:
     """Train, test and report (or record) every run that is not finished, each in a process of its own.
 
-    A run that was interrupted goes on from its last checkpoint. One that fails stops no other.
+    A run that was interrupted continues from its last checkpoint. One that fails stops no other.
 
     Args:
         entries: the runs; every folder, seed and label is the caller's choice, as long as they differ.
@@ -27,7 +27,7 @@ def run_all(entries: Sequence[Entry], *, on: Where = "local", stream: TextIO | N
 
     Raises:
         InputError: Ray was asked for and is not installed.
-        Interrupted: Ctrl-C or SIGTERM; every run has saved its state, and the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM; every run has saved its state, and the same call continues.
     """
     if not entries:
         return {}

@@ -61,11 +61,6 @@ class Estimate:
     half_width: float | None
     by_seed: dict[int, float]
 
-    @property
-    def spans_zero(self) -> bool:
-        """The interval holds 0, or there is none: the sign may be chance."""
-        return self.half_width is None or not abs(self.mean) > self.half_width
-
     @staticmethod
     def of(by_seed: Mapping[int, float]) -> Estimate:
         """Mean and interval. A seed without a finite value (NaN: nothing to measure) makes both NaN or absent: a
@@ -117,6 +112,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
     for rank, (p, index) in enumerate(known):
+        # Never below the one before: otherwise a larger p value could pass where a smaller one failed.
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[index] = largest
     return corrected
@@ -134,6 +130,7 @@ def smallest_detectable(differences: Sequence[Sequence[float]], confidence: floa
         return None
     n = min(map(len, rows))
     deviation = math.sqrt(float(np.mean([np.var(row, ddof=1) for row in rows])))
+    # Holm's first step divides the level by the number of rows; a difference found there is found in any order.
     critical = stats.t.ppf(1 - (1 - confidence) / (2 * len(rows)), n - 1)
 
     def lacking(shift: float) -> float:
@@ -155,9 +152,12 @@ def groups(table: Sequence[Mapping[int, float]], confidence: float = CONFIDENCE)
     values = np.array([[row[seed] for seed in seeds] for row in table], dtype=float)
     if len(table) < 2 or len(seeds) < 2 or not np.isfinite(values).all():
         return [""] * len(table)
+    # A two-way analysis of variance: what a seed does to every row alike (an easy initialization) is taken out first.
+    # Left in, it would count as noise and hide differences that all seeds agree on.
     rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
     freedom = (len(table) - 1) * (len(seeds) - 1)
     error = math.sqrt(float((rest**2).sum()) / freedom / len(seeds))
+    # The range of all means, not a t test of each pair: with many rows some pair would differ by chance alone.
     limit = _tukey(confidence, len(table), freedom) * error
     means = values.mean(1)
     order = np.argsort(-means, kind="stable")

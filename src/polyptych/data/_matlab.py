@@ -164,7 +164,7 @@ class _Variable:
 
     def __init__(self, element: _Element, order: str, budget: _Budget):
         if element.kind not in (_MATRIX, _COMPRESSED):
-            raise ValueError(f"an element of type {element.kind} in the place of a variable")
+            raise ValueError(f"an element of type {element.kind} where a variable should be")
         self._element, self._order, self._budget = element, order, budget
 
     def name(self) -> str:
@@ -201,7 +201,7 @@ class _Matrix:
 
     def __init__(self, element: _Element, order: str, budget: _Budget):
         if element.kind != _MATRIX:
-            raise ValueError(f"an element of type {element.kind} in the place of an array")
+            raise ValueError(f"an element of type {element.kind} where an array should be")
         self._content, self._place, self._end = element.content, element.start, element.end
         self._order, self._budget = order, budget
         self.name, self._shape, self._class, self._flags = "", (1, 0), 6, 0

@@ -1,4 +1,4 @@
-"""Arrays in .npy, .npz, .mat and .h5 files, and what labels stored as numbers have in common.
+"""Arrays in .npy, .npz, .mat, .h5, .exr and .pfm files, and what labels stored as numbers have in common.
 
 An array is refused by the size that its file declares, before any memory is taken for it
 (:func:`polyptych.data.files.require_room`), and arrives in the byte order of this machine.
@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
+from polyptych.data._float_pictures import read_exr, read_pfm
 from polyptych.data._matlab import load_mat, read_mat, variables_of
 from polyptych.data.files import open_file, reading, require_plain, require_room
 from polyptych.data.pictures import PICTURES, read_stored
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ARRAYS", "class_ids", "flat", "hdf5_array", "is_any", "load_mat", "native", "npy_shape", "open_hdf5",
            "read_array", "read_mat", "read_npy", "read_npy_color", "require_unit_vectors"]
 
-ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5")
+ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".exr", ".pfm")
 """Suffixes of the files of arrays that are read."""
 
 _COPY = "copy the file again; it is damaged or of another format"
@@ -40,7 +41,8 @@ def read_array(path: Path, key: str = "") -> np.ndarray:
     """The numbers in a file: pixels of a picture as stored (of one with a palette its indices), or an array.
 
     Args:
-        key: name of the variable in .npz, .mat and .h5 files; needless where they hold only one.
+        key: name of the variable in .npz, .mat and .h5 files, or of the channel in .exr; needless where they hold only
+            one.
 
     Raises:
         InputError: the file is damaged, of an unknown type, holds no numbers, or has no variable of that name.
@@ -56,12 +58,30 @@ def read_array(path: Path, key: str = "") -> np.ndarray:
         array = _read_mat(path, key)
     elif suffix in (".h5", ".hdf5"):
         array = _read_hdf5(path, key)
+    elif suffix == ".exr":
+        array = read_exr(path, key)
+    elif suffix == ".pfm":
+        array = read_pfm(path)
     else:
         raise InputError(path, f"a file of type '{suffix}'", f"one of {', '.join(PICTURES + ARRAYS)}",
                          "convert it, for instance to .npy or to 16-bit .png")
     if array.dtype.kind not in "biuf" or not array.size:
         raise InputError(path, f"{array.dtype} of shape {array.shape}", "an array of numbers", "check `key`")
     return array
+
+
+def variables(path: Path) -> list[str]:
+    """The names of the arrays in an .npz, .mat or .h5 file; none for a file that holds one array without a name."""
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        with open_file(path, "a NumPy archive") as file, zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    if suffix == ".mat" and not _is_modern(path):
+        return variables_of(path, "a MATLAB file")
+    if suffix in (".mat", ".h5", ".hdf5"):
+        with open_hdf5(path) as file:
+            return [name for name in file if hdf5_array(file, name, path) is not None]
+    return []
 
 
 def native(array: np.ndarray) -> np.ndarray:
@@ -142,13 +162,16 @@ def _read_numpy(file: IO[bytes] | zipfile.ZipExtFile, path: Path, size: int) -> 
 
 
 def _read_mat(path: Path, key: str) -> np.ndarray:
-    needs = "a MATLAB file"
-    with open_file(path, needs) as file:
-        modern = b"MATLAB 7.3" in file.read(128)
-    if modern:
+    if _is_modern(path):
         # HDF5 has the axes of MATLAB in the opposite order.
         return _read_hdf5(path, key).T
-    return read_mat(path, _variable(path, key, variables_of(path, needs)))
+    return read_mat(path, _variable(path, key, variables_of(path, "a MATLAB file")))
+
+
+def _is_modern(path: Path) -> bool:
+    """Whether a MATLAB file is of version 7.3, which is HDF5."""
+    with open_file(path, "a MATLAB file") as file:
+        return b"MATLAB 7.3" in file.read(128)
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def read_text(path: Path, needs: str) -> str:
         raise InputError(path, f"text that is not {encoding.upper()} (line {line})", needs,
                          "save it as UTF-8") from None
     if "\0" in text:
-        raise InputError(path, "text with zero bytes, perhaps UTF-16 without a byte order mark", needs,
+        raise InputError(path, "text with null bytes, perhaps UTF-16 without a byte order mark", needs,
                          "save it as UTF-8")
     return text
 
@@ -234,7 +234,7 @@ def walk(base: Path) -> Iterator[str]:
             repeats += place in found
             found.add(place)
             if repeats > _REPEATS:
-                raise InputError(base, f"links that lead to the same folders more than {_REPEATS} times",
+                raise InputError(base, f"links that reach the same folders more than {_REPEATS} times",
                                  "folders that do not link to each other", "remove some of the links")
             with os.scandir(folder) as entries:
                 visible = sorted((entry.name, entry.is_dir()) for entry in entries if is_visible(entry.name))

@@ -17,7 +17,7 @@ class Geometry:
     """A geometric move from a ``source`` frame to a frame of ``size`` (both h, w), in this order:
 
     1. rotate by ``angle`` degrees about the center, counter-clockwise on the screen;
-    2. cut the ``window`` (top, left, height, width); what lies outside the frame becomes unlabelled;
+    2. cut the ``window`` (top, left, height, width); what lies outside the frame becomes unlabeled;
     3. resize it to ``size``;
     4. mirror left-right if ``mirror``.
 

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from polyptych.data.order import hashed
+from polyptych.data.pictures import require_size
 from polyptych.data.transforms import Augment, augment, collate, resize_image
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
@@ -35,14 +36,11 @@ def check(sample: Sample, tasks: Mapping[str, Task]) -> None:
     Raises:
         InputError: naming the sample and the task.
     """
-    size = tuple(sample.image.shape[-2:])
+    size = (int(sample.image.shape[-2]), int(sample.image.shape[-1]))
     for name, target in sample.target.items():
         where = f"label '{name}' of sample {sample.info.id}"
         valid = sample.valid[name]
-        if tuple(valid.shape) != size:
-            raise InputError(where, f"a label of {valid.shape[0]}x{valid.shape[1]} pixels",
-                             f"the size of its image, {size[0]}x{size[1]} (height x width)",
-                             "resize the one or the other")
+        require_size((int(valid.shape[0]), int(valid.shape[1])), size, where)
         if fault := tasks[name].fault(target, valid):
             raise InputError(where, fault, "values that the task allows",
                              "repair the file, or skip faulty samples")

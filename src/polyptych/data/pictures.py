@@ -69,7 +69,7 @@ def identify(file: io.IOBase | IO[bytes], path: Path | str, needs: str = _NEEDS)
     with _lock:  # Pillow's limit is one for the whole process; others may rely on it
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            picture = Image.open(file, formats=_FORMATS)
+            picture = Image.open(file, formats=_FORMATS)  # type: ignore[arg-type]  # a member of an archive too
         except Image.UnidentifiedImageError:
             raise InputError(path, "an unreadable file (no picture of a known format)", needs,
                              "copy the file again; it is damaged or of another format") from None
@@ -222,7 +222,7 @@ def require_size(label: Size, size: Size, path: Path | str, image: Path | None =
     """
     if label == size:
         return
-    needs, do = "the size of its image", "resize the one or the other"
+    needs, do = "the size of its image", "resize one of them"
     if image is not None and label == size[::-1] and os.path.splitext(image)[1].lower() in PICTURES:
         turn = orientation(image)
         if turn >= 5:

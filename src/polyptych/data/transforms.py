@@ -28,24 +28,24 @@ class Augment:
     """
 
     mirror: bool = True
-    """Mirror left-right with probability 1/2."""
+    """Mirror left to right with probability 1/2."""
     scales: tuple[float, ...] = (1.0,)
-    """Zooms to choose from. 1.5 cuts a window of 1/1.5 of the frame's height and width and enlarges it; below
-    1 the window exceeds the frame and what lies outside is unlabeled."""
+    """Zoom factors to choose from. 1.5 enlarges a window of 1/1.5 of the frame's height and width; below 1, the window
+    exceeds the frame, and what lies outside is unlabeled."""
     continuous: bool = False
-    """Draw the zoom uniformly between the smallest and the largest of the scales, not one of them."""
+    """Draw the zoom uniformly between the smallest and the largest factor."""
     rotation: float = 0.0
-    """Rotate by up to this many degrees either way."""
+    """Maximum rotation in either direction, in degrees."""
     brightness: float = 0.0
-    """Multiply the brightness by up to 1 +- this."""
+    """Maximum relative change of the brightness, up or down."""
     contrast: float = 0.0
-    """Multiply the contrast by up to 1 +- this."""
+    """Maximum relative change of the contrast, up or down."""
     saturation: float = 0.0
-    """Multiply the saturation by up to 1 +- this."""
+    """Maximum relative change of the saturation, up or down."""
     hue: float = 0.0
-    """Turn the hue by up to this part of the color circle, at most 0.5."""
+    """Maximum shift of the hue, as a fraction of the color circle (at most 0.5)."""
     color_chance: float = 1.0
-    """Probability of each of the four changes of color."""
+    """Probability of each of the four color changes."""
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < s < math.inf for s in self.scales):

@@ -1,1 +1,1 @@
-"""What is learned from: one file per dataset."""
+"""Datasets to learn from: one file each."""

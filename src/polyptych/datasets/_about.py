@@ -1,4 +1,4 @@
-"""What a user must know to get a dataset: where it comes from, how its files lie on disk, how many there are.
+"""What a user must know to get a dataset: where it comes from, how its files are arranged on disk, how many there are.
 
 Each dataset states it in ``datasets/_NAME/about.py`` as ``ABOUT``; ``polyptych data info NAME`` prints it and
 ``polyptych data verify NAME`` checks it. Facts only: a checksum or a count that nobody has read is left out.
@@ -31,7 +31,7 @@ class Download:
 
 @dataclass(frozen=True)
 class LayoutFacts:
-    """One way the files lie on disk.
+    """One way the files are arranged on disk.
 
     Attributes:
         looks_for: the paths by which it is recognized, in words.

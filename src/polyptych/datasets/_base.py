@@ -30,6 +30,7 @@ class Dataset(Component, ABC):
         labels: what the dataset knows of each task it has labels for (all of them, not only those asked for).
         protocol: id of the protocol that numbers on this dataset belong to; numbers of different ids are never
             compared. It names everything that changes the numbers: classes, layout, native resolution.
+        title: what the data set is called, where it is not called like its component.
         doubts: what is no error and yet perhaps not meant, one line each; known without reading a sample.
     """
 
@@ -54,6 +55,7 @@ class Dataset(Component, ABC):
 
     labels: dict[str, LabelInfo]
     protocol: str
+    title: str = ""
     doubts: tuple[str, ...] = ()
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
@@ -80,6 +82,10 @@ class Dataset(Component, ABC):
 
     def without_image(self, task: str) -> list[str]:
         """Ids with a label of a task and no image in any split, as far as labels are listed."""
+        return []
+
+    def without_label(self, task: str) -> list[str]:
+        """Ids of this split's samples that have no label of a task, as far as that is known without reading them."""
         return []
 
     def index_at(self, position: int, seed: int) -> int:

@@ -1,4 +1,4 @@
-"""From what files store to what labels mean, for several datasets; what cannot be meant is refused with its file."""
+"""From what files store to what labels mean, for several datasets; impossible values are refused with their file."""
 
 from __future__ import annotations
 

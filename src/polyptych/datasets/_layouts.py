@@ -1,4 +1,4 @@
-"""Layouts: the ways in which the files of a dataset may lie on disk, each a class in a file of its own.
+"""Layouts: the ways in which a dataset's files may be arranged on disk, each a class in a file of its own.
 
 The folder ``datasets/_NAME/layouts/`` is the registry, as ``decoders/`` is for decoders (:mod:`polyptych.component`). A
 new file there is a new choice of ``--dataset.layout`` with its line of help, is found by ``auto``, has its row in
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from polyptych.component import Catalog, Component
 from polyptych.data.files import is_visible, require_files, spelled
-from polyptych.data.pictures import require_size
+from polyptych.data.pictures import read_color, require_size
 from polyptych.datasets._about import LayoutFacts
 from polyptych.datasets._base import Dataset
 from polyptych.datasets._holdout import blocks, checked_share, part_of
@@ -34,7 +34,7 @@ Label = tuple[Tensor, Tensor]
 
 
 class Layout(Component, ABC):
-    """One way in which the files of a dataset lie on disk. The first line of the module's docstring is its help.
+    """One way in which a dataset's files are arranged on disk. The first line of the module's docstring is its help.
 
     Attributes:
         looks_for: what it is recognized by, in words, for messages and ``polyptych data info``.
@@ -113,8 +113,9 @@ class Layout(Component, ABC):
     def size(self, frame: str) -> tuple[int, int]:
         """(h, w) of a frame, if possible without reading its pixels."""
 
-    @abstractmethod
-    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]: ...
+    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]:
+        """The upright RGB picture; a layout without a picture for every frame reads it in its own way."""
+        return read_color(self.path(frame, "image"))
 
     @classmethod
     @abstractmethod
@@ -137,7 +138,7 @@ class LayoutCatalog(Catalog[AnyLayout]):
         """The type of the dataset's option ``layout``, with its choices and its help."""
         about = " ".join(f"{name}: {self.describe(name).summary}" for name in self.names())
         return Annotated[Literal[("auto", *self.names())],
-                         tyro.conf.arg(help=f"How the files lie on disk; auto looks. {about}")]
+                         tyro.conf.arg(help=f"Layout of the files on disk; auto detects it. {about}")]
 
     def by_name(self) -> dict[str, type[AnyLayout]]:
         """Every layout, in the order in which ``auto`` looks."""
@@ -186,7 +187,7 @@ class LayoutCatalog(Catalog[AnyLayout]):
 
 
 class LayoutDataset(Dataset):
-    """A dataset whose files may lie on disk in several layouts. It says what the labels mean; the layout reads them.
+    """A dataset whose files may have several layouts on disk. It says what the labels mean; the layout reads them.
 
     ``val`` is carved out of the official training images, whole runs at a time (:meth:`Layout.runs`,
     :mod:`polyptych.datasets._holdout`), and is the same on every machine.
@@ -206,7 +207,7 @@ class LayoutDataset(Dataset):
         """Folder of the dataset."""
         layout: str = "auto"
         validation: float = 0.1
-        """Share of the official training images that is set aside as val; 0 trains on all of them."""
+        """Share of the official training images that is held out as val (0: train on all of them)."""
 
     config: Config
 

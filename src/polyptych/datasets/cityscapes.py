@@ -41,10 +41,11 @@ class Cityscapes(LayoutDataset):
         """Folder of the dataset."""
         layout: LayoutName = "auto"
         classes: Literal[19, 7, 2] = 19
-        """Number of semantic classes: the official 19, their 7 categories, or what moves against the rest."""
+        """Number of semantic classes: the official 19, their 7 categories, or 2 for moving things against everything
+        else."""
         inverse_depth: Literal["fraction", "pixels"] = "fraction"
-        """Inverse depth as the 16-bit code of the disparity / 65535 (MTAN), or in pixels at the official width
-        (official layout only)."""
+        """Unit of inverse depth: the 16-bit disparity code / 65535 (MTAN), or pixels at the official width (official
+        layout only)."""
 
     config: Config
 

@@ -47,13 +47,13 @@ class Decathlon(Dataset):
         root: Path = Path("data/decathlon-1.0")
         """Folder with annotations/ and the images."""
         domains: tuple[str, ...] = tuple(DOMAINS)
-        """Domains that are there."""
+        """Domains to use."""
         weights: dict[str, float] = field(default_factory=dict)
-        """How often training draws from a domain, relative to the others; 1 for those that are not named here."""
+        """Relative sampling weight of each domain in training (default: 1)."""
         validation: float = 0.1
-        """Share of the official training images of every class that is set aside as val; 0 trains on all of them."""
+        """Share of the official training images of each class that is held out as val (0: train on all of them)."""
         match_statistics: bool = False
-        """Shift and stretch the colors of every domain to the mean and deviation of imagenet12."""
+        """Match the color mean and standard deviation of every domain to those of imagenet12."""
 
         def kinds(self) -> dict[str, str]:
             return dict.fromkeys(self.domains, "classification")

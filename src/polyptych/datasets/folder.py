@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.datasets._folder.description import FolderSpec, read_description
 from polyptych.datasets._folder.labels import Source, require_readable
 from polyptych.datasets._folder.patterns import Pattern
+from polyptych.datasets._folder.splits import Splits
 from polyptych.errors import InputError
 from polyptych.types import Sample, SampleInfo
 
@@ -29,12 +31,12 @@ class Folder(Dataset):
         image = "images/{id}.jpg"             # what {id} stands for names the sample; it may contain folders
 
         [splits]                              # without this table: 20 % test, 10 % val
-        test = "lists/test.txt"               # one id per line; or "test/": ids in a folder; or a share
+        test = "lists/test.txt"               # one id or image per line; or "test/": a folder; or a share
         val = 0.1                             # of the rest; what nobody names is for training
 
         [tasks.semseg]
-        files = "labels/{id}.png"             # png, jpg, webp, tif, npy, npz, mat or h5 (with key = "...")
-        classes = ["sky", "ground", "tree"]   # stored as 0, 1, 2; or ids = [7, [8, 9], 21];
+        files = "labels/{id}.png"             # png, jpg, webp, tif, npy, pfm; npz, mat, h5, exr (with key = "...")
+        classes = ["sky", "ground", "tree"]   # or "classes.txt"; stored as 0, 1, 2; or ids = [7, [8, 9], 21];
         ignore = [255]                        # or encoding = "colors" with colors = [[0, 0, 255], ...]
 
         [tasks.depth]
@@ -45,14 +47,19 @@ class Folder(Dataset):
         files = "normals/{id}.npy"
         axes = ["x", "-y", "-z"]              # stored channels that point right, down, forward
 
+        [tasks.boundaries]
+        from = "semseg"                       # derived; saliency from classes, normals from depth and a camera
+
     Every table is one task. Its name is that of a kind of task, or it says which: ``task = "semseg"`` in
     ``[tasks.material]`` makes a second segmentation. The options of each kind are the fields in
     :mod:`polyptych.datasets._folder.maps` (semseg, parts, normals, boundaries, saliency),
     :mod:`polyptych.datasets._folder.values` (depth, inverse_depth, edge_texture, keypoints2d) and
-    :mod:`polyptych.datasets._folder.objects` (keypoints, classification).
+    :mod:`polyptych.datasets._folder.objects` (keypoints, classification), and of labels that follow from others in
+    :mod:`polyptych.datasets._folder.derived`.
 
     Images of different sizes need ``--size``. Pictures stand upright, as EXIF says that they were held, and labels are
-    expected to lie on them so. OpenEXR and polygons are not read; the message says how to convert them.
+    expected to lie on them so. OpenEXR needs ``polyptych[formats]``; ``polyptych data convert`` draws the polygons of
+    annotation tools.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -72,10 +79,12 @@ class Folder(Dataset):
         self.labels = {name: labels.info(self.root, self.description.where(name))
                        for name, labels in self.description.tasks.items()}
         super().__init__(config, split=split, tasks=tasks)
-        self.protocol = f"folder-{self.description.digest}"
+        self.title = data_name(self.root, self.description)
+        self.protocol = f"{slug(self.description.name) or 'folder'}-{self.description.digest}"
         self.images = self._find_images()
         where = f"{self.description.path}: splits"
-        self.ids = self.description.splits.of(split, self.images, self.root, where)
+        splits = self.description.splits or Splits.of_folders(self.images)
+        self.ids = splits.of(split, self.images, self.root, where)
         if not self.ids:
             raise EmptySplit(f"{where}.{split}", "no images", f"at least one ({len(self.images)} images were found)",
                              f"give {split} a list or a share of them")
@@ -95,6 +104,9 @@ class Folder(Dataset):
         own = self.description.tasks[task].patterns(self.description.where(task))
         return [name for name in source.ids if name not in self.images and not any(
             other.explains_better(pattern, self._below(source.files[name])) for other in others for pattern in own)]
+
+    def without_label(self, task: str) -> list[str]:
+        return [name for name in self.ids if not self.sources[task].has(name)]
 
     def read(self, index: int) -> Sample:
         name = self.ids[index]
@@ -146,10 +158,12 @@ class Folder(Dataset):
 
     def _open(self, task: str) -> Source:
         where = self.description.where(task)
-        source = self.description.tasks[task].open(self.root, where)
+        source = self.description.open(task, self.root)
         if not any(map(source.has, self.images)):
+            first = next(iter(source.ids), "")
             raise InputError(where, "labels of no image", "ids that images have",
-                             f"compare the patterns; the first image is '{next(iter(self.images))}'")
+                             f"compare the patterns; the first image is '{next(iter(self.images))}'"
+                             + (f", the first label '{first}'" if first else ""))
         if self.split == "train" and not any(map(source.has, self.ids)):
             raise InputError(where, "no label of a training image", "at least one", "change the splits, or leave "
                              f"'{task}' out of --tasks")
@@ -176,6 +190,16 @@ def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
 
 
+def data_name(root: Path, description: FolderSpec) -> str:
+    """What the data set is called: as its description says, or like its folder."""
+    return description.name or root.resolve().name
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name or of a protocol."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.").lower()
+
+
 def _described(config: Folder.Config) -> tuple[Path, FolderSpec]:
     """The folder of the data and what its description says."""
     if config.description is None and config.root is None:
@@ -185,4 +209,4 @@ def _described(config: Folder.Config) -> tuple[Path, FolderSpec]:
     root = path.parent if config.root is None else Path(config.root)
     if not root.is_dir():
         raise InputError(f"root of folder ({root})", "no such folder", "the folder of the data", "correct the path")
-    return root, read_description(path)
+    return root, read_description(path, root)

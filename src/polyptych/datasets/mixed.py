@@ -58,13 +58,13 @@ class Mixed(Dataset):
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):
         description: Path | None = None
-        """A TOML file with parts, weights and tasks, in place of the options below."""
+        """TOML file with parts, weights and tasks, in place of the options below."""
         parts: dict[str, Dataset.Config] = field(default_factory=dict)
-        """The datasets, by a name for each."""
+        """The datasets, each under a name of its own."""
         weights: dict[str, float] = field(default_factory=dict)
-        """How often training draws from a part, relative to the others; 1 for parts that are not named here."""
+        """Relative sampling weight of each part in training (default: 1)."""
         tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
-        """Tasks that a part is used for; all that it has labels for if it is not named here."""
+        """Tasks that each part is used for (default: all that it has labels for)."""
 
         def kinds(self) -> dict[str, str]:
             parts = _describe(self)[1].parts if self.description or self.parts else {}

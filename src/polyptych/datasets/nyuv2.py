@@ -47,12 +47,12 @@ class NYUv2(LayoutDataset):
         """Folder of the dataset."""
         layout: LayoutName = "auto"
         classes: Literal[13, 40, 41] = 40
-        """Number of semantic classes; with 41, unlabeled pixels are a class of their own, background (ASTMT)."""
+        """Number of semantic classes; with 41, unlabeled pixels form a class of their own, background (ASTMT)."""
         crop: Literal["none", "toolbox", "gupta"] = "none"
-        """Cut the white border off frames of 480x640: the toolbox's rows and columns leave 427x561, Gupta's
-        425x560, which is the size of the published NYUD_MT."""
+        """Crop the white border of 480x640 frames: the toolbox's rows and columns leave 427x561, Gupta's 425x560, the
+        size of the published NYUD_MT."""
         raw_depth: bool = False
-        """Use the depth of the sensor, with its holes, instead of the in-painted one (official only)."""
+        """Use the raw sensor depth, with its holes, in place of the inpainted depth (official layout only)."""
 
     config: Config
 

@@ -51,9 +51,10 @@ class NYUv2Keypoints(Dataset):
         root: Path = Path("data/nyuv2_keypoints")
         """Folder of the dataset."""
         layout: Literal["auto", "points", "heat_maps"] = "auto"
-        """How keypoints are stored: coordinates, or heat maps (as exact as their cells); auto looks at one file."""
+        """How keypoints are stored: as coordinates, or as heat maps (as exact as their cells); auto checks one
+        file."""
         validation: float = 0.1
-        """Share of the training frames, in whole scenes, that is set aside as val; 0 trains on all of them."""
+        """Share of the training frames, in whole scenes, that is held out as val (0: train on all of them)."""
 
     config: Config
 

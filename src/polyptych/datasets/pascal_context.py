@@ -52,9 +52,9 @@ class PASCALContext(Dataset):
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):
         root: Path = Path("data/PASCAL_MT")
-        """Folder of the dataset, the unpacked PASCAL_MT."""
+        """Folder of the dataset (the unpacked PASCAL_MT)."""
         validation: float = 0.1
-        """Share of the official training images that is set aside as val; 0 trains on all of them."""
+        """Share of the official training images that is held out as val (0: train on all of them)."""
 
     config: Config
 

@@ -22,7 +22,7 @@ class Prepared(Dataset):
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):
         root: Path = Path("data/prepared")
-        """Folder that was written by `polyptych data prepare`."""
+        """Folder written by `polyptych data prepare`."""
 
         def kinds(self) -> dict[str, str]:
             return read_manifest(self.root).kinds if (self.root / NAME).is_file() else {}

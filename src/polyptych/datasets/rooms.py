@@ -33,17 +33,17 @@ class Rooms(Dataset):
         size: tuple[int, int] = (128, 160)
         """Height and width of the images."""
         frames: int = 0
-        """Training rooms; 0 is endless: a new room for every index."""
+        """Number of training rooms (0: unlimited, a new room for every index)."""
         val_frames: int = 64
-        """Validation rooms."""
+        """Number of validation rooms."""
         test_frames: int = 128
-        """Test rooms."""
+        """Number of test rooms."""
         max_people: int = 3
-        """A room that has people has one to this many."""
+        """Maximum number of people in a room that has any."""
         empty: float = 0.1
-        """Share of the rooms without people."""
+        """Share of rooms without people."""
         clutter: float = 1.0
-        """Amount of small things on tables, shelves and the floor; 0 is tidy."""
+        """Amount of small objects on tables, shelves and the floor (0: none)."""
 
     config: Config
 

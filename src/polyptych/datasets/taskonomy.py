@@ -47,12 +47,13 @@ class Taskonomy(Dataset):
         root: Path = Path("data/taskonomy")
         """Folder of the dataset."""
         layout: Literal["auto", "buildings", "domains"] = "auto"
-        """Order of the folders: BUILDING/DOMAIN (buildings) or DOMAIN/BUILDING (domains); auto looks."""
+        """Order of the folders: BUILDING/DOMAIN (buildings) or DOMAIN/BUILDING (domains); auto detects it."""
         buildings: tuple[str, ...] = ()
-        """Use only these buildings of the Tiny split, for instance while a download is not complete; none given
-        means all of them. Numbers are only comparable with those on the same buildings."""
+        """Use only these buildings of the Tiny split, for example while a download is incomplete (default: all).
+        Numbers are comparable only for the same buildings."""
         uncertain: Literal["ignore", "background"] = "ignore"
-        """Pixels that the segmentation marks as uncertain: no label, or background as in AdaShare and AutoMTL."""
+        """How to treat pixels that the segmentation marks as uncertain: as unlabeled, or as background (AdaShare,
+        AutoMTL)."""
 
     config: Config
 

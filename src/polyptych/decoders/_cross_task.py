@@ -53,27 +53,27 @@ class CrossTaskConfig(Decoder.Config):
     """
 
     size: tuple[int, int] = (288, 384)
-    """Height and width of the training images. The position-wise filters live on the grid of this size and are
+    """Height and width of the training images. The position-wise filters are learned on the grid of this size and
     resampled for any other."""
     scale: Literal[4, 8, 16] = 4
-    """Stride of the grid on which positions are compared; the finest map of the backbone if that is coarser."""
+    """Stride of the grid on which positions are compared (or that of the backbone's finest map, if it is coarser)."""
     fusion: Literal["per_task", "shared"] = "per_task"
-    """One filter per position and receiving task, as the paper draws it, or one per position for all tasks, as in the
-    published code."""
+    """One filter per position and target task, as in the paper, or one per position for all tasks, as in the published
+    code."""
     kernel_size: int = 3
-    """Side of the filters; odd."""
+    """Size of the filters; must be odd."""
     gamma: float = 0.05
-    """Share of what comes from other positions and tasks; 0 leaves every task alone."""
+    """Share of what comes from other positions and tasks; at 0, every task is on its own."""
     learn_gamma: bool = False
-    """Learn one gamma per task, from that start (the published one is fixed)."""
+    """Learn one gamma per task, starting from that value (the published one is fixed)."""
     width: int = 128
-    """Channels of the features that are compared and mixed; a multiple of 4."""
+    """Channels of the features that are compared and mixed; must be a multiple of 4."""
     affinity: bool = True
-    """Whether tasks are mixed at all; without it the rest of the network is as it was (ablation)."""
+    """Mix the tasks; without it, the rest of the network stays the same (ablation)."""
     deep_supervision: bool = True
-    """Whether the initial predictions are made and supervised (ablation)."""
+    """Make and supervise initial predictions (ablation)."""
     method: Literal["auto", "linear", "streamed", "materialized"] = "auto"
-    """How the affinities are applied; the results differ by rounding only, and auto estimates which is the fastest."""
+    """How affinities are applied. The results differ only by rounding; auto estimates which method is fastest."""
 
     def __post_init__(self) -> None:
         self.require("kernel_size", self.kernel_size > 0 and self.kernel_size % 2 == 1, "a positive odd number")
@@ -163,12 +163,15 @@ class CrossTaskAffinity(nn.Module):
         values = side_by_side([project(x) for project, x in zip(self.values, maps, strict=True)])
         with torch.autocast(features.device.type, enabled=False):
             precision = torch.promote_types(features.dtype, torch.float32)
+            # Unit length makes the affinities cosines. Without it, the positions with the longest features would decide
+            # every sum, and the sums would grow with the features.
             unit = F.normalize(side_by_side(maps).to(precision), dim=2, eps=SMALLEST_LENGTH)
             kernel, bias = self.filters((maps[0].shape[-2], maps[0].shape[-1]))
             if self.shared:
                 kernel, bias = kernel[0], bias[0]
             gathered = cross_task_affinity(unit, values.to(precision), kernel.to(precision), bias.to(precision),
                                            method=self.method)
+            # Only what was gathered is resized: the features themselves never pass through the coarser grid.
             gathered = resize(gathered.flatten(0, 1), (features.shape[-2], features.shape[-1])).view_as(features)
             gamma = self.gamma.view(-1, 1, 1, 1) if isinstance(self.gamma, Tensor) else self.gamma
             return (gamma * gathered + (1 - gamma) * features).to(features.dtype)

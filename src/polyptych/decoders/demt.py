@@ -1,4 +1,4 @@
-"""DeMT: deformable mixers make each task's features, which then query what all tasks' tokens say together.
+"""DeMT: deformable mixers make each task's features, which then query the tokens of all tasks.
 
 Source: Xu, Yang, Zhang, AAAI 2023, arXiv 2301.03461
 """
@@ -55,28 +55,30 @@ class DeMT(Decoder):
         attention: Literal["global", "pixel"] = "global"
         """Between all positions of all tasks (the paper), or between the tasks at each pixel (the published code)."""
         offsets: Literal["local", "published"] = "local"
-        """A learned deformation around the pixel that begins with none, or the published code's, which contains
-        absolute positions."""
+        """Offsets of the deformation: local ones, learned around each pixel and initially zero, or those of the
+        published code, which contain absolute positions."""
         offset_groups: int = 8
-        """Groups of channels that local offsets move together; published ones move each channel by itself."""
+        """Number of channel groups, each moved together by local offsets; published offsets move every channel
+        separately."""
         depth: int = 1
-        """Deformable mixers in a row."""
+        """Number of deformable mixers in sequence."""
         heads: int = 4
-        """Heads of attention."""
+        """Number of attention heads."""
         width: int = 256
-        """Channels of all features, a multiple of the heads and of the offset groups."""
+        """Channels of all features; must be a multiple of the heads and of the offset groups."""
         reduction: int = 8
-        """Side of the windows over which keys of global attention are averaged; 1 averages nothing."""
+        """Side of the windows over which the keys of global attention are averaged (1: no averaging)."""
         mixer: bool = True
-        """With the deformable mixers."""
+        """Use the deformable mixers (ablation)."""
         interaction: bool = True
-        """With the task interaction."""
+        """Use the task interaction (ablation)."""
         query: bool = True
-        """With the task query; without it a task's own tokens of the interaction are added to its features."""
+        """Use the task query; without it, a task's own tokens from the interaction are added to its features
+        (ablation)."""
         neck: Literal["concat", "fpn", "bifpn"] = "concat"
-        """How scales come together: concatenated (the paper), or added by a feature pyramid."""
+        """How scales are combined: concatenated (the paper), or added by a feature pyramid."""
         scales: int = 0
-        """How many of the finest maps are read; 0 reads all."""
+        """How many of the finest maps are used (0: all)."""
 
         def __post_init__(self) -> None:
             def require(field: str, holds: bool, needs: str) -> None:

@@ -1,4 +1,4 @@
-"""EMA-Net: initial predictions, whose features exchange what similar positions hold in all tasks (CTAL).
+"""EMA-Net: initial predictions, whose features are exchanged between similar positions of all tasks (CTAL).
 
 Source: Sinodinos, Armanfard, WACV 2025, arXiv 2401.11124
 """
@@ -31,7 +31,7 @@ class EMANet(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(CrossTaskConfig):
         initial_width: int = 256
-        """Channels of a task's features before they are compared; a multiple of 4."""
+        """Channels of a task's features before they are compared; must be a multiple of 4."""
 
         def __post_init__(self) -> None:
             super().__post_init__()

@@ -33,11 +33,11 @@ class EMANetMultiScale(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(CrossTaskConfig):
         cross_scale: bool = True
-        """Whether each task's features of all scales are fused before they are compared; otherwise those of the
-        finest scale are compared (ablation)."""
+        """Fuse each task's features from all scales before comparing them; otherwise the features of the finest scale
+        are compared (ablation)."""
         softmax: Literal["tasks", "published"] = "tasks"
-        """Over what the masks of feature propagation sum to one: the tasks (the paper of MTI-Net), or consecutive
-        channels of mostly one task (the published code of both)."""
+        """Dimension over which the masks of feature propagation sum to one: the tasks (the MTI-Net paper), or
+        consecutive channels, mostly of one task (the published code of both)."""
 
         def parts(self) -> dict[str, str]:
             return {"CTAL": "affinity", "fusion of scales": "cross_scale", "deep supervision": "deep_supervision"}

@@ -31,12 +31,12 @@ class Heads(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         head: Literal["fused", "aspp", "fpn", "convolution", "linear"] = "fused"
-        """HRNet's fusion of all scales, DeepLab's atrous pooling on the last one, a feature pyramid network, a 3x3
-        convolution of all scales (the baseline of ATRC and DeMT), or a linear map of the last scale (SegNet,
-        classification)."""
+        """Type of head: HRNet's fusion of all scales, DeepLab's atrous pooling on the last scale, a feature pyramid
+        network, a 3x3 convolution on all scales (the baseline of ATRC and DeMT), or a linear map of the last scale
+        (SegNet, classification)."""
         width: int = 0
-        """Inner channels of a head; 0 takes the published number (the sum of all scales, 256, 128, a
-        quarter of the sum; none in a linear one)."""
+        """Inner channels of a head (0: the published number, which is the sum of all scales, 256, 128, a quarter of the
+        sum, or none in a linear head)."""
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()

@@ -61,26 +61,26 @@ class InvPT(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         width: int = 512
-        """Channels of a task's preliminary features. The first stage has 64 more, for the prediction that joins them,
-        and every further stage half as many as the one before."""
+        """Channels of a task's preliminary features. The first stage has 64 more, for the prediction that is appended;
+        each further stage has half as many as the one before."""
         stages: int = 3
-        """Stages, at 1/32, 1/16, 1/8 and 1/4 of the image's resolution."""
+        """Number of stages, at 1/32, 1/16, 1/8 and 1/4 of the image resolution."""
         heads: int = 2
-        """Heads of the attention."""
+        """Number of attention heads."""
         encoder_features: Literal["all", "published", "none"] = "all"
-        """Stages that get features of the encoder: all of them, all but the first, or none."""
+        """Stages that receive encoder features: all, all but the first, or none."""
         message_passing: bool = True
-        """Hand the attention scores of a stage on to the next one."""
+        """Pass the attention scores of a stage on to the next one."""
         scale: Literal["head", "published"] = "head"
-        """Divide a head's scores by the root of its width, or of the width of all heads together, as the published
-        code does."""
+        """Divide a head's scores by the square root of its own width, or of the width of all heads together, as in the
+        published code."""
         drop_path: float = 0.15
-        """Probability in training with which a sample skips a block; 0 in effect in the published code."""
+        """Probability that training skips a block for a sample; effectively 0 in the published code."""
         auxiliary_weight: float = 1.0
-        """Weight of the preliminary predictions beside the final ones; 0 leaves them unsupervised."""
+        """Weight of the loss on the preliminary predictions (0: they are not supervised)."""
         unused_weights: bool = False
-        """Also hold, frozen, what the published code holds and never uses: for weights that shall fit name by name,
-        and for its number of parameters."""
+        """Also keep, frozen, the weights that the published code contains but never uses, so that tensor names and
+        parameter counts match."""
 
         def __post_init__(self) -> None:
             self._require("width", self.width >= 1, "1 or more")

@@ -1,4 +1,4 @@
-"""JTRL: tasks take turns, coarse to fine, each looking at what the others said last.
+"""JTRL: tasks take turns, from coarse to fine, each using the others' latest predictions.
 
 Source: Zhang, Cui, Xu, Jie, Li, Yang, ECCV 2018 (Joint Task-Recursive Learning for Semantic Segmentation and Depth)
 """
@@ -47,7 +47,7 @@ class JTRL(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         width: int = 64
-        """Channels of a state."""
+        """Channels of the hidden state."""
 
         def __post_init__(self) -> None:
             if self.width < 1:

@@ -42,14 +42,15 @@ class MTINet(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         softmax: Literal["tasks", "published"] = "tasks"
-        """Over what the mask of feature propagation sums to one: over the tasks, for every channel (the paper), or
-        over as many consecutive channels of the concatenated features, which mostly belong to one task (the code)."""
+        """Dimension over which the mask of feature propagation sums to one: the tasks, for every channel (the paper),
+        or as many consecutive channels of the concatenated features, which mostly belong to one task (the published
+        code)."""
         auxiliary_weight: float = 1.0
-        """Weight of the initial predictions of each scale beside the final ones: 1 in the survey's code, 1/4 in
-        EMA-Net's copy."""
+        """Weight of the losses on the initial predictions at each scale: 1 in the survey's code, 1/4 in EMA-Net's
+        copy."""
         auxiliary_tasks: tuple[str, ...] = ()
-        """Tasks that only help the others: they are predicted and supervised at every scale but not refined. Their
-        final prediction is the initial one of the finest scale (with weight 1)."""
+        """Tasks that only help the others: predicted and supervised at every scale, but not refined. Their final
+        prediction is the initial one at the finest scale (with weight 1)."""
 
         def __post_init__(self) -> None:
             if not 0 < self.auxiliary_weight < float("inf"):

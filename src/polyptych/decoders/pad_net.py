@@ -42,13 +42,13 @@ class PADNet(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         gate: Literal["target", "source"] = "target"
-        """Whose features decide what passes: those of the task that receives (the paper) or of the task that sends
-        (the survey's code)."""
+        """Whose features control the gate: those of the receiving task (the paper) or of the sending task (the survey's
+        code)."""
         auxiliary_tasks: tuple[str, ...] = ()
-        """Tasks that only help the others: they are predicted and supervised but not refined. Their final prediction
-        is the initial one."""
+        """Tasks that only help the others: predicted and supervised, but not refined. Their final prediction is the
+        initial one."""
         width: int = 256
-        """Channels of every task's features, a multiple of 4."""
+        """Channels of every task's features; must be a multiple of 4."""
 
         def __post_init__(self) -> None:
             if self.width < 4 or self.width % 4:

@@ -1,4 +1,4 @@
-"""PAP-Net: every task's features diffuse along what all tasks find alike.
+"""PAP-Net: every task's features diffuse along affinities that combine those of all tasks.
 
 Source: Zhang, Cui, Xu, Yan, Sebe, Yang, CVPR 2019, arXiv 1906.03525
 """
@@ -42,24 +42,24 @@ class PAPNet(Decoder):
     """
 
     refines = True
-    undecayed = ("mixture",)  # all of it is a softmax's argument: towards zero is towards a plain mean
+    undecayed = ("mixture",)  # all of it is a softmax's argument: toward zero is toward a plain mean
 
     tuned = ("strength", (0.2, 0.01))
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         normalization: Literal["rows", "published"] = "rows"
-        """Features scaled to unit length at every position and affinities to rows that sum to one, or, as in the
-        published code, every channel to unit length over all positions and affinities divided by the sums of their
-        columns, which may come near zero."""
+        """Scale features to unit length at every position and affinity rows to sum to one; or, as in the published
+        code, scale every channel to unit length over all positions and divide affinities by their column sums, which
+        may be close to zero."""
         steps: int = 1
-        """Steps of diffusion."""
+        """Number of diffusion steps."""
         strength: float = 0.05
-        """Share of the diffused features after each step; the rest is the features before diffusion."""
+        """Weight of the diffused features after each step; the rest is the features before diffusion."""
         width: int = 128
-        """Channels of the features that are compared and diffused, a multiple of 4."""
+        """Channels of the features that are compared and diffused; must be a multiple of 4."""
         initial_width: int = 256
-        """Channels of the features of the initial heads, a multiple of 4."""
+        """Channels of the initial heads' features; must be a multiple of 4."""
 
         def __post_init__(self) -> None:
             def refuse(field: str, needs: str) -> InputError:

@@ -46,11 +46,11 @@ class TaskPrompter(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         inner: int = 300
-        """Channels that the first convolution makes of each half (published: 300 on PASCAL, 768 on NYUD)."""
+        """Output channels of the first convolution for each half (published: 300 on PASCAL, 768 on NYUD)."""
         width: int = 350
-        """Channels of a task's features (published: 350 on PASCAL, 768 on NYUD)."""
+        """Channels of each task's features (published: 350 on PASCAL, 768 on NYUD)."""
         reweight: bool = True
-        """Mix the tasks' features as their prompts attended to each other (published: not on NYUD)."""
+        """Mix the tasks' features according to how their prompts attended to each other (published: not on NYUD)."""
 
         def __post_init__(self) -> None:
             for field in ("inner", "width"):

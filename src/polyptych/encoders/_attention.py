@@ -97,7 +97,7 @@ class Step(nn.Module):
             for i, channels, stride in zip(self.sources, following.exit, following.strides, strict=True))
 
     def forward(self, maps: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
-        """``targets``: maps of the sizes that the result shall have."""
+        """``targets``: maps of the sizes of the result."""
         return [way(maps[i], (target.shape[-2], target.shape[-1]))
                 for i, way, target in zip(self.sources, self.ways, targets, strict=True)]
 

@@ -151,6 +151,7 @@ class ChannelPrompts(nn.Module):
         with full_precision(x):
             images, values = in_windows(widened(images), self.windows), in_windows(widened(x), self.windows)
             found = torch.einsum("btipjq,bdipjq->btdij", images, values)
+            # A sum over pixels grows with their number; the ratio makes it that of the training grid.
             found = found * (self.grid[0] * self.grid[1] / (size[0] * size[1]))
             if not attends:
                 return told, found
@@ -214,6 +215,7 @@ class PromptedStages(nn.Module, ABC):
         if not self.options.separate_drops:
             return drop_path(tokens)
         count = self.options.tasks
+        # Prompts stand before the patches, so two calls draw twice.
         return torch.cat([drop_path(tokens[:, :count]), drop_path(tokens[:, count:])], dim=1)
 
 
@@ -230,6 +232,8 @@ def attention(layer: Any, tokens: Float[Tensor, "b n d"], bias: Tensor | None = 
     queries, keys, values = layer.qkv(tokens).reshape(b, n, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     if hasattr(layer, "q_norm"):
         queries, keys = layer.q_norm(queries), layer.k_norm(keys)
+    # Fused attention forms no matrix of scores. What multiplies the features later needs the rows of the prompts only,
+    # which callers compute from the queries and keys.
     mask = None if bias is None else bias.to(queries.dtype)
     y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask,
                                        dropout_p=layer.attn_drop.p if layer.training else 0.0)

@@ -17,7 +17,7 @@ from polyptych.encoders._side_by_side import SideBySide, check_start, start_weig
 
 
 class CrossStitch(SideBySide):
-    """After a stage, task i goes on with x_i' = sum_j w_ij x_j, where w is learned.
+    """After a stage, task i continues with x_i' = sum_j w_ij x_j, where w is learned.
 
     The paper begins with networks that were trained for one task each (``--start RUN``, a run of ``single``); from
     scratch is possible, but not what was published. With ``own`` 1 the networks begin as those of ``single``, to the
@@ -25,7 +25,7 @@ class CrossStitch(SideBySide):
 
     The survey (Vandenhende et al., TPAMI 2021, arXiv 2004.13379) mixes after the four layers of a ResNet, not after its
     stem, with a weight for every channel. MTAN's comparison has one weight for every source, the same for all targets
-    and 1 at the start (``--encoder.weights source``): all tasks go on with the same sum.
+    and 1 at the start (``--encoder.weights source``): all tasks continue with the same sum.
 
     Raises:
         InputError: ``own`` is not between 0 and 1, or the learning-rate factor is not positive.
@@ -36,17 +36,18 @@ class CrossStitch(SideBySide):
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         weights: Literal["channel", "scalar", "source"] = "channel"
-        """What has a weight of its own: every channel of every pair of tasks, every pair, or every source task."""
+        """Granularity of the learned weights: one per channel and pair of tasks, one per pair, or one per source
+        task."""
         own: float = 0.9
-        """Weight of a task's own features at the start; the others share the rest equally (survey: 0.9 and 0.1 for the
-        two tasks of NYUD, 0.8 and four times 0.05 on PASCAL). Not used with source."""
+        """Initial weight of a task's own features; the others share the rest equally (survey: 0.9 and 0.1 for the two
+        tasks of NYUD, 0.8 and four times 0.05 on PASCAL). Not used with source."""
         after_stem: bool = False
-        """Mix after the stem too (what comes before the first map of the pyramid)."""
+        """Also mix after the stem (before the first map of the pyramid)."""
         after_last: bool = True
-        """Mix after the last stage too."""
+        """Also mix after the last stage."""
         learning_rate_factor: float = 1.0
-        """Multiplies the learning rate of the weights. The survey names 100, for SGD, but its code loses it at the
-        first epoch: its numbers belong to 1. With Adam 1 is right, because its steps do not depend on the scale."""
+        """Multiplies the learning rate of the weights. The survey states 100, for SGD, but its code drops the factor
+        after the first epoch, so its numbers correspond to 1. For Adam, use 1: its steps do not depend on the scale."""
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         check_start(config.own, config.learning_rate_factor)

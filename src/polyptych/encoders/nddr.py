@@ -22,7 +22,7 @@ from polyptych.types import Features
 
 
 class Nddr(SideBySide):
-    """After a stage, task i goes on with ReLU(BatchNorm(W_i [x_1; ...; x_T])), where W_i is a 1x1 convolution without
+    """After a stage, task i continues with ReLU(BatchNorm(W_i [x_1; ...; x_T])), where W_i is a 1x1 convolution without
     bias from T times the channels to the channels. W_i begins as multiples of the identity: cross-stitch with its
     channels connected.
 
@@ -43,20 +43,20 @@ class Nddr(SideBySide):
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         own: float = 0.9
-        """Weight of a task's own features at the start; the others share the rest equally (survey: 0.9 and 0.1 for the
-        two tasks of NYUD, 0.8 and four times 0.05 on PASCAL)."""
+        """Initial weight of a task's own features; the others share the rest equally (survey: 0.9 and 0.1 for the two
+        tasks of NYUD, 0.8 and four times 0.05 on PASCAL)."""
         shortcut: bool = False
-        """Feed the results of all units to the coarsest map (NDDR-CNN-Shortcut)."""
+        """Feed the results of all units into the coarsest map (NDDR-CNN-Shortcut)."""
         activation: Literal["relu", "none"] = "relu"
-        """After a unit. ReLU is published, for networks whose stages end with one; none keeps the negative features of
-        transformers and ConvNeXts."""
+        """Activation after a unit. ReLU is published, for networks whose stages end with one; none keeps the negative
+        features of transformers and ConvNeXts."""
         after_stem: bool = True
-        """Mix after the stem too (what comes before the first map of the pyramid)."""
+        """Also mix after the stem (before the first map of the pyramid)."""
         momentum: float = 0.05
-        """Of the BatchNorm in the units."""
+        """Momentum of BatchNorm in the units."""
         learning_rate_factor: float = 1.0
-        """Multiplies the learning rate of the units: 100 in the paper, for SGD. The survey names 100 too, but its code
-        loses it at the first epoch: its numbers belong to 1, which is right for Adam."""
+        """Multiplies the learning rate of the units: 100 in the paper, for SGD. The survey also states 100, but its
+        code drops the factor after the first epoch, so its numbers correspond to 1, which is right for Adam."""
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         check_start(config.own, config.learning_rate_factor)

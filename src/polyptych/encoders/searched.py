@@ -37,7 +37,7 @@ class Searched(Encoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         policy: str = ""
-        """File with a policy (written by polyptych search); it is kept in run.json as text."""
+        """Policy file written by `polyptych search`; run.json keeps its text."""
 
         def __post_init__(self) -> None:
             if self.policy and not self.policy.lstrip().startswith("{"):

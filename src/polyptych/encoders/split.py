@@ -1,4 +1,4 @@
-"""Split: tasks share the first stages of a backbone; the last ones every task has for itself.
+"""Split: tasks share the first stages of a backbone; each task has its own last stages.
 
 Source: the baseline "Split" of MTAN (Liu, Johns, Davison, CVPR 2019, arXiv 1803.10704), which splits at the heads
 """
@@ -35,7 +35,7 @@ class Split(Encoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         private: int = 1
-        """How many of the last stages every task has for itself."""
+        """Number of final stages that each task has to itself."""
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__()

@@ -57,21 +57,22 @@ class TaskPrompter(Encoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         size: tuple[int, int] = (448, 576)
-        """Height and width of the training images, which fix the size of the channel attention's layers."""
+        """Height and width of the training images, which determine the layer sizes of the channel attention."""
         windows: int = 1
-        """Windows of the channel attention along each side (published: 1 on PASCAL, 4 on NYUD)."""
+        """Number of channel attention windows along each side (published: 1 on PASCAL, 4 on NYUD)."""
         channel: Literal["attended", "published"] = "attended"
-        """What channel attention tells the prompts: the value that it attends to (the paper), or its query, as the
-        published code does."""
+        """What channel attention passes to the prompts: its value (the paper), or its query, as in the published
+        code."""
         scores: Literal["scaled", "raw"] = "scaled"
-        """Multiply features by scores divided by the root of their number of products, or by raw ones, as published."""
+        """Multiply features by attention scores divided by the square root of the number of products, or by raw scores,
+        as published."""
 
         stochastic_depth: Literal["together", "separate"] = "together"
-        """Whether one draw of --backbone.drop-path skips a block for an image's prompts and patches at once, or each of
-        the two has its own, as in the published code."""
+        """For each image, draw --backbone.drop-path once for prompts and patches together, or separately for each, as
+        in the published code."""
         initial: Literal["uniform", "published"] = "uniform"
-        """Initial weights of the channel attention's linear layers: PyTorch's uniform ones, or a normal distribution of
-        deviation 0.02 with biases of zero, as published."""
+        """Initial weights of the channel attention's linear layers: PyTorch's uniform ones, or normal with standard
+        deviation 0.02 and zero biases, as published."""
         prefix_tokens: bool = True
         """Keep the class and register tokens of a vision transformer; the published code drops them."""
 

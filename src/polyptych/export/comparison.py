@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyptych.errors import InputError
 from polyptych.export.runtime import FileModel
-from polyptych.network import Network
+from polyptych.networks import Network
 
 Size = tuple[int, int]
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from polyptych.errors import InputError, first_line
 from polyptych.export.comparison import Difference, compare
-from polyptych.export.graph import Graph, Size, capture, quiet, write_onnx
-from polyptych.export.metadata import KEY, LARGEST_SIDE, ExportMetadata, to_json
-from polyptych.export.runtime import ExportedModel, FileModel, OnnxModel
-from polyptych.network import Network
+from polyptych.export.formats import FORMATS, FormatName, not_installed
+from polyptych.export.graph import Graph, Size, capture
+from polyptych.export.metadata import ExportMetadata
+from polyptych.export.runtime import FileModel
+from polyptych.networks import Network
 from polyptych.prediction.model import load_network
+from polyptych.ranges import LARGEST_SIDE
 from polyptych.run import read_run
-
-Format = Literal["onnx", "torch"]
-ENDINGS: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +30,12 @@ class Exported:
     differences: dict[str, Difference]
 
 
-def export(folder: Path, *, format: Format = "onnx", size: Size | None = None, dynamic: bool = False,
+def export(folder: Path, *, format: FormatName = "onnx", size: Size | None = None, dynamic: bool = False,
            out: Path | None = None, tolerance: float = 1e-4, weights: str = "") -> Exported:
     """Write a run's network as one file.
 
     Args:
-        format: ``onnx``, or ``torch`` for torch.export's .pt2.
+        format: a name in :data:`polyptych.export.formats.FORMATS`.
         size: the only height and width that the graph accepts; by default that of the training.
         dynamic: accept any size instead.
         out: the file; by default ``RUN/model.onnx`` or ``RUN/model.pt2``.
@@ -58,12 +55,12 @@ def export(folder: Path, *, format: Format = "onnx", size: Size | None = None, d
         name=folder.resolve().name, protocol=facts.protocol, tasks=run.tasks,
         labels={task: facts.labels[task] for task in tasks}, mean=mean, std=std, size=fixed or run.size,
         fixed=fixed is not None, step=step)
-    target = out or folder / f"model{ENDINGS[format]}"
+    target = out or folder / f"model{FORMATS[format].ending}"
     differences = write(network, metadata, target, format, tolerance)
     return Exported(target, metadata, differences)
 
 
-def write(network: Network, metadata: ExportMetadata, target: Path, format: Format,
+def write(network: Network, metadata: ExportMetadata, target: Path, format: FormatName,
           tolerance: float) -> dict[str, Difference]:
     """Capture, save beside the target, read back, compare, move into place."""
     names = tuple(metadata.tasks)
@@ -76,7 +73,7 @@ def write(network: Network, metadata: ExportMetadata, target: Path, format: Form
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as place:
-            temporary = Path(place) / f"model{ENDINGS[format]}"
+            temporary = Path(place) / f"model{FORMATS[format].ending}"
             model = save(program, metadata, temporary, format)
             near = metadata.size or (97, 130)
             differences = compare(model, network, tolerance, near)
@@ -86,30 +83,27 @@ def write(network: Network, metadata: ExportMetadata, target: Path, format: Form
     return differences
 
 
-def save(program: torch.export.ExportedProgram, metadata: ExportMetadata, path: Path, format: Format) -> FileModel:
+def save(program: torch.export.ExportedProgram, metadata: ExportMetadata, path: Path,
+         format: FormatName) -> FileModel:
     """Write one file with its metadata, and open it."""
-    text = to_json(metadata)
-    if format == "onnx":
-        write_onnx(program, tuple(metadata.tasks), path, {KEY: text})
-        return OnnxModel.open(path)
-    with quiet():
-        torch.export.save(program, path, extra_files={KEY: text})
-    return ExportedModel.open(path)
+    kind = FORMATS[format].load()
+    kind.write(program, metadata, path)
+    return kind.open(path)
 
 
 def check(format: str, size: Size | None, dynamic: bool, out: Path | None, tolerance: float) -> None:
     """What can be said before anything is loaded."""
-    if format not in ENDINGS:
-        raise InputError("--format", format, f"one of {', '.join(ENDINGS)}", "choose one")
+    if format not in FORMATS:
+        raise InputError("--format", format, f"one of {', '.join(FORMATS)}", "choose one")
     if size is not None and dynamic:
         raise InputError("--dynamic", f"it and --size {size[0]} {size[1]}", "one of the two", "leave one out")
     if size is not None and not all(1 <= side <= LARGEST_SIDE for side in size):
         raise InputError("--size", f"{size[0]} {size[1]}", f"a height and width from 1 to {LARGEST_SIDE}", "correct it")
     if not 0 < tolerance < float("inf"):
         raise InputError("--tolerance", f"{tolerance:g}", "a positive number", "use for instance 1e-4")
-    if out is not None and (out.suffix.lower() != ENDINGS[format] or out.is_dir()):
-        raise InputError("--out", str(out), f"a file that ends in {ENDINGS[format]}", "rename it, or change --format")
-    needed = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise InputError("--format onnx", f"no {', '.join(missing)}", "what it is written with",
+    if out is not None and (out.suffix.lower() != FORMATS[format].ending or out.is_dir()):
+        raise InputError("--out", str(out), f"a file that ends in {FORMATS[format].ending}",
+                         "rename it, or change --format")
+    if missing := not_installed(FORMATS[format].writing):
+        raise InputError(f"--format {format}", f"no {', '.join(missing)}", "the packages that write this format",
                          "pip install 'polyptych[export]'")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.tasks._base import resize
 
 INPUT = "image"
@@ -25,7 +25,7 @@ Size = tuple[int, int]
 class Graph(nn.Module):
     """A network whose outputs stand in the order of the tasks, written without a branch on the size of the image.
 
-    It computes what :class:`polyptych.network.Network` does in evaluation: rows and columns are repeated by indexing,
+    It computes what :class:`polyptych.networks.Network` does in evaluation: rows and columns are repeated by indexing,
     which is the same as padding with the border's values and has the same form where nothing is missing.
     """
 

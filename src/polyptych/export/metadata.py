@@ -1,4 +1,4 @@
-"""What an exported file says of itself: tasks, labels, sizes, where it comes from. JSON, read strictly."""
+"""What an exported file says about itself: tasks, labels, sizes, where it comes from. JSON, read strictly."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 
 from polyptych import __version__
 from polyptych.errors import InputError, nearest
+from polyptych.ranges import LARGEST_SIDE
 from polyptych.record import decode, encode
 from polyptych.tasks._base import CATALOG, Task
 from polyptych.types import LabelInfo
@@ -20,7 +21,6 @@ KEY = "polyptych"
 FORMAT = 1
 """Version of the form of the metadata. It rises when files are written that older versions cannot read."""
 LARGEST = 4 * 2**20  # characters; thousands of class names fit many times
-LARGEST_SIDE = 32768
 _NAME = re.compile(r"\w[\w.+ -]{0,100}")
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from polyptych.errors import InputError, first_line
 from polyptych.export.archive import clean
-from polyptych.export.graph import INPUT, quiet
-from polyptych.export.metadata import KEY, ExportMetadata, from_json
+from polyptych.export.graph import INPUT, quiet, write_onnx
+from polyptych.export.metadata import KEY, ExportMetadata, from_json, to_json
 from polyptych.tasks._base import Task
 
 
 class FileModel(ABC):
-    """What both kinds of file have in common: the metadata, and the checks of the input.
+    """A kind of file that predicts: how it is written, opened and run, and what all kinds have in common.
 
     Attributes:
         metadata: what the file says of itself.
@@ -51,6 +51,19 @@ class FileModel(ABC):
                                  f"{(len(images), task.channels, *images.shape[2:])}", "export the run again")
         return {name: predictions[name] for name in self.tasks}
 
+    @staticmethod
+    @abstractmethod
+    def write(program: torch.export.ExportedProgram, metadata: ExportMetadata, path: Path) -> None:
+        """Save a captured network and its metadata."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, path: Path) -> FileModel:
+        """
+        Raises:
+            InputError: the file cannot be trusted or read.
+        """
+
     @abstractmethod
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         """Raw predictions as the file gives them."""
@@ -62,6 +75,10 @@ class OnnxModel(FileModel):
     def __init__(self, path: Path, metadata: ExportMetadata, session: Any):
         super().__init__(path, metadata)
         self.session = session
+
+    @staticmethod
+    def write(program: torch.export.ExportedProgram, metadata: ExportMetadata, path: Path) -> None:
+        write_onnx(program, tuple(metadata.tasks), path, {KEY: to_json(metadata)})
 
     @classmethod
     def open(cls, path: Path) -> OnnxModel:
@@ -89,7 +106,8 @@ class OnnxModel(FileModel):
         model = cls(path, from_json(text, path), session)
         _check_names(path, [item.name for item in session.get_outputs()], model.tasks)
         if [(item.name, item.type) for item in session.get_inputs()] != [(INPUT, "tensor(uint8)")]:
-            raise InputError(path, "a model with other inputs", f"one of bytes, named {INPUT}", "export the run again")
+            raise InputError(path, "a model with other inputs", f"a single uint8 input named {INPUT}",
+                             "export the run again")
         return model
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
@@ -106,6 +124,11 @@ class ExportedModel(FileModel):
     def __init__(self, path: Path, metadata: ExportMetadata, module: torch.nn.Module):
         super().__init__(path, metadata)
         self.module = module
+
+    @staticmethod
+    def write(program: torch.export.ExportedProgram, metadata: ExportMetadata, path: Path) -> None:
+        with quiet():
+            torch.export.save(program, path, extra_files={KEY: to_json(metadata)})
 
     @classmethod
     def open(cls, path: Path) -> ExportedModel:

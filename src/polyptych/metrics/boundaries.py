@@ -1,4 +1,4 @@
-"""Fast boundary F measure with a pixel tolerance, for watching a training (not odsF)."""
+"""Fast boundary F measure with a pixel tolerance, for monitoring training (not odsF)."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def evaluate_folders(predictions: Path, truths: Path, protocol: str | BenchmarkS
     if workers is None:
         workers = min(os.cpu_count() or 1, -(-len(pairs) // _IMAGES_PER_WORKER))
     elif workers < 1:
-        raise InputError("workers", str(workers), "1 or more", "leave it out to take the cores")
+        raise InputError("workers", str(workers), "1 or more", "leave it out to use all cores")
     measure = partial(_count_files, protocol=benchmark.protocol, truth=truth, ucm=ucm)
     for done, (pair, counts) in enumerate(zip(pairs, _in_order(measure, pairs, workers), strict=True), 1):
         benchmark.add_counts(counts, pair.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from polyptych.errors import InputError
 
 IMAGES = {*PICTURES, ".apng"}
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv"}
+ANIMATIONS = {".gif", ".webp", ".apng"}
+"""Images that may have several frames."""
 CAMERA = "camera:"
 
 
@@ -28,16 +31,18 @@ class UnreadableInput(InputError):
 
 @dataclass(frozen=True)
 class Source:
-    """One input: a file, or a camera where ``device`` is set; ``stem`` begins the names of what is written."""
+    """One input: a file, or a camera where ``device`` is set; ``stem`` begins the names of what is written.
+    ``animated`` is an image file with several frames."""
 
     path: Path
     stem: str
     device: str = ""
+    animated: bool = False
 
     @property
     def moves(self) -> bool:
         """It has frames."""
-        return bool(self.device) or self.path.suffix.lower() in VIDEOS
+        return bool(self.device) or self.animated or self.path.suffix.lower() in VIDEOS
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,17 @@ def find_sources(inputs: Iterable[Path | str], recursive: bool = False) -> list[
         raise InputError("polyptych predict", "no input", "images, videos, folders of them, or camera:0",
                          "name at least one")
     stems = _unique_stems([path for path, _ in found])
-    return [Source(path, stem, device) for (path, device), stem in zip(found, stems, strict=True)]
+    return [Source(path, stem, device, not device and _is_animated(path))
+            for (path, device), stem in zip(found, stems, strict=True)]
+
+
+def _is_animated(path: Path) -> bool:
+    """Whether a file is an animation; one that cannot be read is told where it is predicted on."""
+    if path.suffix.lower() not in ANIMATIONS:
+        return False
+    with suppress(InputError), open_picture(path, "an image") as picture:
+        return int(getattr(picture, "n_frames", 1)) > 1
+    return False
 
 
 def _named(each: Path | str, recursive: bool) -> Iterator[tuple[Path, str]]:
@@ -93,7 +108,7 @@ def _named(each: Path | str, recursive: bool) -> Iterator[tuple[Path, str]]:
         yield path, ""
     elif path.exists():
         raise InputError(path, "neither a file nor a folder", "an image, a video, a folder of them, or camera:0",
-                         "save what it gives to a file first")
+                         "save its output to a file first")
     else:
         raise InputError(path, "no such file or folder", "an image, a video, a folder of them, or camera:0",
                          "check the path")

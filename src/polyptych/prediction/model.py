@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,11 +13,12 @@ from torch import Tensor
 from polyptych import devices, distributed
 from polyptych.checkpoint import load_weights
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.export.formats import ENDINGS, FORMATS, not_installed
+from polyptych.networks import Network
 from polyptych.run import Run, buildable, read_run
 from polyptych.tasks._base import Task
 
-FORMS = "a run folder or an exported model (.onnx, .pt2)"
+FORMS = f"a run folder or an exported model ({ENDINGS})"
 
 
 @runtime_checkable
@@ -87,21 +87,13 @@ def open_model(path: Path, weights: str = "", device: str = "auto") -> Model:
     if weights:
         raise InputError("--weights", weights, "a run folder to choose weights from",
                          "leave it out: an exported model has one set of weights")
-    match path.suffix.lower():
-        case ".onnx":
-            if importlib.util.find_spec("onnxruntime") is None:
-                raise InputError(path, "a model that onnxruntime runs, which is not installed", "onnxruntime",
-                                 "pip install onnxruntime")
-            from polyptych.export.runtime import OnnxModel
-
-            model: Model = OnnxModel.open(path)
-        case ".pt2":
-            from polyptych.export.runtime import ExportedModel
-
-            model = ExportedModel.open(path)
-        case other:
-            raise InputError(path, f"a file that ends in '{other}'", FORMS, "check the path")
-    return model
+    for kind in FORMATS.values():
+        if path.suffix.lower() == kind.ending:
+            if missing := " ".join(not_installed(kind.reading)):
+                raise InputError(path, f"a model that {missing} runs, which is not installed", missing,
+                                 f"pip install {missing}")
+            return kind.load().open(path)
+    raise InputError(path, f"a file that ends in '{path.suffix.lower()}'", FORMS, "check the path")
 
 
 def load_network(folder: Path, weights: str = "",

@@ -16,7 +16,8 @@ from polyptych.prediction.model import open_model
 from polyptych.prediction.predictor import Inference, Predictor
 from polyptych.prediction.progress import Counter
 from polyptych.prediction.scene import Outputs, Scene, write_picture, write_scene
-from polyptych.prediction.video import Moment, Reader, Writer
+from polyptych.prediction.shares import ClassShares
+from polyptych.prediction.video import Moment, Writer, open_frames
 from polyptych.reports.panels import contact_sheet, mosaic
 
 SHEET_NAME = "contact_sheet.png"
@@ -29,7 +30,8 @@ VIDEO_CELL = 640
 
 def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: bool = False, weights: str = "",
             device: str = "auto", inference: Inference | None = None, outputs: Outputs | None = None,
-            recursive: bool = False, frames: int = 0, say: Callable[[object], None] = print) -> list[Path]:
+            recursive: bool = False, frames: int = 0, shares: Path | None = None,
+            say: Callable[[object], None] = print) -> list[Path]:
     """Predict every task on images, videos and cameras, and write pictures.
 
     Args:
@@ -42,6 +44,7 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
         inference: how images are brought to the network.
         recursive: also take what lies in folders within folders.
         frames: the most that are taken of every video or camera; 0 takes all. A camera is also stopped by Ctrl-C.
+        shares: a .csv or .json file that gets the share of every class in every image and frame.
 
     Returns:
         The files written.
@@ -58,6 +61,7 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
     if outputs.points and not any(task.has_distance for task in predictor.tasks.values()):
         raise InputError("--points", f"a model of {', '.join(predictor.tasks)}", "a task that predicts depth in meters",
                          "use a model with such a task")
+    table = ClassShares(shares, predictor.tasks) if shares else None
     _spare(sources, tuple(predictor.tasks), out)
     if outputs.guessed:
         say(outputs.guessed)
@@ -68,27 +72,31 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
     with Counter(say) as counter:
         for source in moving:
             try:
-                written += _film(predictor, source, out, outputs, frames, counter, say)
+                written += _film(predictor, source, out, outputs, table, frames, counter, say)
             except UnreadableInput as error:
                 unreadable.append(error)
         if images:
-            written += _pictures(predictor, images, out, outputs, counter, unreadable, say)
+            written += _pictures(predictor, images, out, outputs, table, counter, unreadable, say)
+    if table is not None and table.found:
+        written.insert(0, table.write())  # the last one is what the command line names
+        say(f"class shares: {table.path}")
     if unreadable and len(sources) == 1:
         raise unreadable[0]
     say(f"{counter.done} images in {counter.seconds:.1f} s: {counter.speed:.2f} images/s"
         f" ({counter.done / max(predictor.seconds, 1e-9):.2f} without reading and writing)")
     if unreadable:
-        for error in unreadable:
-            say(f"left out: {error}")
-        names = ", ".join(error.where for error in unreadable[:SHOWN])
+        for fault in unreadable:
+            say(f"skipped: {fault}")
+        names = ", ".join(fault.where for fault in unreadable[:SHOWN])
         more = f" and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
         raise InputError("inputs", f"{len(unreadable)} of {len(sources)} that cannot be read ({names}{more})",
                          "images and videos", f"repair or remove them; all others are in {out}")
     return written
 
 
-def _pictures(predictor: Predictor, sources: Sequence[Source], out: Path, outputs: Outputs, counter: Counter,
-              unreadable: list[UnreadableInput], say: Callable[[object], None]) -> list[Path]:
+def _pictures(predictor: Predictor, sources: Sequence[Source], out: Path, outputs: Outputs,
+              table: ClassShares | None, counter: Counter, unreadable: list[UnreadableInput],
+              say: Callable[[object], None]) -> list[Path]:
     """All images; those that cannot be read are added to ``unreadable``."""
     written: list[Path] = []
     strips: list[UInt8[np.ndarray, "_ _ 3"]] = []
@@ -108,6 +116,8 @@ def _pictures(predictor: Predictor, sources: Sequence[Source], out: Path, output
     for scene in predictor.predict_many(pixels()):
         source, remark = read.popleft()
         written += write_scene(scene, out, source.stem, outputs)
+        if table is not None:
+            table.add(str(source.path), scene)
         if len(strips) < SHEET:
             strips.append(scene.panel())
         say(f"{source.path}: {', '.join(scene.tasks)}{f' ({remark})' if remark else ''}")
@@ -117,10 +127,10 @@ def _pictures(predictor: Predictor, sources: Sequence[Source], out: Path, output
     return written
 
 
-def _film(predictor: Predictor, source: Source, out: Path, outputs: Outputs, limit: int, counter: Counter,
-          say: Callable[[object], None]) -> list[Path]:
+def _film(predictor: Predictor, source: Source, out: Path, outputs: Outputs, table: ClassShares | None, limit: int,
+          counter: Counter, say: Callable[[object], None]) -> list[Path]:
     """One video or camera; no more than a batch of frames is held."""
-    reader = Reader(source, limit)
+    reader = open_frames(source, limit)
     moments: deque[Moment] = deque()
 
     def frames() -> Iterator[Pixels]:
@@ -140,6 +150,8 @@ def _film(predictor: Predictor, source: Source, out: Path, outputs: Outputs, lim
                 moment = moments.popleft()
                 for kind, film in films.items():
                     film.write(_frame(scene, None if kind == "panels" else outputs.opacity), moment)
+                if table is not None:
+                    table.add(f"{source.path}#{index:06}", scene)
                 if extra:
                     written += write_scene(scene, out, f"{source.stem}_{index:06}", outputs, pictures=False)
                 counter.step()
@@ -171,7 +183,7 @@ def _spare(sources: Sequence[Source], tasks: Sequence[str], out: Path) -> None:
             if other is not source:
                 raise InputError(source.path, f"an input whose result {source.stem}{ending} would overwrite "
                                  f"{f'that of {other.path}' if other else 'the contact sheet'}",
-                                 "names that do not meet", "rename it, or predict it into another --out")
+                                 "names that do not collide", "rename it, or predict it into another --out")
     place = out.resolve()
     for source in sources:
         path = source.path.resolve()

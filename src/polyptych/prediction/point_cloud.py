@@ -1,4 +1,4 @@
-"""Points in space from depth, and the PLY files that other programs read."""
+"""Point clouds from depth, and PLY files for other programs."""
 
 from __future__ import annotations
 

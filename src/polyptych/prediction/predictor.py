@@ -16,8 +16,9 @@ from torch import Tensor
 from polyptych import devices
 from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError, nearest
+from polyptych.networks import Network
 from polyptych.prediction.inputs import Pixels, as_pixels
-from polyptych.prediction.model import Model, open_model
+from polyptych.prediction.model import Model, RunModel, open_model
 from polyptych.prediction.scene import Scene
 from polyptych.prediction.windows import slide
 from polyptych.ranges import LARGEST_SIDE
@@ -35,17 +36,17 @@ class Inference:
     """
 
     size: Size | None = None
-    """Height and width that the network works at; None is that of its training."""
+    """Height and width of the network input (default: the training size)."""
     native: bool = False
-    """Work at each image's own size."""
+    """Run each image at its own size."""
     flip: bool = False
-    """Average with the prediction of the mirror image."""
+    """Average with the prediction for the mirrored image."""
     scales: tuple[float, ...] = (1.0,)
-    """Average over these enlargements of the image. An enlarged object looks nearer; tasks undo that."""
+    """Average over these image scales. An enlarged object looks nearer; tasks compensate for that."""
     tile: Size | None = None
-    """Height and width of a sliding window; without a size the image keeps its own."""
+    """Height and width of a sliding window; without a size, the image keeps its own size."""
     overlap: float = 0.25
-    """Least share of the window that two neighbors have in common; they are blended smoothly."""
+    """Minimum overlap of neighboring windows, as a fraction of the window; overlaps are blended smoothly."""
     batch: int = 1
     """Images (or windows) per pass of the network."""
 
@@ -96,6 +97,18 @@ class Predictor:
     def tasks(self) -> dict[str, Task]:
         """What is predicted, in order."""
         return self.model.tasks
+
+    @property
+    def network(self) -> Network:
+        """The network of a run, in evaluation mode on the device where it predicts: a module as any other.
+
+        Raises:
+            InputError: this is an exported model, which has no module.
+        """
+        if isinstance(self.model, RunModel):
+            return self.model.network
+        raise InputError("network", f"{self.model.caption}, an exported model", "a run, whose network is a module",
+                         "load the folder of the run that it was exported from")
 
     def predict(self, image: Path | str | Any) -> Scene:
         """
@@ -166,7 +179,7 @@ class Predictor:
             return self.model.raw(images)
         # A window beyond the image would be memory for nothing; the network extends images to what it needs.
         height, width = (min(*sides) for sides in zip(inference.tile, images.shape[-2:], strict=True))
-        window = tuple(inference.tile) if self.model.fixed else (height, width)
+        window = (inference.tile[0], inference.tile[1]) if self.model.fixed else (height, width)
         blended = [slide(self.model.raw, self.tasks, image, window, inference.overlap, inference.batch)
                    for image in images]
         if len(blended) == 1:

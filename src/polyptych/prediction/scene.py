@@ -161,20 +161,20 @@ class Outputs:
     """What is written beside the picture of every task."""
 
     arrays: bool = False
-    """Raw arrays (.npy): class ids, meters, unit vectors, probabilities, keypoints."""
+    """Write raw arrays (.npy): class ids, meters, unit vectors, probabilities, keypoints."""
     maps: bool = False
-    """16-bit PNGs: depth in millimeters, class ids, probabilities; the text chunk "meaning" says what the numbers are.
-    Tasks that one channel cannot hold have none."""
+    """Write 16-bit PNGs: depth in millimeters, class ids, probabilities; the text chunk "meaning" explains the numbers.
+    Tasks that do not fit into one channel have none."""
     overlay: bool = False
-    """Every task laid over the image; of a video, a second video."""
+    """Write each task overlaid on the image; for a video, a second video."""
     opacity: float = 0.6
-    """How much of the image an overlay covers, from 0 to 1."""
+    """Opacity of overlays, from 0 (image only) to 1 (prediction only)."""
     points: bool = False
-    """A colored point cloud (.ply) from depth, with normals where they are predicted."""
+    """Write a colored point cloud (.ply) from depth, with normals if they are predicted."""
     intrinsics: tuple[float, float, float, float] | None = None
-    """FX FY CX CY of the camera in pixels of the image, for --points."""
+    """Camera intrinsics FX FY CX CY in image pixels, for --points."""
     field_of_view: float | None = None
-    """Instead: degrees from the left to the right border of the image. Without both it is taken to be 60."""
+    """Horizontal field of view in degrees, in place of intrinsics (default: 60)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:

@@ -1,4 +1,4 @@
-"""Videos and cameras in, videos out: frame by frame, and playable whenever the program is killed.
+"""Videos and cameras in, videos out: frame by frame, and playable even if the program is killed at any moment.
 
 The output is fragmented MP4: every frame is a fragment of its own, complete in itself and handed to the operating
 system at once. A program that is killed loses the frame it was writing, and nothing before it. The encoder looks at no
@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
+from polyptych.data.pictures import as_rgb, open_picture, upright
 from polyptych.errors import InputError
 from polyptych.prediction.inputs import Source, UnreadableInput
 
@@ -125,6 +127,54 @@ class Reader:
             return UnreadableInput(f"camera:{self.source.device}", got, "a connected camera that no other program uses",
                               "check its number and your rights to it")
         return UnreadableInput(self.source.path, got, "a video", "repair or remove it")
+
+
+class AnimationReader:
+    """The frames of an animated GIF, WebP or APNG, as :class:`Reader` gives those of a video.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+
+    def __init__(self, source: Source, limit: int = 0):
+        self.source, self._limit = source, limit
+        _import_av(source)  # to write with; better missed before the work
+        with self._reading(), open_picture(source.path, "an image") as picture:
+            frames = int(getattr(picture, "n_frames", 1))
+            self.total = min(limit, frames) if limit else frames
+            self.rate = Fraction(1000, _duration(picture))
+
+    def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], Moment]]:
+        time = 0
+        with self._reading(), open_picture(self.source.path, "an image") as picture:
+            for number in range(self.total):
+                picture.seek(number)
+                picture.load()  # which a WebP needs before it knows the duration of a frame
+                shown = _duration(picture)
+                yield np.array(as_rgb(upright(picture), self.source.path)), Moment(time, Fraction(1, 1000))
+                time += shown
+
+    def close(self) -> None:
+        """Nothing stays open between frames."""
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, EOFError) as error:
+            got = error.got if isinstance(error, InputError) else "an animation that breaks off"
+            raise UnreadableInput(self.source.path, got, "an image", "repair or remove it") from None
+
+
+def open_frames(source: Source, limit: int) -> Reader | AnimationReader:
+    """A reader of the frames of a video, a camera or an animation."""
+    return AnimationReader(source, limit) if source.animated else Reader(source, limit)
+
+
+def _duration(picture: Image.Image) -> int:
+    """Milliseconds for which a frame is shown; like browsers, a tenth of a second where a file says next to nothing."""
+    stated = round(float(picture.info.get("duration", 0)))
+    return stated if stated > 10 else 100
 
 
 class Writer:

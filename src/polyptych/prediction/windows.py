@@ -1,4 +1,4 @@
-"""A sliding window: an image larger than the network likes, in overlapping pieces that are blended smoothly."""
+"""A sliding window: an image larger than the network's input, in overlapping pieces that are blended smoothly."""
 
 from __future__ import annotations
 

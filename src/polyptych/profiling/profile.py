@@ -16,7 +16,7 @@ import torch
 
 from polyptych import devices
 from polyptych.errors import InputError
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.profiling.memory import Memory, peak, standing
 from polyptych.profiling.operators import Operator, count
 from polyptych.profiling.structure import Node, Part, Sharing, parts, sharing, tree

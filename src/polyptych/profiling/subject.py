@@ -13,7 +13,7 @@ from torch import nn
 
 from polyptych import devices, distributed
 from polyptych.logbook import environment
-from polyptych.network import Network, normalizing
+from polyptych.networks import Network, normalizing
 from polyptych.profiling.memory import training_peak
 from polyptych.types import Output
 

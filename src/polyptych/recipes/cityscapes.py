@@ -24,7 +24,7 @@ def cityscapes_ema_net() -> Run:
     paper's one filter per task, 5,301,766.
 
     Adam at 5e-4 with weight decay 1e-4 in the gradient, a cosine to zero, 75 epochs of 2975 images at batch 8, inverse
-    depth with weight 10. Ours differs as in ``nyuv2_ema_net``. Published row: the paper's tables were not at hand, so
+    depth with weight 10. Ours differs as in ``nyuv2_ema_net``. Published row: the paper's tables were not available, so
     none is quoted.
     """
     return _cityscapes("cityscapes_ema_net", EMANet.Config(size=SMALL), "mtan")

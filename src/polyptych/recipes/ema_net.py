@@ -30,7 +30,7 @@ def nyuv2_ema_net() -> Run:
     training images is kept for validation (``--dataset.validation 0.0`` and no validation is the authors' way); images
     are normalized as the ImageNet weights expect, where the authors' code trains and evaluates on images in [0, 1] as
     they are (weights trained there need a mean of 0 and a deviation of 1). Published row: the paper's tables were not
-    at hand, so none is quoted.
+    available, so none is quoted.
     """
     return _nyuv2("nyuv2_ema_net", EMANet.Config(size=SIZE))
 

@@ -21,6 +21,7 @@ from polyptych.evaluation_record import Evaluation
 from polyptych.logbook import read_events
 from polyptych.record import flat, read_json
 from polyptych.reports import curves, tables, templates
+from polyptych.reports.label_sheet import NAME as SAMPLES
 from polyptych.reports.published import PublishedTable, published_tables
 
 MOST_PANELS = 24  # that go into the page; it must stay a file that one can send
@@ -59,6 +60,7 @@ class ReportData:
     events: Sequence[Mapping[str, Any]]
     evaluations: Mapping[str, Evaluation]
     panels: Sequence[Panel]
+    samples: Panel | None = None
 
     @property
     def title(self) -> str:
@@ -138,8 +140,13 @@ class ReportData:
         """Every field of the run in groups: the plain ones, then one group for each part."""
         plain = [(key, _shown(value)) for key, value in self.run.items() if not isinstance(value, dict)]
         parts = [(key, [(name, _shown(item)) for name, item in flat(value)])
-                 for key, value in self.run.items() if isinstance(value, dict) and value]
+                 for key, value in self.run.items() if isinstance(value, dict) and value and key != "reasons"]
         return [("run", plain), *parts] if plain else parts
+
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """What the recipe chose from the data, and why, by option."""
+        return [(str(option), str(reason)) for option, reason in _mapping(self.run.get("reasons")).items()]
 
     @property
     def surroundings(self) -> list[tuple[str, str]]:
@@ -160,7 +167,7 @@ class ReportData:
     def _trained(self) -> str:
         tasks = list(self.run.get("tasks") or self.labels or (self.main.tasks if self.main else ()))
         parts = [f"{_part_name(self.run[slot])} {slot}" for slot in PARTS if _part_name(self.run.get(slot))]
-        data = _part_name(self.run.get("dataset"))
+        data = _mapping(self.record.get("facts")).get("dataset") or _part_name(self.run.get("dataset"))
         return " ".join(part for part in (_listed(tasks), f"on {data}" if data else "",
                                           f"with {_listed(parts)}" if parts else "") if part)
 
@@ -224,7 +231,8 @@ def read_folder(folder: Path) -> ReportData:
     return ReportData(
         folder=folder, record=_object(folder / "run.json"), environment=_object(folder / "environment.json"),
         events=read_events(folder / "metrics.jsonl"), evaluations=evaluations,
-        panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))])
+        panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))],
+        samples=_panel(folder / SAMPLES) if (folder / SAMPLES).is_file() else None)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The contract of a task. Everything specific to what is predicted lives in the task's own file."""
+"""The contract of a task. Everything specific to a task lives in its own file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Task(Component, ABC):
         perfect: the headline's value for a perfect prediction.
         dense: every pixel has a label of its own. Predictions of a task that is not dense, one label for the whole
             image, may keep whatever resolution they have: its loss and its decoding take any.
-        standard_weight: the loss weight customary in the field (ASTMT, survey and ATRC lines of work).
+        standard_weight: the usual loss weight in the field (ASTMT, survey and ATRC lines of work).
         likelihood: what the loss is the negative log likelihood of: ``gaussian`` for squared errors, ``laplace`` for
             absolute ones, ``categorical`` for cross entropies. Uncertainty weighting asks for it.
     """
@@ -54,7 +54,7 @@ class Task(Component, ABC):
         @property
         def standard_weight(self) -> float:
             """The task's, before it is built."""
-            return self.owner.standard_weight  # type: ignore[no-any-return]
+            return self.owner.standard_weight
 
     channels: int
     headline: ClassVar[str]

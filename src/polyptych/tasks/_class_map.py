@@ -31,21 +31,20 @@ class ClassMap(Task):
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
         label_smoothing: float = 0.0
-        """Share of the target's probability that is spread over all classes, 0 to 1."""
+        """Label smoothing: share of the target probability that is spread over all classes, from 0 to 1."""
         class_weights: tuple[float, ...] = ()
-        """Weight of each class in the loss, in the order of their ids; none means 1. The sum is divided by
-        the number of valid pixels, not by the sum of their weights."""
+        """Weight of each class in the loss, in the order of class ids (default: 1). The sum is divided by the number of
+        valid pixels, not by the sum of weights."""
         absent: Absent = "skip"
-        """What a class that is in no label and no prediction contributes to the mIoU: nothing, NaN or
-        zero."""
+        """What a class that occurs in no label and no prediction contributes to the mIoU: nothing, NaN or zero."""
         require_tp: bool = False
-        """Average the IoU only over classes that were hit at least once (AdaShare, AutoMTL; inflates the
+        """Average the IoU only over classes with at least one true positive (AdaShare, AutoMTL; inflates the
         number)."""
         union_unlabeled: bool = False
-        """Predictions on pixels without a label enlarge the union, as in MTAN's code of 2019 (with accumulation
+        """Predictions on unlabeled pixels count toward the union, as in MTAN's code of 2019 (with accumulation
         image)."""
         accumulation: Accumulation = "global"
-        """One confusion matrix over the set, or the mean over those of every image (MTAN 2019) or batch."""
+        """One confusion matrix over the whole set, or the mean over images (MTAN 2019) or batches."""
 
     headline: ClassVar[str] = "mIoU"
     higher_is_better: ClassVar[dict[str, bool]] = {
@@ -65,7 +64,7 @@ class ClassMap(Task):
                              f"{self.channels}, one per class", "give one weight for every class or none")
         if not 0 <= config.label_smoothing <= 1:
             raise InputError(f"{name}.label_smoothing", str(config.label_smoothing), "a number from 0 to 1",
-                             "0.1 is customary")
+                             "0.1 is usual")
         if config.absent == "nan" and config.accumulation != "global":
             raise InputError(f"{name}.absent", f"nan with accumulation {config.accumulation}", "skip or zero",
                              "choose one: few images show every class, so most would drop out of the mean")

@@ -30,7 +30,7 @@ class HeatMap(Task):
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
         accumulation: Accumulation = "global"
-        """The error over all pixels of the set, or for every image or batch and then the mean."""
+        """The error over all pixels of the set, or the mean over images or batches."""
 
     channels = 1
     headline: ClassVar[str] = "abs"

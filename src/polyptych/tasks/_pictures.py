@@ -87,7 +87,7 @@ def distinct_colors(count: int) -> UInt8[np.ndarray, "k 3"]:
     """``count`` colors as far apart as possible to the eye, the same ones every time.
 
     Greedy choice of the farthest candidate in OKLab (Ottosson 2020), where Euclidean distance follows
-    perception, among colors of medium lightness and chroma; black, white and the gray of unlabelled pixels
+    perception, among colors of medium lightness and chroma; black, white and the gray of unlabeled pixels
     are avoided.
     """
     levels = np.linspace(0, 255, 18).round()

@@ -33,14 +33,15 @@ class Boundaries(BinaryMap):
     @dataclass(frozen=True, kw_only=True)
     class Config(BinaryMap.Config):
         weight: float = 0.95
-        """Weight of boundary pixels in the loss, 0 to 1; the others have the rest."""
+        """Weight of boundary pixels in the loss, from 0 to 1; the other pixels have the rest."""
         threshold: float = 0.5
-        """A probability above it is a boundary, for the fast F measure."""
+        """Probability above which a pixel is a boundary, for the fast F-measure."""
         tolerance: float = 0.0075
-        """How far a boundary may be off, as a fraction of the image's diagonal, for the fast F measure."""
+        """Matching tolerance as a fraction of the image's diagonal, for the fast F-measure."""
 
         benchmark: Literal["", "bsds", "nyud", "pascal", "nyud_survey", "pascal_survey"] = ""
-        """Also measure odsF, oisF and AP at the end, by this protocol; 0.1 to 0.3 s of processor time per image."""
+        """Also measure odsF, oisF and AP at the end, by this protocol; takes 0.1 to 0.3 s of processor time per
+        image."""
 
     headline: ClassVar[str] = "F"
     higher_is_better: ClassVar[dict[str, bool]] = {"F": True, "precision": True, "recall": True}
@@ -54,7 +55,7 @@ class Boundaries(BinaryMap):
             value = getattr(config, name)
             if not 0 <= value <= 1:
                 raise InputError(f"boundaries.{name}", str(value), "a number from 0 to 1",
-                                 f"{getattr(type(config), name)} is customary")
+                                 f"{getattr(type(config), name)} is usual")
 
     def full_size_loss(self, prediction: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b h w"],
                        valid: Bool[Tensor, "b h w"]) -> Loss:

@@ -41,7 +41,7 @@ class Classification(Task):
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
         label_smoothing: float = 0.0
-        """Share of the target's probability that is spread over all classes, 0 to 1."""
+        """Label smoothing: share of the target probability that is spread over all classes, from 0 to 1."""
 
     headline: ClassVar[str] = "top1"
     higher_is_better: ClassVar[dict[str, bool]] = {"top1": True, "top5": True}
@@ -58,7 +58,7 @@ class Classification(Task):
                              "set `classes` in the dataset's LabelInfo")
         if not 0 <= config.label_smoothing <= 1:
             raise InputError("classification.label_smoothing", str(config.label_smoothing), "a number from 0 to 1",
-                             "0.1 is customary")
+                             "0.1 is usual")
 
     def loss(self, prediction: Float[Tensor, "b c hp wp"], target: Int[Tensor, " b"],
              valid: Bool[Tensor, "b h w"]) -> Loss:

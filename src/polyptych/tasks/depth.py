@@ -1,4 +1,4 @@
-"""Depth: how far every pixel lies, in meters."""
+"""Depth: the distance of every pixel, in meters."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class Depth(Task):
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
         loss: Literal["l1", "l2", "log_l1", "log_l2", "silog", "berhu"] = "l1"
-        """Loss per pixel; the logarithmic ones make the network predict the logarithm of depth."""
+        """Loss per pixel; with the logarithmic ones, the network predicts the logarithm of depth."""
         silog_lambda: float = 0.5
-        """Weight of the squared mean in silog: 0 is log_l2, 1 ignores the scale of the scene."""
+        """Weight of the squared mean in silog: 0 equals log_l2; 1 ignores the scale of the scene."""
         gradient: float = 0.0
-        """Weight of errors of the depth's slope (Sobel), added to the loss; 1 in ASTMT."""
+        """Weight of the depth gradient loss (Sobel); 1 in ASTMT."""
         accumulation: Accumulation = "global"
-        """Errors over all pixels of the set, or for every image (ASTMT) or batch (MTAN, CAGrad; AdaShare:
-        batch_weighted) and then the mean."""
+        """The error over all pixels of the set, or the mean over images (ASTMT) or batches (MTAN, CAGrad; AdaShare:
+        batch_weighted)."""
         max_depth: float = 10.0
-        """Distance in meters that pictures show as the darkest; labels and predictions share the scale."""
+        """Distance in meters that pictures show as darkest; labels and predictions share the scale."""
 
     channels = 1
     headline: ClassVar[str] = "RMSE"
@@ -75,7 +75,7 @@ class Depth(Task):
         self.likelihood = "gaussian" if config.loss in ("l2", "log_l2", "silog") else "laplace"
         if not 0 <= config.silog_lambda <= 1:
             raise InputError("depth.silog_lambda", str(config.silog_lambda), "a number from 0 to 1",
-                             "0.5 is customary")
+                             "0.5 is usual")
         check_range("depth.gradient", config.gradient, 0, do="0 leaves it out")
         if not config.max_depth > 0:
             raise InputError("depth.max_depth", str(config.max_depth), "a distance in meters above 0",

@@ -31,16 +31,15 @@ class InverseDepth(Task):
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
         zoom: Literal["multiply", "divide", "keep"] = "multiply"
-        """What a zoom does to the label: what looks nearer has more inverse depth. ``divide`` is what the code of
-        CAGrad and its successors does, which treats it as depth; ``keep`` is AdaShare's."""
+        """How zooming changes the label: what looks nearer has a larger inverse depth. ``divide`` is what the code of
+        CAGrad and its successors does, which treats it as depth; ``keep`` is what AdaShare does."""
         smallest: float = 0.0
-        """Labels up to this count neither in training nor in metrics, if above 0. 3e-5 (AdaShare, AutoMTL) leaves
-        out what is infinitely far in MTAN's Cityscapes."""
+        """Labels up to this value are excluded from training and metrics (0: none). 3e-5 (AdaShare, AutoMTL) excludes
+        what is infinitely far away in MTAN's Cityscapes."""
         accumulation: Accumulation = "global"
-        """Errors over all pixels of the set, or for every image or batch (MTAN, CAGrad) and then the mean."""
+        """The error over all pixels of the set, or the mean over images or batches (MTAN, CAGrad)."""
         brightest: float | None = None
-        """Value that pictures show as the brightest; by default 64 for disparities in pixels and 0.25
-        otherwise."""
+        """Value that pictures show as brightest (default: 64 for disparities in pixels, 0.25 otherwise)."""
 
     channels = 1
     headline: ClassVar[str] = "abs"
@@ -52,7 +51,7 @@ class InverseDepth(Task):
     def __init__(self, config: Config, *, labels: LabelInfo):
         super().__init__(config, labels=labels)
         if not 0 <= config.smallest < float("inf"):
-            raise InputError("inverse_depth.smallest", str(config.smallest), "a number from 0 on",
+            raise InputError("inverse_depth.smallest", str(config.smallest), "0 or more",
                              "0 lets every label count")
         if config.brightest is not None and not 0 < config.brightest < float("inf"):
             raise InputError("inverse_depth.brightest", str(config.brightest), "a number above 0",

@@ -41,7 +41,7 @@ class Keypoints(Task):
       Krähenbühl, arXiv 1904.07850, eq. 1, alpha 2, beta 4). We divide by valid pixels where the paper divides
       by keypoints: every loss here is a sum over pixels. Bumps are centered on whole cells, as there.
 
-    No weight is customary in the field. The standard weight makes the loss of an untrained network about as
+    No weight is usual in the field. The standard weight makes the loss of an untrained network about as
     large as other tasks' losses: 0.1 for ``softmax``, 100 for ``mse`` and 1000 for ``focal``, which are tiny
     because most pixels are far from any keypoint.
     """
@@ -49,11 +49,11 @@ class Keypoints(Task):
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
         loss: Literal["softmax", "mse", "focal"] = "softmax"
-        """Cross entropy over places, squared error of heat maps, or CenterNet's focal loss."""
+        """Cross-entropy over positions, squared error of heat maps, or CenterNet's focal loss."""
         sigma: float = 0.02
-        """Standard deviation of a bump as a fraction of the image's diagonal."""
+        """Standard deviation of a peak as a fraction of the image's diagonal."""
         threshold: float = 0.1
-        """Pictures show the peak of a heat map if it is higher than this."""
+        """Pictures show a heat map peak only above this height."""
 
         @property
         def standard_weight(self) -> float:

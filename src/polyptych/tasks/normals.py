@@ -42,7 +42,7 @@ class Normals(Task):
         loss: Literal["l1", "l1_pixel", "cosine"] = "l1"
         """Loss per pixel: mean over the channels, sum over the channels, or 1 - cosine."""
         accumulation: Accumulation = "global"
-        """Angles over all pixels of the set, or for every image or batch (MTAN, CAGrad) and then the mean."""
+        """Angles over all pixels of the set, or the mean over images or batches (MTAN, CAGrad)."""
 
     channels = 3
     headline: ClassVar[str] = "mean"
@@ -80,7 +80,7 @@ class Normals(Task):
 
     def paint(self, decoded: Float[Tensor, "3 h w"],
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """Red right, green up, blue towards the camera: the field's customary picture, in which a wall that
+        """Red right, green up, blue toward the camera: the field's usual picture, in which a wall that
         faces the camera is light blue and a floor is light green."""
         return _colors(self.array(decoded.float()))
 

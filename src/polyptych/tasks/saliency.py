@@ -31,9 +31,9 @@ class Saliency(BinaryMap):
     @dataclass(frozen=True, kw_only=True)
     class Config(BinaryMap.Config):
         weight: float | None = None
-        """Weight of salient pixels in the loss, 0 to 1; by default it balances every step."""
+        """Weight of salient pixels in the loss, from 0 to 1 (default: balances the classes at every step)."""
         double_sigmoid: bool = False
-        """Measure maxF as InvPT's code does, which applies the sigmoid twice."""
+        """Compute maxF like InvPT's code, which applies the sigmoid twice."""
 
     headline: ClassVar[str] = "maxF"
     higher_is_better: ClassVar[dict[str, bool]] = {name: name != "MAE" for name in SaliencyF.names}

@@ -1,1 +1,1 @@
-"""A page on this machine that shows what networks say of an image."""
+"""A page on this machine that shows what networks predict for an image."""

@@ -1,4 +1,4 @@
-"""What the page shows: models, the images that were dropped, and the scenes predicted of them."""
+"""What the page shows: models, the images that were dropped, and the scenes predicted from them."""
 
 from __future__ import annotations
 

@@ -154,3 +154,15 @@ def test_options_that_cannot_be(options: dict, said: str) -> None:
 def test_budgets_by_default() -> None:
     assert Search().limits.text == "flops=1.5x" and not Search(space="automtl").limits.limits
     assert not Search(budget="none").limits.limits
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_not_a_number_is_never_among_the_best(worst: float) -> None:
+    policies = [Policy(("a", "b"), ("u",), ((choice, "own"),), "0") for choice in ("shared", "own", "skip", "b")]
+    for at in range(4):
+        scores = [0.3, 0.1, 0.4, 0.2]
+        scores[at] = worst
+        best = Judged(dict(zip(policies, scores, strict=True))).best(4)
+        assert best[-1] is policies[at]
+        assert [scores[policies.index(p)] for p in best[:3]] == sorted((s for s in scores if s != worst and s == s),
+                                                                      reverse=True)

@@ -64,7 +64,7 @@ def test_the_report_says_it_all(tmp_path: Path, small_run) -> None:
     for part in ("beats the random-tree median in every seed", "Spearman +0.", "searched-2", "bottom-3"):
         assert part in page and part in text
     assert page.count("<figure") == 3 and not re.search(r"""(src|href|url)\s*[=(]\s*["']?(http|file)""", page)
-    assert "8 policies (10 are wanted" in " ".join(page.split())
+    assert "8 policies (at least 10 are needed" in " ".join(page.split())
     for name in ("front.svg", "ranks.svg", "sharing.png"):
         assert (tmp_path / name).stat().st_size > 1000 and name in text
     numbers = json.loads((tmp_path / "results.json").read_text())
@@ -117,3 +117,12 @@ def test_every_candidate_has_the_encoder_of_its_kind(tmp_path: Path, small_run) 
     write_search(tmp_path, small_run)
     encoders = {n.candidate.name: encoder_for(n.candidate).name for n in read_networks(tmp_path)}
     assert encoders["single"] == "single" and encoders["shared"] == "shared" and encoders["tree-0"] == "searched"
+
+
+def test_a_skill_that_is_not_a_number_never_wins(tmp_path: Path, small_run) -> None:
+    for first in ("searched-1", "searched-2"):  # in whatever order comparison would meet it
+        folder = tmp_path / first
+        write_search(folder, small_run)
+        write_json(run_folder(folder, first, 1) / "evaluation" / "val.json", evaluation(float("nan")))
+        other = {"searched-1": "searched-2", "searched-2": "searched-1"}[first]
+        assert winner(read_networks(folder), folder, (0, 1, 2)) == other

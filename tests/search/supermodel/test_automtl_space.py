@@ -7,9 +7,11 @@ from random import Random
 import pytest
 import timm
 import torch
-from small import equal, image, perturb, scramble
+from small import TASKS, equal, image, perturb, scramble
 
 from polyptych.search import SHARED, compile, extract
+from polyptych.search.space.budget import parse_budget
+from polyptych.search.supermodel.costs import measure_costs
 
 BACKBONES = ["resnet34", "mobilenetv2_100", "mnasnet_100"]
 
@@ -47,3 +49,20 @@ def test_policies_are_drawn_run_and_extracted(name):
         trunk = {str(supermodel.plan(policy).steps[i].node.target) for i in supermodel.plan(policy).trunk}
         assert trunk <= {supermodel.units.all[0].targets[0]}
         assert bool(trunk) == (policy.choices[0] == (SHARED,) * 3)
+
+
+def test_one_backbone_is_the_unit_of_budgets():
+    """With norms per task, sharing every weight costs nearly a backbone per task; 1x is still one backbone."""
+    costs = {}
+    for space in ("tree", "automtl", "skip_only"):
+        supermodel = compile(timm.create_model("resnet18", features_only=True), TASKS, space=space, granularity="op",
+                             pinned={"conv1": "own"} if space == "automtl" else None)
+        table = measure_costs(supermodel, (64, 64))
+        costs[space] = table.cost(supermodel, supermodel.one_backbone())
+        if space == "automtl":
+            shared = table.cost(supermodel, supermodel.space.all_shared())
+            assert shared.multiply_adds > 2.8 * costs[space].multiply_adds
+            budget = parse_budget("flops=1x")
+            assert not budget.allows(shared, costs[space]) and budget.allows(costs[space], costs[space])
+    assert len(set(costs.values())) == 1
+    assert costs["tree"].parameters == sum(p.numel() for p in supermodel.backbone.parameters())

@@ -305,3 +305,106 @@ def test_one_task_alone():
         x = image(supermodel)
         assert equal(supermodel(x, supermodel.space.all_shared()), [network(x)])
         assert len(tensors(supermodel(x, policy))) == 1
+
+
+class Pooled(nn.Module):
+    """As in MViT: what follows a residual branch asks the branch for its size, in one way or another."""
+
+    def __init__(self, ask: str):
+        super().__init__()
+        self.ask = ask
+        self.stem, self.branch = nn.Conv2d(3, 4, 3, 2, 1), nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+        self.end = nn.Conv2d(4, 5, 1)
+
+    def forward(self, image):
+        x = self.stem(image)
+        _, _, *before = x.shape
+        branch = self.branch(x)
+        if self.ask == "shape":
+            height, width = branch.shape[-2:]
+        elif self.ask == "size":
+            height, width = branch.size(2), branch.size(-1)
+        elif self.ask == "list":  # no living tensor is asked: a value that is the same stands in, as another type
+            height, width = [side * 1 for side in branch.shape[2:]]
+        else:
+            height, width = branch.flatten(2).shape[-1] // before[1], before[1]
+        x = (x + branch).flatten(2)
+        return self.end(x.unflatten(2, (height, width)))
+
+
+@pytest.mark.parametrize("ask", ["shape", "size", "list", "number"])
+@torch.no_grad()
+def test_a_branch_that_is_only_asked_for_its_size_is_not_computed(ask):
+    network = Pooled(ask).eval()
+    supermodel = compile(network, ("a", "b")).eval()
+    assert supermodel.capture.any_size
+    at = next(i for i, unit in enumerate(supermodel.units) if unit.skip is not None)
+    some = supermodel.space.all_shared().with_choices({(at, 0): "skip"})
+    both = some.with_choices({(at, 1): "skip"})
+    compact = extract(supermodel, both)
+    assert not any("branch" in name for name, _ in compact.named_parameters())
+    for size in ((64, 64), (33, 47), (96, 20)):
+        x = torch.rand(2, 3, *size)
+        result = supermodel(x, both)
+        bypassed = network.end(network.stem(x))
+        assert all(torch.equal(result[task], bypassed) for task in "ab") and equal(compact(x), result)
+        one = supermodel(x, some)
+        assert torch.equal(one["a"], bypassed) and torch.equal(one["b"], network(x))
+        assert equal(extract(supermodel, some)(x), one)
+
+
+@torch.no_grad()
+def test_a_size_that_only_the_branch_has_keeps_it():
+    class Own(Pooled):
+        def forward(self, image):
+            x = self.stem(image)
+            branch = self.branch(x)
+            wide = torch.nn.functional.pad(branch, (0, 3))
+            return self.end((x + branch) * wide.shape[-1])
+
+    network = Own("").eval()
+    supermodel = compile(network, ("a", "b")).eval()
+    at = next(i for i, unit in enumerate(supermodel.units) if unit.skip is not None)
+    policy = supermodel.space.all_shared().with_choices({(at, 0): "skip", (at, 1): "skip"})
+    x = torch.rand(1, 3, 20, 33)
+    x1 = network.stem(x)
+    assert torch.equal(supermodel(x, policy)["a"], network.end(x1 * (x1.shape[-1] + 3)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_layer_keeps_its_mode(training):
+    """An evaluated backbone gives an evaluated supermodel and compact network, and frozen norms stay frozen."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    network.train(training)
+    network[1].eval()
+    supermodel = compile(network, ("a", "b"))
+    compact = extract(supermodel, supermodel.space.all_own())
+    assert supermodel.training is compact.training is compact.body.training is training
+    for task in "ab":
+        modes = {name.rpartition(f"own_{task}.")[2]: module.training for name, module in compact.body.named_modules()
+                 if f"own_{task}." in name}
+        assert modes["1"] is False and modes["2.1"] is training and modes["2.0"] is training
+    assert compact.train().body.training and not compact.eval().body.training
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "script", "traced"])
+@pytest.mark.filterwarnings("ignore")
+def test_old_weight_norms_and_torchscript_are_copied_whole(kind):
+    torch.manual_seed(0)
+    inside = nn.Conv2d(4, 4, 3, padding=1)
+    if kind in ("weight_norm", "spectral_norm"):
+        inside = getattr(torch.nn.utils, kind)(inside)
+    else:
+        inside = nn.Sequential(inside, nn.ReLU())
+        inside = torch.jit.script(inside) if kind == "script" else torch.jit.trace(inside, torch.rand(1, 4, 8, 8))
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), inside, nn.Conv2d(4, 5, 1)).eval()
+    supermodel = compile(network, ("a", "b"))
+    if kind in ("script", "traced"):
+        assert [(c.path, c.layers, c.reason) for c in supermodel.capture.closed] == [
+            ("1", 1, "it is compiled (TorchScript)")]
+    x, policy = torch.rand(1, 3, 9, 9), supermodel.space.all_own()
+    expected = network(x)
+    compact = extract(supermodel, policy)
+    assert torch.equal(supermodel(x, policy)["b"], expected) and torch.equal(compact(x)["a"], expected)
+    compact(x)["a"].square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in compact.named_parameters() if "own_a" in name)

@@ -228,7 +228,7 @@ class Concat(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """Zeros in the place of a share of all values, in training."""
+    """Dropout: zero a random share of the values during training."""
 
     _: KW_ONLY
     dropout_ratio: float = 0.5

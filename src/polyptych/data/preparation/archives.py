@@ -184,7 +184,7 @@ def _untar(archive: Path, file: _Watched, target: Path, budget: _Budget) -> None
         budget.skip(str(archive), len(chunk))
     # tarfile takes garbage, and a file that is cut off between two members, for the end.
     if last != bytes(_BLOCK):
-        raise InputError(archive, "an archive without an end", _NEEDS, "download it again; it is cut off or damaged")
+        raise InputError(archive, "a truncated archive", _NEEDS, "download it again; it is incomplete or damaged")
 
 
 class _Watched:
@@ -215,7 +215,7 @@ def _inside(where: str, name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     outside = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name[1:2] == ":"
     if outside or (not path.parts and name not in (".", "./")):
-        raise InputError(where, "a name that leads out of the folder", "relative names without '..'",
+        raise InputError(where, "a name that points outside the folder", "relative names without '..'",
                          "do not trust this archive; take it from the official page")
     return path
 
@@ -257,7 +257,7 @@ def _move(archive: Path, inside: Path, target: Path) -> list[Path]:
     for folder, _, names in os.walk(inside):
         place = target / os.path.relpath(folder, inside)
         if not place.resolve().is_relative_to(base):
-            raise InputError(place, "a link that leads out of the folder", "a plain folder, into which "
+            raise InputError(place, "a link that points outside the folder", "a plain folder, into which "
                              f"{archive.name} is unpacked", "remove the link, or unpack the archive elsewhere")
         _make_folder(place)
         for name in names:

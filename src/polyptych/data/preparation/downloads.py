@@ -27,7 +27,7 @@ def download(url: str, path: Path, sha256: str = "", progress: Callable[[int, in
              timeout: float = 60.0, pause: float = 1.0) -> Path:
     """Fetch ``url`` to ``path``, which appears only when it is complete and its checksum is right.
 
-    What has arrived lies in ``path.part``; a later call goes on from there if the server supports ranges and its file
+    What has arrived lies in ``path.part``; a later call continues from there if the server supports ranges and its file
     is still the same (by ETag or date), and starts over otherwise. A file that is there already is not fetched again.
 
     Args:
@@ -49,7 +49,7 @@ def download(url: str, path: Path, sha256: str = "", progress: Callable[[int, in
             _fetch(url, part, notes, progress, timeout, pause)
         except OSError as error:
             raise InputError(part, f"{error.strerror or error} while writing", "a writable folder with enough room",
-                             "free some space; the same command goes on") from error
+                             "free some space; the same command continues") from error
         _check(part, url, sha256, [part, notes])
         part.replace(path)
         notes.unlink(missing_ok=True)
@@ -93,7 +93,7 @@ def _fetch(url: str, part: Path, notes: Path, progress: Callable[[int, int], Non
         failures = failures + 1 if _size(part) <= before else 0
         if failures >= _TRIES:
             raise InputError(url, f"{' '.join(said.split())} ({_size(part)} bytes have arrived)",
-                             "a server that answers", "check the network; the same command goes on where it stopped")
+                             "a server that answers", "check the network; the same command continues where it stopped")
         time.sleep(pause * 2**failures)
 
 

@@ -1,4 +1,4 @@
-"""What each dataset says of itself: where it comes from, how it lies on disk, and itself in miniature."""
+"""What each dataset says about itself: where it comes from, its layouts on disk, and a miniature of it."""
 
 from __future__ import annotations
 

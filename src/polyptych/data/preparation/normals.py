@@ -69,7 +69,7 @@ class PlaneFit:
 def normals_from_depth(depth: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"], camera: Intrinsics,
                        fit: PlaneFit = PlaneFit()
                        ) -> tuple[Float32[np.ndarray, "3 h w"], Bool[np.ndarray, "h w"]]:
-    """Unit normals towards the camera (x right, y down, z forward) and where they are known; zero elsewhere.
+    """Unit normals toward the camera (x right, y down, z forward) and where they are known; zero elsewhere.
 
     Computed in float64.
 
@@ -148,7 +148,7 @@ def _fit_planes(inverse, known, fx, fy, cx, cy, reach, stride, edge, noise, pass
             a, b = p * fx, q * fy
             c = center + r - p * (x - cx) - q * (y - cy)
             length = np.sqrt(a * a + b * b + c * c)
-            # n . P = -Z w / length is negative, towards the camera, where the fitted w is positive.
+            # n . P = -Z w / length is negative, toward the camera, where the fitted w is positive.
             if length > 0 and center + r > 0:
                 normals[0, y, x], normals[1, y, x], normals[2, y, x] = -a / length, -b / length, -c / length
                 found[y, x] = True

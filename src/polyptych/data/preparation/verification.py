@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from polyptych.data.loading import check
 from polyptych.data.preparation.facts import about, offered
+from polyptych.data.preparation.inspection import Inspection, doubts
 from polyptych.datasets._about import LayoutFacts
 from polyptych.datasets._base import SPLITS, Dataset, EmptySplit
 from polyptych.errors import InputError
 from polyptych.tasks._base import CATALOG as TASKS
 from polyptych.tasks._base import Task
+from polyptych.types import Sample
 
 _SAMPLE = 20  # files of a split that --quick opens
 
@@ -44,6 +48,8 @@ class Verification:
         counts: images of our splits, of those that there are.
         labelled: how many of them have a label, by split and task.
         doubts: what is no fault and yet perhaps not meant.
+        inspections: what was seen in the samples, by split.
+        samples: a few of every split, for pictures, with the names of their splits.
         opened: how many of them were read.
         official: by official split, the number of images here and as published.
         faults: in the order in which they were found.
@@ -55,13 +61,15 @@ class Verification:
     counts: dict[str, int]
     labelled: dict[str, dict[str, int]]
     doubts: list[str]
+    inspections: dict[str, Inspection]
+    samples: list[tuple[str, Sample]]
     opened: int
     official: dict[str, tuple[int, int]]
     faults: list[Fault]
 
 
 def verify(config: Dataset.Config, tasks: tuple[str, ...] = (), quick: bool = False, subset: bool = False,
-           progress: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+           kept: int = 0, progress: Callable[[int, int], None] = lambda done, total: None) -> Verification:
     """Open every image and every label of a dataset, and count them.
 
     A file that keeps a split from being listed is reported for each task that needs it; everything else is still
@@ -72,6 +80,7 @@ def verify(config: Dataset.Config, tasks: tuple[str, ...] = (), quick: bool = Fa
         tasks: whose labels are checked; none means all that the dataset has.
         quick: open only 20 samples of each split, evenly spaced.
         subset: fewer images than published are no fault.
+        kept: samples of each split that are kept for pictures.
         progress: called with (samples read, samples in all).
 
     Raises:
@@ -84,25 +93,45 @@ def verify(config: Dataset.Config, tasks: tuple[str, ...] = (), quick: bool = Fa
     readable = {split: _build(config, split, tasks, faults) for split in SPLITS}
     indices = {split: _chosen(len(dataset), quick) for split, dataset in readable.items() if dataset is not None}
     done, total = 0, sum(map(len, indices.values()))
+    inspections: dict[str, Inspection] = {}
+    samples: list[tuple[str, Sample]] = []
     for split, dataset in readable.items():
         if dataset is None:
             continue
         checks = build_tasks(config, dataset)
+        kinds = config.kinds()
+        inspection = inspections[split] = Inspection({name: kinds.get(name, name) for name in dataset.tasks},
+                                                     dataset.labels)
+        shown = _chosen_for_pictures(dataset, indices[split], kept)
         for index in indices[split]:
-            faults.update(dict.fromkeys(_read(dataset, index, checks)))
+            read = _read(dataset, index, checks)
+            if isinstance(read, Sample):
+                inspection.add(read)
+                samples += [(split, read)] * (index in shown)
+            else:
+                faults.update(dict.fromkeys(read))
             done += 1
             progress(done, total)
     built = {split: dataset for split, dataset in readable.items() if dataset is not None}
     counts = {split: len(dataset) for split, dataset in built.items()}
     labelled = {split: {task: dataset.labelled(task) for task in dataset.tasks} for split, dataset in built.items()}
     faults.update(dict.fromkeys(_misnamed(config, list(built.values()))))
-    doubts = list(dict.fromkeys(doubt for dataset in built.values() for doubt in dataset.doubts))
+    said = [*(doubt for dataset in built.values() for doubt in dataset.doubts), *doubts(inspections)]
     layout, facts = _layout(config, chosen)
     official = _official(counts, facts)
     if not subset:
         faults.update(dict.fromkeys(_missing(config, official)))
     protocol = next((dataset.protocol for dataset in readable.values() if dataset is not None), "")
-    return Verification(layout, protocol, tasks, counts, labelled, doubts, done, official, list(faults))
+    return Verification(layout, protocol, tasks, counts, labelled, list(dict.fromkeys(said)), inspections, samples,
+                        done, official, list(faults))
+
+
+def merged(faults: Sequence[Fault]) -> list[tuple[Fault, int]]:
+    """One for all faults that differ in nothing but their place (and in how many pixels have it), with their number."""
+    groups: dict[tuple[str, str, str], list[Fault]] = {}
+    for fault in faults:
+        groups.setdefault((re.sub(r" \(\d+ such pixels\)", "", fault.got), fault.needs, fault.do), []).append(fault)
+    return [(group[0], len(group)) for group in groups.values()]
 
 
 def _misnamed(config: Any, splits: list[Dataset]) -> Iterator[Fault]:
@@ -113,7 +142,11 @@ def _misnamed(config: Any, splits: list[Dataset]) -> Iterator[Fault]:
         count = sum(dataset.labelled(task) for dataset in having)
         orphans = having[0].without_image(task)
         if count < images and orphans:
-            got = f"{count} of {images} images labelled, labels without an image: {len(orphans)} ('{orphans[0]}')"
+            alone = [name for dataset in having for name in dataset.without_label(task)]
+            near = {label: difflib.get_close_matches(label, alone, n=1, cutoff=0.3) for label in orphans[:_SAMPLE]}
+            label = next((label for label, found in near.items() if found), orphans[0])
+            besides = f"; the image '{near[label][0]}' has none" if near[label] else ""
+            got = f"{count} of {images} images labelled, labels without an image: {len(orphans)} ('{label}'{besides})"
             yield Fault(f"labels of '{task}' at {config.root}", got, "one id for an image and its label",
                         "rename these files, or correct the pattern")
 
@@ -148,22 +181,36 @@ def _faults(error: InputError) -> Iterator[Fault]:
         yield Fault(str(path), "no such file", "every listed file", "get these files again")
 
 
-def _read(dataset: Dataset, index: int, checks: dict[str, Task]) -> Iterator[Fault]:
+def _read(dataset: Dataset, index: int, checks: dict[str, Task]) -> Sample | list[Fault]:
+    """The sample, or what is wrong with it."""
     try:
-        check(dataset.read(index), checks)
-        return
+        sample = dataset.read(index)
+        check(sample, checks)
+        return sample
     except InputError as error:
         whole = error
-    found = False
+    found: list[Fault] = []
     for task in dataset.tasks:
         try:
             alone = dataset.config.build(split=dataset.split, tasks=(task,))
             check(alone.read(index), {task: checks[task]})
         except InputError as error:
-            found = True
-            yield from _faults(error)
-    if not found:
-        yield from _faults(whole)
+            found += _faults(error)
+    return found or list(_faults(whole))
+
+
+def _chosen_for_pictures(dataset: Dataset, indices: list[int], count: int) -> set[int]:
+    """Samples of a split to look at: evenly spaced ones among those with the most labels, where that is known."""
+    lacking: dict[int, int] = dict.fromkeys(indices, 0)
+    ids = getattr(dataset, "ids", None)
+    if ids is not None:
+        without = [set(dataset.without_label(task)) for task in dataset.tasks]
+        lacking = {index: sum(ids[index] in names for names in without) for index in indices}
+    best = min(lacking.values(), default=0)
+    first = [index for index in indices if lacking[index] == best]
+    if len(first) < count:
+        return set(sorted(indices, key=lambda index: lacking[index])[:count])
+    return {first[round(place * (len(first) - 1) / max(1, count - 1))] for place in range(count)}
 
 
 def _chosen(count: int, quick: bool) -> list[int]:
@@ -172,11 +219,11 @@ def _chosen(count: int, quick: bool) -> list[int]:
     return sorted({round(i * (count - 1) / (_SAMPLE - 1)) for i in range(_SAMPLE)})
 
 
-def build_tasks(config: Any, dataset: Dataset) -> dict[str, Task]:
-    """The tasks of a dataset, with default options."""
+def build_tasks(config: Any, dataset: Dataset, tasks: Sequence[str] | None = None) -> dict[str, Task]:
+    """Tasks of a dataset, with default options; without names, those that it was built with."""
     kinds = config.kinds()
     return {name: TASKS.load(kinds.get(name, name)).Config().build(labels=dataset.labels[name])
-            for name in dataset.tasks}
+            for name in (dataset.tasks if tasks is None else tasks)}
 
 
 # -- layouts and counts ------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Cityscapes: its layouts on disk, its classes, and itself in miniature."""
+"""Cityscapes: its layouts on disk, its classes, and a miniature of it."""

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyptych.datasets._folder.labels import Labels
+from polyptych.datasets._folder.class_names import read_class_names
+from polyptych.datasets._folder.colors import with_colors
+from polyptych.datasets._folder.derived import DERIVED, FROM_INSTANCES, DerivedLabels
+from polyptych.datasets._folder.labels import Labels, Source
 from polyptych.datasets._folder.maps import BinaryMaps, ClassMaps, NormalMaps
 from polyptych.datasets._folder.objects import ImageClasses, KeypointLabels
 from polyptych.datasets._folder.patterns import Pattern
@@ -33,9 +36,15 @@ class Contents:
     """The file as it is written."""
 
     image: str
+    """Where the images lie, for instance photos/{id}.jpg."""
     tasks: dict[str, dict[str, Any]]
+    """A table for each task."""
+    name: str = ""
+    """What the data set is called in titles, tables and folders of runs; without it, the name of its folder."""
     image_key: str = ""
+    """Name of the variable, where images are arrays in files with several."""
     splits: Splits = field(default_factory=Splits)
+    """Which images are for training, validation and testing; without it, by `{split}` in `image` where it has that."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +53,56 @@ class FolderSpec:
 
     Attributes:
         path: of the file.
+        name: what the data set is called, empty where the file does not say it.
         image: where the images lie.
         image_key: name of the variable, where they are arrays in files with several.
         kinds: kind of every task.
+        origins: of tasks whose labels are derived, the task that they follow from.
+        splits: None where ``{split}`` in the pattern of the images says them.
         digest: of all that the file says, in eight letters.
     """
 
     path: Path
+    name: str
     image: Pattern
     image_key: str
-    splits: Splits
+    splits: Splits | None
     tasks: dict[str, Labels]
     kinds: dict[str, str]
+    origins: dict[str, str]
     digest: str
 
     def where(self, task: str) -> str:
         """The place of a task's table, for messages."""
         return f"{self.path}: tasks.{task}"
 
+    def open(self, task: str, root: Path) -> Source:
+        """Find the labels of a task, or of what they follow from.
 
-def read_description(path: Path) -> FolderSpec:
+        Raises:
+            InputError: there are none where they are said to be.
+        """
+        labels, where = self.tasks[task], self.where(task)
+        if not isinstance(labels, DerivedLabels):
+            return labels.open(root, where)
+        origin = self.origins[task]
+        return labels.derive(self.open(origin, root), self.tasks[origin].info(root, self.where(origin)), where)
+
+
+def read_description(path: Path, root: Path) -> FolderSpec:
     """
+    Args:
+        root: the folder of the data, where files with names and colors of classes lie.
+
     Raises:
         InputError: the file is missing, is not TOML, or has an unknown, missing or wrong entry, which is named.
     """
-    raw = read_toml(path, "the description of a dataset (see `polyptych.datasets.folder`)")
+    raw = read_toml(path, "the description of a dataset (see `polyptych data info folder`)")
     contents = decode_toml(Contents, raw, path)
-    tasks, kinds = {}, {}
+    tasks: dict[str, Labels] = {}
+    kinds: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    expanded = {}
     for name, table in contents.tasks.items():
         where = f"{path}: tasks.{name}"
         check_task_name(name, where)
@@ -78,10 +110,39 @@ def read_description(path: Path) -> FolderSpec:
         if not isinstance(kind, str) or kind not in KINDS:
             raise InputError(f"{where}.task", repr(kind), nearest(str(kind), KINDS),
                              "name the table like its kind of task, or add task = \"...\"")
-        tasks[name], kinds[name] = decode(KINDS[kind], table, where), kind
+        if isinstance(table.get("classes"), str):
+            table = table | {"classes": list(read_class_names(root / table["classes"], f"{where}.classes"))}
+        table = expanded[name] = with_colors(table, root, where)
+        kinds[name] = kind
+        if "from" in table:
+            origins[name] = str(table["from"])
+        tasks[name] = decode(_form(kind, table, where), {k: v for k, v in table.items() if k != "from"}, where)
     if not tasks:
         raise InputError(f"{path}: tasks", "none", "at least one table like [tasks.semseg]", "add it")
-    text = json.dumps(raw, sort_keys=True, default=str)
+    for name, labels in tasks.items():
+        if isinstance(labels, DerivedLabels):
+            good = [other for other, kind in kinds.items() if kind in labels.sources and other not in origins]
+            if origins[name] not in good:
+                raise InputError(f"{path}: tasks.{name}.from", repr(origins[name]), nearest(origins[name], good) if good
+                                 else f"a task of the kind {' or '.join(labels.sources)} in this file", "correct it")
+    if not contents.name.isprintable() or len(contents.name) > 100:
+        raise InputError(f"{path}: name", repr(contents.name[:120]), "at most 100 characters in one line", "correct it")
+    image = Pattern(contents.image, f"{path}: image")
+    splits = None if "splits" not in raw and "split" in image.parts else contents.splits
+    # With the names and colors that other files hold, because they are part of what numbers mean.
+    text = json.dumps(raw | {"tasks": expanded}, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    return FolderSpec(path, Pattern(contents.image, f"{path}: image"), contents.image_key, contents.splits, tasks,
-                       kinds, digest)
+    origins = {name: origin for name, origin in origins.items() if isinstance(tasks[name], DerivedLabels)}
+    return FolderSpec(path, contents.name, image, contents.image_key, splits, tasks, kinds, origins, digest)
+
+
+def _form(kind: str, table: Mapping[str, Any], where: str) -> type[Labels]:
+    """How the labels of a table are described: by files, or by what they follow from."""
+    if "from" not in table:
+        return KINDS[kind]
+    if table["from"] == "instances" and kind in FROM_INSTANCES:
+        return FROM_INSTANCES[kind]
+    if kind not in DERIVED:
+        raise InputError(f"{where}.from", f"labels of the kind {kind}", f"a kind that can be derived: "
+                         f"{', '.join(DERIVED)}", "state `files`")
+    return DERIVED[kind]

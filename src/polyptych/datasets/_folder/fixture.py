@@ -1,4 +1,5 @@
-"""A user's folder in miniature: every type of file, and labels that are missing."""
+"""Users' folders in miniature: one with every type of file and labels that are missing, and two as they are found
+elsewhere, without a description."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ invalid = [0, 65535]
 files = "normals/{id}.npz"
 key = "normals"
 axes = ["x", "-y", "-z"]
-note = "stored y up, z towards the camera"
+note = "stored y up, z toward the camera"
 
 [tasks.boundaries]
 files = "edges/{id}.tif"
@@ -149,4 +150,78 @@ def _prepare(path: Path) -> Path:
     return path
 
 
-LAYOUTS: dict[str, Callable[[Path], None]] = {"toml": write_toml}
+STREET_SIZE = (72, 96)
+STREET_COUNTS = {"train": 16, "val": 4, "test": 6}
+SKY, BUILDING, ROAD, CAR, PEDESTRIAN, VOID = range(6)
+
+
+def write_street(folder: Path) -> None:
+    """Street scenes as those of CamVid circulate: ``train/``, ``trainannot/`` and so on, and lists of pairs with paths
+    of another machine. Class ids are in gray pictures; nobody says what they are called."""
+    colors = np.array([(150, 190, 235), (130, 100, 90), (95, 95, 100), (180, 40, 50), (235, 200, 60), (60, 60, 60)])
+    number = 0
+    for split, count in STREET_COUNTS.items():
+        pairs = []
+        for _ in range(count):
+            random, name = np.random.default_rng(number), f"0016E5_{7959 + 2 * number:05}.png"
+            ids = _street(random)
+            light = random.integers(-25, 26) + random.normal(0, 8, (*STREET_SIZE, 3))
+            _save_picture(folder / split / name, (colors[ids] + light).clip(0, 255).astype(np.uint8))
+            _save_picture(folder / f"{split}annot" / name, ids.astype(np.uint8))
+            pairs.append(f"/SegNet/CamVid/{split}/{name} /SegNet/CamVid/{split}annot/{name}\n")
+            number += 1
+        (folder / f"{split}.txt").write_text("".join(pairs))
+
+
+def _street(random: np.random.Generator) -> np.ndarray:
+    height, width = STREET_SIZE
+    horizon = int(random.integers(height // 3, height // 2))
+    ids = np.full(STREET_SIZE, SKY)
+    for left in range(0, width, 16):
+        ids[horizon - int(random.integers(2, horizon - 4)):horizon, left:left + 14] = BUILDING
+    ids[horizon:] = ROAD
+    for kind, h, w in ((CAR, 14, 24), (CAR, 12, 20), (PEDESTRIAN, 16, 6)):
+        top, left = int(random.integers(horizon - 6, height - h)), int(random.integers(0, width - w))
+        ids[top:top + h, left:left + w] = kind
+    ids[-3:] = VOID
+    return ids
+
+
+CLOTHES = ("null", "skin", "hair", "shirt", "trousers", "skirt", "shoes", "bag")
+CLOTHES_PHOTOS = 24
+
+
+def write_clothing(folder: Path) -> None:
+    """Clothing as in Clothing Co-Parsing: photos of several heights, of which every second one has a map of classes in
+    a .mat file; the others have a list of tags. ``label_list.mat`` names the classes."""
+    from scipy.io import savemat
+
+    colors = np.array([(215, 215, 210), (225, 175, 145), (80, 50, 30), (200, 60, 60), (50, 70, 130), (160, 60, 150),
+                       (30, 30, 30), (110, 150, 70)])
+    for number in range(CLOTHES_PHOTOS):
+        random, name = np.random.default_rng(number), f"{number + 1:04}"
+        ids = _outfit(random, (96 + 8 * (number % 3), 64))
+        photo = (colors[ids] + random.normal(0, 8, (*ids.shape, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(photo).save(_prepare(folder / f"photos/{name}.jpg"), quality=95)
+        kind = ("pixel", "image")[number % 2]
+        content = {"groundtruth": ids.astype(np.uint8)} if kind == "pixel" else {"tags": np.unique(ids)[1:]}
+        savemat(_prepare(folder / f"annotations/{kind}-level/{name}.mat"), content, do_compression=True)
+    names = np.empty((1, len(CLOTHES)), object)
+    names[0] = CLOTHES
+    savemat(folder / "label_list.mat", {"label_list": names})
+
+
+def _outfit(random: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    null, skin, hair, shirt, trousers, skirt, shoes, bag = range(len(CLOTHES))
+    ids = np.full(size, null)
+    middle = int(random.integers(24, 40))
+    lower, end = (trousers, 84) if random.integers(2) else (skirt, 66)
+    for kind, top, bottom, half in ((hair, 4, 14, 7), (skin, 10, 20, 5), (shirt, 20, 48, 12), (skin, 48, 84, 7),
+                                    (lower, 46, end, 10), (shoes, 84, 90, 10)):
+        ids[top:bottom, middle - half:middle + half] = kind
+    if random.integers(2):
+        ids[44:58, middle + 11:middle + 20] = bag
+    return ids
+
+
+LAYOUTS: dict[str, Callable[[Path], None]] = {"toml": write_toml, "street": write_street, "clothing": write_clothing}

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from polyptych.data._float_pictures import require_exr
 from polyptych.data.arrays import ARRAYS, read_array
 from polyptych.data.pictures import PICTURES, is_lossy
 from polyptych.datasets._folder.patterns import Pattern
@@ -76,7 +77,7 @@ class FileLabels(Labels):
     files: str
     """Where they lie, for instance labels/{id}.png."""
     key: str = ""
-    """Name of the variable in .npz, .mat and .h5 files."""
+    """Name of the variable in .npz, .mat and .h5 files, or of the channel in .exr files."""
 
     def patterns(self, where: str) -> list[Pattern]:
         return [Pattern(self.files, f"{where}.files")]
@@ -119,12 +120,10 @@ class Reader:
         return self.labels.parse(self.labels.load(path), path, self.where)
 
 
-# What a user can do with files of annotation tools and renderers, which have no form of their own here
+# What a user can do with files of annotation tools, which have no form of their own here
 _CONVERT = {
-    ".exr": "convert it to a .tif of 32-bit floats, for instance with `oiiotool A.exr --ch Z -o A.tif` (OpenImageIO)",
-    ".pfm": "convert it to a .tif of 32-bit floats, for instance with `oiiotool A.pfm -o A.tif` (OpenImageIO)",
-    ".json": "draw its polygons into .png files of ids, for instance with labelme2voc.py of LabelMe",
-    ".xml": "draw its polygons or boxes into .png files of ids",
+    ".json": "draw its polygons into .png files of ids with `polyptych data convert labelme` (or coco, ...)",
+    ".xml": "draw its polygons into .png files of ids with `polyptych data convert cvat`",
 }
 
 
@@ -145,3 +144,5 @@ def require_readable(path: Path) -> None:
     if (suffix := path.suffix.lower()) not in (*PICTURES, *ARRAYS):
         raise InputError(path, f"a file of type '{suffix}'", f"one of {', '.join((*PICTURES, *ARRAYS))}",
                          _CONVERT.get(suffix, "convert it, for instance to .npy or to 16-bit .png"))
+    if suffix == ".exr":
+        require_exr(path)

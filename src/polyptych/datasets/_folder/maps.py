@@ -27,7 +27,7 @@ class ClassMaps(FileLabels):
     """One class for each pixel, as an id (of palette pictures the index) or as a color."""
 
     classes: tuple[str, ...]
-    """Names of the classes."""
+    """Names of the classes; or a file with them: a text with one on each line, a JSON list, a .mat cell array."""
     encoding: Literal["ids", "colors"] = "ids"
     """Whether numbers or colors stand for classes."""
     ids: tuple[int | tuple[int, ...], ...] = ()
@@ -78,8 +78,8 @@ class ClassMaps(FileLabels):
             wrong = array[~hit]
             text = f"#{wrong[0]:06x}" if self.encoding == "colors" else f"{float(wrong[0]):g}"
             raise InputError(path, f"the {self.encoding.removesuffix('s')} {text} ({wrong.size} such pixels)",
-                             f"what {where} says of classes and of what to ignore",
-                             f"add it to a class or to {where}.{self._ignore_option()}")
+                             f"{self._shown_codes()}, as {where} says",
+                             f"add it to a class or to `{self._ignore_option()}`")
         ids = torch.from_numpy(np.array([known[int(value)] for value in values])[place])
         return ids.clamp(min=0), ids >= 0
 
@@ -89,6 +89,16 @@ class ClassMaps(FileLabels):
             return [(_code(color),) for color in self.colors]
         given = self.ids or tuple(range(len(self.classes)))
         return [(value,) if isinstance(value, int) else value for value in given]
+
+    def _shown_codes(self) -> str:
+        codes = [code for group in self._codes() for code in group]
+        spell = "#{:06x}".format if self.encoding == "colors" else str
+        if self.encoding == "ids" and len(codes) > 1 and codes == list(range(codes[0], codes[0] + len(codes))):
+            known = f"ids from {codes[0]} to {codes[-1]}"
+        else:
+            known = f"one of {', '.join(map(spell, codes[:8]))}{', ...' if len(codes) > 8 else ''}"
+        ignored = ", ".join(map(spell, self._ignored()[:8]))
+        return f"{known} ({len(self.classes)} classes)" + (f", or {ignored} (no label)" if ignored else "")
 
     def _ignored(self) -> tuple[int, ...]:
         return tuple(_code(color) for color in self.ignore_colors) if self.encoding == "colors" else self.ignore
@@ -105,7 +115,7 @@ class NormalMaps(FileLabels):
 
     axes: tuple[str, str, str] = ("x", "y", "z")
     """Which stored channel, with which sign, points right, down and forward: ["x", "-y", "-z"] if stored normals are
-    x right, y up, z towards the camera."""
+    x right, y up, z toward the camera."""
 
     def info(self, root: Path, where: str) -> LabelInfo:
         if sorted(axis.removeprefix("-") for axis in self.axes) != ["x", "y", "z"]:

@@ -53,7 +53,7 @@ class KeypointLabels(Labels):
             names, skeleton = category.keypoints, category.skeleton_pairs()
             if self.classes and self.classes != names:
                 raise InputError(f"{where}.classes", repr(list(self.classes)), f"what {self.files} says: {list(names)}",
-                                 "remove it or correct the one or the other")
+                                 "remove it, or correct one of the two")
         if not names:
             raise InputError(f"{where}.classes", "nothing", "the name of every type of keypoint", "add it")
         if self.colors and len(self.colors) != len(names):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from polyptych.errors import InputError, nearest
 
 Members = str | float | tuple[str, ...] | None
 
+SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+"""How people call the folders of each split."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
@@ -20,19 +24,35 @@ class Splits:
     (``"train/"``) whose ids begin with it; several of them in a list; a number, the share of all samples that no list
     names (for ``val``, of the training samples if these are listed); or nothing, all that is left.
 
+    A line of a list may also be the image's file (with or without its ending, with any folders before it), and what
+    follows the image in the line is left out: lists of pairs ``train/1.png trainannot/1.png`` are read as they are,
+    because the patterns find the labels.
+
     Shares are drawn by a hash of the ids, the same on every machine. Frames of one video are better split by folders
     or lists, because neighbors are nearly copies of each other.
     """
 
     train: Members = None
+    """Images to learn from."""
     val: Members = 0.1
+    """Images to watch the training and to select weights by."""
     test: Members = 0.2
+    """Images that are measured once, at the end."""
+
+    @classmethod
+    def of_folders(cls, samples: Collection[str]) -> Splits:
+        """What ``{split}`` in the pattern of the images says, where there is no ``[splits]``. Without a folder for
+        validation, a tenth of the training samples is; without one for testing, nothing is tested."""
+        first = {sample.partition("/")[0] for sample in samples}
+        folders = {split: tuple(f"{name}/" for name in sorted(first) if name.lower() in names)
+                   for split, names in SPELLINGS.items()}
+        return cls(train=folders["train"] or None, val=folders["val"] or 0.1, test=folders["test"] or 0.0)
 
     def of(self, split: str, samples: Collection[str], root: Path, where: str) -> list[str]:
         """The ids of one split, in the order of its list or sorted.
 
         Args:
-            samples: ids of all images.
+            samples: ids of all images; with their paths, lists may name these.
             where: the place of the table, for messages.
 
         Raises:
@@ -96,14 +116,51 @@ def _listed(entry: str, samples: Collection[str], root: Path, where: str) -> lis
             raise InputError(where, f"the folder '{entry}', in which no id lies", nearest(entry, some), "correct it")
         return inside
     path = spelled(root / entry)
-    listed = read_lines(path)
-    for sample in listed:
+    found: dict[str, str] = {}
+    others: dict[str, str] | None = None
+    for line in read_lines(path):
+        sample = line
         if sample not in samples:
-            close = difflib.get_close_matches(sample, samples, n=1)
-            raise InputError(path, f"the id '{sample[:100]}', which no image has",
+            others = other_names(samples, root) if others is None else others
+            sample = resolved(line, others)
+        if not sample:
+            close = difflib.get_close_matches(line, samples, n=1)
+            raise InputError(path, f"the id '{line[:100]}', which no image has",
                              f"ids of the {len(samples)} images" + (f" (nearest: {close[0]})" if close else ""),
                              "copy the image, or remove the line")
-    return listed
+        if sample in found:
+            raise InputError(path, f"'{found[sample][:100]}' and '{line[:100]}', which are one image ('{sample}')",
+                             "every image once", "remove one of the lines")
+        found[sample] = line
+    return list(found)
+
+
+def other_names(samples: Collection[str], root: Path) -> dict[str, str]:
+    """What a list may call an image beside its id: the file below the root, with and without its ending, and without
+    any of its first folders where that still means one image."""
+    names: dict[str, set[str]] = {}
+    for sample in samples:
+        spellings = {sample}
+        if isinstance(samples, Mapping):
+            below = composed(os.path.relpath(samples[sample], root).replace(os.sep, "/"))
+            spellings |= {below, os.path.splitext(below)[0]}
+        for name in spellings:
+            parts = name.split("/")
+            for start in range(len(parts)):
+                names.setdefault("/".join(parts[start:]), set()).add(sample)
+    return {name: next(iter(meant)) for name, meant in names.items() if len(meant) == 1}
+
+
+def resolved(line: str, names: Mapping[str, str]) -> str:
+    """The id of the image that a line of a list means, or nothing. Folders before what is known are left out, because
+    lists are often written on other machines."""
+    for entry in dict.fromkeys((line, *line.split()[:1], line.partition(",")[0].strip())):
+        parts = entry.replace("\\", "/").split("/")
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if sample := names.get(name) or names.get(os.path.splitext(name)[0]):
+                return sample
+    return ""
 
 
 def _draw(sample: str) -> bytes:

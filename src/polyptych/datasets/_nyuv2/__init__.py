@@ -1,1 +1,1 @@
-"""NYUv2: its layouts on disk, its classes, its camera, and itself in miniature."""
+"""NYUv2: its layouts on disk, its classes, its camera, and a miniature of it."""

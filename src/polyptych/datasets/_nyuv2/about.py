@@ -1,4 +1,4 @@
-"""Where NYUv2 comes from and how its files lie on disk."""
+"""Where NYUv2 comes from and the layouts of its files on disk."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ ABOUT = About(
         "Surface normals are not official. Those of Eigen and Fergus and those of Ladicky differ; say which you used.",
         "The shapes in the labeled file and the bounds of the two crops are quoted from memory.",
         "The images in AdaShare's index have not been counted.",
-        "Depth of NYUD_MT is in-painted and has no zeros in practice.",
+        "Depth of NYUD_MT is inpainted and has no zeros in practice.",
     ),
 )

@@ -31,7 +31,7 @@ def intrinsics(size: tuple[int, int]) -> Intrinsics:
 
 
 def frames_as_stored(config: Any) -> Any:
-    """The options that read whole frames and their in-painted depth."""
+    """The options that read whole frames and their inpainted depth."""
     return dataclasses.replace(config, crop="none", raw_depth=False)
 
 

@@ -1,4 +1,4 @@
-"""The 894 labels of the official file and the one of the 40 classes that each belongs to.
+"""The 894 labels of the official file and the class (of 40) that each belongs to.
 
 Source: Gupta, Arbelaez and Malik, CVPR 2013 (``mapClass`` of their ``classMapping40.mat``)
 """

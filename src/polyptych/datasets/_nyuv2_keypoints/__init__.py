@@ -1,1 +1,1 @@
-"""How frames of rooms with keypoints lie on disk."""
+"""The files of rooms with keypoints on disk."""

@@ -1,4 +1,4 @@
-"""What there is to know about NYUv2+kpts."""
+"""Where NYUv2+kpts comes from."""
 
 from __future__ import annotations
 

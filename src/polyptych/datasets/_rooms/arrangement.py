@@ -289,7 +289,7 @@ def _populate(space: FreeSpace, placed: list[Placed], max_people: int, empty: fl
             if spot is None:
                 continue
             x, y = spot
-            # Most look towards the camera or across the room, some away from it.
+            # Most look toward the camera or across the room, some away from it.
             yaw = math.atan2(x - space.position[0], space.position[1] - y) + rng.gauss(0, 1.1)
             joints = person(space.b, rng)
         space.b.place(x, y, 0.0, yaw)

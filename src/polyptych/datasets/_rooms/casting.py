@@ -237,7 +237,7 @@ class _Quadrics:
 def surface_normals(solids: Solids, room: tuple[float, float, float], camera: Camera, ids: Int32[np.ndarray, p],
                     u: Float32[np.ndarray, p], v: Float32[np.ndarray, p], w: Float32[np.ndarray, p],
                     ) -> tuple[Float32[np.ndarray, "3 p"], Int32[np.ndarray, p]]:
-    """Unit normals in the camera's frame, towards the camera, and the face of the solid (6 for its quadric).
+    """Unit normals in the camera's frame, toward the camera, and the face of the solid (6 for its quadric).
 
     ``ids`` are surfaces, ``u`` and ``v`` the slopes of the rays and ``w`` the inverse depths where they meet.
     """
@@ -270,7 +270,7 @@ def surface_normals(solids: Solids, room: tuple[float, float, float], camera: Ca
     round_ = np.flatnonzero(curved[ids] & (w_plane > w * np.float32(1 + 1e-5)))
     normals[:, round_] = _quadric_normals(solids, camera, ids[round_] - SHELL, u[round_], v[round_], w[round_])
     face[round_] = 6
-    # Quadrics point outward and planes by the sign of their distance; labels point towards the camera.
+    # Quadrics point outward and planes by the sign of their distance; labels point toward the camera.
     facing = normals[0] * u + normals[1] * v + normals[2]
     normals *= np.where(facing > 0, np.float32(-1), np.float32(1))
     return normals, face

@@ -35,7 +35,7 @@ def depth(room: Room, view: View) -> Label:
 
 
 def normals(room: Room, view: View) -> Label:
-    """Unit vectors towards the camera (x right, y down, z forward), unknown on the glass of windows."""
+    """Unit vectors toward the camera (x right, y down, z forward), unknown on the glass of windows."""
     return view.normals, ~_glass(room, view)
 
 

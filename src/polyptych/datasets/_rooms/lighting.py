@@ -22,7 +22,7 @@ class Light:
     """A lamp, the sky in a window, or the sun.
 
     Attributes:
-        position, target: in the world; it shines towards ``target``.
+        position, target: in the world; it shines toward ``target``.
         color: linear light at a distance of 1 m (of the target, if the falloff is off).
         spread: tangent of half the angle that its shadow map covers.
         falloff: whether it weakens with the square of the distance.

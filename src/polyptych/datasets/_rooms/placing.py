@@ -144,7 +144,7 @@ class FreeSpace:
         return math.hypot(dx, dy) > 1.4 and abs(angle) < 0.85 * self._half_view
 
     def in_view(self, near: float, far: float) -> tuple[float, float]:
-        """A random place on the floor that the camera looks towards."""
+        """A random place on the floor that the camera looks toward."""
         angle = self._heading + self.rng.uniform(-0.8, 0.8) * self._half_view
         distance = self.rng.uniform(near, far)
         return (self.position[0] + distance * math.cos(angle), self.position[1] + distance * math.sin(angle))

@@ -1,4 +1,4 @@
-"""Where Taskonomy comes from and how its files lie on disk."""
+"""Where Taskonomy comes from and the layouts of its files on disk."""
 
 from __future__ import annotations
 

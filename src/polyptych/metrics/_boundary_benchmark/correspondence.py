@@ -1,4 +1,5 @@
-"""One-to-one matching of the pixels of two thin maps: as many pairs as possible and, of these, the nearest.
+"""Which pixels of two thin maps may be matched. Of these pairs, :mod:`.matching` takes as many as possible at the least
+total distance, one to one.
 
 Source: Martin, Fowlkes and Malik, TPAMI 2004. Their program (Goldberg and Kennedy's assignment on a graph with random
 outlier edges, seeded by the clock) approximates what is computed here exactly and without chance.
@@ -10,9 +11,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
-from polyptych.metrics._boundary_benchmark.matching import candidates, match_most, match_nearest
+from polyptych.metrics._boundary_benchmark.matching import candidates
 
 
 class Graph(NamedTuple):
@@ -47,43 +48,3 @@ def connect(rows: Int[np.ndarray, " n"], columns: Int[np.ndarray, " m"], shape: 
     costs = np.rint(100 * np.sqrt(squared[near])).astype(np.int32)
     return Graph(*candidates(rows, columns, shape[0], shape[1], offsets, costs),
                  *candidates(columns, rows, shape[0], shape[1], offsets, costs))
-
-
-class Correspondence(NamedTuple):
-    """What was matched: two maps with equally many pixels, and the sum of distances in hundredths of a pixel."""
-
-    prediction: Bool[np.ndarray, "h w"]
-    truth: Bool[np.ndarray, "h w"]
-    cost: int
-
-
-def correspond(prediction: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"],
-               max_dist: float) -> Correspondence:
-    """Match predicted with true pixels one to one: a maximum-cardinality matching of least total distance.
-
-    Args:
-        prediction, truth: thin maps of one size.
-        max_dist: pixels farther apart than this fraction of the diagonal are no pair.
-    """
-    rows, columns = (np.flatnonzero(mask).astype(np.int32) for mask in (prediction, truth))
-    graph = connect(rows, columns, prediction.shape, reach(prediction.shape, max_dist))
-    row_mates, cost = _match_all(graph)
-    found = Correspondence(np.zeros(prediction.shape, bool), np.zeros(truth.shape, bool), int(cost))
-    found.prediction.flat[rows[row_mates >= 0]] = True
-    found.truth.flat[columns[row_mates[row_mates >= 0]]] = True
-    return found
-
-
-def _match_all(graph: Graph) -> tuple[Int[np.ndarray, " n"], int]:
-    """The column of each row (-1 for none), and the total cost.
-
-    Where rows are in excess every column is matched, everywhere else every row: each part is solved from that side.
-    """
-    n, m = graph.row_start.size - 1, graph.column_start.size - 1
-    mates, found, backward = (np.full(size, -1, np.int32) for size in (n, n, n))
-    column_mates, other = np.full(m, -1, np.int32), np.full(m, -1, np.int32)
-    rows, columns = np.zeros(n, bool), np.zeros(m, bool)
-    match_most(graph.row_start, graph.row_edges, np.ones(n, bool), mates, column_mates, rows, columns)
-    cost = match_nearest(graph.row_start, graph.row_edges, graph.row_costs, ~rows, ~columns, found, other)
-    cost += match_nearest(graph.column_start, graph.column_edges, graph.column_costs, columns, rows, other, backward)
-    return np.where(rows, backward, found), cost

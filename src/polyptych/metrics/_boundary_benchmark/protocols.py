@@ -80,13 +80,13 @@ def protocol(name: str, thresholds: int | None = None, nms: bool | None = None,
     if thresholds is not None:
         outer = found.thresholds[0] == 0.001
         if thresholds < (least := 3 if outer else 1):
-            raise InputError("thresholds", str(thresholds), f"{least} or more", f"{len(found.thresholds)} is customary")
+            raise InputError("thresholds", str(thresholds), f"{least} or more", f"{len(found.thresholds)} is usual")
         found = replace(found, thresholds=(closed if outer else even)(thresholds))
     if nms is not None:
         found = replace(found, nms=nms)
     if max_dist is not None:
         if not (math.isfinite(max_dist) and 0 <= max_dist <= 0.1):
             raise InputError("max_dist", str(max_dist), "a fraction of the diagonal from 0 to 0.1",
-                             f"{found.max_dist} is customary")
+                             f"{found.max_dist} is usual")
         found = replace(found, max_dist=max_dist)
     return found

@@ -7,7 +7,7 @@ size of image and any number of images, or says for which.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,10 +18,11 @@ from torch import Tensor, fx, nn
 
 from polyptych.errors import InputError
 from polyptych.search.capture import tracer as tracing
+from polyptych.search.capture import training_behavior as behavior
 from polyptych.search.capture.examples import Examples, examples, in_evaluation, same
 from polyptych.search.capture.graph_functions import require
 from polyptych.search.capture.named_modules import chain
-from polyptych.search.capture.node_values import depends_on_size, describe
+from polyptych.search.capture.node_values import carries_tensors, depends_on_size, describe, record
 from polyptych.search.capture.replay import replay
 from polyptych.search.capture.structure import Structure, take_apart
 from polyptych.search.capture.whole_modules import OPERATIONS, has_random_drops, is_leaf, reads_training
@@ -70,6 +71,18 @@ class Capture:
     closed: tuple[Closed, ...]
     notes: tuple[str, ...]
 
+    def remarks(self) -> list[str]:
+        """What a user must know, in lines: which modules stay whole and why, and the notes."""
+        groups: dict[tuple[str, str], list[Closed]] = {}
+        for closed in self.closed:
+            groups.setdefault((closed.kind, closed.reason), []).append(closed)
+        lines = []
+        for (kind, reason), members in groups.items():
+            layers, places = sum(closed.layers for closed in members), len(members)
+            lines.append(f"{kind} stays whole: {reason} ({layers} layer{'s' * (layers != 1)} in {places} "
+                         f"module{'s' * (places != 1)}, from '{members[0].path}')")
+        return [*lines, *self.notes]
+
     def __call__(self, image: Float[Tensor, "b c h w"]) -> Any:
         """What the network gives, computed by the graph."""
         return self.structure.build(list(replay(self.graph, self.root, self.constants, image)))
@@ -106,8 +119,8 @@ def capture(root: nn.Module, *, size: tuple[int, int] | None = None, whole: Sequ
         graph = chain(root, whole, found.image)
         for image, expected in ((found.image, found.expected), (found.other, found.expected_other)):
             if not same(replay(graph, root, {}, image), expected):
-                raise InputError(f"the network {type(root).__name__}", "not the result of the named modules in a row",
-                                 "modules (whole=[...]) between which nothing else happens",
+                raise InputError(f"the network {type(root).__name__}", "a result that its named modules in "
+                                 "sequence do not give", "modules (whole=[...]) with no other operation between them",
                                  "name larger modules")
     paths = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
     closed = tuple(_closed(root.get_submodule(path), path, "left whole as asked") for path in paths)
@@ -122,6 +135,7 @@ class _Attempts:
         self.root, self.want_any_size = root, any_size
         self.modules = dict(root.named_modules())
         self.total = _layers(root)
+        self.remarks: list[str] = []
         self.reasons = {path: "left whole as asked" for path in self.modules
                         if path and any(fnmatchcase(path, pattern) for pattern in whole)}
 
@@ -143,13 +157,16 @@ class _Attempts:
                 continue
             remove_unused(graph)
             with in_evaluation(self.root):
-                if self._holds_for_other_sizes(graph, tracer, found):
-                    break
+                if not self._holds_for_other_sizes(graph, tracer, found):
+                    continue
+            if self._learns_alike(graph, tracer, found):
+                break
         if not same(tracer.outputs, found.expected):
             raise self._refusal("", "its result is another one each time")
-        notes = []
-        if reads_training(type(self.root)):
-            notes.append("its own code asks for self.training; captured is what it does in evaluation")
+        if any(not carries_tensors(node) for node in graph.nodes if node.op.startswith("call")):
+            with in_evaluation(self.root):
+                self._record(graph, tracer, found)
+        notes = list(self.remarks)
         kept = [node for node in graph.nodes if node.target is require]
         if kept:
             height, width = found.image.shape[-2:]
@@ -157,6 +174,62 @@ class _Attempts:
                          + ", ".join(sorted({str(node.args[2]) for node in kept})))
         return Capture(self.root, graph, found.structure, tracer.constants, tuple(found.image.shape),
                        found.resized and not kept, tuple(self._report(graph)), tuple(notes))
+
+    def _learns_alike(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
+        """Whether the graph does in training what the network does. Modules in the way are closed; what the network's
+        own code does cannot be, and is said."""
+        self.remarks = []
+        if reads_training(type(self.root)):
+            self.remarks.append("its own code asks for self.training; captured is what it does in evaluation")
+        try:
+            modes, reasons = {}, dict[str, str]()
+            for training in (False, True):
+                with in_evaluation(self.root, training), behavior.random_numbers_kept():
+                    modes[training] = behavior.watch(self.root, tracer.opened, found.image, training)
+            reasons |= dict.fromkeys(modes[True].drawing, behavior.DRAWS)
+            for path in modes[True].called:
+                if modes[True].called[path] != modes[False].called[path]:
+                    reasons[path] = behavior.MODE
+            reasons |= dict.fromkeys(behavior.hooked_modules(tracer.opened), behavior.HOOKS)
+            if reasons.pop("", "") and not self.remarks:
+                self.remarks.append("its own code does otherwise in training; captured is what it does in evaluation")
+            # Only a function with a backward of its own, or a hook, can make the gradients of the graph other ones.
+            # Many such functions only save memory (timm's activations): where the gradients agree they are opened.
+            suspects = dict.fromkeys(modes[True].own_backward, behavior.BACKWARD) | dict.fromkeys(
+                modes[True].hooked, behavior.HOOKS)
+            if not reasons and suspects and not self._same_gradients(graph, tracer, found):
+                reasons = suspects
+        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError) as error:
+            self.remarks.append(f"its training could not be compared ({tracing.first_line(error)})")
+            return True
+        for path, reason in reasons.items():
+            self._close_all([path], reason)
+        return not reasons
+
+    def _same_gradients(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
+        runs: tuple[Callable[[Tensor], list[Tensor]], ...] = (
+            lambda image: take_apart(self.root(image))[0],
+            lambda image: list(replay(graph, self.root, tracer.constants, image, gradients=True)))
+        results = []
+        for run in runs:
+            with in_evaluation(self.root, training=True), behavior.random_numbers_kept():
+                results.append(behavior.gradients(run, self.root, found.image))
+        return len(results[0]) == len(results[1]) and behavior.agree(*results)
+
+    def _record(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> None:
+        """What sizes are for the examples, and for one that no stride divides where the graph takes it: there values
+        part that are the same for even sizes, such as a half rounded up and a half rounded down."""
+        height, width = found.image.shape[-2:]
+        odd = found.image.new_zeros(3, found.image.shape[1], height + 45, width + 23)
+        runs = []
+        for image in (found.image, found.other, odd):
+            run: dict[fx.Node, Any] = {}
+            try:
+                replay(graph, self.root, tracer.constants, image, plain=run)
+            except Exception:
+                continue  # a network of one size
+            runs.append(run)
+        record(graph, runs)
 
     def _holds_for_other_sizes(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
         """Whether the graph is final. Runs it on another size; what stands in the way is closed or checked for."""
@@ -220,7 +293,7 @@ class _Attempts:
         name = type(self.root).__name__
         return InputError(f"the network {name}", f"code at '{path or 'its own forward'}' that cannot be captured "
                           f"({reason})", "layers called one after the other, and arithmetic on tensors",
-                          "name modules that shall stay whole (whole=['blocks.*']), or wrap the network in a module "
+                          "name modules to keep whole (whole=['blocks.*']), or wrap the network in a module "
                           "whose forward only calls such modules")
 
     def _report(self, graph: fx.Graph) -> Iterator[Closed]:
@@ -235,7 +308,9 @@ def _closed(module: nn.Module, path: str, reason: str) -> Closed:
 
 
 def _layers(module: nn.Module) -> int:
-    return sum(isinstance(part, OPERATIONS) for part in module.modules())
+    compiled = {kind.__name__ for kind in (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+    return sum(isinstance(part, OPERATIONS) or getattr(part, "original_name", "") in compiled  # of TorchScript
+               for part in module.modules())
 
 
 def _fix_size(graph: fx.Graph, image: Tensor, any_number: bool) -> None:

@@ -88,13 +88,13 @@ def _image(root: nn.Module, batch: int, height: int, width: int) -> Tensor:
 
 
 @contextmanager
-def in_evaluation(root: nn.Module) -> Iterator[None]:
-    """In evaluation mode and without gradient checkpointing; afterwards all modules are as they were: mode, attributes,
-    buffers, and what their code remembers."""
+def in_evaluation(root: nn.Module, training: bool = False) -> Iterator[None]:
+    """In evaluation (or training) mode and without gradient checkpointing; afterwards all modules are as they were:
+    mode, attributes, buffers, and what their code remembers."""
     found = [(module, {k: dict(v) if isinstance(v, dict) and k in ("_buffers", "_parameters") else v
                        for k, v in vars(module).items()}) for module in root.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in root.buffers()]
-    root.eval()
+    root.train(training)
     for module, _ in found:
         if getattr(module, "grad_checkpointing", False) is True:
             module.grad_checkpointing = False  # type: ignore[assignment]
@@ -106,7 +106,7 @@ def in_evaluation(root: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
         with torch.no_grad():
             for buffer, version, value in buffers:
-                if buffer._version != version:
+                if training or buffer._version != version:  # batch norms update theirs without a new version
                     buffer.copy_(value)
 
 

@@ -77,7 +77,7 @@ def _nodes(value: Any, known: Sequence[tuple[Tensor, fx.Node]], where: str) -> A
             if tensor is value:
                 return node
         raise InputError("the network to be captured", f"{where}: a tensor that no named module gave",
-                         "modules (whole=[...]) between which nothing else happens", "name larger modules")
+                         "modules (whole=[...]) with no other operation between them", "name larger modules")
     if isinstance(value, list | tuple):
         return type(value)([_nodes(part, known, where) for part in value])
     if isinstance(value, dict):

@@ -3,7 +3,7 @@ plain numbers depend on the size or the number of images: found by running the g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,34 @@ def describe(node: fx.Node, value: Any) -> None:
     elif isinstance(value, list | tuple):
         node.meta["parts"] = len(value)
         node.meta["holds_tensors"] = any(True for _ in tensors_in(value))
+
+
+def record(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]]) -> None:
+    """Remember on every node its shape, or its plain value, for images of several sizes and numbers.
+
+    Args:
+        runs: for each of them what the nodes gave: shapes of tensors, other values as they are.
+    """
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        values = [run[node] for run in runs]
+        node.meta["kind"] = type(values[0])
+        if "shape" in node.meta or all(_is_plain(value) for value in values):
+            node.meta["record"] = tuple(tuple(value) if isinstance(value, list | tuple) else value for value in values)
+
+
+def recorded(node: fx.Node) -> Any:
+    """What a node was for all recorded images, equal for nodes that can stand in for each other; None where nothing was
+    recorded."""
+    seen = node.meta.get("record")
+    return None if seen is None else ("shape" in node.meta, node.meta.get("dtype"), seen)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(part, int) for part in value)
+    return isinstance(value, int | float)
 
 
 def depends_on_data(node: fx.Node) -> bool:

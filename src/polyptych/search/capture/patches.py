@@ -68,6 +68,13 @@ def modes_refused(refuse: Callable[[str], None]) -> Iterator[None]:
     gradient = (torch.no_grad, torch.enable_grad, torch.inference_mode)
     entered: dict[Any, str] = {torch.autocast: "precision", **dict.fromkeys(gradient, "gradient mode")}
     originals = {kind: kind.__enter__ for kind in entered}
+    set_mode = torch.set_grad_enabled.__init__  # which sets the mode when it is made
+
+    def set_checked(self: Any, mode: bool) -> None:
+        refuse("its code sets the gradient mode itself")
+        set_mode(self, mode)
+
+    torch.set_grad_enabled.__init__ = set_checked  # type: ignore[method-assign]
     for kind, what in entered.items():
         kind.__enter__ = _refusing(originals[kind], what, refuse)
     try:
@@ -75,6 +82,7 @@ def modes_refused(refuse: Callable[[str], None]) -> Iterator[None]:
     finally:
         for kind, original in originals.items():
             kind.__enter__ = original
+        torch.set_grad_enabled.__init__ = set_mode  # type: ignore[method-assign]
 
 
 def _refusing(enter: Any, what: str, refuse: Callable[[str], None]) -> Any:

@@ -11,15 +11,22 @@ from torch import Tensor, fx, nn
 from polyptych.search.capture.graph_functions import require
 
 
-@torch.no_grad()
 def replay(graph: fx.Graph, root: nn.Module, constants: Mapping[str, Tensor], image: Tensor,
-           shapes: dict[fx.Node, Any] | None = None) -> tuple[Tensor, ...]:
-    """Run a graph node by node.
+           shapes: dict[fx.Node, Any] | None = None, plain: dict[fx.Node, Any] | None = None,
+           gradients: bool = False) -> tuple[Tensor, ...]:
+    """Run a graph node by node, without gradients unless they are asked for.
 
     Args:
         shapes: takes the shape of each tensor (None for other values); checks are then left out, so that a graph can
             be tried on a size that it was not made for.
+        plain: takes the shape of each tensor, and every other value as it is.
     """
+    with torch.set_grad_enabled(gradients):
+        return _replay(graph, root, constants, image, shapes, plain)
+
+
+def _replay(graph: fx.Graph, root: nn.Module, constants: Mapping[str, Tensor], image: Tensor,
+            shapes: dict[fx.Node, Any] | None, plain: dict[fx.Node, Any] | None) -> tuple[Tensor, ...]:
     values: dict[fx.Node, Any] = {}
     readers = {node: len(node.users) for node in graph.nodes}
     for node in graph.nodes:
@@ -42,6 +49,8 @@ def replay(graph: fx.Graph, root: nn.Module, constants: Mapping[str, Tensor], im
         values[node] = value
         if shapes is not None:
             shapes[node] = tuple(value.shape) if isinstance(value, Tensor) else None
+        if plain is not None:
+            plain[node] = tuple(value.shape) if isinstance(value, Tensor) else value
         for below in node.all_input_nodes:
             readers[below] -= 1
             if not readers[below]:

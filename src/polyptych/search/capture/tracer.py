@@ -243,7 +243,7 @@ class Tracer(fx.Tracer):
 
     def _on_a_copy(self, target: Any, args: Any, kwargs: Any, value: Any, changed: list[Tensor]
                    ) -> tuple[Any, Traced]:
-        """Arguments of a function that writes into one of them and returns it, with a copy in the place of that."""
+        """Arguments of a function that writes into one of them and returns it, with a copy in its place."""
         written = [x for x in args if isinstance(x, Traced) and any(x.value is y for y in changed)]
         if len(changed) != 1 or len(written) != 1 or value is not changed[0]:
             raise CannotOpen(self.scope.module_path, f"{getattr(target, '__name__', target)} writes into its input")

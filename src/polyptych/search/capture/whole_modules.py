@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -26,6 +27,8 @@ def is_leaf(module: nn.Module) -> str | None:
     """Why the module is a leaf; ``""`` where it is a layer that has no inside, None where it is to be opened."""
     if isinstance(module, SIMPLE):
         return ""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is compiled (TorchScript)"
     kind = type(module)
     if kind.__module__.startswith(("torch.nn.", "torch.ao.nn.")):
         if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):

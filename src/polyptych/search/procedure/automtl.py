@@ -148,7 +148,7 @@ class AlternatingTrainer(PretrainTrainer):
         return losses, {name: self.balance(name) for name in losses}
 
     def balance(self, task: str) -> float:
-        """Policy steps use the weights that are customary in the field."""
+        """Policy steps use the usual weights of the field."""
         return self.tasks[task].standard_weight
 
 

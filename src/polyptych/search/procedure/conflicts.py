@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from polyptych.balancers._engine import undisturbed
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.passes import total_loss
 from polyptych.search.procedure.super_encoder import encoder_of
 from polyptych.search.space.anchors import tensors_of

@@ -1,6 +1,6 @@
 """What a search keeps in its folder, and how it is read back. Every file appears whole or not at all.
 
-    search.json       every choice; the command to go on needs nothing else
+    search.json       every choice; continuing needs nothing else
     warmup/ sampling/ checkpoints and logs of the supermodel
     costs.json        what every node of the network costs
     conflicts.json    how often gradients conflict in every unit
@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from polyptych import __version__
 from polyptych.errors import InputError
+from polyptych.folder_lock import LOCK
 from polyptych.record import decode, encode, first_difference, read_json, write_json
 from polyptych.run import Facts, Run
 from polyptych.search.procedure.candidates import Candidate
@@ -86,8 +88,8 @@ def begin(setup: SearchSetup, folder: Path) -> None:
                      _words(getattr(found.search, field.name))) for field in dataclasses.fields(setup.search)
                     if getattr(setup.search, field.name) != getattr(found.search, field.name))
             raise InputError(folder, f"a search with other choices ({name} is {got})", f"{name} {needed}",
-                             f"choose another --out, or go on with `polyptych search resume {folder}`")
-    elif folder.exists() and any(folder.iterdir()):
+                             f"choose another --out, or continue with `polyptych search resume {folder}`")
+    elif folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
         raise InputError(folder, "a folder that is not empty", "a new folder for the search", "choose another --out")
     else:
         setup.write(folder)
@@ -100,10 +102,11 @@ def _words(value: Any) -> str:
 def discard(folder: Path) -> None:
     """Give up a folder if it holds nothing but the settings and the costs: nothing was trained."""
     files = list(folder.iterdir())
-    if {file.name for file in files} <= {"search.json", "costs.json"}:
-        for file in files:
-            file.unlink()
-        folder.rmdir()
+    if {file.name for file in files} <= {"search.json", "costs.json", LOCK}:
+        with contextlib.suppress(PermissionError):  # Windows keeps the lock file while it is held
+            for file in sorted(files, key=lambda file: file.name == LOCK):
+                file.unlink()
+            folder.rmdir()
 
 
 @dataclass(frozen=True)

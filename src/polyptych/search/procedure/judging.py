@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from polyptych.data.loading import TrainingBatches, evaluation_batches
 from polyptych.datasets._base import Dataset
 from polyptych.evaluation import Evaluator, measure, skill
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.run import Run
 from polyptych.search.procedure.super_encoder import encoder_of
 from polyptych.search.space.policy import Policy

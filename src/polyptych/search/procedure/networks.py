@@ -16,7 +16,7 @@ from polyptych.comparison.grid import Entry, Method
 from polyptych.encoders.searched import Searched
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.run import Run
 from polyptych.search.procedure.candidates import Candidate
 from polyptych.search.procedure.folder import ScoredCandidate, run_folder
@@ -48,7 +48,7 @@ def planned_runs(run: Run, candidates: Sequence[ScoredCandidate], folder: Path, 
 
 def write_inherited(run: Run, tasks: dict[str, Task], supernetwork: Network, policy: Policy, folder: Path) -> None:
     """Make the folder of a run whose network is the compact one of a policy, with the supermodel's weights, batch
-    statistics and decoder. Training goes on from there like from any checkpoint."""
+    statistics and decoder. Training continues from there like from any checkpoint."""
     network = run.build_network(tasks, pretrained=False)
     encoder = network.encoder
     assert isinstance(encoder, Searched)

@@ -2,7 +2,7 @@
 
 The warm-up makes the weights from which every copy begins. After it, each step draws a policy that keeps the budget
 (single-path sampling: Guo et al., ECCV 2020, arXiv 1904.00420), so that the weights fit all policies of the space
-equally. The policy is a function of (seed, step), so a resumed phase goes on exactly.
+equally. The policy is a function of (seed, step), so a resumed phase continues exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
 from polyptych.interruption import Interrupted, stop_on_signal
 from polyptych.logbook import environment
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.record import write_json
 from polyptych.run import Run
 from polyptych.search.procedure.settings import Search
@@ -139,7 +139,7 @@ def train_phase(trainer: PhaseTrainer, name: str, command: str) -> None:
     """Run a phase to its end.
 
     Args:
-        command: with which the search goes on after an interruption.
+        command: that continues the search after an interruption.
 
     Raises:
         Interrupted: everything is saved.
@@ -157,7 +157,7 @@ def train_phase(trainer: PhaseTrainer, name: str, command: str) -> None:
             if not stop.asked:
                 raise
             raise Interrupted(f"{name} stopped at step {trainer.state.step} of {trainer.run.steps}; everything is "
-                              f"saved, go on with `{command}`") from None
+                              f"saved, continue with `{command}`") from None
 
 
 def finished_phase(folder: Path, steps: int) -> bool:

@@ -22,8 +22,9 @@ from polyptych.comparison import on_ray
 from polyptych.comparison.runner import Where, run_all
 from polyptych.data.loading import TrainingBatches
 from polyptych.errors import InputError
+from polyptych.folder_lock import hold
 from polyptych.interruption import Interrupted
-from polyptych.network import Network
+from polyptych.networks import Network
 from polyptych.record import read_json, write_json
 from polyptych.run import Facts, Run
 from polyptych.search.procedure import automtl
@@ -75,25 +76,28 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
         The path of the report.
 
     Raises:
-        InputError: something is not as needed, or no policy keeps the budget.
-        Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call goes on.
+        InputError: something is not as needed, no policy keeps the budget, or another process is at this search.
+        Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call continues.
     """
     if on == "ray":
         on_ray.require_ray()
     setup = SearchSetup(run, choices, seeds, Facts.of(run.build_dataset("train")))
     begin(setup, folder)
-    try:
-        return _Search(setup, folder, on, say).run_all()
-    except InputError:
-        discard(folder)  # other choices may be made in the same folder
-        raise
+    with hold(folder):
+        try:
+            return _Search(setup, folder, on, say).run_all()
+        except InputError:
+            discard(folder)  # other choices may be made in the same folder
+            raise
 
 
 def resume(folder: Path, *, on: Where = "local", say: Callable[[object], None] = print) -> Path:
     """Continue the search of a folder."""
     if on == "ray":
         on_ray.require_ray()
-    return _Search(SearchSetup.read(folder), folder, on, say).run_all()
+    setup = SearchSetup.read(folder)
+    with hold(folder):
+        return _Search(setup, folder, on, say).run_all()
 
 
 class _Search:
@@ -148,7 +152,7 @@ class _Search:
 
     @cached_property
     def shared_cost(self) -> PolicyCost:
-        return self.cost(encoder_of(self.network).supermodel.space.all_shared())
+        return self.cost(encoder_of(self.network).supermodel.one_backbone())
 
     def use(self, policy: Policy) -> float:
         """Share of the budget."""
@@ -159,12 +163,18 @@ class _Search:
 
     def check(self) -> None:
         """Refuse what cannot work before anything is trained: above all a budget that nothing keeps."""
-        space = encoder_of(self.network).supermodel.space
+        supermodel = encoder_of(self.network).supermodel
+        for line in supermodel.capture.remarks():
+            self.say(f"backbone: {line}")
+        space = supermodel.space
         policies = (space.all_shared(), *(space.draw(Random(i)) for i in range(200)))
         if not any(self.allowed(policy) for policy in policies):
             least = min(map(self.use, policies))
-            raise InputError("--budget", f"{self.choices.limits.text}, which no policy keeps (the least of 200 takes "
-                             f"{least:.2f} of it)", "a larger budget", "1x is one backbone that all tasks share")
+            raise InputError("--budget", f"{self.choices.limits.text}, which no policy meets (the cheapest of 200 "
+                             f"takes {least:.2f} of it)", "a larger budget",
+                             "1x is the cost of one backbone without any copy"
+                             + (", and norms per task make every task compute nearly all of it again"
+                                if space.norms == "task" else ""))
         self.run.build_balancer(self.tasks)
 
     def train_supermodel(self) -> None:

@@ -6,6 +6,7 @@ random few, children differ a little; a child that breaks the budget or was judg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
@@ -29,7 +30,12 @@ class Judged:
 
     def best(self, number: int) -> list[Policy]:
         """Highest scores first; of equals the earlier."""
-        return sorted(self.scores, key=lambda policy: -self.scores[policy])[:number]
+        return sorted(self.scores, key=self.rank, reverse=True)[:number]
+
+    def rank(self, policy: Policy) -> float:
+        """Its score; one that is not a number comes after all others, where plain comparison would put it anywhere."""
+        score = self.scores[policy]
+        return score if math.isfinite(score) else -math.inf
 
 
 def select(space: Space, allowed: Callable[[Policy], bool], judge: Callable[[Policy], float], number: int, seed: int,
@@ -65,7 +71,7 @@ def _next(space: Space, allowed: Callable[[Policy], bool], done: Judged, random:
     for attempt in range(TRIES):
         if evolve and done.scores and attempt < TRIES // 2:
             some = random.sample(list(done.scores), min(PARENTS, len(done.scores)))
-            policy = max(some, key=done.scores.__getitem__)
+            policy = max(some, key=done.rank)
             for _ in range(random.choice((1, 1, 2, 3))):
                 policy = space.mutate(policy, random)
         else:

@@ -42,39 +42,40 @@ class Search:
     """How to search for what to share. A number of steps that is 0 follows the steps of the recipe."""
 
     space: SpaceName = "tree"
-    """tree: tasks part with depth, so that their trunk is computed once; automtl: the space of the AutoMTL paper;
-    partition: any groups; skip_only: every unit is shared or left out."""
+    """tree: tasks branch off with depth, so the common trunk is computed once; automtl: the space of the AutoMTL paper;
+    partition: any grouping; skip_only: every unit is shared or left out."""
     budget: str = "auto"
-    """What the encoder may cost, for instance params=2x,flops=1.5x; auto means flops=1.5x, or no limit for automtl."""
+    """Cost limit of the encoder, for example params=2x,flops=1.5x; auto means flops=1.5x, or no limit for automtl."""
     granularity: Literal["auto", "op", "region", "stage"] = "auto"
-    """What a policy decides about; auto means op for automtl, otherwise region."""
+    """What a policy decides about: operations, regions or stages; auto means op for automtl, region otherwise."""
     skip: YesOrNo = True
-    """Whether tasks may leave units out."""
+    """Allow tasks to leave units out."""
     warmup: int = 0
-    """Steps with everything shared (automtl: with all choices at equal weights); 0 means half of the recipe's steps."""
+    """Steps with everything shared (automtl: with equal weights on all choices); 0 means half of the recipe's steps."""
     sampling: int = 0
-    """Steps on sampled policies (automtl: network and policy steps together); 0 means as many as the recipe's steps."""
+    """Steps on sampled policies (automtl: network and policy steps together); 0 means the recipe's steps."""
     candidates: int = 32
-    """Policies to rank on the supermodel."""
+    """Number of policies to rank on the supermodel."""
     calibration: int = 20
-    """Training batches from which batch statistics are estimated before each policy is ranked."""
+    """Training batches for estimating batch statistics before each policy is ranked."""
     images: int = 128
-    """Most validation images that rank a policy."""
+    """Maximum number of validation images for ranking policies."""
     finalists: int = 3
-    """Highest-ranked policies (automtl: samples) to train with every seed; the best on the validation split wins."""
+    """Number of top-ranked policies (automtl: samples) to train with every seed; the best on the validation split
+    wins."""
     weights: Literal["fresh", "inherited"] = "fresh"
-    """Where finalists start: with fresh weights, as every baseline does, or with those of the supermodel."""
+    """Initial weights of finalists: fresh, as for every baseline, or the supermodel's."""
     baselines: Names = BASELINES
     """Any of single, shared, bottom, tree (random trees), op (random per unit), conflict (Recon), joined by commas; or
     none."""
     bottom_every: int = 1
     """Train every Nth of the baselines that share the first units; 1 trains all of them."""
     random: int = 3
-    """Random trees to train, and random policies per unit."""
+    """Number of random trees, and of random policies per unit, to train as baselines."""
     network_steps: int = 400
-    """automtl: steps on the weights between steps on the policy."""
+    """automtl: weight steps between policy steps."""
     policy_steps: int = 100
-    """automtl: steps on the policy between steps on the weights."""
+    """automtl: policy steps between weight steps."""
     regularizer: float = 5e-4
     """automtl: weight of the term that favors sharing."""
     scale: float = 6.0
@@ -82,7 +83,7 @@ class Search:
     policy_rate: float = 0.01
     """automtl: learning rate of the policy."""
     share_first: int = 0
-    """automtl: how many of the first units every sampled policy shares."""
+    """automtl: number of first units that every sampled policy shares."""
 
     def __post_init__(self) -> None:
         for name, least in (("warmup", 0), ("sampling", 0), ("candidates", 1), ("calibration", 1), ("images", 1),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polyptych.backbones._base import Backbone
 from polyptych.encoders._base import Encoder
-from polyptych.network import Network, described
+from polyptych.networks import Network, described
 from polyptych.run import Run
 from polyptych.search.procedure.settings import Search
 from polyptych.search.supermodel.model import compile
@@ -62,7 +62,7 @@ def _without_streams(module: Any, state: dict[str, Any], prefix: str, metadata: 
 
 
 def build_supernetwork(run: Run, search: Search, tasks: dict[str, Task], *, pretrained: bool) -> Network:
-    """A run's network with the supermodel in the place of its encoder."""
+    """A run's network with the supermodel in place of its encoder."""
     backbone = run.backbone if pretrained else run.backbone.without_weights()
     channels = {name: task.channels for name, task in tasks.items()}
     encoder = SuperEncoder(search, backbone=backbone, tasks=tuple(tasks))

@@ -19,7 +19,7 @@ from polyptych.comparison.statistics import Estimate
 from polyptych.evaluation_record import Evaluation, TaskResult
 from polyptych.record import encode, write_json
 from polyptych.search.procedure.folder import ScoredCandidate, SearchSetup, read_networks, run_folder
-from polyptych.search.space.budget import PolicyCost
+from polyptych.search.space.budget import KINDS, PolicyCost
 from polyptych.search.supermodel.costs import CostTable
 
 ENOUGH = 10
@@ -174,8 +174,8 @@ def _records(folder: Path, network: ScoredCandidate, seeds: tuple[int, ...], spl
 def _trained(network: ScoredCandidate, chosen: str, shared: PolicyCost, val: dict[int, Evaluation],
              test: dict[int, Evaluation], reference: dict[int, Evaluation]) -> TrainedNetwork:
     candidate, cost = network.candidate, network.cost
-    relative = {name: getattr(cost, name) / getattr(shared, name) for name in
-                ("parameters", "multiply_adds", "memory", "latency") if getattr(shared, name)}
+    relative = {kind.field: getattr(cost, kind.field) / getattr(shared, kind.field) for kind in KINDS.values()
+                if getattr(shared, kind.field)}
     deltas = {seed: _delta(val[seed], reference[seed]) for seed in val if seed in reference}
     headlines = {task: sum(record.tasks[task].headline_value for record in val.values()) / len(val)
                  for task in next(iter(val.values())).tasks}

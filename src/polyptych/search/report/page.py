@@ -16,12 +16,10 @@ from polyptych.reports.tables import TIMES, escape_markdown, format_pair, is_num
 from polyptych.search.procedure.folder import read_networks
 from polyptych.search.report import pictures, sharing
 from polyptych.search.report.outcome import ENOUGH, Outcome, TrainedNetwork, gather
-from polyptych.search.space.budget import FIELDS
+from polyptych.search.space.budget import KINDS, CostKind
 from polyptych.search.space.policy import Policy
 from polyptych.search.supermodel.costs import threads_in_words
 
-COSTS = {"parameters": "parameters", "multiply_adds": "multiply-adds", "memory": "activation memory",
-         "latency": "latency"}
 VALUE = "mean skill, validation split"
 
 
@@ -42,10 +40,10 @@ class SearchPage:
         return self.outcome.networks
 
     @property
-    def axis(self) -> str:
+    def axis(self) -> CostKind:
         """The cost that the picture is about: the first of the budget, or multiply-adds."""
         limits = self.outcome.setup.search.limits.limits
-        return FIELDS[limits[0].name] if limits else "multiply_adds"
+        return KINDS[limits[0].name if limits else "flops"]
 
     @property
     def limit(self) -> float | None:
@@ -53,7 +51,7 @@ class SearchPage:
         limits = self.outcome.setup.search.limits.limits
         if not limits:
             return None
-        return limits[0].value(self.outcome.shared) / max(getattr(self.outcome.shared, self.axis), 1e-30)
+        return limits[0].value(self.outcome.shared) / max(getattr(self.outcome.shared, self.axis.field), 1e-30)
 
     @cached_property
     def points(self) -> list[pictures.Point]:
@@ -62,12 +60,12 @@ class SearchPage:
             kind = network.kind if network.kind != "searched" else (
                 "searched" if network.label == "searched" else "finalist")
             if not network.same_as and is_number(network.skill.mean):
-                found.append(pictures.Point(network.label, kind, network.relative.get(self.axis, 0.0),
+                found.append(pictures.Point(network.label, kind, network.relative.get(self.axis.field, 0.0),
                                             network.skill.mean, network.skill.half_width, network.supermodel))
         return found
 
     def tradeoff(self, page: bool = True) -> Markup:
-        cost = f"{COSTS[self.axis]} of the encoder, in units of one shared backbone"
+        cost = f"{self.axis.title} of the encoder, in units of one shared backbone"
         return Markup(pictures.tradeoff_svg(self.points, cost, VALUE, self.limit, page=page))
 
     def ranks(self, page: bool = True) -> Markup:
@@ -85,9 +83,9 @@ class SearchPage:
     def columns(self) -> list[Column]:
         """Cost, quality and the score on the supermodel of every network."""
         rows = self.networks
-        relative = [exact(COSTS[name], [row.relative.get(name, float("nan")) for row in rows],
+        relative = [exact(kind.title, [row.relative.get(kind.field, float("nan")) for row in rows],
                           lambda value: f"{value:.2f}", f"{TIMES} one backbone", False)
-                    for name in COSTS if any(name in row.relative for row in rows)]
+                    for kind in KINDS.values() if any(kind.field in row.relative for row in rows)]
         found = [
             exact("parameters", [row.cost.parameters / 1e6 for row in rows], short, "million", None), *relative,
             estimated("skill", [row.skill for row in rows], lambda value: f"{value:.4f}", "validation", True),
@@ -107,22 +105,22 @@ class SearchPage:
             values = [row.headlines[task] for row in self.networks]
             largest = max((abs(value) for value in values if is_number(value)), default=0)
             columns.append(exact(task, values, lambda value, top=largest: format_pair(value, top)[0],  # type: ignore[misc]
-                                 result.headline, result.headline_higher_is_better))
+                                 result.headline, result.higher_is_better.get(result.headline)))
         return columns
 
     @property
     def verdicts(self) -> list[str]:
         """The comparison with random trees; that there is none, where there is none."""
         return [versus.verdict for versus in self.outcome.versus] or [
-            "No random tree was trained, so nothing says whether the search was worth it."]
+            "No random tree was trained, so whether the search was worth it is unknown."]
 
     @property
     def rank_words(self) -> str:
         found = self.outcome.correlation
         if found.spearman is None or found.kendall is None:
-            return f"Ranks cannot be compared: {found.policies} different policies were trained."
-        few = "" if found.policies >= ENOUGH else f" ({ENOUGH} are wanted for a number that says something)"
-        low = (" Below 0.5 the supermodel is a weak guide: what it ranks highest is little better than a draw."
+            return f"Ranks cannot be compared: only {found.policies} different policies were trained."
+        few = "" if found.policies >= ENOUGH else f" (at least {ENOUGH} are needed for a meaningful number)"
+        low = (" Below 0.5 the supermodel is a weak guide: what it ranks highest is little better than chance."
                if found.spearman < 0.5 else "")
         return (f"Ranks on the supermodel against ranks after training: Spearman {found.spearman:+.2f}, Kendall "
                 f"{found.kendall:+.2f}, over {found.policies} policies{few}.{low}")
@@ -142,7 +140,7 @@ class SearchPage:
              + ("the mixture of all choices" if search.is_automtl else "sampled policies")),
             ("Networks", f"each trained {run.steps} steps of {run.batch_size * run.accumulate} images{size}, "
              f"{'seeds' if len(setup.seeds) > 1 else 'seed'} {seeds}"),
-            ("Finalists", f"began with {search.weights} weights, baselines with fresh ones"),
+            ("Finalists", f"started from {search.weights} weights, baselines from fresh ones"),
             ("Costs", "of the encoder alone; latency on " + threads_in_words(self.outcome.table.setting)
              if self.outcome.table.setting.timed else "of the encoder alone; latency was not measured"),
         ]
@@ -153,11 +151,11 @@ class SearchPage:
         return [
             "Everything was chosen on the validation split, which is carved out of the training images. The test split "
             "was evaluated once per network, after its training.",
-            "The winning finalist is the best of all finalists on the validation split, so its skill there is a little "
-            "flattered; on the test split it is not.",
+            "The winning finalist is the best of all finalists on the validation split, so its skill there is "
+            "slightly optimistic; on the test split it is not.",
             "± is half the 95 % interval of the mean over seeds (Student t)." if several else
             "There is one seed, so no interval: differences may be chance.",
-            *(f"{row.label}: {row.note}" + (f" (shares like {row.same_as}, the same runs)" if row.same_as else "") + "."
+            *(f"{row.label}: {row.note}" + (f" (shares like {row.same_as}: the same runs)" if row.same_as else "") + "."
               for row in self.networks if row.note or row.same_as),
         ]
 

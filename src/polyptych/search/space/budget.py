@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from polyptych.errors import InputError, nearest
 
-HELP = """params, flops (multiply-adds), memory (peak of the activations) and latency, joined by commas; with x in units
-of one backbone that all tasks share (1x is the least that a network without skips can cost, and as many x as there are
-tasks are separate networks): params=2x,flops=1.5x; or absolute: params=30M, flops=4G, memory=64MiB, latency=20ms. Only
-the encoder counts."""
 
-FIELDS = {"params": "parameters", "flops": "multiply_adds", "memory": "memory", "latency": "latency"}
-UNITS = {"params": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}, "flops": {"": 1, "M": 1e6, "G": 1e9, "T": 1e12},
-         "memory": {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 1e3, "MB": 1e6, "GB": 1e9},
-         "latency": {"s": 1, "ms": 1e-3, "us": 1e-6}}
+@dataclass(frozen=True)
+class CostKind:
+    """A kind of cost that a budget can limit.
+
+    Attributes:
+        field: where :class:`PolicyCost` has it.
+        title: its name in reports.
+        units: what one unit is in terms of the field.
+    """
+
+    field: str
+    title: str
+    units: Mapping[str, float]
+
+
+# A new kind is a row here, a field of PolicyCost, and its number in `supermodel.costs.CostTable.cost`.
+KINDS = {
+    "params": CostKind("parameters", "parameters", {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}),
+    "flops": CostKind("multiply_adds", "multiply-adds", {"": 1, "M": 1e6, "G": 1e9, "T": 1e12}),
+    "memory": CostKind("memory", "activation memory", {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 1e3,
+                                                       "MB": 1e6, "GB": 1e9}),
+    "latency": CostKind("latency", "latency", {"s": 1, "ms": 1e-3, "us": 1e-6}),
+}
+_NAMES = ", ".join(name if name == kind.title else f"{name} ({kind.title})" for name, kind in KINDS.items())
+HELP = f"""Limits on the cost of the encoder, separated by commas, on any of {_NAMES}. A number with x counts in
+units of one backbone that all tasks share (separate networks cost as many x as there are tasks; with --space automtl,
+whose norms are per task, sharing every weight costs almost as many flops as that): params=2x,flops=1.5x. A number
+without x is absolute: params=30M, flops=4G, memory=64MiB, latency=20ms."""
 
 
 @dataclass(frozen=True)
 class PolicyCost:
-    """Of an encoder, for one image.
+    """What an encoder costs for one image.
 
     Attributes:
-        parameters: numbers that are trained.
+        parameters: number of trained values.
         multiply_adds: as the profiler counts them.
         memory: largest number of bytes of activations at a time, without gradients.
         latency: seconds, the sum over all steps; 0 where it was not measured.
@@ -44,7 +65,7 @@ class Limit:
     relative: bool
 
     def value(self, shared: PolicyCost) -> float:
-        return self.amount * (getattr(shared, FIELDS[self.name]) if self.relative else 1.0)
+        return self.amount * (getattr(shared, KINDS[self.name].field) if self.relative else 1.0)
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ class Budget:
 
     def use(self, cost: PolicyCost, shared: PolicyCost) -> float:
         """The largest share of a limit that a cost takes; 0 without limits."""
-        return max((getattr(cost, FIELDS[limit.name]) / max(limit.value(shared), 1e-30) for limit in self.limits),
+        return max((getattr(cost, KINDS[limit.name].field) / max(limit.value(shared), 1e-30) for limit in self.limits),
                    default=0.0)
 
 
@@ -81,11 +102,11 @@ def parse_budget(text: str) -> Budget:
     limits: list[Limit] = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         name, _, amount = (piece.strip() for piece in part.partition("="))
-        if name not in FIELDS:
-            raise InputError("--budget", f"'{name}'", nearest(name, FIELDS), "for instance --budget flops=1.5x")
+        if name not in KINDS:
+            raise InputError("--budget", f"'{name}'", nearest(name, KINDS), "for instance --budget flops=1.5x")
         if any(limit.name == name for limit in limits):
             raise InputError("--budget", f"{name} twice", "every limit once", "remove one")
-        units = UNITS[name]
+        units = KINDS[name].units
         found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)", amount)
         unit = found[2] if found else ""
         if found is None or not (unit == "x" or unit in units) or float(found[1]) <= 0:

@@ -117,8 +117,6 @@ def _blocks(capture: Capture, anchors: Sequence[Anchor], residual: set[int]) -> 
     return blocks
 
 
-
-
 def group_stages(capture: Capture, groups: Sequence[list[Anchor]]) -> list[list[Anchor]]:
     """The groups of each stage together."""
     keys: list[object]

@@ -80,7 +80,8 @@ class CostTable:
     def cost(self, supermodel: Supermodel, policy: Policy) -> PolicyCost:
         """Of the encoder that a policy gives."""
         plan = supermodel.plan(policy)
-        rows = [self.skips[step.skip.node] if step.skip is not None else self.nodes[step.node.name]
+        free = NodeCost()  # of a size that stands in for another
+        rows = [self.skips[step.skip.node] if step.skip is not None else self.nodes.get(step.node.name, free)
                 for step in plan.steps]
         return PolicyCost(_parameters(supermodel, plan), sum(row.multiply_adds for row in rows), _peak(plan, rows),
                     sum(row.seconds for row in rows))

@@ -22,6 +22,7 @@ from polyptych.search.space.anchors import has_statistics
 from polyptych.search.space.policy import OWN, SHARED, SKIP, Policy
 from polyptych.search.space.skips import Skip
 from polyptych.search.space.units import Units
+from polyptych.search.supermodel.dead_branches import SizeReaders
 
 REMEMBERED = 256  # plans
 
@@ -52,7 +53,7 @@ class Step:
         bank: whose weights; None where the node has none.
         inputs: for each node that this one reads, the position of the step that gives its value.
         tasks: who uses the value.
-        skip: the projection that stands in the place of a unit that ``tasks[0]`` leaves out (the node is then the one
+        skip: the projection that takes the place of a unit that ``tasks[0]`` leaves out (the node is then the one
             whose value is replaced).
     """
 
@@ -151,6 +152,7 @@ class Planner:
         self._norms = frozenset(norm for unit in self.units for norm in unit.norms)
         self._skips = {unit.skip.node: i for i, unit in enumerate(self.units) if unit.skip is not None}
         self._by_name = {node.name: node for node in self.capture.graph.nodes}
+        self._readers = SizeReaders(self.capture.graph)
 
     def __deepcopy__(self, memo: Any) -> Planner:
         return self  # facts; no weights
@@ -169,7 +171,9 @@ class Planner:
         node's value for a task. Two tasks get the same step if and only if they use the same weights (bank), the same
         skip and the same input *steps*; equality of the inputs is thus equality of their whole history, and the
         comparison never has to look further back than one node."""
-        live = {task: self._live(policy, task) for task in policy.tasks}
+        live, replaced = {}, {}
+        for task in policy.tasks:
+            live[task], replaced[task] = self._live(policy, task)
         values: dict[str, dict[fx.Node, int]] = {task: {} for task in policy.tasks}
         keys: list[dict[str, Any]] = []
         for node in self.capture.graph.nodes:
@@ -184,13 +188,17 @@ class Planner:
                 if skip is not None and skip.projection is None:  # no step: the shortcut's value stands for the sum
                     env[node] = env[self._by_name[skip.by]]
                     continue
-                inputs = {n: env[n] for n in ([self._by_name[skip.by]] if skip else node.all_input_nodes)}
+                made = replaced[task].get(node, node)
+                if made in env:  # another size that is the same
+                    env[node] = env[made]
+                    continue
+                inputs = {n: env[n] for n in ([self._by_name[skip.by]] if skip else made.all_input_nodes)}
                 # A projection belongs to the task that skips, so no other task ever has its value.
                 bank = Bank(OWN, task) if skip else self.bank(policy, task, str(node.target))
                 key = (bank if node.op in ("call_module", "get_attr") or skip else None, skip, tuple(inputs.values()))
                 if key not in known:
                     known[key] = len(keys)
-                    keys.append({"node": node, "bank": key[0], "inputs": inputs, "tasks": [], "skip": skip})
+                    keys.append({"node": made, "bank": key[0], "inputs": inputs, "tasks": [], "skip": skip})
                 env[node] = known[key]
                 keys[known[key]]["tasks"].append(task)
         steps = tuple(Step(**{**key, "tasks": tuple(key["tasks"])}) for key in keys)
@@ -209,19 +217,15 @@ class Planner:
         at = self._skips.get(node.name)
         return self.units.all[at].skip if at is not None and policy.choice(at, task) == SKIP else None
 
-    def _live(self, policy: Policy, task: str) -> set[fx.Node]:
+    def _live(self, policy: Policy, task: str) -> tuple[set[fx.Node], dict[fx.Node, fx.Node]]:
         """The nodes that a task needs: all on ways back from its outputs, where a skipped unit is bypassed. The rest
-        (the
-        inside of a skipped branch) is not computed, which is why a skip costs nothing."""
-        output = next(node for node in self.capture.graph.nodes if node.op == "output")
-        live: set[fx.Node] = set()
-        waiting = list(output.all_input_nodes)
-        while waiting:
-            node = waiting.pop()
-            if node not in live:
-                live.add(node)
-                skip = self._skip(policy, task, node)
-                waiting += [self._by_name[skip.by]] if skip else node.all_input_nodes
+        (the inside of a skipped branch) is not computed, which is why a skip costs nothing. Beside them, what stands in
+        for sizes that only the rest has."""
+        def bypass(node: fx.Node) -> fx.Node | None:
+            skip = self._skip(policy, task, node)
+            return None if skip is None else self._by_name[skip.by]
+
+        live, replaced = self._readers.live(bypass)
         # Checks have no reader, so that the way back never meets them. They stay where all tensors that they look at
         # are computed anyway; a check of a skipped branch would bring that branch back.
         for node in self.capture.graph.nodes:
@@ -237,7 +241,7 @@ class Planner:
                     waiting += below.all_input_nodes
                 if tensors:
                     live |= needed
-        return live
+        return live, replaced
 
 
 def _is_item(node: fx.Node) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -11,7 +10,7 @@ from polyptych.search.capture.structure import Structure
 from polyptych.search.space.policy import Policy
 from polyptych.search.supermodel.execution_plan import BASE, ExecutionPlan
 from polyptych.search.supermodel.model import Supermodel
-from polyptych.search.supermodel.weights import WeightBanks, has, label, put, stream
+from polyptych.search.supermodel.weights import ModuleTree, WeightBanks, copied, has, label, put, stream
 from polyptych.types import Features, TaskFeatures
 
 
@@ -67,9 +66,18 @@ def extract(supermodel: Supermodel, policy: Policy, *, share_weights: bool = Fal
     module.delete_all_unused_submodules()
     _keep_persistence(module, plan, banks)
     graph.lint()
-    module.train(supermodel.training)
     per_task = len(rows) // len(policy.tasks)
-    return Compact(module, policy.tasks, supermodel.capture.structure, (per_task, len(cut)))
+    compact = Compact(module, policy.tasks, supermodel.capture.structure, (per_task, len(cut)))
+    _keep_modes(compact, supermodel.training)
+    return compact
+
+
+def _keep_modes(compact: Compact, training: bool) -> None:
+    """Every layer has the mode that it has in the supermodel (frozen norms stay in evaluation mode); what only groups
+    layers has the supermodel's."""
+    for module in (compact, compact.body, *compact.body.modules()):
+        if module in (compact, compact.body) or type(module) in (nn.Module, ModuleTree):
+            module.training = training
 
 
 def _emit(graph: fx.Graph, home: nn.Module, banks: WeightBanks, plan: ExecutionPlan, i: int, emitted: list[fx.Node],
@@ -113,7 +121,7 @@ def _settle(home: nn.Module, banks: WeightBanks, plan: ExecutionPlan, i: int, ta
 
 def _taken(value: Any, memo: dict[Any, Any] | None) -> Any:
     """The same object, or a copy of it that is tied to other copies as the originals are."""
-    return value if memo is None else copy.deepcopy(value, memo)
+    return value if memo is None else copied(value, memo)
 
 
 def _keep_persistence(module: nn.Module, plan: ExecutionPlan, banks: WeightBanks) -> None:

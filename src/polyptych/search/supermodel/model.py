@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from polyptych.errors import InputError
 from polyptych.search.capture.capturing import Capture, capture
-from polyptych.search.space.policy import Compilation, Norms, Policy, SpaceName
+from polyptych.search.space.policy import SHARED, Compilation, Norms, Policy, SpaceName
 from polyptych.search.space.spaces import Space, make_space
 from polyptych.search.space.units import Granularity, Units, find_units
 from polyptych.search.supermodel.execution_plan import ExecutionPlan, Planner, Step
@@ -69,6 +70,10 @@ class Supermodel(nn.Module):
         self.tasks = space.tasks
         self.planner = Planner(capture, units)
         self.banks = WeightBanks(capture, units, self.planner, self.tasks)
+        # The backbone keeps the mode that it was given in, module by module; what is wrapped around it follows.
+        wrappers = {self, *self.banks.modules()} - set(self.backbone.modules())
+        for module in wrappers:
+            module.training = self.backbone.training
 
     @property
     def backbone(self) -> nn.Module:
@@ -78,6 +83,12 @@ class Supermodel(nn.Module):
     @property
     def compilation(self) -> Compilation:
         return self.space.compilation
+
+    def one_backbone(self) -> Policy:
+        """The backbone itself, once for all tasks: the unit of relative budgets in every space. It need not be a policy
+        of the space: AutoMTL's norms per task, or a unit that is pinned to ``own``, cost more."""
+        rows = ((SHARED,) * len(self.tasks),) * len(self.units)
+        return replace(self.space.all_shared(), choices=rows, norms="stream")
 
     def plan(self, policy: Policy) -> ExecutionPlan:
         """What a policy computes."""

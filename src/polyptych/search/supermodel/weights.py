@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class WeightBanks(nn.Module):
         if targets and not has(tree, targets[0]):
             memo: dict[int, Any] = {}  # of all targets, so that what is tied stays tied
             for target in targets:
-                put(tree, target, copy.deepcopy(at(self.backbone, target), memo))
+                put(tree, target, copied(at(self.backbone, target), memo))
         return tree
 
     @torch.no_grad()
@@ -86,7 +87,7 @@ class WeightBanks(nn.Module):
                 tensor.copy_(now[name])
 
     def projection(self, skip: Skip, task: str) -> nn.Module:
-        """What a task has in the place of a convolution that it leaves out."""
+        """What a task has in place of a convolution that it leaves out."""
         assert skip.projection is not None
         if task not in self.projections:
             self.projections[task] = nn.ModuleDict()
@@ -150,9 +151,28 @@ def put(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
         root.register_buffer(name, value, persistent=False)
 
 
+def copied(value: Any, memo: dict[Any, Any]) -> Any:
+    """A deep copy.
+
+    The hooks of torch's old ``weight_norm`` and ``spectral_norm`` keep the weight that they computed last as a plain
+    attribute with a history, which torch does not copy. They compute it anew before the module runs, so its numbers do.
+    Parameters of a TorchScript module that torch copies send their gradients to the original; written and read again
+    they are parameters of their own.
+    """
+    for module in value.modules() if isinstance(value, nn.Module) else ():
+        if isinstance(module, torch.jit.ScriptModule):
+            if id(module) not in memo:
+                memo[id(module)] = torch.jit.load(io.BytesIO(module.save_to_buffer()))
+            continue
+        for tensor in vars(module).values():
+            if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(value, memo)
+
+
 def tied_copy(module: nn.Module) -> nn.Module:
     """The same parameters, other buffers."""
-    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
+    return copied(module, {id(p): p for p in module.parameters()})
 
 
 def label(bank: Bank) -> str:

@@ -1,1 +1,1 @@
-"""How Cityscapes lies on disk: one file for each layout."""
+"""The layouts of Cityscapes on disk: one file each."""

@@ -18,7 +18,7 @@ else:
 
 
 class CityscapesLayout(Layout):
-    """One way in which Cityscapes lies on disk. The images that are tested on are the official ``val``.
+    """One layout of Cityscapes on disk. The images that are tested on are the official ``val``.
 
     Attributes:
         tested_on: how the protocol names the layout and the images that are tested on.

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from polyptych.data.files import file_names, id_of, is_visible, read_json
-from polyptych.data.pictures import picture_size, read_color, read_gray
+from polyptych.data.pictures import picture_size, read_gray
 from polyptych.datasets._cityscapes.classes import LAST_ID, TABLES, VOID
 from polyptych.datasets._cityscapes.layouts._base import CityscapesLayout
 from polyptych.datasets._cityscapes.streets import CAMERA, FRAMES, SIZE, StreetScene
@@ -82,9 +80,6 @@ class OfficialLayout(CityscapesLayout):
 
     def size(self, frame: str) -> tuple[int, int]:
         return picture_size(self.path(frame, "image"))
-
-    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]:
-        return read_color(self.path(frame, "image"))
 
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
         path = self.path(frame, "semseg")

@@ -1,1 +1,1 @@
-"""How NYUv2 lies on disk: one file for each layout."""
+"""The layouts of NYUv2 on disk: one file each."""

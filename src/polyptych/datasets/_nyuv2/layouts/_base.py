@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from polyptych.data.pictures import picture_size
@@ -23,7 +23,7 @@ else:
 
 
 class NYUv2Layout(Layout):
-    """One way in which NYUv2 lies on disk.
+    """One layout of NYUv2 on disk.
 
     ``raw_depth`` is a kind of file of its own, because one layout holds both depths.
 
@@ -64,9 +64,6 @@ class NYUv2Layout(Layout):
 
     def size(self, frame: str) -> tuple[int, int]:
         return picture_size(self.path(frame, "image"))
-
-    @abstractmethod
-    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]: ...
 
     @abstractmethod
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:

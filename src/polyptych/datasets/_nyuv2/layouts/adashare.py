@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -87,9 +87,6 @@ class AdaShareLayout(NYUv2Layout):
 
     def expected(self, frame: str, kind: str) -> Path:
         return self.root / _EXAMPLES[kind].format(frame)
-
-    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]:
-        return read_color(self.path(frame, "image"))
 
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
         path = self.path(frame, "semseg")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -59,9 +59,6 @@ class FolderLayout(NYUv2Layout):
         # What the other frames have is the better guess.
         suffix = next((path.suffix for path in self.files[kind].values()), self.suffixes[kind][0])
         return self.root / _FOLDERS[kind] / f"{frame}{suffix}"
-
-    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]:
-        return read_color(self.path(frame, "image"))
 
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
         path = self.path(frame, "semseg")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -46,9 +46,6 @@ class FramesLayout(NYUv2Layout):
     def expected(self, frame: str, kind: str) -> Path:
         folder, suffix = _KINDS[kind]
         return self.root / folder / f"{frame}{suffix}"
-
-    def image(self, frame: str) -> UInt8[Tensor, "3 h w"]:
-        return read_color(self.path(frame, "image"))
 
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
         path = self.path(frame, "semseg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from polyptych.backbones._base import Backbone
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
+from polyptych.optim import Optimizer
 from polyptych.tasks._base import resize
 from polyptych.tasks._names import check_task_name
 from polyptych.types import Auxiliary, FeatureSpec, Output
@@ -64,6 +66,18 @@ class Network(nn.Module):
         features = self.encoder(self.pad(self.normalize(image)))
         output = replace(self.decoder(features), shared=features.shared)
         return self.fit(output, image.shape[-2], image.shape[-1])
+
+    def parameter_groups(self, *, learning_rate: float = 1e-3, backbone_scale: float = 1.0, weight_decay: float = 0.05,
+                         decay_everything: bool = False, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
+        """Groups for any optimizer of PyTorch, by the rules of ``polyptych train``: no weight decay of biases,
+        normalization and tables of positions, and the factors that modules ask for.
+
+        Args:
+            learning_rate, backbone_scale, weight_decay, decay_everything: see :class:`polyptych.optim.Optimizer`.
+            balancer: one whose own parameters (``uncertainty`` has some) are learned too.
+        """
+        return Optimizer(learning_rate=learning_rate, backbone_scale=backbone_scale, weight_decay=weight_decay,
+                         decay_everything=decay_everything).groups(self, balancer)
 
     def normalize(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """What the backbone's weights expect."""

@@ -1,0 +1,59 @@
+"""Colors of classes by name: PASCAL VOC's palette, or a file such as CamVid's label_colors.txt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from polyptych.data.files import composed, read_text, spelled
+from polyptych.errors import InputError, nearest
+
+_LINE = re.compile(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})(?:[\s,]+(\S.*))?")
+
+
+def with_colors(table: dict[str, Any], root: Path, where: str) -> dict[str, Any]:
+    """The table with ``colors = "voc"`` or ``colors = "label_colors.txt"`` replaced by the colors that it means.
+
+    A file has a color on each line, and perhaps a name after it (``64 128 64 Animal``). Lines without names are in the
+    order of the classes; a table without ``classes`` takes them from the names.
+
+    Raises:
+        InputError: there is no such file, or it lacks the color of a class.
+    """
+    colors = table.get("colors")
+    if not isinstance(colors, str):
+        return table
+    classes = table.get("classes", [])
+    if colors == "voc":
+        return {**table, "colors": [voc_color(index) for index in range(len(classes))]}
+    path, needs = spelled(root / colors), "a text file with lines like `64 128 64 name`, or \"voc\""
+    if not path.exists():
+        raise InputError(f"{where}.colors", f"'{colors}', and no such file in {root}", needs, "correct it")
+    lines = [line.strip() for line in read_text(path, needs).splitlines()]
+    found = []
+    for line in (line for line in lines if line and not line.startswith("#")):
+        if not (match := _LINE.fullmatch(line)):
+            raise InputError(path, repr(line[:100]), needs, "correct the line")
+        *color, name = match.groups()
+        found.append((composed(name or ""), [int(value) for value in color]))
+    if not all(name for name, _ in found):
+        return {**table, "colors": [color for _, color in found]}
+    named = dict(found)
+    for name in classes:
+        if name not in named:
+            raise InputError(path, f"no color of '{name}'", nearest(str(name), named), f"add it, or correct {where}"
+                             ".classes")
+    classes = classes or list(named)
+    return {**table, "classes": classes, "colors": [named[name] for name in classes]}
+
+
+def voc_color(index: int) -> list[int]:
+    """Of a class in PASCAL VOC's palette: the bits of its number, three at a time, from the highest bit of red, green
+    and blue downward."""
+    color = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            color[channel] |= (index >> channel & 1) << (7 - bit)
+        index >>= 3
+    return color

@@ -1,0 +1,97 @@
+"""A sheet of samples with their labels laid over them: whether data were understood is seen at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from polyptych.data.preparation.inspection import Inspection, value_doubts
+from polyptych.datasets._base import Dataset
+from polyptych.errors import InputError
+from polyptych.record import writing
+from polyptych.reports.panels import Picture, banner, cell_size, contact_sheet, legend, strip
+from polyptych.tasks._base import Task
+from polyptych.types import Sample
+
+OPACITY = 0.6
+NAME = "data/samples.png"
+"""Where the sheet lies in the folder of a run."""
+
+_LOOKED_AT = 12
+_SHOWN = 4
+
+
+def label_sheet(samples: Sequence[tuple[str, Sample]], tasks: Mapping[str, Task]) -> Picture:
+    """A row for each sample, and the colors of all classes that occur.
+
+    Args:
+        samples: the split that each belongs to, and the sample.
+    """
+    rows = [strip(_image(sample), {name: _painted(sample, name, task) for name, task in tasks.items()},
+                  caption=f"{split}: {sample.info.id}") for split, sample in samples]
+    for name, task in tasks.items():
+        entries = task.legend()
+        occurring = _occurring(samples, name, len(task.labels.classes))
+        if entries.entries and not entries.continuous and occurring:
+            shown = [entries.entries[index] for index in occurring if index < len(entries.entries)]
+            colors = legend([words for words, _ in shown], [color for _, color in shown], max(480, rows[0].shape[1]))
+            rows += [banner(name, colors), colors]
+    return contact_sheet(rows)
+
+
+def show_data(dataset: Dataset, tasks: Mapping[str, Task], folder: Path) -> list[str]:
+    """Look at a few training samples before training: write :data:`NAME`, and say in one line what was seen, with a
+    further line for each thing that looks wrong. Samples that cannot be read are for the loader to complain about."""
+    count = min(_LOOKED_AT, len(dataset))
+    inspection = Inspection({name: task.config.name for name, task in tasks.items()}, dataset.labels)
+    samples: list[tuple[str, Sample]] = []
+    for place in range(count):
+        try:
+            sample = dataset.read(round(place * (len(dataset) - 1) / max(1, count - 1)))
+            inspection.add(sample)
+        except InputError:
+            continue
+        samples.append((dataset.split, sample))
+    if not samples:
+        return []
+    shown = sorted(samples, key=lambda pair: -len(pair[1].target))[:_SHOWN]
+    with writing(folder / NAME):
+        (folder / NAME).parent.mkdir(exist_ok=True)
+        Image.fromarray(label_sheet(shown, tasks)).save(folder / NAME)
+    return [f"data: {inspection.in_words()} ({len(samples)} of {len(dataset)} training images looked at; some are "
+            f"shown in {folder / NAME})", *(f"data: {doubt}" for doubt in value_doubts([inspection]))]
+
+
+def _image(sample: Sample) -> Picture:
+    return np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
+
+
+def _painted(sample: Sample, name: str, task: Task) -> Picture:
+    """A label over its image; where there is none, the image is dark."""
+    image = _image(sample)
+    if name not in sample.target:
+        return (image // 4).astype(np.uint8)
+    target, valid = sample.target[name], sample.valid[name]
+    painted = task.paint_target(target, valid, image)
+    if painted.shape != image.shape:
+        painted = np.array(Image.fromarray(painted).resize(cell_size(image)[::-1]))
+        return painted
+    mixed = (OPACITY * painted.astype(np.float32) + (1 - OPACITY) * image + 0.5).astype(np.uint8)
+    known = valid.numpy()
+    return np.where(known[..., None], mixed, image // 4) if known.shape == image.shape[:2] else painted
+
+
+def _occurring(samples: Sequence[tuple[str, Sample]], name: str, classes: int) -> list[int]:
+    """Numbers of the classes in these samples; of what is no map of classes, all."""
+    found: set[int] = set()
+    for _, sample in samples:
+        if name not in sample.target:
+            continue
+        target = sample.target[name]
+        if target.dtype.is_floating_point:
+            return list(range(classes))
+        found |= set(np.unique(target[sample.valid[name]].numpy() if target.ndim else target.numpy()).tolist())
+    return sorted(found)

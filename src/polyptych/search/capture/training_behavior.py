@@ -1,0 +1,192 @@
+"""What a network does otherwise in training than a graph of its evaluation: found by running it, not by reading it.
+
+The graph is traced in evaluation mode. Layers are its nodes and keep their own code; what a module that was opened does
+by functions of its own is frozen to evaluation. So the network runs once in each mode, every function that an opened
+module calls is written down, and where the two lists differ the module has to stay whole: dropout, batch norm and
+stochastic depth in functional form, random numbers, another branch. A graph has no backward of its own either: modules
+whose gradients come from a ``torch.autograd.Function`` or from hooks stay whole where the gradients differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
+
+from polyptych.search.capture.node_values import tensors_in
+
+DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+MODE = "it does otherwise in training, by code of its own"
+DRAWS = "it draws random numbers by code of its own"
+BACKWARD = "its gradients are those of a function of its own (torch.autograd.Function)"
+HOOKS = "hooks change its gradients"
+
+
+class Watch(TorchFunctionMode):
+    """Watches a run of a network.
+
+    Attributes:
+        called: for every opened module, the functions that its own code calls, with what they are called with.
+        drawing: opened modules whose own code draws random numbers.
+        own_backward: opened modules in which a function with a backward of its own runs.
+        hooked: opened modules that give hooks to tensors.
+    """
+
+    def __init__(self, root: nn.Module, opened: Collection[str], training: bool):
+        super().__init__()
+        self.training = training
+        self.paths = {id(module): path for path, module in root.named_modules()}
+        self.tensors = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
+        self.opened = set(opened) | {""}
+        self.called: dict[str, list[Any]] = {path: [] for path in self.opened}
+        self.drawing, self.own_backward, self.hooked = set[str](), set[str](), set[str]()
+        self._stack: list[str | None] = []  # None: within a layer
+        self._seen: set[Any] = set()  # of the autograd graph; held, because torch makes a new object for a lost one
+        self._state = _random_state()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Watch]:
+        """Within it, calls of modules are seen."""
+        original = nn.Module.__call__
+        watch = self
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return watch._call(lambda: original(module, *args, **kwargs), module)
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            with self:
+                yield self
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def _call(self, run: Callable[[], Any], module: nn.Module) -> Any:
+        self._note_draws()
+        path = self.paths.get(id(module))
+        inside = bool(self._stack) and self._stack[-1] is None
+        self._stack.append(None if inside or path not in self.opened else path)
+        try:
+            result = run()
+            self._note_draws()
+            self._note_backward(result)
+        finally:
+            self._stack.pop()
+        return result
+
+    def _note_draws(self) -> None:
+        if not self.training:
+            return
+        with torch._C.DisableTorchFunction():  # looking at the state is no call of the network
+            state = _random_state()
+        if state != self._state and self._stack and self._stack[-1] is not None:
+            self.drawing.add(self._stack[-1])
+        self._state = state
+
+    def _note_backward(self, result: Any) -> None:
+        """The functions behind a result that were not there before belong to the module that gave it."""
+        waiting = [tensor.grad_fn for tensor in tensors_in(getattr(result, "maps", result))]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in self._seen:
+                continue
+            self._seen.add(node)
+            if isinstance(node, BackwardCFunction) and self._stack[-1] is not None:
+                self.own_backward.add(self._stack[-1])
+            waiting += [below for below, _ in node.next_functions]
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        path = self._stack[-1] if self._stack else None
+        if path is not None:
+            name = getattr(function, "__name__", str(function))
+            if name in ("register_hook", "register_post_accumulate_grad_hook"):
+                self.hooked.add(path)
+            if name not in ("__get__", "__set__", *HARMLESS):
+                self.called[path].append((name, *map(self._sign, _plain_dropout(name, args, kwargs))))
+        return function(*args, **kwargs)
+
+    def _sign(self, value: Any) -> Any:
+        """What a function is called with, as far as it can be compared between two runs."""
+        if isinstance(value, Tensor):
+            return self.tensors.get(id(value), (tuple(value.shape), value.dtype))
+        if isinstance(value, list | tuple):
+            return tuple(map(self._sign, value))
+        if isinstance(value, Mapping):
+            return tuple((key, self._sign(part)) for key, part in value.items())
+        return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+
+
+HARMLESS = {"dim", "size", "numel", "is_floating_point", "is_contiguous", "contiguous", "clone"}
+
+
+def _plain_dropout(name: str, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """Dropout at a rate of zero is the same in both modes."""
+    if name in DROPOUTS and not (args[1] if len(args) > 1 else kwargs.get("p", 0.5)):
+        return args[:1]
+    return args, kwargs
+
+
+def _random_state() -> Any:
+    array: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), array[1].tobytes(), array[2]
+
+
+@contextlib.contextmanager
+def random_numbers_kept(seed: int = 0) -> Iterator[None]:
+    """The same random numbers each time within it; afterwards those go on that were there before."""
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+
+
+def watch(root: nn.Module, opened: Collection[str], image: Tensor, training: bool) -> Watch:
+    """Run a network in the mode that it is in, and see what its opened modules do."""
+    found = Watch(root, opened, training)
+    with torch.enable_grad(), found.watching():
+        root(image)
+    return found
+
+
+def gradients(run: Callable[[Tensor], list[Tensor]], root: nn.Module, image: Tensor) -> list[Tensor | None]:
+    """Of a sum that weighs every number of the result differently, by the image and all parameters."""
+    image = image.clone().requires_grad_()
+    parameters = [p for p in root.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        outputs = [x for x in run(image) if x.requires_grad and x.is_floating_point()]
+        if not outputs:
+            return []
+        generator = torch.Generator().manual_seed(0)
+        loss = sum((x.double() * torch.rand(x.shape, generator=generator).to(x.device)).sum() for x in outputs)
+        return list(torch.autograd.grad(loss, [image, *parameters], allow_unused=True))  # type: ignore[arg-type]
+
+
+def agree(one: list[Tensor | None], other: list[Tensor | None]) -> bool:
+    """Whether gradients are the same but for the order of sums. Another backward is off by a factor or a sign."""
+    def size(x: Tensor | None) -> float:
+        return 0.0 if x is None else float(x.norm())
+
+    largest = max((size(x) for x in (*one, *other)), default=0.0)
+    for x, y in zip(one, other, strict=True):
+        away = size(x) if y is None else size(y) if x is None else float((x - y).norm())
+        if not away <= 0.02 * max(size(x), size(y)) + 1e-6 * largest:
+            return not (largest < float("inf"))  # what is not finite cannot be compared
+    return True
+
+
+def hooked_modules(modules: Mapping[str, nn.Module]) -> set[str]:
+    """Those whose gradients hooks may change."""
+    return {path for path, module in modules.items() if module._backward_hooks or module._backward_pre_hooks}

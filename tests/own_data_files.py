@@ -1,0 +1,138 @@
+"""A small folder of one's own images, as the page "Your own data" assumes it, and twenty ways to describe it wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZE = (32, 48)
+IDS = tuple(f"{number:04}" for number in range(1, 9))
+
+DESCRIPTION = """\
+name = "garden"
+image = "photos/{id}.jpg"
+
+[splits]
+test = "test.txt"
+val = ["val.txt"]
+
+[tasks.semseg]
+files = "masks/{id}.png"
+classes = ["ground", "plant", "sky"]
+
+[tasks.depth]
+files = "depth/{id}.png"
+unit = "mm"
+"""
+
+
+def write_garden(root: Path) -> None:
+    """Eight photos with masks and depth in millimeters."""
+    for number, name in enumerate(IDS):
+        random = np.random.default_rng(number)
+        ids = np.zeros(SIZE, np.uint8)
+        ids[:12], ids[16:24, 4 + number:20 + number] = 2, 1
+        colors = np.array([(120, 90, 60), (60, 140, 60), (160, 190, 230)])[ids] + random.normal(0, 8, (*SIZE, 3))
+        save(root / f"photos/{name}.jpg", colors.clip(0, 255).astype(np.uint8))
+        save(root / f"masks/{name}.png", ids)
+        save(root / f"depth/{name}.png", np.where(ids == 2, 0, 1500 + 400 * ids.astype(int)).astype(np.uint16))
+    (root / "test.txt").write_text("0007\n0008\n")
+    (root / "val.txt").write_text("0006\n")
+    (root / "dataset.toml").write_text(DESCRIPTION)
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def instead(old: str, new: str) -> Callable[[Path], None]:
+    """Write something else into the description."""
+
+    def change(root: Path) -> None:
+        text = (root / "dataset.toml").read_text()
+        assert text.count(old) == 1, old
+        (root / "dataset.toml").write_text(text.replace(old, new))
+
+    return change
+
+
+def _no_description(root: Path) -> None:
+    (root / "dataset.toml").unlink()
+
+
+def _two_files(root: Path) -> None:
+    shutil.copy(root / "masks/0001.png", root / "masks/0001.tif")
+    instead("masks/{id}.png", "masks/{id}.*")(root)
+
+
+def _other_names(root: Path) -> None:
+    for path in (root / "masks").iterdir():
+        path.rename(path.with_stem(f"mask{path.stem}"))
+
+
+def _other_size(root: Path) -> None:
+    for path in (root / "masks").iterdir():
+        save(path, np.zeros((SIZE[1], SIZE[0]), np.uint8))
+
+
+def _in_color(root: Path) -> None:
+    for path in (root / "masks").iterdir():
+        save(path, np.full((*SIZE, 3), (0, 128, 64), np.uint8))
+
+
+def _another_color(root: Path) -> None:
+    _in_color(root)
+    instead('classes = ["ground", "plant", "sky"]', 'encoding = "colors"\nclasses = ["ground", "plant"]\n'
+            "colors = [[90, 60, 30], [0, 128, 0]]")(root)
+
+
+def _listed_twice(root: Path) -> None:
+    (root / "val.txt").write_text("0006\n0007\n")
+
+
+def _unknown_line(root: Path) -> None:
+    (root / "test.txt").write_text("0007\n008\n")
+
+
+def _no_training_label(root: Path) -> None:
+    for name in IDS[:5]:
+        (root / f"depth/{name}.png").unlink()
+
+
+def _deep_images(root: Path) -> None:
+    for name in IDS:
+        save(root / f"photos/{name}.png", np.zeros(SIZE, np.uint16))
+    instead("photos/{id}.jpg", "photos/{id}.png")(root)
+
+
+WRONG: dict[str, Callable[[Path], None]] = {
+    "no description": _no_description,
+    "a quotation mark is missing": instead('"photos/{id}.jpg"', '"photos/{id}.jpg'),
+    "a key of the file is misspelled": instead("image =", "images ="),
+    "a key of a task is misspelled": instead('files = "masks', 'file = "masks'),
+    "the table is called otherwise than a kind of task": instead("tasks.semseg", "tasks.segmentation"),
+    "a pattern without {id}": instead("masks/{id}.png", "masks/*.png"),
+    "a pattern with the wrong folder": instead("masks/{id}.png", "labels/{id}.png"),
+    "a pattern with the wrong ending": instead("photos/{id}.jpg", "photos/{id}.png"),
+    "a pattern that two files of one image fit": _two_files,
+    "names of labels that differ from those of the images": _other_names,
+    "ids out of range": instead('["ground", "plant", "sky"]', '["ground", "plant"]'),
+    "a class twice": instead('"plant"', '"ground"'),
+    "a file of classes that is not there": instead('["ground", "plant", "sky"]', '"classes.txt"'),
+    "colors where ids are expected": _in_color,
+    "a color that no class has": _another_color,
+    "labels of another size (turned)": _other_size,
+    "the unit is missing": instead('unit = "mm"\n', ""),
+    "a unit that there is not": instead('"mm"', '"cm"'),
+    "images of sixteen bits": _deep_images,
+    "a list with an unknown image": _unknown_line,
+    "an image in two splits": _listed_twice,
+    "shares of more than everything": instead('val = ["val.txt"]', "val = 0.4\ntrain = 0.8"),
+    "no label of a training image": _no_training_label,
+}
+"""What is wrong with it, and how it comes about."""
