@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from polyptych import devices
+from polyptych import devices, distributed
 from polyptych.errors import InputError
 from polyptych.record import write_whole
 
@@ -43,7 +43,8 @@ class TrainingState:
 
 
 def save_state(path: Path, state: TrainingState) -> None:
-    """Write a checkpoint from which training resumes bit for bit on the CPU.
+    """Write a checkpoint from which training resumes bit for bit on the CPU. Of several processes all must call; the
+    main one writes.
 
     Raises:
         InputError: it cannot be written; the checkpoint that was there before is untouched.
@@ -63,7 +64,9 @@ def save_state(path: Path, state: TrainingState) -> None:
     tensors |= _random_tensors(state.device)
     values = {"step": state.step, "progress": state.progress, "optimizer": scalars,
               "scaler": state.scaler.state_dict(), "python_random": random.getstate(), "tensors": len(tensors)}
-    write_tensors(path, tensors, values)
+    tensors = distributed.whole(tensors)
+    if distributed.is_main():
+        write_tensors(path, tensors, values)
 
 
 def load_state(path: Path, state: TrainingState) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -122,6 +123,70 @@ def parallel(network: nn.Module, device: torch.device, unused: Iterable[nn.Param
     wrapper._set_params_and_buffers_to_ignore_for_model(
         network, [name for name, p in network.named_parameters() if id(p) in left_out])
     return wrapper(network, device_ids=[device] if device.type != "cpu" else None)
+
+
+def shard(network: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
+    """Each process keeps a part of every parameter from now on, and with it of its gradient. They are whole on the
+    device only while they are needed: those of each of ``parts`` while it computes, the rest from the forward pass to
+    the end of the backward pass.
+
+    The parameters are new ones: an optimizer must be made afterwards. A network that is too large for the device may
+    come from the host.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # half a second, which other runs need not spend
+    from torch.distributed.fsdp import fully_shard
+
+    # Predictions are views, of which torch warns because of in-place changes; losses make none.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    network.to(memory_format=torch.contiguous_format)  # of other weights no part can be kept
+    spread_from_main(network)
+    mesh = init_device_mesh(device.type, (world(),))
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def share_of(value: Tensor, parameter: Tensor) -> Tensor:
+    """What a process keeps of a tensor that belongs to a parameter: of a part of one, the same part."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(parameter, DTensor) and value.ndim and value.shape == parameter.shape:
+        value = value.to(parameter.device, parameter.dtype)
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which processes keep parts, put together on the host of the main process; one at a time, because all
+    of them need not fit on a device. Every process must ask; the others get nothing that they could use."""
+    found = {}
+    for name, value in tensors.items():
+        if hasattr(value, "full_tensor"):
+            value = value.full_tensor()
+            value = value.cpu() if is_main() else value.new_zeros(0)
+        found[name] = value
+    return found
+
+
+@contextmanager
+def with_whole_parameters(network: nn.Module) -> Iterator[None]:
+    """Within, every process has all parameters, so that each may run the network, without gradients, as often as it
+    likes."""
+    if world() == 1:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
 
 
 def spread_from_main(network: nn.Module) -> None:
