@@ -27,6 +27,7 @@ from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.encoders._base import CATALOG as ENCODERS
 from polyptych.errors import InputError
 from polyptych.networks import Network
+from polyptych.ops.deform import deformable_convolution, has_kernels
 from polyptych.optim import Optimizer
 from polyptych.passes import total_loss
 from polyptych.prediction.model import RunModel
@@ -96,21 +97,29 @@ def test_a_balancers_step_waits_no_more_than_it_says(name, options, machine):
     every_step_waits_no_more(name, options, machine, (2,))
 
 
+@pytest.mark.parametrize("name", BALANCERS.names())
+def test_a_balancers_step_where_there_is_no_float64(name):
+    """Tensors on MPS refuse it; the host solves the small problems in it all the same."""
+    with Pretended("mps", devices=1) as machine:
+        every_step_waits_no_more(name, {}, machine, (1,), torch.device("mps", 0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BALANCERS.names())
 def test_nor_do_steps_of_other_sizes_and_tasks(name, machine):
     every_step_waits_no_more(name, {}, machine, (1, 2, 2, 1))
 
 
-def every_step_waits_no_more(name: str, options: dict[str, object], machine: Pretended, steps: tuple[int, ...]) -> None:
+def every_step_waits_no_more(name: str, options: dict[str, object], machine: Pretended, steps: tuple[int, ...],
+                             place: torch.device = OWN) -> None:
     """``steps``: how many micro-batches each has; in the third one task has no label."""
     torch.manual_seed(0)
-    network = Tiny().to(OWN)
+    network = Tiny().to(place)
     kind = BALANCERS.load(name)
     likelihoods = {"likelihoods": {}} if name == "uncertainty" else {}
-    balancer = kind.Config(**options).build(standard_weights=dict.fromkeys(TINY, 1.0), **likelihoods).to(OWN)
+    balancer = kind.Config(**options).build(standard_weights=dict.fromkeys(TINY, 1.0), **likelihoods).to(place)
     optimizer = Optimizer(kind="adam").build(network, balancer)
-    images = [torch.randn(2, 3, 6, 6).to(OWN) for _ in range(2 * getattr(balancer, "splits", 1))]
+    images = [torch.randn(2, 3, 6, 6).to(place) for _ in range(2 * getattr(balancer, "splits", 1))]
 
     def forward(image: Tensor) -> tuple[dict[str, Tensor], Output]:
         output = network(image)
@@ -325,6 +334,17 @@ def test_a_profile_is_of_the_device_that_was_asked_for(machine):
     network = Network.build(backbone("shared"), ENCODERS.load("shared").Config(), DECODERS.load("heads").Config(), TINY)
     found = profile(network, size=(32, 64), device="cuda:1", repeats=1, seconds=0.01)
     assert found.setting.device == "cuda:1" and found.setting.hardware == "pretended cuda"
+
+
+def test_a_device_without_a_kernel_samples_by_itself():
+    """torchvision has no deformable convolution for MPS (or XPU): the plain way gives the same numbers."""
+    x, offset, weight = torch.rand(1, 4, 5, 6), torch.randn(1, 18, 5, 6), torch.rand(2, 4, 3, 3)
+    expected = deformable_convolution(x, offset, weight, padding=1)
+    assert has_kernels("cpu") and not has_kernels("mps")
+    with Pretended("mps", devices=1):
+        found = deformable_convolution(x.to("mps"), offset.to("mps"), weight.to("mps"), padding=1)
+        assert found.device.type == "mps"
+        torch.testing.assert_close(found.cpu(), expected)
 
 
 # -- which device ------------------------------------------------------------------------------------------------
