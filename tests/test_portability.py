@@ -146,4 +146,5 @@ def test_the_lock_of_windows(tmp_path, monkeypatch) -> None:
         assert min(locked.values()) >= 2**30
         one.write("process 1")
         one.flush()
+        other.seek(0)
         assert other.read() == "process 1"

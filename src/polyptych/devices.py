@@ -109,8 +109,9 @@ def set_random_state(device: torch.device, state: Tensor) -> None:
 
 
 def random_states(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
-    """Those of the host and of these devices."""
-    return {device: random_state(device) for device in {torch.device("cpu"): None} | dict.fromkeys(devices)}
+    """Those of the host and of these devices. (``meta`` computes nothing and draws nothing.)"""
+    drawing = dict.fromkeys(device for device in devices if device.type != "meta")
+    return {device: random_state(device) for device in {torch.device("cpu"): None} | drawing}
 
 
 @contextmanager

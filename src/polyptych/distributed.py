@@ -146,14 +146,15 @@ def shard(network: nn.Module, parts: Iterable[nn.Module], device: torch.device) 
     fully_shard(network, mesh=mesh)
 
 
-def share_of(value: Tensor, parameter: Tensor) -> Tensor:
-    """What a process keeps of a tensor that belongs to a parameter: of a part of one, the same part."""
+def share_of(value: Tensor, parameter: Tensor, *, numbers_too: bool = False) -> Tensor:
+    """What a process keeps of a tensor that belongs to a parameter: of a part of one, the same part. What is no more
+    than a number stays on the host, unless fused optimizers want it with the parameter."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(parameter, DTensor) and value.ndim and value.shape == parameter.shape:
         value = value.to(parameter.device, parameter.dtype)
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return value
+    return value.to(parameter.device) if numbers_too else value
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

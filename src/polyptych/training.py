@@ -234,8 +234,8 @@ class Trainer:
         state.optimizer = self.run.optimizer.build(state.network, self.balancer)
         for old, new in zip(before.param_groups, state.optimizer.param_groups, strict=True):
             for whole, part in zip(old["params"], new["params"], strict=True):
-                state.optimizer.state[part] = {name: distributed.share_of(value, part) for name, value
-                                               in before.state[whole].items()}
+                state.optimizer.state[part] = {name: distributed.share_of(value, part, numbers_too=new["fused"])
+                                               for name, value in before.state[whole].items()}
 
     def fit(self, stop: StopFlag) -> None:
         """Train to the last step."""

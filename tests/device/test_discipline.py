@@ -177,6 +177,7 @@ WAYS = {
     "everything": {"ema": 0.9, "clip": 1.0, "accumulate": 2},
     "sgd": {"optimizer": Optimizer(kind="sgd")},
     "adamw": {"optimizer": Optimizer(kind="adamw")},
+    "fused": {"optimizer": Optimizer(fused=True)},
     "bfloat16": {"precision": "bfloat16"},
     "float16": {"precision": "float16", "clip": 1.0},
     "float16 mgda": {"precision": "float16", "balancer": BALANCERS.load("mgda").Config()},
