@@ -7,6 +7,7 @@ The host may wait where the lists below say so, with the reason. Everywhere else
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,14 @@ def every_step_waits_no_more(name: str, options: dict[str, object], machine: Pre
     per_copy = 2 if by_itself else 1  # each micro-batch is combined by itself
     most = [allowed(name) * (per_copy if parts > 1 else 1) for parts in steps]
     assert all(sum(found.values()) <= most for found, most in zip(counted, most, strict=True)), counted
+
+
+def test_the_page_of_balancers_says_how_often_each_waits():
+    page = (Path(__file__).parents[2] / "docs" / "balancers.md").read_text(encoding="utf-8")
+    table = page.partition("| balancers | before | now |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [row.split("|")[1:4] for row in table]
+    said = {name: int(now) for names_of_row, _, now in rows for name in re.findall(r"`(\w+)`", names_of_row)}
+    assert said == {name: allowed(name) for name in BALANCERS.names()}
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------
