@@ -50,6 +50,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "frames": "the images of a batch, each in its own size",
     "optim": "optimizers and schedules; they know parameters only",
     "checkpoint": "state to files and back",
+    "recomputation": "blocks of any network that are computed twice",
     "logbook": "metrics.jsonl and environment",
     "profiling.memory": "of any module",
     "profiling.operators": "multiply-adds of any module",

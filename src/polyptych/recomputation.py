@@ -71,7 +71,21 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Around the first computation, which starts now, and around the second."""
     place = next((x.device for x in (*block.parameters(), *block.buffers())), torch.device("cpu"))
-    return nullcontext(), _again(block, devices.random_states([place]))
+    return nullcontext(), _Again(block, devices.random_states([place]))
+
+
+class _Again(AbstractContextManager[None]):
+    """:func:`_again`, as often as there are backward passes: balancers run one for every task."""
+
+    def __init__(self, block: nn.Module, states: Mapping[torch.device, Tensor]):
+        self._block, self._states = block, states
+
+    def __enter__(self) -> None:
+        self._within = _again(self._block, self._states)
+        self._within.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._within.__exit__(*error)
 
 
 @contextmanager
