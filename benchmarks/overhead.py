@@ -60,7 +60,7 @@ def miniature(run: Run, data: Path) -> Any:
             root.mkdir()
             writers[layout](root)
         try:
-            whole = {"crop": "none"} if hasattr(run.dataset, "crop") else {}  # miniatures are smaller than the published one
+            whole = {"crop": "none"} if hasattr(run.dataset, "crop") else {}  # a miniature is too small to crop
             config = replace(run.dataset, root=root, **whole)
             config.build(split="train", tasks=tuple(run.tasks)).read(0)
             return config
