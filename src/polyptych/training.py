@@ -443,7 +443,7 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
     remarks = []
     for split, dataset in splits.items():
         number = min(run.loading.check, len(dataset))
-        labelled = set()
+        labelled, read = set(), set()
         for position in range(number):
             try:
                 sample = dataset.read(position * len(dataset) // number)
@@ -452,13 +452,15 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
                 if run.loading.on_fault == "stop":
                     raise
                 continue
+            read |= sample.valid.keys()
             labelled |= {name for name, valid in sample.valid.items() if valid.any()}
         missing = [name for name in tasks if name not in labelled]
         if number and number == len(dataset) and missing:
             if split == "test" and not labelled:
                 raise InputError(f"test split of {dataset.config.name}", f"{number} images without a label "
-                                 "for any task", "images with labels to test on",
-                                 "check the paths of the labels and the splits")
+                                 "for any task" + " (labels were read; none of their pixels has one)" * bool(read),
+                                 "images with labels to test on", "check which stored numbers mean no label" if read
+                                 else "check the paths of the labels and the splits")
             remarks.append(f"no image of the {split} split has a label of {', '.join(missing)}")
     return remarks
 

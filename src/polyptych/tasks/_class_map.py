@@ -47,6 +47,7 @@ class ClassMap(Task):
         """One confusion matrix over the whole set, or the mean over images (MTAN 2019) or batches."""
 
     headline: ClassVar[str] = "mIoU"
+    by_rows: ClassVar[bool] = True
     higher_is_better: ClassVar[dict[str, bool]] = {
         "mIoU": True, "pixel_accuracy": True, "mean_accuracy": True}
     perfect: ClassVar[float] = 100.0
