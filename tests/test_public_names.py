@@ -13,9 +13,10 @@ import polyptych
 
 def test_public_names() -> None:
     assert polyptych.__all__ == [
-        "Augment", "Balancer", "Batch", "Comparison", "InputError", "Network", "Output", "OwnSamples", "Predictor",
-        "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare", "dataset",
-        "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task", "train",
+        "Augment", "Balancer", "Batch", "Comparison", "Diagnosis", "InputError", "Network", "Output", "OwnSamples",
+        "Predictor", "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare",
+        "dataset", "diagnose", "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task",
+        "train",
     ]
     for name in polyptych.__all__:
         value = getattr(polyptych, name)
