@@ -146,7 +146,7 @@ def test_what_stands_out_is_said() -> None:
     loud = " ".join(Findings(looks, {"b": 1.0}).words)
     assert "step for a raises the loss of b by 0.35 %" in loud and "itself lowers it by 2 %" in loud
     assert "gradient of a is 6 times that of b and 86 % of all" in loud
-    assert "a, b conflict in 88 % of the looks" in loud and "a learns fastest (12 %" in loud
+    assert "a and b conflict in 88 % of the looks: their mean cosine is" in loud and "a learns fastest (12 %" in loud
     by_chance = Findings([made_look(step, 0.2, -0.004 if step % 2 else 0.004) for step in range(8)])
     assert "raises" not in " ".join(by_chance.words)
     assert [row.share for row in quiet.task_rows] == pytest.approx([1 / 3, 2 / 3])
@@ -161,7 +161,7 @@ def test_many_tasks_fit_the_terminal_and_the_pictures() -> None:
                   {task: dict.fromkeys(tasks, -0.001) for task in tasks}, 0.1) for step in range(50)]
     diagnosis = polyptych.Diagnosis(looks)
     lines = str(diagnosis).splitlines()
-    assert max(map(len, lines)) <= 80 and any("semseg, boundaries" in line and "0.10" in line for line in lines)
+    assert max(map(len, lines)) <= 80 and any(line.split()[:3] == ["semseg", "boundaries", "0.10"] for line in lines)
     assert [drawing.startswith("<svg") for _, drawing in pictures(diagnosis.findings)] == [True] * 3
     json.dumps(diagnosis.to_json(), allow_nan=False)
 
@@ -211,7 +211,7 @@ def test_the_command_fills_the_report(diagnosed, capsys) -> None:
     weights = read_tensors(folder / "checkpoints/last.safetensors")[0]
     assert cli.main(["diagnose", str(folder), "--batches", "2", "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert "cosine of gradients" in shown and "stage 1" in shown and "normals" in shown
+    assert "cosine of" in shown and "stage" in shown and "normals" in shown
     record = json.loads((folder / "diagnosis.json").read_text())
     assert record["looks"] == 2 and record["tasks"]["depth"]["left"] > 0 and set(record["first"]) == {
         "semseg", "depth", "normals"}

@@ -1,4 +1,4 @@
-"""Programs of README and of the pages on search run as they stand. (The other pages' have tests of their own.)"""
+"""Programs of README, the overview and the pages on search run as they stand. (Other pages have tests of their own.)"""
 
 from __future__ import annotations
 
@@ -42,13 +42,18 @@ def test_layer_lists() -> None:
     assert run_programs("docs/searching.md")["backbone"](torch.randn(1, 3, 64, 96)) is not None
 
 
+def test_readme() -> None:
+    found = run_programs("README.md")
+    assert found["network"](torch.rand(1, 3, 64, 64)).keys() == found["metrics"].keys() == {"semseg", "depth"}
+
+
 @pytest.mark.slow
-def test_readme(tmp_path, monkeypatch, small_run, capsys) -> None:
+def test_overview(tmp_path, monkeypatch, small_run, capsys) -> None:
     """On rooms that are small enough."""
     monkeypatch.chdir(tmp_path)
     rarely = replace(small_run.monitoring, validate_every=100, save_every=100)
     small = with_tasks(replace(small_run, monitoring=rarely), ["depth", "normals"])
     monkeypatch.setattr(recipe, "rooms", lambda: small)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save("photo.jpg")
-    found = run_programs("README.md")
+    found = run_programs("docs/contents.md")
     assert set(found["scene"].tasks) == {"depth", "normals"} and capsys.readouterr().out.endswith(" m\n")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from polyptych.training import train
     from polyptych.types import Batch, Output
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Augment", "Balancer", "Batch", "Comparison", "Diagnosis", "InputError", "Network", "Output", "OwnSamples",
            "Predictor", "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare",

@@ -131,11 +131,8 @@ class Findings:
     @cached_property
     def affinity_error(self) -> Float[np.ndarray, "t t"]:
         """The standard error of each, NaN for fewer than three looks."""
-        values = np.array([[[100 * _value(look.affinity.get(task, {}).get(other)) for other in self.tasks]
-                            for task in self.tasks] for look in self.looks])
-        numbers = np.isfinite(values).sum(0)
-        spread = np.nanstd(np.where(numbers > 2, values, 0.0), axis=0, ddof=1) if len(values) > 2 else values[0] * 0
-        return np.where(numbers > 2, spread / np.sqrt(np.maximum(numbers, 1)), np.nan)
+        return np.array([[_error([100 * _value(look.affinity.get(task, {}).get(other)) for look in self.looks])
+                          for other in self.tasks] for task in self.tasks])
 
     @cached_property
     def words(self) -> list[str]:
@@ -160,16 +157,23 @@ class Findings:
                    f"{rows[0].task} and {100 * rows[-1].share:.0f} % of all: it decides what is shared.")
 
     def _conflicting(self) -> Iterable[str]:
-        often = sorted(((share, pair) for pair, share in self.conflicts.items() if share > 0.5), reverse=True)
-        for share, pair in often[:2]:
+        often = []
+        for pair, share in self.conflicts.items():
+            cosines = [_value(look.cosines[WHOLE].get(pair)) for look in self.looks]
+            mean, error = _mean(cosines), _error(cosines)
+            if share > 0.5 and (not math.isfinite(error) or mean < -2 * error):  # not by chance
+                often.append((mean, share, pair))
+        for mean, share, pair in sorted(often)[:2]:
             values = self.by_stage.values[self.pairs.index(pair), :-1]
             where = ""
             if np.isfinite(values).any() and len(values) > 1:
                 worst = int(np.nanargmin(values))
-                where = f", most in {self.stages[worst]} (cosine {signed(values[worst])})"
-            yield f"{_spoken(pair)} conflict in {100 * share:.0f} % of the looks{where}."
+                where = f", most in {self.stages[worst]} ({signed(values[worst])})"
+            one, other = pair.split("/")
+            yield (f"{one} and {other} conflict in {100 * share:.0f} % of the looks: their mean cosine is "
+                   f"{signed(mean)}{where}.")
         if len(often) > 2:
-            yield f"{len(often) - 2} more pairs conflict in most looks."
+            yield f"Pairs that conflict in most looks, besides: {len(often) - 2}."
 
     def _speeds(self) -> Iterable[str]:
         rows = sorted((row for row in self.task_rows if math.isfinite(row.left)), key=lambda row: row.left)
@@ -203,9 +207,11 @@ def terminal(findings: Findings) -> RenderableType:
     for row in findings.task_rows:
         tasks.add_row(Text(row.task, "bold"), short(row.loss), whole_percent(row.left), short(row.weight),
                       short(row.size), whole_percent(row.share))
-    cosines = _table("cosine of gradients", *findings.stages, "conflict")
-    for pair, name, values in zip(findings.pairs, findings.by_stage.rows, findings.by_stage.values, strict=True):
-        cosines.add_row(Text(name, "bold"), *(Text(signed(x), "red" if x < 0 else "") for x in values),
+    stages = [stage.replace(" ", "\n") for stage in findings.stages]
+    cosines = _table("cosine of\ngradients", "", *stages, "con-\nflict", left=2)
+    for pair, values in zip(findings.pairs, findings.by_stage.values, strict=True):
+        cosines.add_row(*(Text(task, "bold") for task in pair.split("/")),
+                        *(Text(signed(x), "red" if x < 0 else "") for x in values),
                         whole_percent(findings.conflicts[pair]))
     affinity = _table("a step for ... lowers, in %", *findings.tasks)
     for task, values in zip(findings.tasks, findings.affinity.values, strict=True):
@@ -213,11 +219,12 @@ def terminal(findings: Findings) -> RenderableType:
     return Group(tasks, cosines, affinity, *(Text(f"- {line}") for line in findings.words))
 
 
-def _table(first: str, *columns: str) -> Table:
+def _table(*columns: str, left: int = 1) -> Table:
+    """A table without rows; the numbers stand right of so many columns of names."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column(first)
-    for column in columns:
-        table.add_column(Text(column, overflow="fold"), justify="right")
+    for number, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if number < left else "right", overflow="fold",
+                         vertical="bottom", no_wrap=number < left)
     return table
 
 
@@ -281,7 +288,7 @@ def pictures(findings: Findings, *, page: bool = True, when: str = "") -> list[t
     return found
 
 
-def _heat(grid: Grid, name: str, page: bool, *, digits: int = 2, scale: float | None = 1.0, gap: int = 0) -> str:
+def _heat(grid: Grid, name: str, page: bool, *, digits: int = 2, scale: float | None = 0.5, gap: int = 0) -> str:
     """Colored cells with their numbers: blue above zero, red below, the stronger the farther from it.
 
     Args:
@@ -300,7 +307,7 @@ def _heat(grid: Grid, name: str, page: bool, *, digits: int = 2, scale: float | 
             value, x = float(grid.values[i, j]), j + 0.12 * (j >= columns - gap)
             if math.isfinite(value):
                 strength = min(1.0, abs(value) / (scale or 1.0))
-                color = (*to_rgb(AGREE if value >= 0 else CONFLICT), 0.75 * strength)
+                color = (*to_rgb(AGREE if value >= 0 else CONFLICT), 0.6 * strength)
                 axes.fill([x, x + 0.96, x + 0.96, x], [i, i, i + 0.94, i + 0.94], facecolor=color, linewidth=0)
             if numbers:
                 axes.text(x + 0.48, i + 0.5, signed(value, digits), ha="center", va="center", fontsize=7.5)
@@ -322,6 +329,12 @@ def _value(number: float | None) -> float:
 
 def _known(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
+
+
+def _error(values: Iterable[float]) -> float:
+    """The standard error of a mean, NaN for fewer than three numbers."""
+    known = [value for value in values if math.isfinite(value)]
+    return float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 2 else math.nan
 
 
 def _mean(values: Iterable[float]) -> float:
