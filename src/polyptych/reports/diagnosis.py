@@ -153,7 +153,7 @@ class Findings:
     def _sizes(self) -> Iterable[str]:
         rows = sorted((row for row in self.task_rows if row.size > 0), key=lambda row: row.size)
         if len(rows) > 1 and rows[-1].size >= LARGER * rows[0].size:
-            yield (f"The weighed gradient of {rows[-1].task} is {rows[-1].size / rows[0].size:.2g} times that of "
+            yield (f"The weighted gradient of {rows[-1].task} is {rows[-1].size / rows[0].size:.2g} times that of "
                    f"{rows[0].task} and {100 * rows[-1].share:.0f} % of all: it decides what is shared.")
 
     def _conflicting(self) -> Iterable[str]:
@@ -188,7 +188,7 @@ class Findings:
                     for key, row in zip(keys, grid.values, strict=True)}
 
         tasks = {row.task: {"loss": _known(row.loss), "left": _known(row.left), "weight": _known(row.weight),
-                            "weighed_gradient": _known(row.size), "share": _known(row.share)}
+                            "weighted_gradient": _known(row.size), "share": _known(row.share)}
                  for row in self.task_rows}
         return {"looks": len(self.looks), "words": self.words, "tasks": tasks,
                 "cosines": rows(self.by_stage, self.pairs),
