@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,38 @@ def test_search(tmp_path, monkeypatch) -> None:
 
 def test_layer_lists() -> None:
     assert run_programs("docs/searching.md")["backbone"](torch.randn(1, 3, 64, 96)) is not None
+
+
+def test_diagnose(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run_programs("docs/diagnose.md")["diagnosis"].findings
+    assert "The weighted gradient of right is" in capsys.readouterr().out and Path("diagnosis/diagnosis.json").is_file()
+    assert found.task_rows[1].share > 0.8
+
+
+NOTEBOOK = json.loads((ROOT / "docs/notebooks/rooms.ipynb").read_text())["cells"]
+
+
+def test_the_notebook_shows_what_it_does() -> None:
+    """It is kept as it was executed: without errors, and with its pictures."""
+    code = [cell for cell in NOTEBOOK if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert {output["output_type"] for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert all(output.get("name") != "stderr" for output in outputs)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch, capsys) -> None:
+    """On fewer rooms; cell by cell, as Jupyter would, without needing it."""
+    matplotlib.use("agg")
+    scope: dict[str, Any] = {}
+    for cell in NOTEBOOK:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]).replace("frames=256", "frames=32"), "rooms.ipynb", "exec"), scope)
+    assert {name: len(curve) for name, curve in scope["curve"].items()} == dict.fromkeys(scope["names"], 8)
+    assert len(scope["painted"]) == 3 and "cosine of" in capsys.readouterr().out
 
 
 def test_readme() -> None:
