@@ -40,6 +40,8 @@ class Diagnosis:
         looks: in order of step; see :class:`polyptych.task_gradients.Look`.
     """
 
+    looks: list[Look]
+
     def __init__(self, looks: Sequence[Look] = (), first: Mapping[str, float] | None = None):
         self.looks, self._first = list(looks), dict(first or {})
 
