@@ -75,7 +75,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """Tables of 80 columns."""
-        console = Console(width=80, no_color=True, highlight=False)
+        console = Console(width=80, color_system=None, force_terminal=False, force_jupyter=False)
         with console.capture() as captured:
             console.print(terminal(self.findings))
         return "\n".join(line.rstrip() for line in captured.get().splitlines())

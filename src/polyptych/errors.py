@@ -1,5 +1,7 @@
 """The one error that a user's input may cause: it names the place, what came, what is needed and what to do."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
