@@ -132,7 +132,7 @@ def diagnose(folder: Path | str, *, batches: int = 8, weights: str = "", device:
     for batch in islice(stream, batches):
         passes = Passes(network, network, tasks, [batch], where, memory, lambda: torch.autocast(
             where.type, precision, enabled=precision is not torch.float32))
-        found.sample(lambda passes=passes: passes()[0]()[0], network, step=step, weights=shares)  # type: ignore[misc]
+        found.sample(lambda passes=passes: passes()[0]()[0], network, step=step, weights=shares)
     with hold(folder):
         write_json(folder / DIAGNOSIS, found.to_json())
         write_report(folder)

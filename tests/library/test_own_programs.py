@@ -27,7 +27,7 @@ def test_short_programs() -> None:
     scope: dict = {"__name__": "page"}
     for program in (*PROGRAMS["A network in three lines"], *PROGRAMS["Tasks: losses, metrics, colors"]):
         exec(compile(program, PAGE.name, "exec"), scope)
-    assert scope["picture"].shape == (64, 96, 3) and set(scope["losses"]) == {"semseg", "depth"}
+    assert scope["picture"].shape == (64, 96, 3) and set(scope["losses"]) == {"semseg", "depth", "flow"}
 
 
 @pytest.mark.parametrize("title", OWN_LOOPS)
@@ -136,7 +136,7 @@ def test_the_wheel_holds_what_it_needs(installed: Path, tmp_path: Path) -> None:
                                       "--python-executable"], ["pyright", "--pythonpath"]], ids=["mypy", "pyright"])
 def test_type_checkers_find_nothing(checker: list[str], installed: Path, tmp_path: Path) -> None:
     pytest.importorskip(checker[0])  # (accelerate has no py.typed, which is no fault of the program)
-    for number, program in enumerate(program for programs in PROGRAMS.values() for program in programs):
+    for number, program in enumerate("\n".join(programs) for programs in PROGRAMS.values() if programs):
         imports = "" if "import polyptych" in program else "import polyptych\n"
         defined = "" if "images, ids" not in program else "import torch\n"
         (tmp_path / f"program{number}.py").write_text(imports + defined + program)

@@ -191,7 +191,7 @@ class GramBalancer(Balancer):
         step.run()
         self.steps += 1
         self.diagnostics["fallbacks"] = self.fallbacks
-        weights = {task: step.weights.get(task, 0.0) for task in step.losses}
+        weights: dict[str, float | Tensor] = {task: step.weights.get(task, 0.0) for task in step.losses}
         return wished.finish(step.losses, weights)
 
     def follow(self, network: nn.Module, ends: dict[str, list[Tensor]], cut: Sequence[Tensor]) -> Reach:

@@ -138,7 +138,7 @@ class ReportData:
     def diagnoses(self) -> list[tuple[str, Findings, list[tuple[str, Markup]]]]:
         """How the tasks got along in training, and in what ``polyptych diagnose`` looked at later: when, what was
         found, and the pictures with their titles."""
-        first = next((event["losses"] for event in self.events if event.get("losses")), {})
+        first: Mapping[str, float] = next((event["losses"] for event in self.events if event.get("losses")), {})
         found = []
         for looks, when in ((self.looks, "While it trained, "), (self.later_looks, "With the weights of ")):
             if looks:
