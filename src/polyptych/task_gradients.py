@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.backbones._base import Backbone
 from polyptych.balancers._base import scalars
 from polyptych.balancers._engine import Reach, gram, reach, undisturbed
@@ -99,13 +99,12 @@ def look(losses: Callable[[], Mapping[str, Tensor]], network: nn.Module, *, step
                              "look at a network with a shared part, such as --encoder shared")
         rows = _gradients(found, shared, scale)
     tasks = tuple(found)
-    before = distributed.mean(torch.stack([found[task].detach().double() for task in tasks]))
+    host = _means([found[task].detach() for task in tasks])
     weighed = torch.tensor([(weights or {}).get(task, 1.0) for task in tasks], dtype=torch.float64)
     named = _stages(network, shared)
     inner, squares = _products(rows, named.values())
     norms, cosines = squares.diagonal(dim1=1, dim2=2).sqrt(), _cosines(inner, squares)
     size = weighed.square() @ squares[-1].diagonal()
-    host = before.cpu()
     length = STEP * float((weighed * host).abs().sum() / size) if float(size) > 0 else math.nan
     after = torch.full((len(tasks), len(tasks)), math.nan, dtype=torch.float64)
     if math.isfinite(length):
@@ -113,7 +112,7 @@ def look(losses: Callable[[], Mapping[str, Tensor]], network: nn.Module, *, step
             if any(x is not None for x in row):
                 with _moved(shared, row, length * float(weighed[i])), undisturbed(network), torch.no_grad():
                     again = losses()
-                after[i] = distributed.mean(torch.stack([again[task].double().reshape(()) for task in tasks])).cpu()
+                after[i] = _means([again[task].reshape(()) for task in tasks])
     has_labels = norms[-1] > 0
     change = torch.where(has_labels & (host > 0), 1 - after / host, math.nan)
     pairs = [(i, j) for i, j in itertools.combinations(range(len(tasks)), 2)]
@@ -127,6 +126,11 @@ def look(losses: Callable[[], Mapping[str, Tensor]], network: nn.Module, *, step
          for s, stage in enumerate(stages)},
         {task: {other: _number(change[i, j]) for j, other in enumerate(tasks)} for i, task in enumerate(tasks)},
         time.perf_counter() - start)
+
+
+def _means(losses: Sequence[Float[Tensor, ""]]) -> Float[Tensor, " t"]:
+    """Over processes, in float64 on the host."""
+    return distributed.mean(devices.widened(torch.stack([*losses]))).cpu().double()
 
 
 def _number(value: Tensor) -> float | None:
@@ -167,7 +171,7 @@ def _products(rows: Sequence[Sequence[Tensor | None]], stages: Iterable[Sequence
         both = torch.zeros(2, size, size, dtype=torch.float64)
         for users, parameters in by_users.items():
             if users:
-                here = gram([torch.cat([_present(rows[i][p]).flatten() for p in parameters]) for i in users]).cpu()
+                here = gram([torch.cat([_present(rows[i][p]).flatten() for p in parameters]) for i in users]).cpu().double()
                 place = torch.tensor(users)
                 both[0, place[:, None], place] += here
                 both[1, place[:, None], place] += here.diagonal()[:, None]
