@@ -98,11 +98,15 @@ class Monitoring:
     """Number of test images shown in the report."""
     trivial_samples: int = 200
     """Number of training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
+    diagnose: float = 0.0
+    """Share of the training time that may go into looks at how the tasks get along, as `polyptych diagnose` shows it
+    (0: none; for instance 0.05)."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "validate_every", "save_every", "trivial_samples"):
             check_range(f"--monitoring.{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
         check_range("--monitoring.examples", self.examples, 0, do="0 shows none")
+        check_range("--monitoring.diagnose", self.diagnose, 0, 1, do="use for instance 0.05, or 0 for no look")
 
 
 @dataclass(frozen=True, kw_only=True)

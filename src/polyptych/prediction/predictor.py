@@ -87,6 +87,10 @@ class Predictor:
         InputError: the model accepts one size only and ``inference`` asks for others.
     """
 
+    model: Model
+    inference: Inference
+    seconds: float
+
     def __init__(self, model: Model, inference: Inference | None = None):
         self.model, self.inference = model, inference or Inference()
         self.seconds = 0.0
