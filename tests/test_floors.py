@@ -61,6 +61,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "encoders": "how features are shared; one of them builds a searched policy",
     "balancers": "losses to gradients; they see networks from outside",
     "networks": "decoder after encoder",
+    "locations": "where the data of a run lie, by what its dataset's Config says",
     "run": "every choice of one run, and the parts built from it",
     "recipes": "functions that return a run",
     "passes": "forward passes and losses of a step",

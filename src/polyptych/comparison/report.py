@@ -23,6 +23,7 @@ from polyptych.comparison.pictures import Example, write_examples
 from polyptych.comparison.results import Comparison, MethodResult
 from polyptych.comparison.statistics import Estimate
 from polyptych.comparison.tuning import in_words
+from polyptych.metrics._accumulation import shown_name
 from polyptych.record import encode, flat
 from polyptych.reports import templates
 from polyptych.reports.cells import Cell, Column, estimated, exact, short, signed, worded
@@ -276,7 +277,7 @@ class Page:
         trivial = facts.trivial.get(metric, math.nan)
         estimates = [method.metrics[task][metric] for method in self.methods]
         largest = max((abs(value) for value in (trivial, *(e.mean for e in estimates)) if is_number(value)), default=0)
-        note = f"{metric}, {facts.unit}" if facts.unit and metric == facts.headline else metric
+        note = shown_name(metric) + (f", {facts.unit}" if facts.unit and metric == facts.headline else "")
         return estimated(task, estimates, lambda value: format_pair(value, largest)[0], note,
                           facts.higher_is_better.get(metric), format_pair(trivial, largest)[0])
 

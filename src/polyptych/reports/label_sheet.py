@@ -33,11 +33,10 @@ def label_sheet(samples: Sequence[tuple[str, Sample]], tasks: Mapping[str, Task]
     rows = [strip(_image(sample), {name: _painted(sample, name, task) for name, task in tasks.items()},
                   caption=f"{split}: {sample.info.id}") for split, sample in samples]
     for name, task in tasks.items():
-        entries = task.legend()
-        occurring = _occurring(samples, name, len(task.labels.classes))
-        if entries.entries and not entries.continuous and occurring:
-            shown = [entries.entries[index] for index in occurring if index < len(entries.entries)]
-            colors = legend([words for words, _ in shown], [color for _, color in shown], max(480, rows[0].shape[1]))
+        shown = task.legend().occurring(_areas(samples, name, task))
+        if shown.entries and not shown.continuous:
+            colors = legend([words for words, _ in shown.entries], [color for _, color in shown.entries],
+                            max(480, rows[0].shape[1]))
             rows += [banner(name, colors), colors]
     return contact_sheet(rows)
 
@@ -84,14 +83,10 @@ def _painted(sample: Sample, name: str, task: Task) -> Picture:
     return np.where(known[..., None], mixed, image // 4) if known.shape == image.shape[:2] else painted
 
 
-def _occurring(samples: Sequence[tuple[str, Sample]], name: str, classes: int) -> list[int]:
-    """Numbers of the classes in these samples; of what is no map of classes, all."""
-    found: set[int] = set()
+def _areas(samples: Sequence[tuple[str, Sample]], name: str, task: Task) -> np.ndarray | None:
+    """Pixels of each class in all samples; None where labels are no maps of classes."""
+    total = None
     for _, sample in samples:
-        if name not in sample.target:
-            continue
-        target = sample.target[name]
-        if target.dtype.is_floating_point:
-            return list(range(classes))
-        found |= set(np.unique(target[sample.valid[name]].numpy() if target.ndim else target.numpy()).tolist())
-    return sorted(found)
+        if name in sample.target and (areas := task.areas(sample.target[name], sample.valid[name])) is not None:
+            total = areas if total is None else total + areas
+    return total

@@ -6,7 +6,7 @@ import base64
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +23,11 @@ from polyptych.record import flat, read_json
 from polyptych.reports import curves, tables, templates
 from polyptych.reports.label_sheet import NAME as SAMPLES
 from polyptych.reports.published import PublishedTable, published_tables
+from polyptych.tasks._pictures import class_colors
+from polyptych.types import LabelInfo
 
+AREAS = "panels/areas.json"
+"""In the folder of a run: how many pixels of its example pictures each class covers, largest first, by task."""
 MOST_PANELS = 24  # that go into the page; it must stay a file that one can send
 
 PARTS = ("backbone", "encoder", "decoder", "balancer")
@@ -61,6 +65,7 @@ class ReportData:
     evaluations: Mapping[str, Evaluation]
     panels: Sequence[Panel]
     samples: Panel | None = None
+    areas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -110,12 +115,21 @@ class ReportData:
 
     @property
     def swatches(self) -> dict[str, dict[str, str]]:
-        """CSS colors by task and class, where the run records them."""
+        """CSS colors by task and class."""
         found = {}
         for task, label in self.labels.items():
-            pairs = zip(_mapping(label).get("classes", ()), _mapping(label).get("colors", ()), strict=False)
-            found[task] = {str(name): "rgb({:d}, {:d}, {:d})".format(*color) for name, color in pairs}
+            classes, colors = (tuple(_mapping(label).get(name) or ()) for name in ("classes", "colors"))
+            painted = class_colors(LabelInfo(classes=classes, colors=colors))
+            found[task] = {str(name): "rgb({:d}, {:d}, {:d})".format(*color)
+                           for name, color in zip(classes, painted, strict=False)}
         return {task: colors for task, colors in found.items() if colors}
+
+    @property
+    def legends(self) -> dict[str, dict[str, str]]:
+        """The colors of what occurs in the example pictures, the largest areas first; of tasks (and in runs of older
+        versions) whose areas are not recorded, all colors."""
+        return {task: {name: colors[name] for name in (self.areas.get(task) or colors) if name in colors}
+                for task, colors in self.swatches.items()}
 
     @cached_property
     def plots(self) -> list[curves.Plot]:
@@ -232,7 +246,8 @@ def read_folder(folder: Path) -> ReportData:
         folder=folder, record=_object(folder / "run.json"), environment=_object(folder / "environment.json"),
         events=read_events(folder / "metrics.jsonl"), evaluations=evaluations,
         panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))],
-        samples=_panel(folder / SAMPLES) if (folder / SAMPLES).is_file() else None)
+        samples=_panel(folder / SAMPLES) if (folder / SAMPLES).is_file() else None,
+        areas=_object(folder / AREAS))
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from polyptych.comparison.statistics import Estimate
+from polyptych.metrics._accumulation import shown_name
 from polyptych.record import encode
 from polyptych.reports import templates
 from polyptych.reports.cells import Column, estimated, exact, short
@@ -105,7 +106,7 @@ class SearchPage:
             values = [row.headlines[task] for row in self.networks]
             largest = max((abs(value) for value in values if is_number(value)), default=0)
             columns.append(exact(task, values, lambda value, top=largest: format_pair(value, top)[0],  # type: ignore[misc]
-                                 result.headline, result.higher_is_better.get(result.headline)))
+                                 shown_name(result.headline), result.higher_is_better.get(result.headline)))
         return columns
 
     @property
