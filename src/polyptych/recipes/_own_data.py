@@ -44,13 +44,16 @@ MULTIPLE = 32  # of the sides of the input: the coarsest stride
 LOOKED_AT = 64  # images whose sizes are read
 
 
-def own_data(root: Path) -> Run:
-    """A run on the folder of a description, ``dataset.toml``.
+def own_data(root: Path, description: Path | None = None) -> Run:
+    """A run on a folder and its description.
+
+    Args:
+        description: without it ``dataset.toml`` in the folder.
 
     Raises:
         InputError: the description or the files are not as needed.
     """
-    dataset = Folder.Config(root=root)
+    dataset = Folder.Config(root=root, description=description)
     kinds = dataset.kinds()
     data = Folder(dataset, split="train", tasks=tuple(kinds))
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -87,7 +87,7 @@ def plots(events: Iterable[Mapping[str, Any]], headlines: Mapping[str, str] | No
         _weights(train, color),
         *_gradients(train, color),
     ]
-    return [plot for plot in found if plot is not None and any(len(line.steps) > 1 for line in plot.lines)]
+    return [plot for plot in found if plot is not None and any(map(_is_curve, plot.lines))]
 
 
 def svg(plot: Plot, end: float) -> str:
@@ -201,6 +201,11 @@ def _gradients(train: Sequence[Mapping[str, Any]], color: Mapping[str, str]) -> 
         Plot(GRADIENTS, "steps with equal weights", f"last {_short(_last(fallbacks.values))}", (fallbacks,),
              from_zero=True) if np.nansum(fallbacks.values) > 0 else None,
     ]
+
+
+def _is_curve(line: Line) -> bool:
+    """It has several points; or none that is finite, which a reader must know."""
+    return len(line.steps) > 1 and int(np.isfinite(line.values).sum()) != 1
 
 
 def _few(line: Line) -> bool:

@@ -12,11 +12,12 @@ from polyptych.data.preparation.inspection import Inspection, value_doubts
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
 from polyptych.record import writing
-from polyptych.reports.panels import Picture, banner, cell_size, contact_sheet, legend, strip
+from polyptych.reports.panels import Picture, banner, cell_size, contact_sheet, legend, shelves, strip
 from polyptych.tasks._base import Task
 from polyptych.types import Sample
 
 OPACITY = 0.6
+WIDTH = 1200  # pixels; a sheet that is much wider than long, or the other way round, is hard to look at
 NAME = "data/samples.png"
 """Where the sheet lies in the folder of a run."""
 
@@ -30,8 +31,8 @@ def label_sheet(samples: Sequence[tuple[str, Sample]], tasks: Mapping[str, Task]
     Args:
         samples: the split that each belongs to, and the sample.
     """
-    rows = [strip(_image(sample), {name: _painted(sample, name, task) for name, task in tasks.items()},
-                  caption=f"{split}: {sample.info.id}") for split, sample in samples]
+    rows = shelves([strip(_image(sample), {name: _painted(sample, name, task) for name, task in tasks.items()},
+                          caption=f"{split}: {sample.info.id}") for split, sample in samples], WIDTH)
     for name, task in tasks.items():
         shown = task.legend().occurring(_areas(samples, name, task))
         if shown.entries and not shown.continuous:
@@ -68,11 +69,11 @@ def _image(sample: Sample) -> Picture:
     return np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
 
 
-def _painted(sample: Sample, name: str, task: Task) -> Picture:
-    """A label over its image; where there is none, the image is dark."""
-    image = _image(sample)
+def _painted(sample: Sample, name: str, task: Task) -> Picture | None:
+    """A label over its image, which is dark where pixels have none."""
     if name not in sample.target:
-        return (image // 4).astype(np.uint8)
+        return None
+    image = _image(sample)
     target, valid = sample.target[name], sample.valid[name]
     painted = task.paint_target(target, valid, image)
     if painted.shape != image.shape:

@@ -138,6 +138,10 @@ class ReportData:
         return curves.plots(self.events, headlines)
 
     @property
+    def without_curves(self) -> str:
+        return "The training log is too short for a curve." if self.events else "There is no training log."
+
+    @property
     def plot_groups(self) -> list[tuple[str, list[tuple[curves.Plot, Markup]]]]:
         end = curves.last_step(self.plots)
         return [(group, [(plot, Markup(curves.svg(plot, end))) for plot in plots])

@@ -47,17 +47,18 @@ def panel(image: Picture, tasks: Sequence[str], truth: Mapping[str, Picture | No
                  [_Row("truth", labels), _Row("prediction", guesses)])
 
 
-def strip(image: Picture, painted: Mapping[str, Picture], caption: str = "") -> Picture:
-    """The image and the painted predictions of all tasks in one row, each under its name.
+def strip(image: Picture, painted: Mapping[str, Picture | None], caption: str = "") -> Picture:
+    """The image and the painted predictions (or labels) of all tasks in one row, each under its name.
 
     Args:
+        painted: None where there is no label.
         caption: stands above the image in place of the word "image", for instance the name of its file.
 
     Raises:
         InputError: a picture is not a uint8 RGB array.
     """
     return _draw((caption or "image", *painted), cell_size(image),
-                 [_Row("", (image, *painted.values()))])
+                 [_Row("", (image, *(_or_note(picture, "no label") for picture in painted.values())))])
 
 
 def mosaic(image: Picture, painted: Mapping[str, Picture], largest: int = LARGEST_CELL) -> Picture:
@@ -112,6 +113,17 @@ def contact_sheet(pictures: Sequence[Picture]) -> Picture:
         sheet[top:top + len(picture), :picture.shape[1]] = picture
         top += len(picture)
     return sheet
+
+
+def shelves(pictures: Sequence[Picture], width: int) -> list[Picture]:
+    """The pictures in rows that are at most ``width`` pixels wide, unless one alone is wider."""
+    rows: list[list[Picture]] = []
+    for picture in pictures:
+        if not rows or sum(each.shape[1] for each in (*rows[-1], picture)) > width:
+            rows.append([])
+        rows[-1].append(picture)
+    return [np.concatenate([np.pad(picture, ((0, max(map(len, row)) - len(picture)), (0, 0), (0, 0)), mode="edge")
+                            for picture in row], 1) for row in rows]
 
 
 def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int = 960) -> Picture:

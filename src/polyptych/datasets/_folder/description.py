@@ -31,6 +31,20 @@ KINDS: Mapping[str, type[Labels]] = {
 """How the labels of each kind of task are described."""
 
 
+_OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("segmentation", "semantic_segmentation", "semantic", "seg", "segm", "mask", "masks", "labels",
+                     "classes"), "semseg"),
+    **dict.fromkeys(("disparity", "inverse"), "inverse_depth"), "distance": "depth",
+    **dict.fromkeys(("normal", "surface_normals", "surface_normal"), "normals"),
+    **dict.fromkeys(("edges", "edge", "boundary", "contours"), "boundaries"),
+    **dict.fromkeys(("salient", "foreground", "matte"), "saliency"),
+    **dict.fromkeys(("human_parts", "part", "body_parts"), "parts"),
+    **dict.fromkeys(("keypoint", "pose", "joints", "landmarks"), "keypoints"),
+    **dict.fromkeys(("class", "label", "category", "scene"), "classification"),
+}
+"""What else people call the kinds of tasks."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """The file as it is written."""
@@ -108,7 +122,9 @@ def read_description(path: Path, root: Path) -> FolderSpec:
         check_task_name(name, where)
         kind = table.get("task", name)
         if not isinstance(kind, str) or kind not in KINDS:
-            raise InputError(f"{where}.task", repr(kind), nearest(str(kind), KINDS),
+            meant = _OTHER_NAMES.get(str(kind).lower().replace("-", "_"))
+            raise InputError(f"{where}.task", repr(kind), f"one of {', '.join(sorted(KINDS))}",
+                             f"name the table [tasks.{meant}], or add task = \"{meant}\"" if meant else
                              "name the table like its kind of task, or add task = \"...\"")
         if isinstance(table.get("classes"), str):
             table = table | {"classes": list(read_class_names(root / table["classes"], f"{where}.classes"))}
