@@ -39,7 +39,8 @@ class TaskFacts:
         known, pixels: labeled pixels, and all pixels of these images.
         amounts: labeled pixels of each class (images, of a classification).
         seen: images in which each class occurs.
-        lowest, highest: of the values; of binary maps, the share of positive pixels in an image.
+        lowest, highest: of the values; of binary maps, the share of positive pixels in an image; of normals, the mean
+            component toward the camera.
         medians: of each image's values; of normals, the share of them that point away from the camera.
     """
 
@@ -80,8 +81,8 @@ class TaskFacts:
             values = target[valid]
             self._extend(float(values.min()), float(values.max()), float(np.median(values)))
         elif valid.any() and self.form == "directions":
-            away = float((target[2][valid] > 0).mean())
-            self._extend(away, away, away)
+            forward = target[2][valid]
+            self._extend(-float(forward.mean()), -float(forward.mean()), float((forward > 0).mean()))
         elif valid.any() and self.form in ("lines", "areas"):
             share = float(target[valid].mean())
             self._extend(share, share, share)
@@ -248,6 +249,9 @@ def _of_values(facts: Sequence[TaskFacts]) -> Iterator[str]:
     elif form == "directions" and middle > 0.6:
         yield (f"{middle:.0%} of the normals point away from the camera: its z axis points forward here; set `axes` "
                "(with \"-z\", for instance)")
+    elif form == "directions" and highest < 0.2:
+        yield (f"next to no normal faces the camera (the component toward it is {highest:.2f} on average at most): are "
+               "the channels in another order, such as BGR? Set `axes` (for instance [\"z\", \"-y\", \"-x\"])")
     elif form == "lines" and middle > 0.5:
         yield f"{middle:.0%} of the pixels are boundaries: set invert = true, or another threshold"
     elif form in ("lines", "areas") and highest == 0:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyptych.datasets._folder.class_names import read_class_names
+from polyptych.data.files import spelled
+from polyptych.datasets._folder.class_names import read_class_names, read_class_table
 from polyptych.datasets._folder.colors import with_colors
 from polyptych.datasets._folder.derived import DERIVED, FROM_INSTANCES, DerivedLabels
 from polyptych.datasets._folder.labels import Labels, Source
@@ -127,7 +128,7 @@ def read_description(path: Path, root: Path) -> FolderSpec:
                              f"name the table [tasks.{meant}], or add task = \"{meant}\"" if meant else
                              "name the table like its kind of task, or add task = \"...\"")
         if isinstance(table.get("classes"), str):
-            table = table | {"classes": list(read_class_names(root / table["classes"], f"{where}.classes"))}
+            table = _with_classes(table, root / table["classes"], where)
         table = expanded[name] = with_colors(table, root, where)
         kinds[name] = kind
         if "from" in table:
@@ -150,6 +151,18 @@ def read_description(path: Path, root: Path) -> FolderSpec:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     origins = {name: origin for name, origin in origins.items() if isinstance(tasks[name], DerivedLabels)}
     return FolderSpec(path, contents.name, image, contents.image_key, splits, tasks, kinds, origins, digest)
+
+
+def _with_classes(table: dict[str, Any], path: Path, where: str) -> dict[str, Any]:
+    """The table with the names from a file; with ids and colors from the same file where it has no others."""
+    found: dict[str, Any] = {"classes": list(read_class_names(path, f"{where}.classes"))}
+    if path.suffix.lower() == ".csv":
+        columns = read_class_table(spelled(path))
+        if columns.ids and table.get("encoding") != "colors":
+            found["ids"] = list(columns.ids)
+        if columns.colors:
+            found["colors"] = [list(color) for color in columns.colors]
+    return found | {key: value for key, value in table.items() if key != "classes"}
 
 
 def _form(kind: str, table: Mapping[str, Any], where: str) -> type[Labels]:

@@ -27,7 +27,8 @@ class ClassMaps(FileLabels):
     """One class for each pixel, as an id (of palette pictures the index) or as a color."""
 
     classes: tuple[str, ...]
-    """Names of the classes; or a file with them: a text with one on each line, a JSON list, a .mat cell array."""
+    """Names of the classes; or a file with them: a text with one on each line, a CSV table with the columns name and
+    perhaps id, r, g, b (which then are ids and colors, too), a JSON list, a .mat cell array."""
     encoding: Literal["ids", "colors"] = "ids"
     """Whether numbers or colors stand for classes."""
     ids: tuple[int | tuple[int, ...], ...] = ()
