@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from own_data_files import DESCRIPTION, IDS, SIZE, save, write_garden
 from polyptych import cli, locations
@@ -204,6 +205,55 @@ def test_numbers_that_mean_no_label_and_binary_masks(tmp_path: Path) -> None:
     assert not data.read(0).valid["semseg"][-1, -1]
     assert data.labels["person"].classes == ("background", "foreground")
     assert data.read(0).target["person"][0, 0] == 1
+
+
+def test_names_from_a_table_of_classes(tmp_path: Path) -> None:
+    """CSV files as they come with data: ids and names beside masks, names and colors beside pictures in color. The
+    folders of labels, which the pattern of the images fits too, hold no images."""
+    palette = np.array([(128, 64, 128), (70, 130, 180), (0, 0, 142)], np.uint8)
+    for split in ("train", "val"):
+        for number, name in enumerate(IDS):
+            ids = np.zeros(SIZE, np.uint8)
+            ids[:12], ids[16:24, 4:20] = 1, 2
+            noise = np.random.default_rng(number).integers(0, 256, (*SIZE, 3), np.uint8)
+            save(tmp_path / f"{split}/{name}.png", noise)
+            save(tmp_path / f"{split}_labels/{name}_L.png", palette[ids])
+    (tmp_path / "class_dict.csv").write_text("name, r, g, b\nRoad,128,64,128\nSky,70,130,180\nBus,1,2,3\nCar,0,0,142\n")
+    data = opened(tmp_path)
+    assert len(data) == len(IDS) and data.labelled("semseg") == len(IDS)
+    assert data.labels["semseg"].classes == ("Road", "Sky", "Bus", "Car")
+    assert data.labels["semseg"].colors[3] == (0, 0, 142) and int(data.read(0).target["semseg"][16, 4]) == 3
+    other = tmp_path / "other"
+    write_garden(other)
+    for path in (other / "masks").iterdir():
+        save(path, 10 * (np.array(Image.open(path)) > 0).astype(np.uint8))
+    (other / "classes.csv").write_text("id,name\n10,plant\n0,ground\n")
+    (other / "dataset.toml").unlink()
+    data = opened(other)
+    assert data.labels["semseg"].classes == ("plant", "ground") and int(data.read(0).target["semseg"][0, 0]) == 0
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_channels_of_normals(order: str, tmp_path: Path) -> None:
+    """A wall that faces the camera a little from the left, x right, y up, z towards it."""
+    write_garden(tmp_path)
+    shutil.rmtree(tmp_path / "masks")
+    shutil.rmtree(tmp_path / "depth")
+    vector = np.round((np.array([0.1, 0.3, 0.95]) + 1) * 127.5).astype(np.uint8)
+    for name in IDS:
+        save(tmp_path / f"normal/{name}.png", np.broadcast_to(vector if order == "rgb" else vector[::-1], (*SIZE, 3)))
+    (tmp_path / "dataset.toml").unlink()
+    target = opened(tmp_path).read(0).target["normals"][:, 0, 0]
+    assert target.numpy() == pytest.approx([0.1, -0.3, -0.95], abs=0.02)
+
+
+def test_photos_without_colors(tmp_path: Path) -> None:
+    write_garden(tmp_path)
+    for number, name in enumerate(IDS):
+        (tmp_path / f"photos/{name}.jpg").unlink()
+        save(tmp_path / f"photos/{name}.png", np.random.default_rng(number).integers(0, 256, SIZE, np.uint8))
+    (tmp_path / "dataset.toml").unlink()
+    assert opened(tmp_path).read(0).image.shape == (3, *SIZE)
 
 
 def test_choices_follow_the_data(tmp_path: Path) -> None:

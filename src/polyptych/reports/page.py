@@ -118,9 +118,11 @@ class ReportData:
         """CSS colors by task and class."""
         found = {}
         for task, label in self.labels.items():
-            classes, colors = (tuple(_mapping(label).get(name) or ()) for name in ("classes", "colors"))
+            classes = tuple(map(str, _mapping(label).get("classes") or ()))
+            stated = _mapping(label).get("colors") or ()
+            colors = tuple((int(red), int(green), int(blue)) for red, green, blue in stated)
             painted = class_colors(LabelInfo(classes=classes, colors=colors))
-            found[task] = {str(name): "rgb({:d}, {:d}, {:d})".format(*color)
+            found[task] = {name: "rgb({:d}, {:d}, {:d})".format(*color)
                            for name, color in zip(classes, painted, strict=False)}
         return {task: colors for task, colors in found.items() if colors}
 
