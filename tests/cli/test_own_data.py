@@ -20,7 +20,7 @@ from polyptych.datasets._folder.fixture import CLOTHES, LAYOUTS
 from polyptych.datasets.folder import Folder
 from polyptych.datasets.mixed import Mixed
 from polyptych.errors import InputError
-from polyptych.recipes._own_data import kept_reasons, own_data
+from polyptych.recipes._own_data import asked_for, own_data
 from polyptych.run import Facts, read_run, require_data, run_with_data_of, write_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
@@ -262,9 +262,15 @@ def test_choices_follow_the_data(tmp_path: Path) -> None:
     assert run.recipe == "garden" and list(run.tasks) == ["semseg", "depth"] and run.size == (64, 64)
     assert run.select == "best" and run.augment.mirror and run.batch_size == 2
     assert set(run.reasons) == {"tasks", "backbone", "size", "batch_size", "steps", "balancer", "augment", "select"}
-    asked = kept_reasons(run, dataclasses.replace(run, steps=7, augment=dataclasses.replace(run.augment, hue=0.0)))
+    asked = asked_for(run, dataclasses.replace(run, steps=7, augment=dataclasses.replace(run.augment, hue=0.0)))
     assert asked.reasons["steps"] == "as asked: 7" and asked.reasons["augment"] == "as asked: augment.hue 0.0"
     assert asked.reasons["size"] == run.reasons["size"]
+    # What follows from the number of steps follows from the one asked for, unless something else was asked for, too.
+    often = dataclasses.replace(run, steps=800, monitoring=dataclasses.replace(run.monitoring, validate_every=9))
+    asked = asked_for(run, often)
+    assert asked.schedule.warmup == 80 and asked.monitoring.log_every == 20
+    assert asked.monitoring.validate_every == 9 and asked.monitoring.save_every == 200
+    assert asked_for(run, run) == run
     text = DESCRIPTION.replace('"plant"', '"left plant"').replace('val = ["val.txt"]', "val = 0")
     (tmp_path / "dataset.toml").write_text(text)
     run = own_data(tmp_path)

@@ -42,9 +42,9 @@ def main(arguments: list[str]) -> None:
     from polyptych.training import train as train_run
 
     if begun.reasons:
-        from polyptych.recipes._own_data import kept_reasons
+        from polyptych.recipes._own_data import asked_for
 
-        run = kept_reasons(begun, run)
+        run = asked_for(begun, run)
         print(f"{run.recipe}: chosen from the data")
         for option, reason in run.reasons.items():
             print(f"  {option.replace('_', '-')}: {reason}")

@@ -78,10 +78,8 @@ def own_data(root: Path, description: Path | None = None) -> Run:
         recipe=slug(data.title) or "data", dataset=dataset, tasks={}, backbone=backbone, encoder=Shared.Config(),
         decoder=Heads.Config(head="fpn", width=64), balancer=Fixed.Config(), size=size, steps=steps,
         batch_size=batch, select=select, augment=augment, optimizer=Optimizer(learning_rate=2e-3),
-        schedule=Schedule(warmup=max(1, steps // 10)),
         loading=Loading(workers=2 if device == "cuda" or (os.cpu_count() or 1) > 4 else 0),
-        monitoring=Monitoring(log_every=max(1, steps // 40), validate_every=max(1, steps // 4),
-                              save_every=max(1, steps // 4)))
+        schedule=Schedule(warmup=_pace(steps)["warmup"]), monitoring=_watched(Monitoring(), _pace(steps)))
     run = with_tasks(run, list(kinds))
     weights = {name: task.standard_weight for name, task in run.build_tasks(data.labels).items()}
     reasons["balancer"] = "fixed, with the customary weight of each task: " + ", ".join(
@@ -91,8 +89,26 @@ def own_data(root: Path, description: Path | None = None) -> Run:
                                                "augment", "select")})
 
 
-def kept_reasons(chosen: Run, asked: Run) -> Run:
-    """The run that was asked for, with reasons only where nobody asked for something else."""
+def _pace(steps: int) -> dict[str, int]:
+    """What follows from the number of steps, by option."""
+    quarter = max(1, steps // 4)
+    return {"warmup": max(1, steps // 10), "log_every": max(1, steps // 40), "validate_every": quarter,
+            "save_every": quarter}
+
+
+def _watched(monitoring: Monitoring, pace: dict[str, int]) -> Monitoring:
+    return dataclasses.replace(monitoring, **{name: pace[name] for name in pace if hasattr(monitoring, name)})
+
+
+def asked_for(chosen: Run, asked: Run) -> Run:
+    """The run that was asked for: what follows from the number of steps follows from the one that was asked for, and
+    reasons stand only where nobody asked for something else."""
+    before, after = _pace(chosen.steps), _pace(asked.steps)
+    kept = {name: after[name] for name in after
+            if getattr(asked.schedule if name == "warmup" else asked.monitoring, name) == before[name]}
+    warmup = kept.pop("warmup", asked.schedule.warmup)
+    asked = dataclasses.replace(asked, schedule=dataclasses.replace(asked.schedule, warmup=warmup),
+                                monitoring=_watched(asked.monitoring, kept))
     reasons = {}
     for option, reason in chosen.reasons.items():
         one, other = ({option: encode(getattr(run, option))} for run in (chosen, asked))

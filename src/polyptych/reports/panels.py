@@ -147,6 +147,8 @@ def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int =
         # Down the columns, as one reads an index.
         left = MARGIN + index // lines * entry
         top = MARGIN + index % lines * line
+        # White melts into the ground without an outline.
+        draw.rectangle((left - 1, top + 3, left + swatch, top + 4 + swatch), outline=LINE)
         draw.rectangle((left, top + 4, left + swatch - 1, top + 4 + swatch - 1), fill=tuple(color))
         text = _shortened(name, font, entry - swatch - 16)
         draw.text((left + swatch + 8, top + line / 2), text, INK, font, anchor="lm")
