@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -96,7 +96,7 @@ def _pace(steps: int) -> dict[str, int]:
             "save_every": quarter}
 
 
-def _watched(monitoring: Monitoring, pace: dict[str, int]) -> Monitoring:
+def _watched(monitoring: Monitoring, pace: dict[str, Any]) -> Monitoring:
     return dataclasses.replace(monitoring, **{name: pace[name] for name in pace if hasattr(monitoring, name)})
 
 
