@@ -200,7 +200,8 @@ class Page:
         confidence = f"{self.comparison.confidence:.0%}"
         interval = (f"mean ± half the width of the {confidence} confidence interval of the mean over "
                     "seeds (Student t, two-sided). It covers the variation between trainings, not between test images. "
-                    "The best mean of a column is bold; that alone does not make the difference significant."
+                    "The best mean of a column is bold, unless it is a difference whose interval holds 0; such a one is "
+                    "faint."
                     if several else
                     "there is one seed, so there is no interval: differences may be chance. The best value of a "
                     "column is bold.")
@@ -210,7 +211,7 @@ class Page:
              "in percent, higher is better" + (", paired by seed: each seed is compared with the reference of the same "
                                                "seed." if several else ".")),
             *([("p", "probability of such a difference by chance: two-sided t test on the differences by seed, "
-                "corrected for the number of rows (Holm). A gain whose interval holds 0 is printed faint.")]
+                "corrected for the number of rows (Holm).")]
               if several else []),
             *([("Group", "rows that share a letter cannot be told apart (Tukey's test of all pairs, seeds as blocks, "
                 "one spread for all rows).")] if grouped else []),
