@@ -200,8 +200,7 @@ class Page:
         confidence = f"{self.comparison.confidence:.0%}"
         interval = (f"mean ± half the width of the {confidence} confidence interval of the mean over "
                     "seeds (Student t, two-sided). It covers the variation between trainings, not between test images. "
-                    "The best mean of a column is bold, unless it is a difference whose interval holds 0; such a one is "
-                    "faint."
+                    "The best mean of a column is bold, but no difference whose interval holds 0: these are faint."
                     if several else
                     "there is one seed, so there is no interval: differences may be chance. The best value of a "
                     "column is bold.")
