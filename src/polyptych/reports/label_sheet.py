@@ -31,8 +31,9 @@ def label_sheet(samples: Sequence[tuple[str, Sample]], tasks: Mapping[str, Task]
     Args:
         samples: the split that each belongs to, and the sample.
     """
-    rows = shelves([strip(_image(sample), {name: _painted(sample, name, task) for name, task in tasks.items()},
-                          caption=f"{split}: {sample.info.id}") for split, sample in samples], WIDTH)
+    rows = shelves([strip(_image(sample), {_titled(sample, name, task): _painted(sample, name, task)
+                                           for name, task in tasks.items()}, caption=f"{split}: {sample.info.id}")
+                    for split, sample in samples], WIDTH)
     for name, task in tasks.items():
         shown = task.legend().occurring(_areas(samples, name, task))
         if shown.entries and not shown.continuous:
@@ -67,6 +68,14 @@ def show_data(dataset: Dataset, tasks: Mapping[str, Task], folder: Path) -> list
 
 def _image(sample: Sample) -> Picture:
     return np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
+
+
+def _titled(sample: Sample, name: str, task: Task) -> str:
+    """The name of a task; with the range of a label that has a unit, because a wrong unit looks like a right one."""
+    if not task.labels.unit or name not in sample.target or not bool(sample.valid[name].any()):
+        return name
+    values = sample.target[name][..., sample.valid[name]]
+    return f"{name}, {float(values.min()):.3g} to {float(values.max()):.3g} {task.labels.unit}"
 
 
 def _painted(sample: Sample, name: str, task: Task) -> Picture | None:
