@@ -64,6 +64,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "balancers": "losses to gradients; they see networks from outside",
     "networks": "decoder after encoder",
     "task_gradients": "how tasks get along in one batch; it sees networks from outside",
+    "locations": "where the data of a run lie, by what its dataset's Config says",
     "run": "every choice of one run, and the parts built from it",
     "recipes": "functions that return a run",
     "passes": "forward passes and losses of a step",

@@ -31,6 +31,7 @@ from polyptych.folder_lock import hold
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
+from polyptych.metrics._accumulation import shown_name
 from polyptych.networks import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
@@ -378,7 +379,7 @@ class Trainer:
             found = self.evaluator.evaluate(subject, "val")
         metrics = {name: task.own_metrics for name, task in found.tasks.items()}
         self.balancer.on_validation(metrics)
-        headlines = "  ".join(f"{name} {task.own_headline} {task.headline_value:.3g}"
+        headlines = "  ".join(f"{name} {shown_name(task.own_headline)} {task.headline_value:.3g}"
                               for name, task in found.tasks.items())
         known, skill = found.known_skill
         of = "" if known == len(self.tasks) else f" ({known} of {len(self.tasks)} tasks have one)"

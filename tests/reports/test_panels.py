@@ -18,6 +18,7 @@ from polyptych.reports.panels import (
     mosaic,
     panel,
     panel_grid,
+    shelves,
     strip,
 )
 
@@ -137,6 +138,19 @@ def test_a_contact_sheet_stacks_whole_pictures() -> None:
     assert np.array_equal(sheet[: len(first), : first.shape[1]], first)
     assert np.array_equal(sheet[len(first) :, : second.shape[1]], second)
     assert (sheet[len(first) :, second.shape[1] :] == np.array(BACKGROUND)).all()
+
+
+def test_narrow_pictures_stand_beside_each_other() -> None:
+    narrow, tall, wide = (np.full((h, w, 3), value, np.uint8) for h, w, value in
+                          ((30, 40, 1), (50, 40, 2), (20, 200, 3)))
+    rows = shelves([narrow, tall, wide, narrow], 100)
+    assert [row.shape[:2] for row in rows] == [(50, 80), (20, 200), (30, 40)]
+    assert (rows[0][:30, :40] == 1).all() and (rows[0][:, 40:] == 2).all()
+
+
+def test_a_strip_says_where_there_is_no_label() -> None:
+    image = np.full((60, 80, 3), 90, np.uint8)
+    assert strip(image, {"semseg": None}).shape == strip(image, {"semseg": image}).shape
 
 
 def test_a_legend_shows_every_color_and_fits_its_width() -> None:

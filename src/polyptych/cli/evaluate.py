@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     from polyptych.reports.tables import terminal_table
     from polyptych.run import require_data
 
-    require_data(options.folder, options.root, "evaluate")
+    require_data(options.folder, options.root, f"evaluate {options.folder}")
     results = evaluate_run(options.folder, splits=(options.split,), weights=options.weights)
     Console().print(terminal_table(results[options.split]))
     print(options.folder / "evaluation" / f"{options.split}.json")

@@ -53,6 +53,10 @@ class Dataset(Component, ABC):
             """The kind of every task that is called otherwise than its kind: ``{"people": "semseg"}``."""
             return {}
 
+        def whole(self) -> Dataset.Config:
+            """The same choices without a file that holds some of them, for what is recorded."""
+            return self
+
     labels: dict[str, LabelInfo]
     protocol: str
     title: str = ""

@@ -109,6 +109,10 @@ class ClassMap(Task):
         """The name of the class."""
         return self.labels.classes[int(decoded[y, x])]
 
+    def areas(self, decoded: Int[Tensor, "h w"], valid: Bool[Tensor, "h w"] | None = None) -> Int[np.ndarray, " k"]:
+        ids = (decoded if valid is None else decoded[valid]).flatten().cpu()
+        return torch.bincount(ids[(ids >= 0) & (ids < self.channels)], minlength=self.channels).numpy()
+
     def legend(self) -> Legend:
         return class_legend(self.labels)
 
