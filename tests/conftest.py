@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
-install_import_hook("polyptych", "typechecking.check")
+import typechecking
+
+typechecking.install("polyptych")
 
 settings.register_profile("polyptych", deadline=None)  # of generated examples: time is not judged
 settings.load_profile("polyptych")
