@@ -6,7 +6,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-import typechecking
+import check_imports
 
 MODULE = '''
 from __future__ import annotations
@@ -58,7 +58,7 @@ def module(tmp_path_factory):
     (folder / "checked_by_tests.py").write_text(MODULE)
     before = list(sys.meta_path)
     sys.path.insert(0, str(folder))
-    typechecking.install("checked_by_tests")
+    check_imports.install("checked_by_tests")
     import checked_by_tests
     yield checked_by_tests
     sys.path.remove(str(folder))

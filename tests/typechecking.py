@@ -2,36 +2,26 @@
 
 jaxtyping's own hook does the same, but it binds every call to a signature, checks arguments twice and prepares every
 function on import, nested ones each time that they are made. That was a third of the time of all tests. Here a function
-is prepared when it is first called, and only one whose annotations hold shapes remembers shapes.
+is prepared when it is first called, and only one whose annotations hold shapes remembers shapes. ``check_imports.py``
+puts it there.
 """
 
 from __future__ import annotations
 
-import ast
-import sys
 from dataclasses import is_dataclass
-from functools import partial, wraps
-from importlib.abc import MetaPathFinder
-from importlib.machinery import PathFinder, SourceFileLoader
-from importlib.util import cache_from_source
+from functools import wraps
 from inspect import isclass, isgeneratorfunction
 from itertools import islice
 from types import FunctionType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
-from unittest.mock import patch
 
 from beartype import BeartypeConf, beartype
-from jaxtyping import AbstractArray, TypeCheckError, jaxtyped
+from jaxtyping import AbstractArray, TypeCheckError, config, jaxtyped
 from torch import fx
 from torch.fx._symbolic_trace import is_fx_tracing
 
 # An int is a float, as for static checkers.
 prepare = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError))
-
-
-def install(package: str) -> None:
-    """Checks the calls of all functions, methods and dataclasses of modules that are imported from now on."""
-    sys.meta_path.insert(0, Finder(package))
 
 
 def check(made):
@@ -45,10 +35,10 @@ def check(made):
     @wraps(made)
     def call(*args, **kwargs):
         nonlocal checked
+        if config.jaxtyping_disable or (is_fx_tracing() and holds_proxy((args, kwargs))):  # a proxy is no tensor
+            return made(*args, **kwargs)
         if checked is None:
             checked = prepared(made)
-        if is_fx_tracing() and holds_proxy((args, kwargs)):  # a proxy is no tensor
-            return made(*args, **kwargs)
         return checked(*args, **kwargs)
 
     return call
@@ -96,46 +86,3 @@ def holds_proxy(value, depth=3) -> bool:
     elif not isinstance(value, list | tuple):
         return False
     return depth > 0 and any(holds_proxy(part, depth - 1) for part in islice(value, 8))
-
-
-class Finder(MetaPathFinder):
-    def __init__(self, package: str):
-        self.package = package
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] != self.package:
-            return None
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = Loader(spec.loader.name, spec.loader.path)
-        return spec
-
-
-class Loader(SourceFileLoader):
-    def source_to_code(self, data, path, *, _optimize=-1):
-        tree = Decorator().visit(ast.parse(data, path))
-        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True, optimize=_optimize)
-
-    def exec_module(self, module):
-        module.__dict__["@check"] = check  # a name that no module can have
-        # Compiled code with checks never takes the place of that without.
-        tagged = partial(cache_from_source, optimization="checked1")
-        with patch("importlib._bootstrap_external.cache_from_source", lambda path, **_: tagged(path)):
-            super().exec_module(module)
-
-
-class Decorator(ast.NodeTransformer):
-    """Puts ``@check`` on functions, methods and classes; what a function defines inside is left alone."""
-
-    def visit_FunctionDef(self, node):
-        if not any(isinstance(name, ast.Name) and name.id == "no_type_check" for name in node.decorator_list):
-            node.decorator_list.append(self._check(node))  # nearest: other decorators may hide the annotations
-        return node
-
-    def visit_ClassDef(self, node):
-        node.decorator_list.insert(0, self._check(node))  # last: after @dataclass
-        return self.generic_visit(node)
-
-    @staticmethod
-    def _check(node):
-        return ast.copy_location(ast.Name("@check", ast.Load()), node)
