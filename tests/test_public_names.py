@@ -15,7 +15,7 @@ def test_public_names() -> None:
     assert polyptych.__all__ == [
         "Augment", "Balancer", "Batch", "Comparison", "InputError", "Network", "Output", "OwnSamples", "Predictor",
         "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare", "dataset",
-        "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task", "train",
+        "evaluate", "load", "load_published", "losses", "network", "predict", "profile", "samples", "task", "train",
     ]
     for name in polyptych.__all__:
         value = getattr(polyptych, name)

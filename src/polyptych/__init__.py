@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from polyptych.data.transforms import Augment
     from polyptych.errors import InputError
     from polyptych.evaluation import evaluate
+    from polyptych.importing import load_published
     from polyptych.networks import Network
     from polyptych.parts import SampleDataset, balancer, dataset, losses, network
     from polyptych.prediction.pipeline import predict
@@ -27,7 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = ["Augment", "Balancer", "Batch", "Comparison", "InputError", "Network", "Output", "OwnSamples", "Predictor",
            "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare", "dataset",
-           "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task", "train"]
+           "evaluate", "load", "load_published", "losses", "network", "predict", "profile", "samples", "task", "train"]
 
 _HOMES = {
     "Augment": "data.transforms",
@@ -50,6 +51,7 @@ _HOMES = {
     "dataset": "parts",
     "evaluate": "evaluation",
     "load": "prediction.predictor",
+    "load_published": "importing",
     "losses": "parts",
     "network": "parts",
     "predict": "prediction.pipeline",

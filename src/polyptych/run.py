@@ -187,6 +187,7 @@ class Facts:
     """What the dataset said when the run began, so that the network can be rebuilt without the data.
 
     Attributes:
+        protocol: of the data; empty where a network was imported without them.
         dataset: what the data set is called, where it is not called like its component.
     """
 
@@ -229,10 +230,12 @@ def require_data(folder: Path, moved_to: Path | None, command: str) -> None:
         changes["description"] = moved_to / description.name
     run = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, **changes))
     found = run.build_dataset("train").protocol
-    if found != facts.protocol:
+    if facts.protocol and found != facts.protocol:
         raise InputError(f"--dataset.root {moved_to}", f"other data (protocol {found})", f"those of the run "
                          f"({facts.protocol})", "name the folder that moved, with its description as it was")
-    write_json(folder / "run.json", read_json(folder / "run.json") | {"run": encode(run.located())})
+    facts = dataclasses.replace(facts, protocol=found)
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"run": encode(run.located()),
+                                                                      "facts": encode(facts)})
 
 
 def _root(config: Any) -> Path | None:

@@ -53,6 +53,10 @@ class Dataset(Component, ABC):
             """The kind of every task that is called otherwise than its kind: ``{"people": "semseg"}``."""
             return {}
 
+        def known_labels(self) -> dict[str, LabelInfo]:
+            """What is known of the labels without any file; empty where only the files say it."""
+            return {}
+
     labels: dict[str, LabelInfo]
     protocol: str
     title: str = ""

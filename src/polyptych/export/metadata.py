@@ -53,7 +53,8 @@ class ExportMetadata:
 
     @property
     def caption(self) -> str:
-        return f"{self.name} ({self.protocol})" + (f", {self.quantization} INT8" if self.quantization else "")
+        protocol = f" ({self.protocol})" if self.protocol else ""
+        return f"{self.name}{protocol}" + (f", {self.quantization} INT8" if self.quantization else "")
 
     def build_tasks(self) -> dict[str, Task]:
         """The tasks, which decode and paint."""

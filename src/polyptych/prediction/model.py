@@ -56,7 +56,8 @@ class RunModel:
     def open(folder: Path, weights: str = "", device: torch.device | None = None) -> RunModel:
         """See :func:`load_network`."""
         run, tasks, network, _ = load_network(folder, weights, device)
-        return RunModel(network, tasks, run.size, f"{folder.resolve().name} ({read_run(folder)[1].protocol})")
+        protocol = read_run(folder)[1].protocol
+        return RunModel(network, tasks, run.size, folder.resolve().name + (f" ({protocol})" if protocol else ""))
 
     @torch.inference_mode()
     def raw(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
