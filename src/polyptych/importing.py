@@ -25,9 +25,9 @@ from polyptych.passes import EpochMeans
 from polyptych.prediction.model import RunModel
 from polyptych.prediction.predictor import Inference, Predictor
 from polyptych.published._base import CATALOG, Form, Parts, Repository, Seen, Size
-from polyptych.published._renaming import pattern, renamed
 from polyptych.recipes._catalog import load as load_recipe
 from polyptych.record import write_json
+from polyptych.renaming import pattern, renamed
 from polyptych.run import Facts, Run, buildable, numerics, write_run
 from polyptych.tasks._base import CATALOG as TASKS
 from polyptych.tasks._base import Task
@@ -200,7 +200,8 @@ def converted(state: dict[str, Tensor], where: Path, said: Said) -> Imported:
     double = any(value.dtype == torch.float64 for value in tensors.values())
     kind = torch.float64 if double else torch.float32
     mean, std = repository.normalization
-    tensors |= {"mean": torch.tensor(mean, dtype=kind).view(3, 1, 1), "std": torch.tensor(std, dtype=kind).view(3, 1, 1)}
+    for name, values in (("mean", mean), ("std", std)):  # not from float32: double precision would not be that
+        tensors[name] = torch.tensor(values, dtype=kind).view(3, 1, 1)
     found = Imported(where, repository, form, run, Facts(protocol, labels), tensors, left_out, left_over)
     _complete(found, kind)
     return found
@@ -304,7 +305,7 @@ def _home(seen: Seen, repository: type[Repository], form: Form,
                              f"({wanted.name}) have", "choose the data that it was trained on with --dataset")
         return (replace(recipe, dataset=wanted), {name: opened.labels[name] for name in seen.tasks.values()},
                 opened.protocol)
-    return replace(recipe, dataset=Folder.Config()), _numbered(seen, form, recipes, said), ""
+    return replace(recipe, dataset=Folder.Config()), _numbered(seen, form, recipe, recipes, said), ""
 
 
 def _variants(dataset: Dataset.Config) -> Iterable[Any]:
@@ -349,11 +350,11 @@ def _labels_on_disk(dataset: Dataset.Config, tasks: Mapping[str, str], known: Ma
     return {own: opened.labels[own] for own in tasks.values()}, opened.protocol
 
 
-def _numbered(seen: Seen, form: Form, recipes: Sequence[Run], said: Said) -> dict[str, LabelInfo]:
+def _numbered(seen: Seen, form: Form, recipe: Run, recipes: Sequence[Run], said: Said) -> dict[str, LabelInfo]:
     """Labels without data: with the names that the user gives, or numbers in their place."""
     labels, with_classes = {}, {}
     for name, own in seen.tasks.items():
-        fixed = getattr(_kind(own, recipes[0]), "channels", None)
+        fixed = getattr(_kind(own, recipe), "channels", None)
         channels = seen.channels[name]
         if fixed is None:
             with_classes[own] = channels
@@ -369,15 +370,15 @@ def _numbered(seen: Seen, form: Form, recipes: Sequence[Run], said: Said) -> dic
         raise InputError(f"--classes {min(unknown)}", "no task with classes", f"one of {', '.join(with_classes)}",
                          "correct it")
     if not (said.numbered or said.classes):
-        have = "; ".join(f"{recipe.dataset.name} " + ", ".join(
-            f"{len(info.classes)} of {task}" for task, info in recipe.dataset.known_labels().items() if info.classes)
-            for recipe in recipes)
+        have = "; ".join(f"{each.dataset.name} " + ", ".join(
+            f"{len(info.classes)} of {task}" for task, info in each.dataset.known_labels().items() if info.classes)
+            for each in recipes)
         came = ", ".join(f"{number} classes of {task}" for task, number in with_classes.items())
         example = next(iter(with_classes), "semseg")
         raise InputError(seen.where, f"{form.name} with {came or 'tasks'} that none of its authors' data have ({have})",
                          "the data that it was trained on", "add --dataset NAME (your own: --dataset folder "
-                         f"--dataset.root DIR), --classes {example}=NAME,NAME,..., or --dataset none, which numbers the "
-                         "classes")
+                         f"--dataset.root DIR), --classes {example}=NAME,NAME,..., or --dataset none, which numbers "
+                         "the classes")
     return labels
 
 
@@ -398,8 +399,7 @@ def _complete(found: Imported, kind: torch.dtype) -> None:
     Raises:
         InputError: tensors are missing or of another shape.
     """
-    with torch.device("meta"), buildable(found.where):
-        expected = found.run.build_network(found.tasks, pretrained=False).state_dict()
+    expected = _shapes(found)
     for name, value in expected.items():
         if name in found.tensors:
             continue
@@ -415,11 +415,21 @@ def _complete(found: Imported, kind: torch.dtype) -> None:
     wrong = [name for name, value in expected.items() if found.tensors[name].shape != value.shape]
     if wrong:
         raise InputError(found.where, f"'{wrong[0]}' of shape {tuple(found.tensors[wrong[0]].shape)}"
-                         f" ({len(wrong)} of {len(expected)} tensors do not fit)", f"shape "
-                         f"{tuple(expected[wrong[0]].shape)} in {found.form.name} for {', '.join(found.run.tasks)}", "use a file whose tasks and sizes "
-                         "go together")
+                         f" ({len(wrong)} of {len(expected)} tensors do not fit)",
+                         f"shape {tuple(expected[wrong[0]].shape)} in {found.form.name} for "
+                         f"{', '.join(found.run.tasks)}", "use a file whose tasks and sizes go together")
     found.left_over += [name for name in found.tensors if name not in expected]
     found.tensors = {name: _plain(found.tensors[name], value) for name, value in expected.items()}
+
+
+def _shapes(found: Imported) -> dict[str, Tensor]:
+    """The tensors that the network has, without memory where it can be built so (MTAN's encoder compares values)."""
+    with buildable(found.where):
+        try:
+            with torch.device("meta"):
+                return found.run.build_network(found.tasks, pretrained=False).state_dict()
+        except NotImplementedError:
+            return found.run.build_network(found.tasks, pretrained=False).state_dict()
 
 
 def _plain(tensor: Tensor, expected: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def _reason(path: Path, error: Exception) -> str:
         return "it is empty"
     if head.lstrip()[:1] == b"<":
         return "it is a web page; links to Google Drive and OneDrive often save one"
-    if isinstance(error, EOFError | IndexError) or head.startswith(b"PK") and not zipfile.is_zipfile(path):
+    if isinstance(error, EOFError | IndexError) or (head.startswith(b"PK") and not zipfile.is_zipfile(path)):
         return "it ends in the middle, like an interrupted download"
     # torch says at length what could be done, and then, on a line of its own, what is wrong.
     inner = re.search(r"(Unsupported operand|Trying to|Can only) [^\n]*", str(error))

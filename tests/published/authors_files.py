@@ -1,7 +1,7 @@
-"""Checkpoints of published networks with numbers of a rule in place of weights, as `../shared/data/published` has them.
+"""Checkpoints of published networks with numbers of a rule in place of weights: `../shared/data/published`.
 
-Every number follows from a seed and the name of its tensor: the generator of a tensor is seeded by both (the name by its
-CRC-32). Variances and scales lie in [0.5, 1.5], means and biases are normal with deviation 0.1, weights normal with
+Every number follows from a seed and the name of its tensor: the generator of a tensor is seeded by both (the name by
+its CRC-32). Variances and scales lie in [0.5, 1.5], means and biases are normal with deviation 0.1, weights normal with
 deviation 1 / sqrt(fan-in), whole numbers 0.
 """
 
@@ -68,6 +68,7 @@ def saved(path: Path, state: dict[str, Tensor], found: dict[str, Any]) -> Path:
     """A file as the authors' program saves it: the network at its place in a container, a program's things beside."""
     content: Any = state
     for key in reversed(found["container"]["state_dict_at"]):
-        content = {key: content, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}, "best_result": np.float64(1)}
+        content = {key: content, "epoch": 3, "optimizer": {"state": {}, "param_groups": []},
+                   "best_result": np.float64(1)}
     torch.save(content, path)
     return path

@@ -86,7 +86,6 @@ def _load(name: str) -> Dataset.Config:
 
 
 def _with_options(dataset: Dataset.Config, words: list[str]) -> Dataset.Config:
-    from polyptych.datasets._base import Dataset
 
     @dataclass(frozen=True)
     class OfData:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 
 import timm
 import torch
-from torch import Tensor
 
+from polyptych.backbones._own_layouts import block_order
 from polyptych.backbones.timm import Timm
 from polyptych.errors import InputError
 from polyptych.published._base import Seen, Size
-from polyptych.published._renaming import Rename
+from polyptych.renaming import Rename
 
 # -- HRNet -----------------------------------------------------------------------------------------------------------
 
@@ -73,15 +73,6 @@ def _same(seen: Seen, candidates: Iterable[str], shapes: Mapping[str, tuple[int,
 # -- Swin, under mmsegmentation's names ------------------------------------------------------------------------------
 
 
-def block_order(merging: Tensor) -> Tensor:
-    """Patch merging reads 2x2 patches as 4C columns: mmsegmentation channel by channel (it unfolds), each with its four
-    places row by row; Microsoft and timm place by place, column by column of the window, each with its C channels. On
-    the columns of the linear layer, and on the norm before it."""
-    channels = merging.shape[-1] // 4
-    places = merging.unflatten(-1, (channels, 2, 2))  # (..., channel, row, column)
-    return places.movedim(-3, -1).transpose(-3, -2).flatten(-3)  # (..., column, row, channel)
-
-
 SWIN_MMSEG = (
     Rename("patch_embed.projection.*", "stages.0.stage.proj.*"),
     Rename("patch_embed.norm.*", "stages.0.stage.norm.*"),
@@ -137,7 +128,7 @@ def vit(seen: Seen, prefix: str) -> tuple[Timm.Config, Size, int]:
     depth = seen.count(f"{prefix}blocks.{{n}}.norm1.weight", "n")
     if (width, depth, patch) not in _VITS:
         known = ", ".join(f"{w} channels in {d} blocks at patches of {p}" for w, d, p in _VITS)
-        raise InputError(seen.where, f"a vision transformer of {width} channels in {depth} blocks at patches of {patch}",
-                         f"one of {known}", "use a file with one of these; others have no counterpart here")
+        raise InputError(seen.where, f"a vision transformer of {width} channels in {depth} blocks at patches of "
+                         f"{patch}", f"one of {known}", "use a file with one of these; others have no counterpart here")
     size = seen.grid(seen.shape(f"{prefix}pos_embed")[1] - 1, patch, _GRIDS)
     return (Timm.Config(model=_VITS[width, depth, patch], image_size=size, vit_pyramid="taps"), size, depth // 4)

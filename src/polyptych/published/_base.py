@@ -1,7 +1,7 @@
 """The contract of a published repository: the networks whose checkpoints can come in, and how.
 
 An adapter is data: for every network (:class:`Form`) the keys by which it is recognized, a table of names
-(:mod:`polyptych.published._renaming`), and a function from shapes to the Configs of a backbone, an encoder and a
+(:mod:`polyptych.renaming`), and a function from shapes to the Configs of a backbone, an encoder and a
 decoder. The rest is the same for all (:mod:`polyptych.importing`).
 """
 
@@ -18,7 +18,7 @@ from polyptych.component import Catalog, Component
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
-from polyptych.published._renaming import Rename, matched, pattern
+from polyptych.renaming import Rename, matched, pattern
 
 CATALOG: Catalog[Repository] = Catalog("published repository", "polyptych.published")
 

@@ -1,7 +1,7 @@
 """The networks on HRNet that EMA-Net's repository and the survey's have in common, under the same names.
 
-Vandenhende et al., TPAMI 2021, arXiv 2004.13379. The head and the fusion of maps are HRNetV2's (``last_layer``), initial
-and final heads are two bottlenecks and a 1x1 convolution.
+Vandenhende et al., TPAMI 2021, arXiv 2004.13379. The head and the fusion of maps are HRNetV2's (``last_layer``),
+initial and final heads are two bottlenecks and a 1x1 convolution.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
 from polyptych.published._backbones import HRNET, hrnet
 from polyptych.published._base import Form, Parts, Seen
-from polyptych.published._renaming import Rename, as_convolution, under
+from polyptych.renaming import Rename, as_convolution, under
 
 BACKBONE = "encoder.backbone."
 MAPS = under("backbone.", BACKBONE, HRNET)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from polyptych.decoders.demt import DeMT
 from polyptych.encoders.shared import Shared
 from polyptych.published._backbones import HRNET, SWIN_MMSEG, hrnet, swin_mmseg
 from polyptych.published._base import Form, Parts, Repository, Row, Seen
-from polyptych.published._renaming import Rename, two_channels_as_one, under
+from polyptych.renaming import Rename, two_channels_as_one, under
 
 HEAD = (
     Rename("linear1.{n:0|1}.*", "embed.linear.{n}.*"),
@@ -35,11 +37,12 @@ def demt(seen: Seen) -> Parts:
     swin = seen.has("backbone.patch_embed.projection.weight")
     backbone = swin_mmseg(seen, "backbone.") if swin else replace(hrnet(seen, "backbone."), pad=False)
     depth = seen.count("head.defor_mixers.0.blocks.{d}.0.weight", "d")
-    decoder = DeMT.Config(attention="pixel", offsets="published", depth=depth, width=seen.shape("head.linear1.0.weight")[0])
-    return Parts(backbone, Shared.Config(), decoder)
+    width = seen.shape("head.linear1.0.weight")[0]
+    return Parts(backbone, Shared.Config(),
+                 DeMT.Config(attention="pixel", offsets="published", depth=depth, width=width))
 
 
-def one_saliency_logit(tensors: dict, seen: Seen) -> None:
+def one_saliency_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
     if "saliency" in seen.tasks.values():
         two_channels_as_one(tensors, "decoder.heads.saliency.3")
 
@@ -50,8 +53,8 @@ class DeMTRepository(Repository):
 
     page = "https://github.com/yangyangxu0/DeMT"
     license = "no license file"
-    files = ("Google Drive links in the README: Swin-T, Swin-T with two mixers (xd=2) and Swin-S on NYUD, checkpoints of "
-             "Lightning 1.1.8 with the network under state_dict; the links of HRNet, B and L are empty")
+    files = ("Google Drive links in the README: Swin-T, Swin-T with two mixers (xd=2) and Swin-S on NYUD, checkpoints "
+             "of Lightning 1.1.8 with the network under state_dict; the links of HRNet, B and L are empty")
     order = ("semseg", "depth", "human_parts", "sal", "normals", "edge")
     prefix = ""
     recipes = ("nyud_demt", "pascal_demt")
@@ -60,7 +63,7 @@ class DeMTRepository(Repository):
     forms = (
         Form("DeMT", signs=("head.defor_mixers.0.blocks.0.0.weight",), parts=demt, finish=one_saliency_logit,
              outputs=("head.final_logits.{task}.weight",),
-             rules=(*under("backbone.", "encoder.backbone.", SWIN_MMSEG), *under("backbone.", "encoder.backbone.", HRNET),
+             rules=(*under("backbone.", "encoder.backbone.", (*SWIN_MMSEG, *HRNET)),
                     *under("head.", "decoder.", HEAD))),
     )
     rows = (

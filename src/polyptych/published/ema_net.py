@@ -26,7 +26,7 @@ from polyptych.published._hrnet_networks import (
     mti_net,
     plain_heads,
 )
-from polyptych.published._renaming import Rename, stacked, under
+from polyptych.renaming import Rename, stacked, under
 
 STRIDE = 4
 GRIDS = {72 * 96: (72, 96), 32 * 64: (32, 64)}

@@ -5,9 +5,8 @@ Source: Liu, Johns, Davison, CVPR 2019, arXiv 1803.10704, https://github.com/lor
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from polyptych.backbones.segnet import SegNet
 from polyptych.backbones.wide_resnet import WideResNet
@@ -21,7 +20,7 @@ from polyptych.encoders.single import Single
 from polyptych.encoders.stan import Stan
 from polyptych.errors import InputError
 from polyptych.published._base import UNIT_RANGE, Form, Parts, Repository, Row, Seen
-from polyptych.published._renaming import Rename, as_convolution, under
+from polyptych.renaming import Rename, as_convolution, under
 
 # Ten stages: five levels on the way down, then five on the way up. The repository numbers both from the finest.
 BLOCKS = (
@@ -130,7 +129,7 @@ class MtanRepository(Repository):
     license = "MIT"
     files = "none published, and the programs save none; a bare state dict of the user's own"
     order = ("semseg", "depth", "normals")
-    names = {"semseg": "semseg", "depth": "depth", "normals": "normals", **{name: name for name in DOMAINS}}
+    names: ClassVar[Mapping[str, str]] = {name: name for name in ("semseg", "depth", "normals", *DOMAINS)}
     prefix = ""
     normalization = UNIT_RANGE
     recipes = ("nyuv2_mtan", "cityscapes_mtan", "decathlon_mtan")

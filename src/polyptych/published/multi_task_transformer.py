@@ -16,7 +16,7 @@ from polyptych.encoders.task_prompter import TaskPrompter
 from polyptych.errors import InputError
 from polyptych.published._backbones import VIT, vit
 from polyptych.published._base import Form, Parts, Repository, Row, Seen
-from polyptych.published._renaming import Rename, joined, two_channels_as_one, under, without_width
+from polyptych.renaming import Rename, joined, two_channels_as_one, under, without_width
 
 INVPT = (
     Rename("multi_task_decoder.preliminary_decoder.{task}.{n:0|1}.conv.weight", "preliminary.{task}.{n}.0.weight"),
@@ -49,7 +49,6 @@ INVPT = (
 )
 
 TASK_PROMPTER = (
-    *under("backbone.", "encoder.backbone.", VIT),
     Rename("backbone.task_prompts", "encoder.prompted.prompts"),
     Rename("backbone.blocks.{n}.attn.token_trans.*", "encoder.prompted.channels.{n // quarter}.{n % quarter}.ask.*"),
     Rename("backbone.blocks.{n}.attn.token_trans1.*", "encoder.prompted.channels.{n // quarter}.{n % quarter}.tell.*"),
@@ -60,6 +59,7 @@ TASK_PROMPTER = (
     Rename("backbone.ctr_attn_conv.{s}.{task}.{n:0|2}.*", "decoder.weigh.{task}.{s}.{n}.*", change=without_width),
     Rename("heads.{task}.mt_proj.{n:0|1}.*", "decoder.heads.{task}.{n}.*"),
     Rename("heads.{task}.linear_pred.*", "decoder.heads.{task}.3.*"),
+    *under("backbone.", "encoder.backbone.", VIT),
 )
 CHANNEL_HEADS = {(768, 768): 16, (300, 350): 1, (780, 1024): 16}
 """Of the published configurations, by embed_dim and final_embed_dim; weights have the same shapes for any number."""
@@ -113,9 +113,9 @@ class MultiTaskTransformer(Repository):
 
     page = "https://github.com/prismformore/Multi-Task-Transformer"
     license = "MIT, but the headers of the networks' files say CC BY-NC 4.0"
-    files = ("links to Google Drive and OneDrive in the README: InvPT and TaskPrompter, ViT-L on NYUD and PASCAL-Context, "
-             "TaskPrompter ViT-B on PASCAL-Context; the network lies under model, keys are module.*. TaskPrompter's "
-             "network for Cityscapes-3D (3D detection) has no counterpart here")
+    files = ("links to Google Drive and OneDrive in the README: InvPT and TaskPrompter, ViT-L on NYUD and "
+             "PASCAL-Context, TaskPrompter ViT-B on PASCAL-Context; the network lies under model, keys are module.*. "
+             "TaskPrompter's network for Cityscapes-3D (3D detection) has no counterpart here")
     order = ("semseg", "depth", "human_parts", "sal", "normals", "edge")
     recipes = ("nyud_invpt", "pascal_invpt")
     forms = (

@@ -17,7 +17,7 @@ from polyptych.encoders.shared import Shared
 from polyptych.published._backbones import HRNET, RESNET, dilated_resnet, hrnet
 from polyptych.published._base import Form, Parts, Repository, Row, Seen
 from polyptych.published._hrnet_networks import BACKBONE, FUSED_HEAD, PAD_NET, mti_net, plain_heads
-from polyptych.published._renaming import Rename, squared, under
+from polyptych.renaming import Rename, squared, under
 
 DEEPLAB_HEAD = (
     Rename("0.convs.{n:0|1|2|3}.{m:0|1}.*", "aspp.local.{n}.{m}.*"),  # 1x1, then rates 12, 24, 36

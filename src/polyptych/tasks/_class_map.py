@@ -80,6 +80,10 @@ class ClassMap(Task):
                                 label_smoothing=self.config.label_smoothing)
         return Loss(total, valid.sum())
 
+    @property
+    def meaning(self) -> str:
+        return f"logits of {self.channels} classes; the class of a pixel is the largest"
+
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
         """The most probable class."""
         return prediction.argmax(1)

@@ -5,9 +5,9 @@ A row reads
     Rename("scale_{s}.decoders.{task}.*", "decoder.initial.predict.{s}.{task}.*")
 
 Braces on the left match one part of a name: ``{task}`` and ``{sender}`` a task, any other word a number, ``{n:0|1}``
-one of these alternatives. A star at the end matches the rest. Braces on the right hold an expression of what was matched, of
-``tasks`` (our names, in the order of the file) and of what a network's sizes say: ``{9 - j}``, ``{tasks[i]}``. A task's
-name is ours on the right.
+one of these alternatives. A star at the end matches the rest. Braces on the right hold an expression of what was
+matched, of ``tasks`` (our names, in the order of the network) and of what a network's sizes say: ``{9 - j}``,
+``{tasks[i]}``. A task's name is ours on the right.
 """
 
 from __future__ import annotations
@@ -87,11 +87,9 @@ def renamed(state: Mapping[str, Tensor], rules: Iterable[Rename], names: Mapping
     gathered: dict[str, list[tuple[tuple[int, ...], Tensor, Rename]]] = {}
     left_over = []
     for key, tensor in state.items():
-        for row, rule in enumerate(rules):
-            values = _values(rule, key, names)
-            if values is not None:
-                break
-        else:
+        row, rule, values = next(((row, rule, values) for row, rule in enumerate(rules)
+                                  if (values := _values(rule, key, names)) is not None), (0, None, {}))
+        if rule is None:
             left_over.append(key)
             continue
         if rule.change is not None:
@@ -127,7 +125,11 @@ def _filled(template: str, values: Mapping[str, Any]) -> str:
     """The right side of a row for what was matched."""
     def one(found: re.Match[str]) -> str:
         # The tables are constants of this package, so an expression in them is code of ours, not of a file.
-        return str(eval(found[1], {"__builtins__": {}}, dict(values)))
+        try:
+            return str(eval(found[1], {"__builtins__": {}}, dict(values)))
+        except (IndexError, ValueError, KeyError):
+            raise InputError("a table of names", f"{template} for {values}", "as many tasks as there are heads",
+                             "use a whole file") from None
 
     return re.sub(r"\{([^}]*)\}", one, template).replace("*", values.get("rest", ""))
 
