@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
+import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,8 @@ import msgspec
 
 from polyptych.component import Component
 from polyptych.errors import InputError, nearest
+
+TRIES, BETWEEN_TRIES = 20, 0.1  # of replacing a file that is read; seconds
 
 
 def encode(value: Any, spell: Callable[[Path], str] = str) -> Any:
@@ -145,11 +149,24 @@ def write_whole(path: Path, data: bytes) -> None:
                 file.flush()
                 # Without it the name may reach the disk before the contents, and a power cut leaves an empty file.
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            put_in_place(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, in place of what has it. Windows refuses that while anybody reads the old one (a
+    page of a viewer, a virus scanner); readers are patient enough to be waited for."""
+    for left in reversed(range(TRIES if sys.platform == "win32" else 1)):
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(BETWEEN_TRIES)
 
 
 @contextlib.contextmanager

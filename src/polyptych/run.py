@@ -55,7 +55,7 @@ class Execution:
     """On what and in which arithmetic the run is computed."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
+    """auto (the accelerator of the machine, if there is one), cpu, cuda (also ROCm), cuda:1, mps, xpu, ..."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the network under autocast; losses and metrics are always float32. float16 uses loss scaling."""
     channels_last: bool = True
@@ -64,9 +64,22 @@ class Execution:
     """Compile the network with torch.compile."""
     sync_batch_norm: bool = False
     """Synchronize batch statistics across processes."""
+    recompute: bool = False
+    """Save memory: keep only the inputs of the network's blocks, and compute the rest again in the backward pass. The
+    gradients stay the same, to the last bit."""
+    shard: bool = False
+    """Save memory with several processes: each keeps a part of every parameter, gradient and optimizer state. Needs a
+    balancer that weighs losses."""
 
     def __post_init__(self) -> None:
         known_device(self.device, "--execution.device")
+        for name in ("recompute", "shard"):
+            if getattr(self, name) and self.compile:
+                raise InputError(f"--execution.{name}", "a compiled network", "one that is not compiled",
+                                 "drop --execution.compile")
+        if self.shard and self.precision == "float16":
+            raise InputError("--execution.shard", "float16, whose gradients are scaled and looked at as a whole",
+                             "bfloat16 or float32", "use --execution.precision bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +157,10 @@ class Run:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
+        if self.execution.shard and not self.balancer.owner.one_backward:
+            raise InputError("--execution.shard", f"balancer {self.balancer.name}, which compares whole gradients of "
+                             "tasks", "a balancer that weighs losses", "choose one, such as uncertainty or famo, or "
+                             "save memory with --execution.recompute")
         check_range("--clip", self.clip, 0, do="use 0 to leave gradients as they are")
         check_range("--ema", self.ema, 0, 1, below=True, do="use for instance 0.999, or 0 to keep none")
         check_range("--seed", self.seed, 0, 2**63, below=True)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.balancers._base import NO_SUM, Balancer, Pass, add
 from polyptych.balancers._engine import (
     Reach,
@@ -184,7 +184,7 @@ class GramBalancer(Balancer):
                    tasks: tuple[str, ...]) -> list[float]:
         """:meth:`solve` with its guards and diagnostics, on the scale that was asked for."""
         size = len(tasks)
-        host = torch.cat([inner.flatten(), losses.double()]).cpu()  # the only copy to the host
+        host = torch.cat([inner.flatten(), losses.to(inner)]).cpu().double()  # the only copy to the host
         inner, losses = host[:-size].reshape(size, size), host[-size:]
         if self._overflowed(inner, losses):
             return [1.0] * size
@@ -280,29 +280,52 @@ class JacobianBalancer(GramBalancer):
                          "across steps, and features differ from step to step", "use --balancer.level parameters")
 
     def direction(self, rows: Float[Tensor, "r p"], losses: Float[Tensor, " t"],
-                  tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float]]:
+                  tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float] | list[Tensor]]:
         """:meth:`combine` with its guards and diagnostics; the plain sum where something is not finite."""
-        inner, host = gram(list(rows[:len(tasks)])).cpu(), losses.double().cpu()
-        if self._overflowed(inner, host):
-            return rows.sum(0), [1.0] * len(tasks)
+        size, inner = len(tasks), gram(list(rows[:len(tasks)]))
+        parts = rows.unflatten(0, (self.splits, size)) if self.splits > 1 else rows
+        asked = self.ask(parts, losses, tasks)
+        # The only copy to the host; it is waited for.
+        host = torch.cat([inner.flatten(), losses.to(inner), asked.flatten().to(inner)]).cpu().double()
+        inner, losses, asked = host[:size**2].reshape(size, size), host[size**2:][:size], host[size**2 + size:]
+        if self._overflowed(inner, losses):
+            return rows.sum(0), [1.0] * size
         self._watch(inner, tasks)
-        if bool(torch.isfinite(inner).all() & torch.isfinite(host).all()):
-            parts = rows.unflatten(0, (self.splits, len(tasks))) if self.splits > 1 else rows
-            found, weights = self.combine(parts, host, tasks)
-            if bool(torch.isfinite(found).all()) and bool(torch.isfinite(weights).all()):
-                return found, weights.tolist()
+        if bool(torch.isfinite(inner).all() & torch.isfinite(losses).all()):
+            self.answer = asked
+            found, weights = self.combine(parts, losses, tasks)
+            if bool(torch.isfinite(weights).all()):
+                return self._finite(found, weights, rows, tasks)
         return rows.sum(0), self._fall_back(tasks)
+
+    def ask(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Tensor:
+        """Numbers that :meth:`combine` needs on the host (it finds them in ``answer``, flat and in float64). They
+        travel with the inner products, so that the host waits once. The rows may not be finite: no state moves."""
+        return rows.new_zeros(0)
+
+    def _finite(self, found: Float[Tensor, " p"], weights: Float[Tensor, " t"], rows: Float[Tensor, "r p"],
+                tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float] | list[Tensor]]:
+        """Equal weights instead where the combination is not finite. A device decides that by itself: the weights are
+        then tensors that the host does not look at."""
+        good = torch.isfinite(found).all()
+        if found.device.type == "cpu":
+            return (found, weights.tolist()) if bool(good) else (rows.sum(0), self._fall_back(tasks))
+        self.fallbacks = self.fallbacks + (~good).long()
+        there = devices.sent(weights, found.device, found.dtype)
+        return torch.where(good, found, rows.sum(0)), [*torch.where(good, there, 1).unbind()]
 
     def direction_of_maps(self, maps: Sequence[Tensor], rows: Sequence[Tensor], losses: Float[Tensor, " t"],
                           tasks: tuple[str, ...]) -> tuple[list[Tensor], list[float]]:
         """:meth:`combine_maps` with the same guards."""
         local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in rows]).sum(0)
-        inner, host = (distributed.total(local) / distributed.world() ** 2).cpu(), losses.double().cpu()
-        if self._overflowed(inner, host):
-            return [of_tasks.sum(0) for of_tasks in rows], [1.0] * len(tasks)
+        size, inner = len(tasks), distributed.total(local) / distributed.world() ** 2
+        host = torch.cat([inner.flatten(), losses.to(inner)]).cpu().double()  # the only copy to the host
+        inner, losses = host[:-size].reshape(size, size), host[-size:]
+        if self._overflowed(inner, losses):
+            return [of_tasks.sum(0) for of_tasks in rows], [1.0] * size
         self._watch(inner, tasks)
-        if bool(torch.isfinite(inner).all() & torch.isfinite(host).all()):
-            found, weights = self.combine_maps(maps, rows, host, tasks)
+        if bool(torch.isfinite(inner).all() & torch.isfinite(losses).all()):
+            found, weights = self.combine_maps(maps, rows, losses, tasks)
             return found, weights.tolist()
         return [of_tasks.sum(0) for of_tasks in rows], self._fall_back(tasks)
 
@@ -325,7 +348,7 @@ class Step:
         self.config = balancer.config
         self.tasks = tuple(task for task in balancer.tasks if active is None or task in active)
         self.losses: dict[str, Tensor] = {}
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, float] | dict[str, Tensor] = {}
         self._reach: Reach | None = None
         self._followed: dict[str, Tensor] | None = None
 
@@ -396,20 +419,21 @@ class Step:
         balancer = self.balancer
         for number, run in enumerate(self.passes):
             self._add_rows(run, number)
-        rows, scale = balancer.rows, float(self.scale)
+        rows, scale = balancer.rows, self.scale
         distributed.average_([rows.flat])
         if isinstance(balancer, JacobianBalancer):
             direction, weights = balancer.direction(rows.flat.div_(scale), self._mean_losses(), self.tasks)
             rows.flat[0].copy_(direction).mul_(scale)
         else:
-            weights = balancer.weights_of(gram(list(rows.flat)) / scale**2, self._mean_losses(), self.tasks)
+            weights = balancer.weights_of(self._unscaled(gram(list(rows.flat))), self._mean_losses(), self.tasks)
             rows.combine(weights)
         rows.hand_over()
         self._set(weights)
         for task in self.tasks:
             found = [p.grad for p in self.reach.private[task] if p.grad is not None]
-            if found and self.weights[task] != 1 and self.config.weight_heads:
-                torch._foreach_mul_(found, self.weights[task])
+            weight = self.weights[task]
+            if found and self.config.weight_heads and (isinstance(weight, Tensor) or weight != 1):
+                torch._foreach_mul_(found, weight)
         distributed.average_gradients([p for task in self.tasks for p in self.reach.private[task]])
 
     def _add_rows(self, run: Pass, number: int) -> None:
@@ -447,7 +471,7 @@ class Step:
 
     def _combine_maps(self, cut: list[Tensor], maps: list[list[Tensor]]) -> list[Tensor]:
         if isinstance(self.balancer, JacobianBalancer):
-            scale = float(self.scale)
+            scale = self.scale
             rows = [torch.stack(of_tasks) / scale for of_tasks in maps]
             combined, weights = self.balancer.direction_of_maps([z.detach() for z in cut], rows, self._mean_losses(),
                                                                 self.tasks)
@@ -467,7 +491,14 @@ class Step:
     def _inner(self, maps: list[list[Tensor]]) -> Tensor:
         """Inner products sample by sample, added up over samples, maps and processes."""
         local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in maps]).sum(0)
-        return distributed.total(local) / (distributed.world() * float(self.scale)) ** 2
+        return self._unscaled(distributed.total(local), distributed.world())
+
+    def _unscaled(self, inner: Float[Tensor, "t t"], processes: int = 1) -> Float[Tensor, "t t"]:
+        """Inner products of gradients that were scaled and not yet averaged. A scale on the device stays there; its
+        square may be beyond float32."""
+        if isinstance(self.scale, Tensor):
+            return inner / self.scale / self.scale / processes**2
+        return inner / (processes * self.scale) ** 2
 
     # -- weights first, then one backward pass -------------------------------------------------------------------
 
@@ -484,7 +515,7 @@ class Step:
             again = list(self.passes)
         if self.config.level == "layer" and self.balancer.needs_gram:
             rows = distributed.mean(inner)
-            inner = gram(list(rows)) / float(self.scale) ** 2
+            inner = self._unscaled(gram(list(rows)))
         weights = self.balancer.weights_of(inner, self._mean_losses(), self.tasks)
         self.passes, self.losses = again, {}
         self._backward_weighted(weights)
@@ -494,7 +525,7 @@ class Step:
         where the losses are all that is asked for.)"""
         if not self.balancer.needs_gram:
             size, first = len(self.tasks), losses[self.tasks[0]]
-            return torch.zeros(size, size, dtype=torch.float64, device=first.device)
+            return torch.zeros(size, size, dtype=devices.widest(first.device), device=first.device)
         layer = self.config.level == "layer"
         ends = list(self.reach.layer) if layer else self._cut(output)
         gradients = [self._gradients(losses[task], ends) for task in self.tasks]
@@ -545,7 +576,7 @@ class Step:
     def _mean_losses(self) -> Tensor:
         return distributed.mean(torch.stack([self.losses[task] for task in self.tasks]))
 
-    def _set(self, weights: Sequence[float]) -> None:
+    def _set(self, weights: Sequence[float] | Sequence[Tensor]) -> None:
         self.weights = dict(zip(self.tasks, weights, strict=True))
 
     def _average(self) -> None:

@@ -143,7 +143,7 @@ def _show(report: Path) -> None:
     """The verdict and where everything is."""
     import json
 
-    found = json.loads(report.with_name("results.json").read_text())
+    found = json.loads(report.with_name("results.json").read_text(encoding="utf-8"))
     for versus in found["versus"]:
         print(versus["verdict"])
     correlation = found["correlation"]

@@ -3,7 +3,6 @@ split."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from polyptych.export.metadata import KEY, ExportMetadata, to_json
 from polyptych.export.runtime import FileModel, OnnxModel
 from polyptych.frames import framed_predictions
 from polyptych.metrics._accumulation import number_name
+from polyptych.record import put_in_place
 from polyptych.run import Run, read_run
 from polyptych.tasks._base import Task
 
@@ -101,7 +101,7 @@ def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size |
         models = [OnnxModel.open(plain), OnnxModel.open(small)]
         results, seconds = zip(*(_measure(model, working) for model in models), strict=True)
         sizes = (plain.stat().st_size, small.stat().st_size)
-        os.replace(small, target)
+        put_in_place(small, target)
     scores = tuple(Score(name, number_name(task.headline, results[0][name][1]), task.higher_is_better[task.headline],
                          results[0][name][0], results[1][name][0]) for name, task in models[0].tasks.items())
     return Quantized(target, method, length, scores, sizes, (seconds[0], seconds[1]))

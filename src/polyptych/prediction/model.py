@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.checkpoint import load_weights
 from polyptych.errors import InputError
 from polyptych.export.formats import ENDINGS, FORMATS, not_installed
@@ -63,7 +63,10 @@ class RunModel:
     @torch.inference_mode()
     def raw(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
         """See :class:`Model`."""
-        final = self.network(images.to(self.network.mean.device)).final
+        device = self.network.mean.device
+        if devices.pins(device) and images.device.type == "cpu":
+            images = images.pin_memory()
+        final = self.network(images.to(device, non_blocking=True)).final
         return {name: final[name].float() for name in self.tasks}
 
 

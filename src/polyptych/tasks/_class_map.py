@@ -85,8 +85,8 @@ class ClassMap(Task):
         return f"logits of {self.channels} classes; the class of a pixel is the largest"
 
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
-        """The most probable class."""
-        return prediction.argmax(1)
+        """The most probable class; the lowest of equals, and NaN before all, as ``argmax``."""
+        return prediction.max(1).indices  # argmax over a strided axis takes four times as long on a CPU
 
     def metric(self) -> Metric:
         """See :class:`polyptych.metrics.confusion.ConfusionMatrix`, whose ``breakdown`` gives the IoU of
