@@ -193,7 +193,8 @@ def theirs(ours: dict[str, Tensor], name: Renamer, tasks: list[str]) -> dict[str
             numbers = torch.zeros(4 if way == "encoder" else 5, len(tasks), dtype=torch.float64)
             file.setdefault(f"cs_unit_{way}", numbers)[row] = tensor[0, :, 0]
         else:
-            file[name(key)] = tensor.flatten(1) if name(key).endswith(".0.weight") and "linear." in name(key) else tensor
+            linear = name(key).startswith("linear.") and tensor.ndim == 4
+            file[name(key)] = tensor.flatten(1) if linear else tensor
     return file
 
 

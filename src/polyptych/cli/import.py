@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
 from polyptych.cli._parsing import parse, take
+from polyptych.datasets._base import CATALOG, Dataset
 from polyptych.errors import InputError
-
-if TYPE_CHECKING:
-    from polyptych.datasets._base import Dataset
 
 NOTE = """The network, its tasks and sizes are recognized by the names and shapes in the file; what these leave open is
 asked for. `polyptych list published` names the networks that can come in.
@@ -39,6 +36,11 @@ class Arguments:
     """What a file does not say, by the authors' names: chan_nheads=16."""
 
 
+@dataclass(frozen=True)
+class OfData:
+    dataset: Dataset.Config
+
+
 def main(arguments: list[str]) -> None:
     chosen, rest = take(arguments, {"dataset"})
     own, of_data = _split(rest)
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> None:
                 assume={key: _number(key, value) for key, value in _pairs(options.assume, "--assume")},
                 size=options.size, numbered=name == "none")
     if name not in ("", "none"):
-        said = replace(said, dataset=_with_options(_load(name), of_data))
+        said = replace(said, dataset=_with_options(CATALOG.load(name).Config(), of_data))
     found = converted(state, options.file, said)
     if of_data and said.dataset is None:  # options of the data that were recognized
         found = converted(state, options.file, replace(said, dataset=_with_options(found.run.dataset, of_data)))
@@ -79,18 +81,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     return own, of_data
 
 
-def _load(name: str) -> Dataset.Config:
-    from polyptych.datasets._base import CATALOG
-
-    return CATALOG.load(name).Config()
-
-
 def _with_options(dataset: Dataset.Config, words: list[str]) -> Dataset.Config:
-
-    @dataclass(frozen=True)
-    class OfData:
-        dataset: Dataset.Config
-
     return parse(OfData, words, "import", default=OfData(dataset)).dataset
 
 
