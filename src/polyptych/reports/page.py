@@ -25,11 +25,10 @@ from polyptych.reports.diagnosis import Findings, markdown, pictures, short, who
 from polyptych.reports.label_sheet import NAME as SAMPLES
 from polyptych.reports.published import PublishedTable, published_tables
 from polyptych.task_gradients import Look
-
-DIAGNOSIS = "diagnosis.json"  # what `polyptych diagnose` found
 from polyptych.tasks._pictures import class_colors
 from polyptych.types import LabelInfo
 
+DIAGNOSIS = "diagnosis.json"  # what `polyptych diagnose` found
 AREAS = "panels/areas.json"
 """In the folder of a run: how many pixels of its example pictures each class covers, largest first, by task."""
 MOST_PANELS = 24  # that go into the page; it must stay a file that one can send

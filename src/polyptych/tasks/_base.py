@@ -134,6 +134,11 @@ class Task(Component, ABC):
         """Of the numbers of :meth:`array`, in words."""
         return self.labels.unit
 
+    @property
+    def meaning(self) -> str:
+        """What the channels of the raw prediction say, for whoever runs an exported file."""
+        return f"{self.channels} raw values"
+
     def array(self, decoded: Tensor) -> np.ndarray:
         """One decoded prediction (no batch dimension) as a user gets it; channels last where there are any."""
         return decoded.cpu().numpy()

@@ -81,6 +81,10 @@ class ClassMap(Task):
                                 label_smoothing=self.config.label_smoothing)
         return Loss(total, valid.sum())
 
+    @property
+    def meaning(self) -> str:
+        return f"logits of {self.channels} classes; the class of a pixel is the largest"
+
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
         """The most probable class; the lowest of equals, and NaN before all, as ``argmax``."""
         return prediction.max(1).indices  # argmax over a strided axis takes four times as long on a CPU
