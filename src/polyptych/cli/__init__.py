@@ -77,8 +77,8 @@ def _help(arguments: list[str]) -> int:
 def commands() -> dict[str, str]:
     """The files of this folder, a hyphen for each underscore, with the first line of their docstrings."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {p.stem.replace("_", "-"): (ast.get_docstring(ast.parse(p.read_text())) or "").partition("\n")[0]
-            for p in files}
+    texts = {p.stem.replace("_", "-"): ast.get_docstring(ast.parse(p.read_text(encoding="utf-8"))) for p in files}
+    return {name: (text or "").partition("\n")[0] for name, text in texts.items()}
 
 
 def usage() -> str:

@@ -83,7 +83,7 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
         say(f"class shares: {table.path}")
     if unreadable and len(sources) == 1:
         raise unreadable[0]
-    say(f"{counter.done} images in {counter.seconds:.1f} s: {counter.speed:.2f} images/s"
+    say(f"{counter.done} image{'s' * (counter.done != 1)} in {counter.seconds:.1f} s: {counter.speed:.2f} images/s"
         f" ({counter.done / max(predictor.seconds, 1e-9):.2f} without reading and writing)")
     if unreadable:
         for fault in unreadable:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError, nearest
 from polyptych.networks import Network
@@ -85,6 +86,10 @@ class Predictor:
     Raises:
         InputError: the model accepts one size only and ``inference`` asks for others.
     """
+
+    model: Model
+    inference: Inference
+    seconds: float
 
     def __init__(self, model: Model, inference: Inference | None = None):
         self.model, self.inference = model, inference or Inference()
@@ -165,13 +170,14 @@ class Predictor:
                     own = _straightened(task, of_all[index:index + 1], scale, mirror)
                     own = resize(own, image.size) if task.dense else own
                     if len(views) == 1:
-                        decoded[index][name] = task.decode(own)[0].cpu()
+                        decoded[index][name] = task.decode(own)[0]
                         continue
                     own = task.to_mean(own if task.dense else own.mean((2, 3), keepdim=True)) / len(views)
                     total[name] = total[name] + own if name in total else own
         for total, found in zip(totals, decoded, strict=True):
             for name in list(total):
-                found[name] = self.tasks[name].decode(self.tasks[name].from_mean(total.pop(name)))[0].cpu()
+                found[name] = self.tasks[name].decode(self.tasks[name].from_mean(total.pop(name)))[0]
+        decoded = [devices.fetched(found) for found in decoded]
         self.seconds += time.perf_counter() - start
         return [Scene(image.array, self.tasks, found, name=image.name)
                 for image, found in zip(images, decoded, strict=True)]

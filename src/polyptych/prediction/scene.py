@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Int, UInt8, UInt16
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -81,6 +81,10 @@ class Scene:
     def legend(self, task: str) -> Legend:
         """What the colors of the task's picture mean."""
         return self._known(task).legend()
+
+    def areas(self, task: str) -> Int[np.ndarray, " k"] | None:
+        """Pixels of each class of a task; None for one that gives no pixel a class."""
+        return self._known(task).areas(self.decoded[task])
 
     def at(self, task: str, x: int, y: int) -> str:
         """What the task says at column ``x`` and row ``y``, in words: ``1.52 m``, ``wall``.
