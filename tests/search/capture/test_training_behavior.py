@@ -117,8 +117,8 @@ class Part(nn.Module):
 
 
 KEPT = ["dropout", "dropout_by_a_function", "alpha_dropout", "batch_norm", "instance_norm", "drop_path", "noise",
-        "layer_drop", "counts", "other_weights", "frozen_layer", "by_gradient_mode", "reversal", "tensor_hook", "no_gradient",
-        "own_checkpoint"]
+        "layer_drop", "counts", "other_weights", "frozen_layer", "by_gradient_mode", "reversal", "tensor_hook",
+        "no_gradient", "own_checkpoint"]
 
 
 def network(what: str) -> nn.Sequential:
