@@ -97,11 +97,15 @@ class Monitoring:
     """Number of test images shown in the report."""
     trivial_samples: int = 200
     """Number of training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
+    diagnose: float = 0.0
+    """Share of the training time that may go into looks at how the tasks get along, as `polyptych diagnose` shows it
+    (0: none; for instance 0.05)."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "validate_every", "save_every", "trivial_samples"):
             check_range(f"--monitoring.{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
         check_range("--monitoring.examples", self.examples, 0, do="0 shows none")
+        check_range("--monitoring.diagnose", self.diagnose, 0, 1, do="use for instance 0.05, or 0 for no look")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +207,7 @@ class Facts:
     """What the dataset said when the run began, so that the network can be rebuilt without the data.
 
     Attributes:
+        protocol: of the data; empty where a network was imported without them.
         dataset: what the data set is called, where it is not called like its component.
     """
 
@@ -233,12 +238,16 @@ def require_data(folder: Path, moved_to: Path | None, command: str) -> None:
     run, facts = read_run(folder)
     found = located_data(run, facts, moved_to, f"data of {folder}", command)
     if found is not run:
-        rewrite_run(folder / "run.json", found)
+        if not facts.protocol:  # an imported network, which meets its data for the first time
+            facts = dataclasses.replace(facts, protocol=found.build_dataset("train").protocol)
+        rewrite_run(folder / "run.json", found, facts)
 
 
-def rewrite_run(path: Path, run: Run) -> None:
-    """Change the choices in a file that holds them under ``run``, with absolute paths; all else in it stays."""
-    write_json(path, read_json(path) | {"run": encode(run.located())})
+def rewrite_run(path: Path, run: Run, facts: Facts | None = None) -> None:
+    """Change the choices in a file that holds them under ``run``, with absolute paths; all else in it stays, but for
+    what is known of the data, where that is new."""
+    changed = {"run": encode(run.located())} | ({"facts": encode(facts)} if facts is not None else {})
+    write_json(path, read_json(path) | changed)
 
 
 def with_data_of(found: Run, facts: Facts, planned: Run) -> Run:
@@ -285,7 +294,7 @@ def located_data(run: Run, facts: Facts, moved_to: Path | None, where: str, comm
         raise InputError(f"--dataset.root {moved_to}", f"no folder {missing[0]}", "the folder that holds the data now",
                          "correct the path")
     found = run.build_dataset("train").protocol
-    if found != facts.protocol:
+    if facts.protocol and found != facts.protocol:
         raise InputError(f"--dataset.root {moved_to}", f"other data (protocol {found})", f"those of the run "
                          f"({facts.protocol})", "name the folder that moved, with its description as it was")
     return run

@@ -173,8 +173,9 @@ def test_a_legend_shows_every_color_and_fits_its_width() -> None:
     ],
 )
 def test_wrong_pictures_are_refused(wrong: object) -> None:
-    # With jaxtyping's checks on (pytest --jaxtyping-packages) those come first.
-    refused, message = (InputError, TypeCheckError), r"picture: got .*; needs a uint8 array \(h w 3\)|Type-check error"
+    # The checks of annotations (tests/typechecking.py) come first.
+    refused = InputError, TypeCheckError
+    message = r"picture: got .*; needs a uint8 array \(h w 3\)|violates type hint"
     with pytest.raises(refused, match=message):
         strip(wrong, {})  # type: ignore[arg-type]
     with pytest.raises(refused, match=message):

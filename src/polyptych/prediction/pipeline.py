@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -184,9 +185,9 @@ def _spare(sources: Sequence[Source], tasks: Sequence[str], out: Path) -> None:
                 raise InputError(source.path, f"an input whose result {source.stem}{ending} would overwrite "
                                  f"{f'that of {other.path}' if other else 'the contact sheet'}",
                                  "names that do not collide", "rename it, or predict it into another --out")
-    place = out.resolve()
+    place = Path(os.path.realpath(out))
     for source in sources:
-        path = source.path.resolve()
+        path = Path(os.path.realpath(source.path))  # resolve() refuses links that lead in circles
         if path.parent == place and path.name in names:
             raise InputError(source.path, "an input that would be overwritten", "another place for the output",
                              "choose another --out")

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from polyptych.data.arrays import write_npy
 from polyptych.errors import InputError, nearest
 from polyptych.prediction.point_cloud import FIELD_OF_VIEW, PointCloud, find_camera, unproject
 from polyptych.reports.panels import strip
@@ -213,7 +214,7 @@ def write_scene(scene: Scene, folder: Path, stem: str, outputs: Outputs, picture
                                              scene.overlay(task, outputs.opacity)))
         if outputs.arrays:
             written.append(base.with_name(f"{base.name}.npy"))
-            np.save(written[-1], scene[task])
+            write_npy(written[-1], scene[task])
         kept = scene.task[task].stored(scene.decoded[task]) if outputs.maps else None
         if kept is not None:
             written.append(_write_map(base.with_name(f"{base.name}_16bit.png"), kept.values, kept.meaning))

@@ -56,5 +56,5 @@ class ClassShares:
                            for task, shares in tasks.items() for name, share in shares.items())
             text = table.getvalue()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, text.encode())
+        write_whole(self.path, text.encode("utf-8", "backslashreplace"))  # names of files need not be text
         return self.path

@@ -39,6 +39,8 @@ class Task(Component, ABC):
         perfect: the headline's value for a perfect prediction.
         dense: every pixel has a label of its own. Predictions of a task that is not dense, one label for the whole
             image, may keep whatever resolution they have: its loss and its decoding take any.
+        by_rows: a large image is decoded some rows at a time: decoding looks at each pixel alone and gives much less
+            than it takes. (Only where it chooses; a sigmoid may differ in its last bit with the length of its input.)
         standard_weight: the usual loss weight in the field (ASTMT, survey and ATRC lines of work).
         likelihood: what the loss is the negative log likelihood of: ``gaussian`` for squared errors, ``laplace`` for
             absolute ones, ``categorical`` for cross entropies. Uncertainty weighting asks for it.
@@ -61,6 +63,7 @@ class Task(Component, ABC):
     higher_is_better: ClassVar[dict[str, bool]]
     perfect: ClassVar[float]
     dense: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = False
     standard_weight: float = 1.0
     likelihood: Likelihood = "laplace"
 
@@ -130,6 +133,11 @@ class Task(Component, ABC):
     def unit(self) -> str:
         """Of the numbers of :meth:`array`, in words."""
         return self.labels.unit
+
+    @property
+    def meaning(self) -> str:
+        """What the channels of the raw prediction say, for whoever runs an exported file."""
+        return f"{self.channels} raw values"
 
     def array(self, decoded: Tensor) -> np.ndarray:
         """One decoded prediction (no batch dimension) as a user gets it; channels last where there are any."""

@@ -47,6 +47,7 @@ class ClassMap(Task):
         """One confusion matrix over the whole set, or the mean over images (MTAN 2019) or batches."""
 
     headline: ClassVar[str] = "mIoU"
+    by_rows: ClassVar[bool] = True
     higher_is_better: ClassVar[dict[str, bool]] = {
         "mIoU": True, "pixel_accuracy": True, "mean_accuracy": True}
     perfect: ClassVar[float] = 100.0
@@ -79,6 +80,10 @@ class ClassMap(Task):
                                 ignore_index=IGNORED, reduction="sum",
                                 label_smoothing=self.config.label_smoothing)
         return Loss(total, valid.sum())
+
+    @property
+    def meaning(self) -> str:
+        return f"logits of {self.channels} classes; the class of a pixel is the largest"
 
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
         """The most probable class; the lowest of equals, and NaN before all, as ``argmax``."""
