@@ -6,8 +6,9 @@
 The plain loop is the forward pass, the losses, the weighed sum, its backward pass and the optimizer's step on batches
 that lie in memory. The trainer does on the same batches what a run needs besides: labels are counted over micro-batches
 and processes, losses watched, means of the epoch kept, random states remembered. Steps of both alternate, and the one
-of each that took the processor for the shortest time counts, because whatever else runs only ever adds. Recipes keep their decoder,
-tasks, optimizer, accumulation and clipping; backbone, size and data are small (and the trainer's share is larger).
+of each that took the processor for the shortest time counts, because whatever else runs only ever adds. Recipes keep
+their decoder, tasks, optimizer, accumulation and clipping; backbone, size and data are small (and the trainer's share
+is larger).
 """
 
 from __future__ import annotations

@@ -369,6 +369,7 @@ class _Function(TorchFunctionMode):
     def _make(self, function, name, args, kwargs, here):
         """A function that may be a factory."""
         machine, explicit = self.machine, None
+        kwargs.pop("pin_memory", None)
         if kwargs.get("device") is not None:
             explicit = machine.resolve(kwargs["device"])
             if machine.is_there(explicit):
