@@ -241,6 +241,16 @@ def test_a_resumed_run_draws_what_the_whole_one_draws_on_its_own_device(machine,
     assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
 
 
+def test_random_states_are_those_of_the_device_that_is_named(machine):
+    first, second = (generator.get_state() for generator in machine.generators)
+    assert torch.equal(devices.random_state(OWN), second) and not torch.equal(first, second)
+    with devices.same_random([OWN]):
+        devices.set_random_state(OWN, first)
+        assert torch.equal(machine.generators[1].get_state(), first)
+    assert torch.equal(machine.generators[0].get_state(), first)
+    assert torch.equal(machine.generators[1].get_state(), second)
+
+
 def test_a_run_on_the_cpu_does_not_start_the_accelerator(machine, tmp_path):
     going = Going(small(device="cpu", ema=0.9), tmp_path / "run")
     going.step()
@@ -313,6 +323,7 @@ def test_losses_and_metrics_of_every_task_of_rooms(kind):
             total_loss(task, name, output, moved, sums).sum.backward()
             assert machine.waits == {}, name
             decoded = task.decode(raw.detach())
+            task.zoomed(task.mirrored(task.from_mean(task.to_mean(raw.detach()))), 2.0)  # what flips and scales do
             assert machine.waits == {}, name
             metric = task.metric()
             metric.update(decoded.to(place), moved.target[name].to(place), moved.valid[name].to(place))
