@@ -17,8 +17,8 @@ def test_public_names() -> None:
     assert polyptych.__all__ == [
         "Augment", "Balancer", "Batch", "Comparison", "Diagnosis", "InputError", "Network", "Output", "OwnSamples",
         "Predictor", "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare",
-        "dataset", "diagnose", "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task",
-        "train",
+        "dataset", "diagnose", "evaluate", "load", "load_published", "losses", "network", "predict", "profile",
+        "samples", "task", "train",
     ]
     for name in polyptych.__all__:
         value = getattr(polyptych, name)

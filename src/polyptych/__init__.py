@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from polyptych.diagnosis import Diagnosis, diagnose
     from polyptych.errors import InputError
     from polyptych.evaluation import evaluate
+    from polyptych.importing import load_published
     from polyptych.networks import Network
     from polyptych.parts import SampleDataset, balancer, dataset, losses, network
     from polyptych.prediction.pipeline import predict
@@ -28,8 +29,8 @@ __version__ = "0.2.0"
 
 __all__ = ["Augment", "Balancer", "Batch", "Comparison", "Diagnosis", "InputError", "Network", "Output", "OwnSamples",
            "Predictor", "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare",
-           "dataset", "diagnose", "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task",
-           "train"]
+           "dataset", "diagnose", "evaluate", "load", "load_published", "losses", "network", "predict", "profile",
+           "samples", "task", "train"]
 
 _HOMES = {
     "Augment": "data.transforms",
@@ -54,6 +55,7 @@ _HOMES = {
     "diagnose": "diagnosis",
     "evaluate": "evaluation",
     "load": "prediction.predictor",
+    "load_published": "importing",
     "losses": "parts",
     "network": "parts",
     "predict": "prediction.pipeline",

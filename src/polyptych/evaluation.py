@@ -19,6 +19,7 @@ from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation, ImageList, TaskResult
 from polyptych.folder_lock import hold
 from polyptych.frames import Frame, framed_labels, framed_predictions, frames
+from polyptych.hub import local_folder
 from polyptych.metrics._accumulation import number_name
 from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.metrics._resampling import Resampling
@@ -216,6 +217,7 @@ def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = 
     Returns:
         What was found, by split.
     """
+    folder = local_folder(folder)
     run, tasks, network, step = load_network(folder, weights)
     device = distributed.local_device(run.execution.device)
     network.to(device)

@@ -171,8 +171,9 @@ def _products(rows: Sequence[Sequence[Tensor | None]], stages: Iterable[Sequence
         both = torch.zeros(2, size, size, dtype=torch.float64)
         for users, parameters in by_users.items():
             if users:
-                flat = [torch.cat([_present(rows[i][p]).flatten() for p in parameters]) for i in users]
-                here, place = gram(flat).cpu().double(), torch.tensor(users)
+                vectors = [torch.cat([_present(rows[i][p]).flatten() for p in parameters]) for i in users]
+                here = gram(vectors).cpu().double()
+                place = torch.tensor(users)
                 both[0, place[:, None], place] += here
                 both[1, place[:, None], place] += here.diagonal()[:, None]
         found.append(both)

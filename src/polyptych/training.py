@@ -31,6 +31,7 @@ from polyptych.folder_lock import hold
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
+from polyptych.metrics._accumulation import shown_name
 from polyptych.networks import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
@@ -378,7 +379,7 @@ class Trainer:
             found = self.evaluator.evaluate(subject, "val")
         metrics = {name: task.own_metrics for name, task in found.tasks.items()}
         self.balancer.on_validation(metrics)
-        headlines = "  ".join(f"{name} {task.own_headline} {task.headline_value:.3g}"
+        headlines = "  ".join(f"{name} {shown_name(task.own_headline)} {task.headline_value:.3g}"
                               for name, task in found.tasks.items())
         known, skill = found.known_skill
         of = "" if known == len(self.tasks) else f" ({known} of {len(self.tasks)} tasks have one)"
@@ -469,7 +470,7 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
     remarks = []
     for split, dataset in splits.items():
         number = min(run.loading.check, len(dataset))
-        labelled = set()
+        labelled, read = set(), set()
         for position in range(number):
             try:
                 sample = dataset.read(position * len(dataset) // number)
@@ -478,13 +479,15 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
                 if run.loading.on_fault == "stop":
                     raise
                 continue
+            read |= sample.valid.keys()
             labelled |= {name for name, valid in sample.valid.items() if valid.any()}
         missing = [name for name in tasks if name not in labelled]
         if number and number == len(dataset) and missing:
             if split == "test" and not labelled:
                 raise InputError(f"test split of {dataset.config.name}", f"{number} images without a label "
-                                 "for any task", "images with labels to test on",
-                                 "check the paths of the labels and the splits")
+                                 "for any task" + " (labels were read; none of their pixels has one)" * bool(read),
+                                 "images with labels to test on", "check which stored numbers mean no label" if read
+                                 else "check the paths of the labels and the splits")
             remarks.append(f"no image of the {split} split has a label of {', '.join(missing)}")
     return remarks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ values of its one own option where it has one; with --trials N for every method 
 (those of a run), --tune-seed N (1000);
 --on local|ray: one process per device here, or a Ray task per run (local);
 --from RUN RUN ...: no training: a table from the folders of finished runs, the first of which with encoder single is
-the reference.
+the reference; --dataset.root DIR says where their data lie now, if they moved.
 
 --dataset, --backbone, --encoder, --decoder, --balancer NAME and --tasks A,B change the recipe itself. All other
 options are those of `polyptych train` and hold for every run:"""
@@ -117,15 +118,19 @@ def listed(text: str) -> list[str]:
 
 def _from_folders(arguments: list[str]) -> None:
     from polyptych.comparison.compare import compare_runs
+    from polyptych.run import require_data
 
     start = arguments.index("--from")
-    chosen, rest = take(arguments[:start] + arguments[start + 1:], {"out"})
+    chosen, rest = take(arguments[:start] + arguments[start + 1:], {"out", "dataset.root"})
     if unknown := [argument for argument in rest if argument.startswith("-")]:
-        raise InputError(unknown[0], "an option that trains", "only --out beside --from",
+        raise InputError(unknown[0], "an option that trains", "only --out and --dataset.root beside --from",
                          "remove it, or leave --from out to train what is missing")
     if not rest:
         raise InputError("--from", "no folder", "folders of finished runs",
                          "for instance `polyptych compare --from runs/single runs/shared`")
+    moved_to = Path(chosen["dataset.root"]) if "dataset.root" in chosen else None
+    for folder in rest:
+        require_data(Path(folder), moved_to, f"compare --from {shlex.join(rest)}")
     out = Path(chosen.get("out", Path("comparisons") / "runs"))
     _show(compare_runs([Path(folder) for folder in rest], out), out)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -55,6 +55,8 @@ class ResumeArguments:
     """Folder of the search."""
     on: Where = "local"
     """Where networks are trained: local, one process per local device; ray, one Ray task per run."""
+    root: Annotated[Path | None, tyro.conf.arg(name="dataset.root")] = None
+    """Where the data lie now, if they moved since the search began; it is written into its records."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _resume(arguments: list[str]) -> None:
     folder = _one(options.folder, "resume", "the folder of a search", "searches/rooms")
     from polyptych.search.procedure.searching import resume
 
-    _show(resume(folder, on=options.on))
+    _show(resume(folder, on=options.on, moved_to=options.root))
 
 
 def _report(arguments: list[str]) -> None:

@@ -54,7 +54,8 @@ def export(folder: Path, *, format: FormatName = "onnx", size: Size | None = Non
     metadata = ExportMetadata(
         name=folder.resolve().name, protocol=facts.protocol, tasks=run.tasks,
         labels={task: facts.labels[task] for task in tasks}, mean=mean, std=std, size=fixed or run.size,
-        fixed=fixed is not None, step=step)
+        fixed=fixed is not None, step=step, multiple=network.encoder.multiple,
+        outputs={name: task.meaning for name, task in tasks.items()})
     target = out or folder / f"model{FORMATS[format].ending}"
     differences = write(network, metadata, target, format, tolerance)
     return Exported(target, metadata, differences)

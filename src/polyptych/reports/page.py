@@ -6,7 +6,7 @@ import base64
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -25,8 +25,12 @@ from polyptych.reports.diagnosis import Findings, markdown, pictures, short, who
 from polyptych.reports.label_sheet import NAME as SAMPLES
 from polyptych.reports.published import PublishedTable, published_tables
 from polyptych.task_gradients import Look
+from polyptych.tasks._pictures import class_colors
+from polyptych.types import LabelInfo
 
 DIAGNOSIS = "diagnosis.json"  # what `polyptych diagnose` found
+AREAS = "panels/areas.json"
+"""In the folder of a run: how many pixels of its example pictures each class covers, largest first, by task."""
 MOST_PANELS = 24  # that go into the page; it must stay a file that one can send
 
 PARTS = ("backbone", "encoder", "decoder", "balancer")
@@ -66,6 +70,7 @@ class ReportData:
     samples: Panel | None = None
     looks: Sequence[Look] = ()
     later_looks: Sequence[Look] = ()
+    areas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -115,18 +120,33 @@ class ReportData:
 
     @property
     def swatches(self) -> dict[str, dict[str, str]]:
-        """CSS colors by task and class, where the run records them."""
+        """CSS colors by task and class."""
         found = {}
         for task, label in self.labels.items():
-            pairs = zip(_mapping(label).get("classes", ()), _mapping(label).get("colors", ()), strict=False)
-            found[task] = {str(name): "rgb({:d}, {:d}, {:d})".format(*color) for name, color in pairs}
+            classes = tuple(map(str, _mapping(label).get("classes") or ()))
+            stated = _mapping(label).get("colors") or ()
+            colors = tuple((int(red), int(green), int(blue)) for red, green, blue in stated)
+            painted = class_colors(LabelInfo(classes=classes, colors=colors))
+            found[task] = {name: "rgb({:d}, {:d}, {:d})".format(*color)
+                           for name, color in zip(classes, painted, strict=False)}
         return {task: colors for task, colors in found.items() if colors}
+
+    @property
+    def legends(self) -> dict[str, dict[str, str]]:
+        """The colors of what occurs in the example pictures, the largest areas first; of tasks (and in runs of older
+        versions) whose areas are not recorded, all colors."""
+        return {task: {name: colors[name] for name in (self.areas.get(task) or colors) if name in colors}
+                for task, colors in self.swatches.items()}
 
     @cached_property
     def plots(self) -> list[curves.Plot]:
         # The log of the training has the tasks' own names.
         headlines = {name: task.own_headline for name, task in self.main.tasks.items()} if self.main else {}
         return curves.plots(self.events, headlines)
+
+    @property
+    def without_curves(self) -> str:
+        return "The training log is too short for a curve." if self.events else "There is no training log."
 
     @property
     def plot_groups(self) -> list[tuple[str, list[tuple[curves.Plot, Markup]]]]:
@@ -256,7 +276,8 @@ def read_folder(folder: Path) -> ReportData:
         panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))],
         samples=_panel(folder / SAMPLES) if (folder / SAMPLES).is_file() else None,
         looks=[_look(event, folder / "metrics.jsonl") for event in events if event.get("event") == "diagnosis"],
-        later_looks=[_look(one, folder / DIAGNOSIS) for one in later])
+        later_looks=[_look(one, folder / DIAGNOSIS) for one in later],
+        areas=_object(folder / AREAS))
 
 
 def _object(path: Path) -> dict[str, Any]:
