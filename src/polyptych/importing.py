@@ -245,7 +245,8 @@ def _find_tasks(seen: Seen, repository: type[Repository], form: Form, wanted: tu
         channels = {name: seen.shape(text.replace("{task}", name))[0]
                     for text in reversed(form.outputs) for name in seen.values(text, "task")}
         final = seen.values(first, "task")
-        found = [name for text in form.outputs for name in seen.values(text, "task")]
+        # The last of the patterns names auxiliary tasks too, so it says the order of all.
+        found = [name for text in reversed(form.outputs) for name in seen.values(text, "task")]
         theirs = _in_order(list(dict.fromkeys(found)), repository.order)
     else:
         numbers = sorted(seen.values(first, "i"), key=int) if "{i}" in first else [""]
