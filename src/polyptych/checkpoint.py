@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from polyptych import devices, distributed
+from polyptych.data.files import require_plain
 from polyptych.errors import InputError
 from polyptych.record import write_whole
 
@@ -126,6 +127,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and values of a file written by :func:`write_tensors`. Nothing in it is executed."""
+    if path.exists():
+        require_plain(path, "a checkpoint")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})["polyptych"])

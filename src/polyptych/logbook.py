@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from polyptych import devices
+from polyptych.data.files import require_plain
 from polyptych.errors import InputError
 from polyptych.record import flat, write_whole, writing
 
@@ -47,7 +48,15 @@ class Logbook:
 
     def _lines(self) -> list[str]:
         # A machine that lost its power may leave anything in the last block of a file.
-        return self._path.read_text("utf-8", errors="replace").splitlines() if self._path.exists() else []
+        return _text(self._path).splitlines()
+
+
+def _text(path: Path) -> str:
+    """The log; empty where there is none."""
+    if not path.exists():
+        return ""
+    require_plain(path, "the log of a run")
+    return path.read_text("utf-8", errors="replace").removeprefix("\ufeff")
 
 
 def _step(line: str) -> float:
@@ -68,7 +77,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: a line is not a JSON object with a step; the message names the line.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    lines = _text(path).split("\n")
     events = []
     for number, line in enumerate(lines, 1):
         try:

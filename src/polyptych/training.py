@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from polyptych.folder_lock import hold
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
+from polyptych.metrics._accumulation import shown_name
 from polyptych.networks import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
@@ -38,6 +40,7 @@ from polyptych.recomputation import blocks, recompute
 from polyptych.record import write_json
 from polyptych.reports.tables import terminal_table
 from polyptych.run import Facts, Run, buildable, numerics, read_run, write_run
+from polyptych.task_gradients import cost, look
 from polyptych.tasks._base import Task
 from polyptych.types import Batch
 
@@ -241,15 +244,19 @@ class Trainer:
         """Train to the last step."""
         run, state, watch = self.run, self.state, self.run.monitoring
         batches = iter(self.batches)
+        look_every = self._look_every()
         logged, clock = state.step, _clock()
         while state.step < run.steps:
-            losses, weights = self.step([next(batches) for _ in range(run.accumulate)])
+            micro_batches = [next(batches) for _ in range(run.accumulate)]
+            losses, weights = self.step(micro_batches)
             self.display.step(state.step)
             ended = state.step == run.steps
             if ended or state.step % watch.log_every == 0:
                 images = (state.step - logged) * run.batch_size * run.accumulate
                 self._record(losses, weights, images, *(_clock() - clock))
                 logged, clock = state.step, _clock()
+            if look_every and state.step % look_every == 0:
+                clock += self._look(micro_batches[0], weights)
             if "val" in self.splits and (ended or state.step % watch.validate_every == 0):
                 clock += self._validate()  # throughput is that of training
             if ended or stop.asked or state.step % watch.save_every == 0:
@@ -311,6 +318,26 @@ class Trainer:
             for average, buffer in zip(state.average.buffers(), state.network.buffers(), strict=True):
                 average.copy_(buffer)
 
+    def _look_every(self) -> int:
+        """Steps between looks at how the tasks get along, so that these take at most the share of the time that was
+        asked for; 0 where there is nothing to look at, or parameters are in pieces."""
+        share, shared = self.run.monitoring.diagnose, self.balancer.reach.shared if self.balancer.reach else ()
+        if not share or len(self.tasks) < 2 or not shared or self.sharded:
+            return 0
+        return math.ceil(cost(len(self.tasks)) / (share * self.run.accumulate))
+
+    def _look(self, batch: Batch, weights: Mapping[str, float | Tensor]) -> np.ndarray:
+        """Look at how the tasks get along in a batch that was just trained on; returns the seconds it took."""
+        start = _clock()
+        network, state = self.state.network, self.state
+        passes = Passes(network, network, self.tasks, [batch], self.device, self.memory_format, self.autocast)
+        found = look(lambda: passes()[0]()[0], network, step=state.step, known=self.balancer.reach,
+                     weights={name: float(weight) for name, weight in weights.items()},
+                     scale=state.scaler.get_scale() if state.scaler.is_enabled() else 1.0)
+        if self.log is not None:
+            self.log.write("diagnosis", **found.to_json())
+        return _clock() - start
+
     def _watch(self, losses: dict[str, Tensor]) -> None:
         """Remember on the device at which step each task's loss was first not finite; the host looks when it logs."""
         finite = torch.isfinite(torch.stack(list(losses.values())))
@@ -352,7 +379,7 @@ class Trainer:
             found = self.evaluator.evaluate(subject, "val")
         metrics = {name: task.own_metrics for name, task in found.tasks.items()}
         self.balancer.on_validation(metrics)
-        headlines = "  ".join(f"{name} {task.own_headline} {task.headline_value:.3g}"
+        headlines = "  ".join(f"{name} {shown_name(task.own_headline)} {task.headline_value:.3g}"
                               for name, task in found.tasks.items())
         known, skill = found.known_skill
         of = "" if known == len(self.tasks) else f" ({known} of {len(self.tasks)} tasks have one)"
@@ -443,7 +470,7 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
     remarks = []
     for split, dataset in splits.items():
         number = min(run.loading.check, len(dataset))
-        labelled = set()
+        labelled, read = set(), set()
         for position in range(number):
             try:
                 sample = dataset.read(position * len(dataset) // number)
@@ -452,13 +479,15 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
                 if run.loading.on_fault == "stop":
                     raise
                 continue
+            read |= sample.valid.keys()
             labelled |= {name for name, valid in sample.valid.items() if valid.any()}
         missing = [name for name in tasks if name not in labelled]
         if number and number == len(dataset) and missing:
             if split == "test" and not labelled:
                 raise InputError(f"test split of {dataset.config.name}", f"{number} images without a label "
-                                 "for any task", "images with labels to test on",
-                                 "check the paths of the labels and the splits")
+                                 "for any task" + " (labels were read; none of their pixels has one)" * bool(read),
+                                 "images with labels to test on", "check which stored numbers mean no label" if read
+                                 else "check the paths of the labels and the splits")
             remarks.append(f"no image of the {split} split has a label of {', '.join(missing)}")
     return remarks
 

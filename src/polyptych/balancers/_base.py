@@ -46,6 +46,9 @@ class Balancer(nn.Module, Component, ABC):
         learning_rate_factor: multiplies the optimizer's learning rate for this balancer's own parameters.
     """
 
+    tasks: tuple[str, ...]
+    steps: int
+    seed: int
     one_backward: bool = True
     wants_after_step: bool = False
     learning_rate_factor: float = 1.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -25,9 +25,11 @@ from polyptych.balancers._engine import (
     predictions,
     undisturbed,
 )
-from polyptych.balancers._task_numbers import numbers
+from polyptych.balancers._task_numbers import check_known, check_number, numbers
+from polyptych.balancers._weighing import LossBalancer
 from polyptych.errors import InputError
-from polyptych.types import Output
+from polyptych.record import chosen
+from polyptych.types import Likelihood, Output
 
 Level = Literal["parameters", "representation", "layer"]
 
@@ -50,13 +52,21 @@ class GramBalancer(Balancer):
 
     State stays on the CPU, whatever ``to`` says: the problems are as small as K x K.
 
+    **Preferences** are factors of the tasks, given (``preferences``) or found at every step by a balancer of losses
+    (``weighing``); of both, the product. How they enter is the method's: they multiply the losses before their
+    gradients are taken, heads included; or they stand in its equations; or the method gives the same step whatever the
+    scale of a loss, and refuses them.
+
     Attributes:
         needs_gram: whether ``solve`` looks at inner products; where not, it gets zeros at the cost of equal weights.
+        preferring: ``losses``, ``problem`` or ``never``: how preferences enter.
+        wishes: the preferences of the tasks in this step, where they stand in the problem.
     """
 
     one_backward = False
     needs_gram: bool = True
     splits: int = 1
+    preferring: Literal["losses", "problem", "never"] = "losses"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Balancer.Config):
@@ -71,6 +81,24 @@ class GramBalancer(Balancer):
         """Apply task weights also to the parameters that belong to one task alone."""
         clip_shared: float = 0.0
         """Maximum norm of the gradient of the shared parameters (0: no clipping)."""
+        preferences: dict[str, float] = field(default_factory=dict)
+        """Preference for each task (default: 1); higher values push the task's loss lower. docs/balancers.md says how
+        they enter each method."""
+        weighing: str = ""
+        """Balancer of losses, such as dwa or uncertainty, whose weights are preferences that change with every step
+        (default: none)."""
+        weighing_options: dict[str, float] = field(default_factory=dict)
+        """Numeric options of that balancer, by name, where they differ from its defaults."""
+
+        def build(self, *, standard_weights: dict[str, float],
+                  likelihoods: Mapping[str, Likelihood] | None = None) -> Balancer:
+            made = super().build(standard_weights=standard_weights, likelihoods=likelihoods)
+            assert isinstance(made, GramBalancer)
+            if self.preferences or self.weighing:
+                made.refuse_preferences()
+            if self.weighing:
+                made.weigh_by(weighing_of(self).build(standard_weights=standard_weights, likelihoods=likelihoods))
+            return made
 
         def __post_init__(self) -> None:
             if self.every < 1:
@@ -85,9 +113,45 @@ class GramBalancer(Balancer):
         self._sharing = Sharing()
         self._rows: Rows | None = None
         self._scaled = False
+        self.weighing: LossBalancer | None = None
+        self.wishes: dict[str, float | Tensor] = {}
+        check_known("preferences", config.preferences, self.tasks)
+        for task, value in config.preferences.items():
+            check_number(f"preferences of '{task}'", value, value > 0, "a number above 0")
         self.register_buffer("kept_weights", numbers(self.tasks, torch.inf))  # inf: took no part in the computation
 
     kept_weights: Tensor
+
+    def weigh_by(self, weighing: Balancer) -> None:
+        """Take the weights of a balancer of losses as preferences."""
+        assert isinstance(weighing, LossBalancer)
+        self.weighing, self.learning_rate_factor = weighing, weighing.learning_rate_factor
+        self.wants_after_step = weighing.wants_after_step
+
+    def after_step(self, again: Callable[[], dict[str, Tensor]]) -> None:
+        if self.weighing is not None:
+            self.weighing.after_step(again)
+
+    def on_epoch_end(self, losses: dict[str, float]) -> None:
+        if self.weighing is not None:
+            self.weighing.on_epoch_end(losses)
+
+    def on_validation(self, metrics: dict[str, dict[str, float]]) -> None:
+        if self.weighing is not None:
+            self.weighing.on_validation(metrics)
+
+    def refuse_preferences(self) -> None:
+        """Raises:
+            InputError: preferences would change nothing.
+        """
+        if self.preferring == "never":
+            raise InputError("balancer.weighing" if self.config.weighing else "balancer.preferences",
+                             f"preferences for {type(self).__name__}", "a method whose step depends on the scale of "
+                             "the losses", "leave them out, or choose another method, such as pcgrad or cagrad")
+
+    def wished(self, tasks: Sequence[str]) -> Float[Tensor, " t"]:
+        """The preferences that stand in the problem; ones unless given."""
+        return torch.tensor([float(self.wishes.get(task, 1.0)) for task in tasks], dtype=torch.float64)
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
@@ -121,11 +185,14 @@ class GramBalancer(Balancer):
                              "compares independent parts of a step", "change it")
         self.begin()
         self._scaled = isinstance(scale, Tensor) or scale != 1
-        step = Step(self, [partial(self.checked, run, active) for run in passes], network, scale, active)
+        passes = [partial(self.checked, run, active) for run in passes]
+        wished = Preferring(self, passes, network, scale, active)
+        step = Step(self, wished.passes, network, scale, active)
         step.run()
         self.steps += 1
         self.diagnostics["fallbacks"] = self.fallbacks
-        return step.losses, {task: step.weights.get(task, 0.0) for task in step.losses}
+        weights: dict[str, float | Tensor] = {task: step.weights.get(task, 0.0) for task in step.losses}
+        return wished.finish(step.losses, weights)
 
     def follow(self, network: nn.Module, ends: dict[str, list[Tensor]], cut: Sequence[Tensor]) -> Reach:
         """Which parameters are shared, now that there is the graph of one more pass."""
@@ -234,6 +301,8 @@ class GramBalancer(Balancer):
                              for j, b in enumerate(tasks) if i < j}
 
     def _apply(self, fn: Any, recurse: bool = True) -> GramBalancer:
+        if self.weighing is not None:  # computes with losses, where these are
+            self.weighing._apply(fn, recurse)
         return self  # see the docstring: state stays where it was made
 
 
@@ -328,6 +397,64 @@ class JacobianBalancer(GramBalancer):
             found, weights = self.combine_maps(maps, rows, losses, tasks)
             return found, weights.tolist()
         return [of_tasks.sum(0) for of_tasks in rows], self._fall_back(tasks)
+
+
+class Preferring:
+    """The passes of a step with losses times preferences, where these enter there, and what the step gave without
+    them.
+
+    Attributes:
+        passes: for the step; those that were given where nothing was preferred.
+    """
+
+    def __init__(self, balancer: GramBalancer, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor,
+                 active: Collection[str] | None):
+        self.balancer, self.scale, self.active = balancer, scale, active
+        self._factors: dict[str, float | Tensor] | None = None
+        self._losses: dict[int, dict[str, Tensor]] = {}
+        self.passes, weighing = passes, balancer.weighing
+        if weighing is None and not balancer.config.preferences:
+            return
+        if weighing is not None:
+            weighing.begin()
+            if len(passes) > 1 and weighing.needs_losses:
+                with undisturbed(network), torch.no_grad():
+                    self._decide(reduce(add, (run()[0] for run in passes), {}))
+        self.passes = [partial(self._run, number, run) for number, run in enumerate(passes)]
+
+    def _run(self, number: int, run: Pass) -> tuple[dict[str, Tensor], Output | None]:
+        losses, output = run()
+        self._losses[number] = {task: loss.detach() for task, loss in losses.items()}
+        factors = self._factors if self._factors is not None else self._decide(losses)
+        if self.balancer.preferring == "problem":
+            return losses, output
+        return {task: loss * factors[task] for task, loss in losses.items()}, output
+
+    def _decide(self, losses: dict[str, Tensor]) -> dict[str, float | Tensor]:
+        """Once in a step, however often its passes run."""
+        given, weighing = self.balancer.config.preferences, self.balancer.weighing
+        factors: dict[str, float | Tensor] = {task: given.get(task, 1.0) for task in losses}
+        if weighing is not None:
+            found = weighing._weights(losses, self.scale, self.active)
+            factors = {task: factor * found[task] for task, factor in factors.items()}
+            weighing.steps += 1
+        self._factors = factors
+        if self.balancer.preferring == "problem":
+            self.balancer.wishes = factors
+        return factors
+
+    def finish(self, losses: dict[str, Tensor],
+               weights: dict[str, float | Tensor]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
+        """The losses as they were, and by what each was weighed in all."""
+        if self._factors is None:
+            return losses, weights
+        losses = reduce(add, (self._losses[number] for number in sorted(self._losses)), {})
+        if self.balancer.preferring == "losses":
+            weights = {task: weight * self._factors[task] for task, weight in weights.items()}
+        if self.balancer.weighing is not None:
+            self.balancer.diagnostics |= {f"preference/{task}": value if isinstance(value, float) else value.detach()
+                                          for task, value in self._factors.items()}
+        return losses, weights
 
 
 class Step:
@@ -586,6 +713,20 @@ class Step:
         found = [p.grad for p in self.reach.shared if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(found) / self.scale
         torch.nn.utils.clip_grads_with_norm_(self.reach.shared, largest, norm)
+
+
+def weighing_of(config: GramBalancer.Config) -> LossBalancer.Config:
+    """The balancer of losses behind ``weighing``, with its options.
+
+    Raises:
+        InputError: there is none of that name, or it does not have such an option.
+    """
+    options = {name: int(value) if value == value // 1 else value for name, value in config.weighing_options.items()}
+    found = chosen(Balancer.Config, config.weighing, options, "balancer.weighing")
+    if not isinstance(found, LossBalancer.Config):
+        raise InputError("balancer.weighing", config.weighing, "a balancer that weighs losses", "choose for instance "
+                         "fixed, dwa, uncertainty or famo")
+    return found
 
 
 def _or_zero(gradient: Tensor | None, end: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     from polyptych.run import require_data
 
     folder = local_folder(options.folder)
-    require_data(folder, options.root, "evaluate")
+    require_data(folder, options.root, f"evaluate {options.folder}")
     results = evaluate_run(folder, splits=(options.split,), weights=options.weights)
     Console().print(terminal_table(results[options.split]))
     print(folder / "evaluation" / f"{options.split}.json")

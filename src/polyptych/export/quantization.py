@@ -24,7 +24,7 @@ from polyptych.export.graph import INPUT, Size, quiet
 from polyptych.export.metadata import KEY, ExportMetadata, to_json
 from polyptych.export.runtime import FileModel, OnnxModel
 from polyptych.frames import framed_predictions
-from polyptych.metrics._accumulation import number_name
+from polyptych.metrics._accumulation import number_name, shown_name
 from polyptych.record import put_in_place
 from polyptych.run import Run, read_run
 from polyptych.tasks._base import Task
@@ -59,8 +59,9 @@ class Quantized:
         for title in ("", "metric", "float32", "INT8", "change"):
             table.add_column(title, justify="left" if title in ("", "metric") else "right")
         for score in self.scores:
-            table.add_row(score.task, f"{score.metric} {'↑' if score.higher_is_better else '↓'}", f"{score.before:.4g}",
-                          f"{score.after:.4g}", f"{score.after - score.before:+.3g}")
+            metric = f"{shown_name(score.metric)} {'↑' if score.higher_is_better else '↓'}"
+            table.add_row(score.task, metric, f"{score.before:.4g}", f"{score.after:.4g}",
+                          f"{score.after - score.before:+.3g}")
         mebibytes, times = [size / 2**20 for size in self.size], [1000 * seconds for seconds in self.seconds]
         table.add_row("file", "MiB", *(f"{x:.2f}" for x in mebibytes), f"x {mebibytes[1] / mebibytes[0]:.2f}")
         table.add_row("time", "ms per image", *(f"{x:.1f}" for x in times), f"x {times[1] / times[0]:.2f}")

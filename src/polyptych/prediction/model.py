@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyptych import devices, distributed
 from polyptych.checkpoint import load_weights
+from polyptych.data.files import require_plain
 from polyptych.errors import InputError
 from polyptych.export.formats import ENDINGS, FORMATS, not_installed
 from polyptych.hub import local_folder
@@ -87,6 +88,7 @@ def open_model(path: Path, weights: str = "", device: str = "auto") -> Model:
         return RunModel.open(path, weights, distributed.local_device(device, "--device"))
     if not path.exists():
         raise InputError(path, "no such file or folder", FORMS, "check the path")
+    require_plain(path, FORMS)
     if weights:
         raise InputError("--weights", weights, "a run folder to choose weights from",
                          "leave it out: an exported model has one set of weights")
