@@ -128,8 +128,8 @@ class SegNet(Backbone):
         if len(found) != len(shapes) or shapes != [
                 tuple(state[f"{prefix}features.{n}.weight"].shape) for n in found]:
             raise InputError(path, f"{len(found)} convolutions under 'features'", "the 13 of torchvision's vgg16_bn or "
-                             "vgg16, in a SegNet of the published widths", "use such a file, and leave --backbone.width, "
-                             "--backbone.bottom-width and --backbone.doubled out")
+                             "vgg16, in a SegNet of the published widths", "use such a file, and leave "
+                             "--backbone.width, --backbone.bottom-width and --backbone.doubled out")
         for number, convolution, norm in pairs:
             convolution.load_state_dict({
                 end: state[f"{prefix}features.{number}.{end}"] for end in ("weight", "bias")})
