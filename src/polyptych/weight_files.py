@@ -112,7 +112,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _unpickled(path: Path) -> Any:
     """What torch.save wrote, old or new, by the restricted loader."""
-    stand_ins: list[tuple[type, str]] = []
+    stand_ins: list[Any] = []  # pairs of a class and the name that it stands for
     while True:
         try:
             with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub.constants as constants
 import numpy as np
 import pytest
 import torch
-from hub_server import Hub, serving
 from PIL import Image
 
 import polyptych
+from hub_server import Hub, serving, use
 from polyptych import hub as client
 from polyptych.backbones.timm import Timm
 from polyptych.beginning import begin
@@ -48,11 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A server, and a client that knows no other and has an empty cache."""
     with serving() as hub:
-        for module_constant, value in {
-            "ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "home/hub"),
-            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}"}.items():
-            monkeypatch.setattr(constants, module_constant, value)
-        monkeypatch.setenv("HF_TOKEN", "hf_token")
+        use(hub, tmp_path / "home", monkeypatch)
         yield hub
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -121,8 +121,8 @@ class SegNet(Backbone):
         found = sorted({int(name.split(".")[-2]) for name, value in state.items()
                         if re.fullmatch(r"(.*\.)?features\.\d+\.weight", name) and value.ndim == 4})
         prefix = next((name.partition("features.")[0] for name in state if "features." in name), "")
-        layers = [layer for block in self.stages[:len(LAYERS)] for part in block.children() for layer in part
-                  if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+        layers: list[Any] = [layer for block in self.stages[:len(LAYERS)] for layer in block.modules()
+                             if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
         pairs = list(zip(found, layers[::2], layers[1::2], strict=False))
         shapes = [tuple(layer.weight.shape) for layer in layers[::2]]
         if len(found) != len(shapes) or shapes != [
