@@ -47,6 +47,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "data": "samples to batches: transforms, loader, cache, preparation",
     "datasets": "files to samples; some are read through the cache, and derive labels as preparation does",
     "frames": "the images of a batch, each in its own size",
+    "freezing": "what of a network stands still; it knows modules only",
     "optim": "optimizers and schedules; they know parameters only",
     "checkpoint": "state to files and back",
     "logbook": "metrics.jsonl and environment",

@@ -115,14 +115,21 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]
     write_whole(path, save(copies, {"polyptych": json.dumps(values)}))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, without reading its tensors."""
+    with fitting(path):
+        return _step(read_tensors(path, only_values=True)[1])
+
+
+def read_tensors(path: Path, *, only_values: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and values of a file written by :func:`write_tensors`. Nothing in it is executed."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})["polyptych"])
             if not isinstance(values, dict):
                 raise ValueError("its metadata is no object")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = () if only_values else file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise InputError(path, "no such file", "a checkpoint", "train first, or choose another run") from None
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:

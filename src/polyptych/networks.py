@@ -16,6 +16,7 @@ from polyptych.backbones._base import Backbone
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
+from polyptych.freezing import hold_still
 from polyptych.optim import Optimizer
 from polyptych.tasks._base import resize
 from polyptych.tasks._names import check_task_name
@@ -67,17 +68,26 @@ class Network(nn.Module):
         output = replace(self.decoder(features), shared=features.shared)
         return self.fit(output, image.shape[-2], image.shape[-1])
 
+    def train(self, mode: bool = True) -> Network:
+        """As always, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        hold_still(self)
+        return self
+
     def parameter_groups(self, *, learning_rate: float = 1e-3, backbone_scale: float = 1.0, weight_decay: float = 0.05,
-                         decay_everything: bool = False, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
+                         decay_everything: bool = False, adapter_scale: float = 1.0, decoder_scale: float = 1.0,
+                         layer_decay: float = 1.0, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
         """Groups for any optimizer of PyTorch, by the rules of ``polyptych train``: no weight decay of biases,
         normalization and tables of positions, and the factors that modules ask for.
 
         Args:
-            learning_rate, backbone_scale, weight_decay, decay_everything: see :class:`polyptych.optim.Optimizer`.
+            learning_rate, backbone_scale, weight_decay, decay_everything, adapter_scale, decoder_scale, layer_decay: see
+                :class:`polyptych.optim.Optimizer`.
             balancer: one whose own parameters (``uncertainty`` has some) are learned too.
         """
         return Optimizer(learning_rate=learning_rate, backbone_scale=backbone_scale, weight_decay=weight_decay,
-                         decay_everything=decay_everything).groups(self, balancer)
+                         decay_everything=decay_everything, adapter_scale=adapter_scale,
+                         decoder_scale=decoder_scale, layer_decay=layer_decay).groups(self, balancer)
 
     def normalize(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """What the backbone's weights expect."""

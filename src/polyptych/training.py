@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from polyptych import distributed
 from polyptych.balancers._base import Balancer
 from polyptych.balancers._engine import undisturbed
 from polyptych.beginning import begin
-from polyptych.checkpoint import TrainingState, fitting, load_state, save_state, write_tensors
+from polyptych.checkpoint import TrainingState, fitting, load_state, save_state, step_of, write_tensors
 from polyptych.data.cache import cached
 from polyptych.data.loading import TrainingBatches, check
 from polyptych.data.order import hashed
@@ -27,6 +28,7 @@ from polyptych.errors import InputError
 from polyptych.evaluation import Evaluator, evaluate
 from polyptych.evaluation_record import Evaluation
 from polyptych.folder_lock import hold
+from polyptych.freezing import thaw, thaw_step, with_synchronized_norms
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
@@ -141,6 +143,10 @@ class Trainer:
         with buildable(folder / "run.json") if resume else nullcontext():
             self.state = self._build_state()
         self.balancer = cast(Balancer, self.state.balancer)
+        self.thaw_step = thaw_step(self.state.network)
+        if self.resumed and 0 < self.thaw_step < step_of(self.last):  # in time for a balancer that keeps gradients
+            thaw(self.state.network)
+        self.size = size
         self._measure_sharing(size)
         self.epoch = EpochMeans(tuple(self.tasks), self.device)
         if self.resumed:
@@ -159,7 +165,7 @@ class Trainer:
         for remark in (*remarks, *loaded, self.started):
             if remark:
                 self.display.say(remark)
-        self.display.say(f"balancer {run.balancer.name}: {self.balancer.reach}")
+        self._describe_sharing()
         self._first_bad = torch.zeros(len(self.tasks), dtype=torch.long, device=self.device)
         self._prepare_folder(dataset)
         if dataset.title and not self.resumed and distributed.is_main():  # described by its user, perhaps wrongly
@@ -175,7 +181,7 @@ class Trainer:
         if run.start and not self.resumed:
             self.started = begin(network, self.tasks, run.start)
         if run.execution.sync_batch_norm and distributed.world() > 1:
-            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = with_synchronized_norms(network)
         network.to(self.device).to(memory_format=self.memory_format)
         balancer = run.build_balancer(self.tasks).to(self.device)
         return TrainingState(
@@ -205,6 +211,21 @@ class Trainer:
             for part in network.children():  # encoder and decoder
                 part.compile()
 
+    def _thaw(self) -> None:
+        """Let everything learn from this step on."""
+        thaw(self.state.network)
+        del self.model, self.forward  # a wrapper for several processes keeps hooks on parameters while it lives
+        gc.collect()
+        self._measure_sharing(self.size)
+        self._spread()
+        self.display.say(f"step {self.state.step}: the whole backbone learns")
+        self._describe_sharing()
+
+    def _describe_sharing(self) -> None:
+        for line in (self.balancer.reach, self.balancer.remark):
+            if line:
+                self.display.say(f"balancer {self.run.balancer.name}: {line}")
+
     def fit(self, stop: StopFlag) -> None:
         """Train to the last step."""
         run, state, watch = self.run, self.state, self.run.monitoring
@@ -231,6 +252,8 @@ class Trainer:
     def step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
         """One optimizer step over all micro-batches; returns the mean losses and the weights of the tasks."""
         run, state = self.run, self.state
+        if state.step and state.step == self.thaw_step:
+            self._thaw()
         if distributed.world() > 1:
             # The checkpoint holds the random numbers of one process, and all would draw the same dropout.
             seed_everything(hashed(run.seed, distributed.rank(), state.step))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from polyptych.backbones._base import Backbone
 from polyptych.backbones._feature_pyramid import SimpleFeaturePyramid
+from polyptych.backbones._freezing import number_as_timm
 from polyptych.backbones._high_resolution import exchange
 from polyptych.backbones._stages import cut, leave_inputs_alone, options_of_taps, put_channels_first
 from polyptych.backbones._states import maps_of
@@ -203,6 +204,7 @@ def _create(config: Timm.Config) -> tuple[nn.Module, str]:
             network = create_pretrained(config.model, options)
     else:
         network = timm.create_model(config.model, features_only=True, **options)
+    number_as_timm(network, config.model)
     exchange(network, config.hrnet_fusion)
     if config.swin_windows == "dense":
         shift_every_second_block(network)
