@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -82,8 +83,9 @@ def is_norm(module: nn.Module) -> bool:
 # -- layers ----------------------------------------------------------------------------------------------------------
 
 
-def number_as_timm(network: nn.Module, model: str) -> None:
-    """Write into every parameter of a timm network how many layers lie above it (``layers_above``).
+def number_as_timm(network: nn.Module, model: str, architecture: str = "") -> None:
+    """Write into every parameter of a timm network how many layers lie above it (``layers_above``), and into every module
+    what it is called there (``name_in_timm``).
 
     Layers are timm's: the embedding or stem, every block, and one more for what follows them and for everything that is
     not of the network.
@@ -92,7 +94,10 @@ def number_as_timm(network: nn.Module, model: str) -> None:
         network: an extractor, whose parameters are called as those of the whole network, but for a prefix and for dots
             that became underscores.
     """
-    layers, top = _layers_of(model)
+    layers, top, modules = _layers_of(model, architecture)
+    for name, module in network.named_modules():
+        if (known := modules.get(_plain(name))) is not None:
+            module.name_in_timm = known  # type: ignore[assignment]
     numbers = {name: layers.get(_plain(name)) for name, _ in network.named_parameters()}
     if None not in numbers.values():
         if any(number == top and "norm" not in name for name, number in numbers.items()):
@@ -102,14 +107,29 @@ def number_as_timm(network: nn.Module, model: str) -> None:
 
 
 @lru_cache(8)
-def _layers_of(model: str) -> tuple[dict[str, int], int]:
-    """The number of the layer of every parameter, from 0, and that of the last one."""
+def _layers_of(model: str, architecture: str) -> tuple[dict[str, int], int, dict[str, str]]:
+    """The number of the layer of every parameter, from 0, that of the last one, and the names of all modules."""
     with torch.device("meta"):
-        network: Any = timm.create_model(model)
+        network: Any = timm.create_model(model, **arguments(architecture))
+    modules = {_plain(name): name for name, _ in network.named_modules()}
     if not hasattr(network, "group_matcher"):
-        return {}, 0
+        return {}, 0, modules
     numbers = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
-    return {_plain(name): number for name, number in numbers.items()}, max(numbers.values(), default=0)
+    return {_plain(name): number for name, number in numbers.items()}, max(numbers.values(), default=0), modules
+
+
+def arguments(text: str) -> dict[str, Any]:
+    """``width=16, depths=(2, 2)`` as a dictionary.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        call: Any = ast.parse(f"f({text})", mode="eval").body
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise InputError("backbone.architecture", f"'{text}' ({error})", "names with values, such as "
+                         "embed_dim=16, depths=(2, 2, 3, 2)", "correct it") from None
 
 
 def _plain(name: str) -> str:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from polyptych.backbones._base import Backbone
 from polyptych.backbones._feature_pyramid import SimpleFeaturePyramid
-from polyptych.backbones._freezing import number_as_timm
+from polyptych.backbones._freezing import arguments, number_as_timm
 from polyptych.backbones._high_resolution import exchange
 from polyptych.backbones._stages import cut, leave_inputs_alone, options_of_taps, put_channels_first
 from polyptych.backbones._states import maps_of
 from polyptych.backbones._weights import create_pretrained, load_file, positions_resampled
-from polyptych.backbones._windows import shift_every_second_block
+from polyptych.backbones._windows import shift_as_published, shift_every_second_block
 from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec
 
@@ -54,6 +54,9 @@ class Timm(Backbone):
     class Config(Backbone.Config):
         model: str = "resnet18"
         """Name of any timm model, for example resnet50, hrnet_w18_small_v2, swin_tiny_patch4_window7_224."""
+        architecture: str = ""
+        """Further arguments of the timm model, for networks of other sizes than those that have a name:
+        embed_dim=16, depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 8)."""
         pretrained: bool = False
         """Initialize from timm's weights (cached or downloaded)."""
         weights: Path | None = None
@@ -66,9 +69,10 @@ class Timm(Backbone):
         hrnet_fusion: Literal["bilinear", "nearest"] = "bilinear"
         """How HRNet's branches are upsampled before they are added: bilinear, as in the dense prediction literature, or
         nearest, as in timm."""
-        swin_windows: Literal["dense", "timm"] = "dense"
-        """How Swin shifts its windows: in every second block, on padded maps, as in networks for dense prediction; or
-        as in timm, whose last stage never shifts them (:mod:`polyptych.backbones._windows`)."""
+        swin_windows: Literal["dense", "timm", "published"] = "dense"
+        """How Swin shifts its windows: in every second block, on padded maps, as in networks for dense prediction; as
+        in timm, whose last stage never shifts them; or as in Microsoft's code for images of image_size, where a map
+        whose shorter side is not larger than the window has one of that side (:mod:`polyptych.backbones._windows`)."""
         image_size: tuple[int, int] | None = None
         """Height and width of the images for which a vision transformer's position table is made (default: the model's
         own). For other sizes, each forward pass resamples it. Weights loaded from a file may be of this size."""
@@ -99,6 +103,9 @@ class Timm(Backbone):
         if config.batch_norm_momentum is not None and not 0 < config.batch_norm_momentum <= 1:
             raise InputError("backbone.batch_norm_momentum", str(config.batch_norm_momentum), "a share in (0, 1]",
                              "change --backbone.batch-norm-momentum")
+        if config.swin_windows == "published" and config.image_size is None:
+            raise InputError("backbone.swin_windows", "published without an image size", "the size of the images, on "
+                             "which those windows depend", "add --backbone.image-size")
         if config.position_resampling == "plain" and config.image_size is None:
             raise InputError("backbone.position_resampling", "plain without an image size",
                              "the size to which the table of positions is brought when weights are loaded",
@@ -204,10 +211,12 @@ def _create(config: Timm.Config) -> tuple[nn.Module, str]:
             network = create_pretrained(config.model, options)
     else:
         network = timm.create_model(config.model, features_only=True, **options)
-    number_as_timm(network, config.model)
     exchange(network, config.hrnet_fusion)
     if config.swin_windows == "dense":
         shift_every_second_block(network)
+    elif config.swin_windows == "published":
+        shift_as_published(network)
+    number_as_timm(network, config.model, config.architecture)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and config.batch_norm_momentum is not None:
             module.momentum = config.batch_norm_momentum
@@ -219,7 +228,7 @@ def _create(config: Timm.Config) -> tuple[nn.Module, str]:
 
 def _options(config: Timm.Config) -> dict[str, Any]:
     """Arguments of ``timm.create_model`` that this model accepts, found by trials without memory or weights."""
-    asked: dict[str, Any] = {}
+    asked: dict[str, Any] = arguments(config.architecture)
     if config.output_stride != 32:
         asked["output_stride"] = config.output_stride
     if config.drop_path:
