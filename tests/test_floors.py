@@ -63,6 +63,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "balancers": "losses to gradients; they see networks from outside",
     "networks": "decoder after encoder",
     "run": "every choice of one run, and the parts built from it",
+    "feature_cache": "what a run's frozen backbone makes of its data",
     "recipes": "functions that return a run",
     "passes": "forward passes and losses of a step",
     "parts": "what programs of one's own build by name",

@@ -140,7 +140,7 @@ def read_tensors(path: Path, *, only_values: bool = False) -> tuple[dict[str, Te
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
     """Load a module's state from the tensors under a prefix; they must fit exactly."""
-    found, expected = _under(tensors, prefix), module.state_dict()
+    found, expected = renewed(module, _under(tensors, prefix)), module.state_dict()
     for name, value in expected.items():
         shape = tuple(found[name].shape) if name in found else None
         if shape != tuple(value.shape):
@@ -154,6 +154,16 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path)
         raise InputError(path, f"{len(extra)} unknown tensors, for instance {prefix}{min(extra)}",
                          "the tensors of this network", "use a checkpoint of the same network")
     module.load_state_dict(found)
+
+
+def renewed(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of today, where a part says what they were called in earlier versions."""
+    for place, part in module.named_modules():
+        if (renew := getattr(part, "name_of_today", None)) is not None:
+            inside = f"{place}." if place else ""
+            tensors = {inside + renew(name.removeprefix(inside)) if name.startswith(inside) else name: value
+                       for name, value in tensors.items()}
+    return tensors
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -56,15 +56,22 @@ class Network(nn.Module):
         encoder_module = encoder.build(backbone=backbone, tasks=tuple(channels))
         return cls(encoder_module, decoder.build(features=described(encoder_module), channels=channels), whole)
 
-    def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Output:
+    def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"],
+                maps: tuple[Tensor, ...] = ()) -> Output:
         """RGB, uint8 or float in [0, 1], of any size; ``final`` has the size of the image, but for the tasks of
         ``whole``, which keep the decoder's resolution where nothing was padded: thousands of classes would fill the
         memory with enlarged maps, only to be averaged.
 
         Auxiliary predictions keep their own resolution, unless the image had to be padded: then they are brought to
         the size of the image too, because only there can the padding be cut off exactly.
+
+        Args:
+            maps: what the frozen backbone makes of the image (``encoder.frozen_maps``), where it is known.
         """
-        features = self.encoder(self.pad(self.normalize(image)))
+        if maps:  # stored in few bits
+            features = self.encoder.from_frozen_maps(tuple(x.to(self.mean.dtype) for x in maps))
+        else:
+            features = self.encoder(self.pad(self.normalize(image)))
         output = replace(self.decoder(features), shared=features.shared)
         return self.fit(output, image.shape[-2], image.shape[-1])
 
@@ -81,8 +88,8 @@ class Network(nn.Module):
         normalization and tables of positions, and the factors that modules ask for.
 
         Args:
-            learning_rate, backbone_scale, weight_decay, decay_everything, adapter_scale, decoder_scale, layer_decay: see
-                :class:`polyptych.optim.Optimizer`.
+            learning_rate, backbone_scale, weight_decay, decay_everything, adapter_scale, decoder_scale, layer_decay:
+                see :class:`polyptych.optim.Optimizer`.
             balancer: one whose own parameters (``uncertainty`` has some) are learned too.
         """
         return Optimizer(learning_rate=learning_rate, backbone_scale=backbone_scale, weight_decay=weight_decay,

@@ -25,8 +25,8 @@ class Optimizer:
 
     A module may have rules for its own parameters and those of all modules within, which multiply what is set here:
     the attributes ``learning_rate_factor`` and ``weight_decay_factor`` (the units of cross-stitch networks have both).
-    ``undecayed`` names parameters of its own that nothing may pull to zero, whatever is set. A parameter may say that it
-    ``adapts`` pretrained weights, and how many ``layers_above`` it the backbone has.
+    ``undecayed`` names parameters of its own that nothing may pull to zero, whatever is set. A parameter may say that
+    it ``adapts`` pretrained weights, and how many ``layers_above`` it the backbone has.
     """
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"

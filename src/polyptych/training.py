@@ -27,12 +27,13 @@ from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.errors import InputError
 from polyptych.evaluation import Evaluator, evaluate
 from polyptych.evaluation_record import Evaluation
+from polyptych.feature_cache import with_features
 from polyptych.folder_lock import hold
 from polyptych.freezing import thaw, thaw_step, with_synchronized_norms
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
-from polyptych.networks import normalizing
+from polyptych.networks import Network, normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
@@ -153,14 +154,18 @@ class Trainer:
             load_state(self.last, self.state)
             with fitting(self.last):
                 self.epoch.restore(self.state.progress["epoch"])
+        self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
+        samples: Dataset = dataset
+        if run.loading.feature_views:
+            samples = with_features(run, cast(Network, self.state.network), dataset, self.tasks, size, self.device,
+                                    self.display.say)
         self.batches = TrainingBatches(
-            dataset, self.tasks, run.augment, size, run.batch_size, run.seed,
+            samples, self.tasks, None if run.loading.feature_views else run.augment, size, run.batch_size, run.seed,
             start=self.state.step * run.accumulate, rank=distributed.rank(), world=distributed.world(),
             workers=run.loading.workers, pin_memory=self.device.type == "cuda", on_fault=run.loading.on_fault)
         self.epoch_length = max(1, len(dataset) // (run.batch_size * run.accumulate * distributed.world()))
         self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
-        self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
         loaded = dict.fromkeys(getattr(module, "loaded", "") for module in self.state.network.modules())
         for remark in (*remarks, *loaded, self.started):
             if remark:
@@ -465,7 +470,7 @@ def _clock() -> np.ndarray:
 def open_dataset(run: Run, split: str) -> Dataset:
     """One split of the run's data, through the cache if the run has one."""
     dataset = run.build_dataset(split)
-    if run.loading.cache is None:
+    if run.loading.cache is None or run.loading.feature_views:  # the features' labels are stored with them
         return dataset
     return cached(dataset, run.loading.cache, run.build_tasks(dataset.labels), run.loading.on_fault)
 

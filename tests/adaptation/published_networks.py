@@ -43,10 +43,27 @@ def mtlora_key(key: str) -> str:
 
 
 def task_conditional_key(key: str) -> str:
-    key = re.sub(r"\.attn\.(?!.*adapter)", ".attn.inner.", key)
-    key = re.sub(r"\.adapters_att\.", ".attn.adapter.", key)
-    key = re.sub(r"(?<=\.)mlp\.(?=fc)", "mlp.inner.", key) if "MLP" else key
-    return key
+    """Of PGT and TIT; their blocks' attention and MLP lie within what adapts them here."""
+    key = swin_key(key)
+    key = re.sub(r"^decoders\.all\.layers\.(\d)\.blocks\.", r"decoder.layers.\1.", key)
+    key = re.sub(r"^decoders\.all\.transform\.", "decoder.gathering.", key)
+    key = re.sub(r"^decoders\.all\.task_emb_gens\.(\w+)\.mlp\.", r"decoder.generators.\1.", key)
+    key = re.sub(r"^decoders\.all\.all_task_inds\.", "decoder.vectors.", key)
+    key = re.sub(r"^decoders\.all\.(\w+_gate)\.", r"decoder.\1.", key)
+    key = re.sub(r"^backbone\.all_prompt_embeddings\.(\w+)\.(\d)$", r"encoder.prompts.\2.of.\1", key)
+    key = re.sub(r"^decoders\.all\.all_prompt_embeddings\.(\w+)\.(\d)$", r"decoder.prompts.\2.of.\1", key)
+    for number, name in enumerate(("upsample1", "upsample2", "last_conv")):
+        key = re.sub(rf"^heads\.(\w+)\.{name}\.", rf"decoder.heads.\1.{number}.", key)
+    key = re.sub(r"(?<=\.)adapters_att\.", "attn.adapter.", key)
+    return re.sub(r"(?<=\.)adapters_mlp\.", "mlp.adapter.", key)
+
+
+def pgt_key(key: str) -> str:
+    return re.sub(r"\.attn\.(?=qkv|proj|rel)", ".attn.inner.", task_conditional_key(key))
+
+
+def tit_key(key: str) -> str:
+    return re.sub(r"\.mlp\.(?=fc)", ".mlp.inner.", pgt_key(key))
 
 
 def load(network: Network, record, fill, rename) -> Network:

@@ -11,12 +11,15 @@ from torch import nn
 from polyptych.backbones.timm import Timm
 from polyptych.backbones.wide_resnet import WideResNet
 from polyptych.balancers._base import CATALOG as BALANCERS
+from polyptych.checkpoint import read_tensors
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.decoders.heads import Heads
 from polyptych.encoders._base import CATALOG as ENCODERS
 from polyptych.errors import InputError
 from polyptych.networks import Network
 from polyptych.optim import Optimizer
+from polyptych.run import with_components, with_tasks
+from polyptych.training import Trainer
 from trying_encoders import backbone as suitable
 from trying_encoders import names
 
@@ -48,11 +51,11 @@ def state_of(network):
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("encoder", [name for name in names()])
+@pytest.mark.parametrize("encoder", list(names()))
 def test_a_frozen_backbone_does_not_move_in_any_encoder(encoder):
     free, network = build(encoder), build(encoder, freeze="all")
     backbone = {name for (name, p), q in zip(network.named_parameters(), free.parameters(), strict=True)
-                if q.requires_grad and not p.requires_grad}
+                if (q.requires_grad or encoder in ("lora", "mtlora")) and not p.requires_grad}
     assert backbone and any(p.requires_grad for p in network.parameters())
     norms = {f"{name}.{key}" for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)
              and getattr(module, "frozen", "") for key in ("running_mean", "running_var", "num_batches_tracked")}
@@ -76,8 +79,8 @@ def test_no_memory_for_what_is_frozen():
 
 
 @pytest.mark.parametrize(("what", "learns"), [
-    (dict(freeze="stages", freeze_first=1), {"layer2", "layer3", "layer4"}),
-    (dict(freeze="blocks", freeze_first=3), {"layer2.1", "layer3", "layer4"})])
+    ({"freeze": "stages", "freeze_first": 1}, {"layer2", "layer3", "layer4"}),
+    ({"freeze": "blocks", "freeze_first": 3}, {"layer2.1", "layer3", "layer4"})])
 def test_the_first_stages_and_blocks_with_the_stem(what, learns):
     backbone = Timm.Config(model="resnet18", **what).build()
     named = ["stem", "layer1", "layer2", "layer3", "layer4"]
@@ -87,7 +90,8 @@ def test_the_first_stages_and_blocks_with_the_stem(what, learns):
         if all(free):
             found.add(name)
         elif any(free):
-            found |= {f"{name}.{i}" for i, block in enumerate(module) if all(p.requires_grad for p in block.parameters())}
+            found |= {f"{name}.{i}" for i, block in enumerate(module)
+                      if all(p.requires_grad for p in block.parameters())}
     assert found == learns
 
 
@@ -108,9 +112,9 @@ def test_what_is_added_to_trained_weights_learns():
 
 
 @pytest.mark.parametrize(("options", "where"), [
-    (dict(freeze="stages", freeze_first=9), "--backbone.freeze-first"), (dict(freeze="blocks"), "--backbone.freeze-first"),
-    (dict(freeze_first=1), "--backbone.freeze-first"), (dict(freeze_until=5), "--backbone.freeze-until"),
-    (dict(freeze="all", freeze_until=-1), "--backbone.freeze-until")])
+    ({"freeze": "stages", "freeze_first": 9}, "freeze-first"), ({"freeze": "blocks"}, "freeze-first"),
+    ({"freeze_first": 1}, "freeze-first"), ({"freeze_until": 5}, "freeze-until"),
+    ({"freeze": "all", "freeze_until": -1}, "freeze-until")])
 def test_refusals(options, where):
     with pytest.raises(InputError, match=where):
         Timm.Config(model="test_resnet", **options).build()
@@ -193,3 +197,34 @@ def test_stages_are_layers_where_nothing_finer_is_known():
                             CHANNELS)
     rates = {round(g["peak"], 6) for g in Optimizer(learning_rate=1.0, layer_decay=0.5).groups(network)}
     assert rates == {1.0, 0.5, 0.25, 0.125, 0.0625}
+
+
+# -- in training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("balancer", ["equal", "pcgrad", "moco"])
+def test_thawing_and_resuming_end_in_the_same_bits(balancer, small_run, tmp_path):
+    """Frozen for two steps, then trained; resumed before, at and after that step."""
+    run = with_tasks(with_components(small_run, {"balancer": balancer}), ["semseg", "depth"])
+    run = replace(run, steps=4, ema=0.9, backbone=Timm.Config(model="test_resnet", freeze="all", freeze_until=2))
+
+    def go(trainer, steps):
+        if not hasattr(trainer, "stream"):
+            trainer.stream = iter(trainer.batches)
+        for _ in range(steps):
+            trainer.step([next(trainer.stream)])
+        trainer._save()
+        return read_tensors(trainer.last)[0]
+
+    first = Trainer(run, tmp_path / "whole", resume=False)
+    start = {name: p.detach().clone() for name, p in first.state.network.encoder.named_parameters()}
+    go(first, 2)
+    assert all(torch.equal(p, start[name]) for name, p in first.state.network.encoder.named_parameters())
+    whole = go(first, 2)
+    assert any(not torch.equal(p, start[name]) for name, p in first.state.network.encoder.named_parameters())
+    for before in (1, 2, 3):
+        folder = tmp_path / f"parts{before}"
+        go(Trainer(run, folder, resume=False), before)
+        parts = go(Trainer(run, folder, resume=True), 4 - before)
+        assert whole.keys() == parts.keys()
+        assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []

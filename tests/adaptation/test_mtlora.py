@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from published_networks import check, fixture, load, mtlora_key
 
 from polyptych.backbones.timm import Timm
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.mtlora import MTLoRA
 from polyptych.errors import InputError
 from polyptych.networks import Network
-from published_networks import check, fixture, load, mtlora_key
 
 PASCAL = {"semseg": 21, "normals": 3, "saliency": 1, "parts": 7}
 SWIN = "swin_tiny_patch4_window7_224"
@@ -79,10 +79,10 @@ def test_tasks_part_once_they_learned():
 
 
 @pytest.mark.parametrize(("options", "where"), [
-    (dict(ranks=(1, 2)), "encoder.ranks"), (dict(ranks=(0,)), "encoder.ranks"),
-    (dict(task_ranks={"c": "2"}), "encoder.task_ranks"), (dict(task_ranks={"a": "x"}), "encoder.task_ranks of 'a'"),
-    (dict(task_ranks={"a": "0"}), "encoder.task_ranks"), (dict(dropout=1.0), "encoder.dropout"),
-    (dict(reduce=(3,)), "encoder.reduce")])
+    ({"ranks": (1, 2)}, "encoder.ranks"), ({"ranks": (0,)}, "encoder.ranks"),
+    ({"task_ranks": {"c": "2"}}, "encoder.task_ranks"), ({"task_ranks": {"a": "x"}}, "encoder.task_ranks of 'a'"),
+    ({"task_ranks": {"a": "0"}}, "encoder.task_ranks"), ({"dropout": 1.0}, "encoder.dropout"),
+    ({"reduce": (3,)}, "encoder.reduce")])
 def test_refusals(options, where):
     with pytest.raises(InputError, match=where):
         MTLoRA.Config(**options).build(backbone=TINY, tasks=("a", "b"))

@@ -92,6 +92,14 @@ class Backbone(nn.Module, Component, ABC):
             states.append(state)
         return states
 
+    def trunk_maps(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        """What the stages give, without what is added to them: :meth:`finish` makes the pyramid of it."""
+        return self.features(self.run(image)).maps
+
+    def finish(self, maps: tuple[Tensor, ...]) -> Features:
+        """The pyramid, of :meth:`trunk_maps`."""
+        return Features(maps)
+
     def grids(self, state: Any) -> list[Tensor]:
         """The maps of a state that lie on a grid over the image: its first ones, usually all."""
         return maps_of(state)

@@ -84,8 +84,8 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def number_as_timm(network: nn.Module, model: str, architecture: str = "") -> None:
-    """Write into every parameter of a timm network how many layers lie above it (``layers_above``), and into every module
-    what it is called there (``name_in_timm``).
+    """Write into every parameter of a timm network how many layers lie above it (``layers_above``), and into every
+    module what it is called there (``name_in_timm``).
 
     Layers are timm's: the embedding or stem, every block, and one more for what follows them and for everything that is
     not of the network.

@@ -1,8 +1,9 @@
 """Cutting a timm feature extractor into stages whose states are maps (b c h w), or lists of them.
 
 Four kinds are cut: timm's lists of modules (ResNet, ConvNeXt, Swin, RegNet, DenseNet, ...), the EfficientNet and
-MobileNet extractors, HRNet, and plain vision transformers, those with rotary positions (EVA, DINOv3) too. Whatever else timm has (hierarchical transformers with a
-``forward_intermediates`` of their own) becomes one stage that runs the whole.
+MobileNet extractors, HRNet, and plain vision transformers, those with rotary positions (EVA, DINOv3) too. Whatever else
+timm has (hierarchical transformers with a ``forward_intermediates`` of their own) becomes one stage that runs the
+whole.
 """
 
 from __future__ import annotations
@@ -277,15 +278,15 @@ class TokenBlocks(nn.Module):
         self.rope = rope
 
     def forward(self, state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        tokens = self.tokens(state)
+        tokens = self.to_tokens(state)
         if self.rope is None:
             tokens = self.blocks(tokens)
         else:
             for block in self.blocks:
                 tokens = block(tokens, rope=self.rotations(state))
-        return self.maps(tokens, state)
+        return self.to_state(tokens, state)
 
-    def tokens(self, state: Tensor | list[Tensor]) -> Float[Tensor, "b n c"]:
+    def to_tokens(self, state: Tensor | list[Tensor]) -> Float[Tensor, "b n c"]:
         """Class and register tokens, then patches."""
         grid, prefix = (state, None) if isinstance(state, Tensor) else state
         tokens = grid.flatten(2).transpose(1, 2)
@@ -296,7 +297,7 @@ class TokenBlocks(nn.Module):
         grid = state if isinstance(state, Tensor) else state[0]
         return None if self.rope is None else self.rope(grid.shape[2], grid.shape[3])
 
-    def maps(self, tokens: Float[Tensor, "b n c"], state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    def to_state(self, tokens: Float[Tensor, "b n c"], state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         """The state after the blocks, from their tokens and the state before them."""
         grid, prefix = (state, None) if isinstance(state, Tensor) else state
         count = 0 if prefix is None else prefix.shape[-1]

@@ -21,7 +21,7 @@ from polyptych.backbones._base import Backbone
 from polyptych.backbones._feature_pyramid import SimpleFeaturePyramid
 from polyptych.backbones._freezing import arguments, number_as_timm
 from polyptych.backbones._high_resolution import exchange
-from polyptych.backbones._stages import cut, leave_inputs_alone, options_of_taps, put_channels_first
+from polyptych.backbones._stages import TokenBlocks, cut, leave_inputs_alone, options_of_taps, put_channels_first
 from polyptych.backbones._states import maps_of
 from polyptych.backbones._weights import create_pretrained, load_file, positions_resampled
 from polyptych.backbones._windows import shift_as_published, shift_every_second_block
@@ -134,13 +134,40 @@ class Timm(Backbone):
             self.mean, self.std = tuple(published["mean"]), tuple(published["std"])
 
     def features(self, states: list[Any]) -> Features:
+        return self.finish(self._taps_of(states))
+
+    def trunk_maps(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        return self._taps_of(self.run(image))
+
+    def _taps_of(self, states: list[Any]) -> tuple[Tensor, ...]:
         maps = states[-1] if self._taps is None else [self._tapped(states[i]) for i in self._taps]
+        return tuple(maps if self.pyramid is None else maps[-1:])
+
+    def finish(self, maps: tuple[Tensor, ...]) -> Features:
         maps = maps if self.pyramid is None else self.pyramid(maps[-1])
         return Features(tuple(self.normed(level, x) for level, x in enumerate(maps)))
 
     def normed(self, level: int, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """A map of the pyramid after its LayerNorm, if maps have one, for encoders that run the stages themselves."""
         return x if self.norms is None else self.norms[level](x)
+
+    def name_of_today(self, name: str) -> str:
+        """EVA and DINOv3 ran in one piece in version 0.1."""
+        old = "stages.0.network.model."
+        if not name.startswith(old) or not isinstance(self.stages[-1], TokenBlocks):
+            return name
+        inner = name.removeprefix(old)
+        if inner.startswith("norm."):
+            return f"stages.{len(self.stages) - 1}.{inner}"
+        if not inner.startswith("blocks."):
+            return f"stages.0.model.{inner}"
+        _, number, rest = inner.split(".", 2)
+        index, groups = int(number), [len(stage.blocks) for stage in self.stages[1:]]  # type: ignore[arg-type]
+        for group, size in enumerate(groups, start=1):
+            if index < size:
+                return f"stages.{group}.blocks.{index}.{rest}"
+            index -= size
+        return name
 
     def grids(self, state: Any) -> list[Tensor]:
         """Without the prefix tokens of a transformer, which come second."""

@@ -159,7 +159,7 @@ class GramBalancer(Balancer):
             self.remark = "all that tasks share is frozen, so there is nothing to balance: every task has weight 1"
         elif (self.level == "representation" and not found.trunk) or (self.level == "layer" and not found.layer):
             self.level = "parameters"
-            self.remark = f"nothing that learns is left at --balancer.level {self.config.level}: the gradients of all " \
+            self.remark = f"nothing that learns is left at --balancer.level {self.config.level}: those of all " \
                           "parameters that tasks still share are compared"
         else:
             self._refuse_nothing(found)

@@ -132,7 +132,8 @@ def freeze_weights(stages: nn.Module, until: int = 0, but: str = "") -> None:
             parameter.requires_grad_(True)
 
 
-def linear_layers(stages: nn.Module, targets: Sequence[str], pattern: str) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def linear_layers(stages: nn.Module, targets: Sequence[str],
+                  pattern: str) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """The linear layers that peft would adapt, with the modules that hold them: whose whole name in timm matches the
     pattern, or whose name is one of the targets or ends with a dot and one of them."""
     for parent in list(stages.modules()):

@@ -21,8 +21,8 @@ from polyptych.types import TaskFeatures
 
 
 class LoRA(Encoder):
-    """W x + alpha / rank B A x in the linear layers that the targets name; W stands still. Everything else of the trained
-    weights stands still too, but for what ``train`` names; a pyramid on a plain transformer's last map learns.
+    """W x + alpha / rank B A x in the linear layers that the targets name; W stands still. Everything else of the
+    trained weights stands still too, but for what ``train`` names; a pyramid on a plain transformer's last map learns.
 
     `polyptych export` merges the updates into the weights: the file is as fast as one without them.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-import torch
 from jaxtyping import Float
 from timm.layers import Mlp, SwiGLU
 from timm.models.eva import EvaBlock
@@ -31,17 +30,17 @@ TRAINED = r"norm|patch_embed|relative_position_bias_table|downsample\.reduction"
 
 
 class MTLoRA(Encoder):
-    """Every linear layer of the blocks has an update for all tasks. In the last block of a stage, the features part: the
-    output projection of the attention and the MLP also have an update for each task. What parts goes on to the task's
-    decoder; only the common features enter the next stage.
+    """Every linear layer of the blocks has an update for all tasks. In the last block of a stage, the features part:
+    the output projection of the attention and the MLP also have an update for each task. What parts goes on to the
+    task's decoder; only the common features enter the next stage.
 
     On Swin, as published, a stage's merging of patches belongs to its end: the maps have strides 8, 16, 32 and 32. On a
     plain vision transformer (not published), the last block of every quarter parts.
 
     Frozen are the weights and biases of the linear layers in the blocks (and, on a plain transformer, what no paper
     trains: special tokens, positions, layer scales). Norms, the embedding of patches, tables of relative positions and
-    the merging of patches learn; with ``merging low_rank`` (MTLoRA+) the last is frozen and has an update too. The scale
-    multiplies an update as it is, whatever its rank (peft divides by the rank).
+    the merging of patches learn; with ``merging low_rank`` (MTLoRA+) the last is frozen and has an update too. The
+    scale multiplies an update as it is, whatever its rank (peft divides by the rank).
 
     There is no cut: what all tasks share and what they do not alternate within a block, so balancers compare
     gradients of parameters.
@@ -151,13 +150,13 @@ class MTLoRA(Encoder):
                                                     for task, own in parted.items()}
 
     def _plain(self, stage: Any, following: nn.Module | None, state: Any) -> tuple[Any, dict[str, Tensor]]:
-        tokens, rotations = stage.tokens(state), stage.rotations(state)
+        tokens, rotations = stage.to_tokens(state), stage.rotations(state)
         beside = {} if rotations is None else {"rope": rotations}
         *blocks, last = stage.blocks
         for block in blocks:
             tokens = block(tokens, **beside)
         common, parted = self._part(last, tokens, lambda normed: last.attn(normed, **beside))
-        return stage.maps(common, state), {task: _grid(stage.maps(own, state)) for task, own in parted.items()}
+        return stage.to_state(common, state), {task: _grid(stage.to_state(own, state)) for task, own in parted.items()}
 
     def _part(self, block: Any, x: Tensor, attend: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The common features after a block, and those of each task."""
