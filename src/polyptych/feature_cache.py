@@ -58,7 +58,7 @@ def check_constant(run: Run, network: Network) -> None:
 
 
 def with_features(run: Run, network: Network, dataset: Dataset, tasks: dict[str, Task], size: tuple[int, int],
-                  device: torch.device, say: Callable[[object], None]) -> FeatureDataset:
+                  say: Callable[[object], None]) -> FeatureDataset:
     """The augmented views of a dataset with their labels and features, both computed now if they are not there yet.
 
     Raises:
@@ -67,6 +67,7 @@ def with_features(run: Run, network: Network, dataset: Dataset, tasks: dict[str,
     check_constant(run, network)
     folder = run.loading.cache
     assert folder is not None
+    device = next(network.parameters()).device
     views = Views(dataset, tasks, run.augment, size, run.loading.feature_views)
     was_training = network.training
     network.eval()

@@ -166,7 +166,7 @@ class Trainer:
         self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
         samples: Dataset = dataset
         if run.loading.feature_views:
-            samples = with_features(run, cast(Network, self.state.network), dataset, self.tasks, size, self.device,
+            samples = with_features(run, cast(Network, self.state.network), dataset, self.tasks, size,
                                     self.display.say)
         self.batches = TrainingBatches(
             samples, self.tasks, None if run.loading.feature_views else run.augment, size, run.batch_size, run.seed,

@@ -55,7 +55,7 @@ class DPTHead(Head):
         self.fuse = nn.ModuleList(Fusing(width, first=i == len(inside) - 1) for i in range(len(inside)))
         self.mix = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True))
         half, last = max(1, width // 2), max(1, width // 8)
-        self.half = nn.Conv2d(width, half, 3, padding=1)
+        self.thin = nn.Conv2d(width, half, 3, padding=1)
         self.predict = nn.Sequential(nn.Conv2d(half, last, 3, padding=1), nn.ReLU(inplace=True),
                                      nn.Conv2d(last, channels, 1))
 
@@ -66,7 +66,7 @@ class DPTHead(Head):
         for x, fuse in reversed(list(zip(maps, self.fuse, strict=True))):
             fused = fuse(x, fused)
         assert fused is not None
-        return self.predict(_doubled(self.half(self.mix(fused))))
+        return self.predict(_doubled(self.thin(self.mix(fused))))
 
 
 def _resampling(channels: int, factor: float) -> nn.Module:
@@ -123,7 +123,7 @@ class Binned(nn.Module):
 
     values: Tensor
 
-    def __init__(self, head: Head, bins: int, least: float, most: float, form: Literal["value", "logarithm"]):
+    def __init__(self, head: nn.Module, bins: int, least: float, most: float, form: Literal["value", "logarithm"]):
         super().__init__()
         self.head, self.form = head, form
         self.register_buffer("values", torch.linspace(least, most, bins).view(-1, 1, 1), persistent=False)
