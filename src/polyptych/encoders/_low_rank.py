@@ -45,10 +45,11 @@ class LowRankLinear(nn.Module):
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
         if rank:
             self.lora_shared_A, self.lora_shared_B = self._update(rank)
-        updates = {task: self._update(ranks[task]) for task in sorted(ranks or {})}  # the order of published files
+        ranks = ranks or {}
+        updates = {task: self._update(ranks[task]) for task in sorted(ranks)}  # the order of published files
         self.lora_tasks_A = nn.ParameterDict({task: a for task, (a, _) in updates.items()})
         self.lora_tasks_B = nn.ParameterDict({task: b for task, (_, b) in updates.items()})
-        self.tasks = tuple(ranks or {})
+        self.tasks = tuple(ranks)
         mark_adapters(self.named_parameters(), "lora_")
 
     def _update(self, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
