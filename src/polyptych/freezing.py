@@ -29,7 +29,7 @@ def hold_still(network: nn.Module) -> None:
             module.training = False
 
 
-def with_synchronized_norms(network: nn.Module) -> nn.Module:
+def with_synchronized_norms(network: Any) -> Any:
     """The network with batch statistics over all processes; torch makes new modules, which stand still as the old."""
     marks = {name: (module.frozen, module.frozen_until) for name, module in network.named_modules()
              if getattr(module, "frozen", "")}

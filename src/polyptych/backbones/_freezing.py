@@ -97,7 +97,7 @@ def number_as_timm(network: nn.Module, model: str, architecture: str = "") -> No
     layers, top, modules = _layers_of(model, architecture)
     for name, module in network.named_modules():
         if (known := modules.get(_plain(name))) is not None:
-            module.name_in_timm = known  # type: ignore[assignment]
+            module.name_in_timm = known
     numbers = {name: layers.get(_plain(name)) for name, _ in network.named_parameters()}
     if None not in numbers.values():
         if any(number == top and "norm" not in name for name, number in numbers.items()):

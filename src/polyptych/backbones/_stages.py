@@ -226,7 +226,7 @@ def _cut_transformer(model: VisionTransformer | Eva, taps: bool) -> Cut:
     norm, model.norm = model.norm, nn.Identity()  # it belongs to the last stage
     rope = Rotations(model) if isinstance(model, Eva) and model.rope is not None else None
     if isinstance(model, Eva):
-        model.rope = None
+        model.rope = None  # type: ignore[assignment]
     stages = [TokenEmbedding(model), *(TokenBlocks(group, rope=rope) for group in groups[:-1]),
               TokenBlocks(groups[-1], norm, rope)]
     info: Any = model.feature_info[-1]

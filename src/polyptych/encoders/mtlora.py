@@ -128,7 +128,7 @@ class MTLoRA(Encoder):
             for task in self.tasks:
                 maps[task].append(parted[task])
         return TaskFeatures({task: Features(tuple(
-            self.reduce[task][i](x) if self.config.reduce else x  # type: ignore[index, operator]
+            self.reduce[task][i](x) if self.config.reduce else x  # type: ignore[index]
             for i, x in enumerate(maps[task]))) for task in self.tasks})
 
     def _swin(self, stage: nn.Module, following: nn.Module | None,
@@ -175,7 +175,8 @@ class MTLoRA(Encoder):
 
 def _scaled(block: Any, number: int, x: Tensor) -> Tensor:
     """After the block's layer scale, if it has one."""
-    if (layer := getattr(block, f"ls{number}", None)) is not None:
+    layer: Any = getattr(block, f"ls{number}", None)
+    if layer is not None:
         return layer(x)
     gamma = getattr(block, f"gamma_{number}", None)
     return x if gamma is None else gamma * x

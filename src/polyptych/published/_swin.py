@@ -17,8 +17,9 @@ SWIN = (
     Rename("layers.{s}.blocks.{b}.*", "stages.{s + 1}.stage.blocks.{b}.*"),
 )
 RECOMPUTED = ("backbone.layers.{s}.blocks.{b}.attn_mask", "backbone.layers.{s}.blocks.{b}.attn.relative_position_index")
-_NAMED = {(96, (2, 2, 6, 2), (3, 6, 12, 24)): "tiny", (96, (2, 2, 18, 2), (3, 6, 12, 24)): "small",
-          (128, (2, 2, 18, 2), (4, 8, 16, 32)): "base", (192, (2, 2, 18, 2), (6, 12, 24, 48)): "large"}
+_NAMED: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {
+    (96, (2, 2, 6, 2), (3, 6, 12, 24)): "tiny", (96, (2, 2, 18, 2), (3, 6, 12, 24)): "small",
+    (128, (2, 2, 18, 2), (4, 8, 16, 32)): "base", (192, (2, 2, 18, 2), (6, 12, 24, 48)): "large"}
 
 
 def depths(seen: Seen) -> tuple[int, ...]:
