@@ -50,10 +50,9 @@ class PromptedAttention(nn.Module):
         bias = layer._get_rel_pos_bias()
         if mask is not None:
             bias = (bias + mask.unsqueeze(1)).repeat(b // mask.shape[0], 1, 1, 1)
-        bias = F.pad(bias, (self.count, 0, self.count, 0)).to(queries.dtype)
-        y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias,
-                                           dropout_p=layer.attn_drop.p if self.training else 0.0)
-        return layer.proj_drop(layer.proj(y.transpose(1, 2).flatten(2)))
+        scores = (queries * layer.scale) @ keys.transpose(-2, -1)  # as timm does: windows are small
+        weights = layer.attn_drop(layer.softmax(scores + F.pad(bias, (self.count, 0, self.count, 0))))
+        return layer.proj_drop(layer.proj((weights @ values).transpose(1, 2).reshape(b, n, -1)))
 
 
 class Prompts(nn.Module):
