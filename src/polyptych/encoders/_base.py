@@ -44,6 +44,15 @@ class Encoder(nn.Module, Component, ABC):
         tasks share one."""
         return None
 
+    def frozen_maps(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        """What a frozen backbone makes of an image, of which :meth:`from_frozen_maps` makes the features with all that
+        learns. An encoder whose own parts stand before or between those of the backbone has no such cut."""
+        raise NotImplementedError
+
+    def from_frozen_maps(self, maps: tuple[Tensor, ...]) -> TaskFeatures:
+        """The features, of :meth:`frozen_maps`."""
+        raise NotImplementedError
+
     @abstractmethod
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         """Pyramids for all tasks, with ``shared`` set to the cut between what all tasks share and what follows."""
