@@ -112,8 +112,11 @@ def _scan(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Tens
 
 # -- blocks, as operators that autograd, compilers and the counter of multiply-adds know -------------------------------
 
+_INPUTS = "Tensor u, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor order"
 
-@torch.library.custom_op("polyptych::selective_scan", mutates_args=())
+
+@torch.library.custom_op("polyptych::selective_scan", mutates_args=(), schema=f"({_INPUTS}, bool training) -> "
+                         "(Tensor, Tensor)")
 def blocked_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: Tensor, training: bool
                  ) -> tuple[Tensor, Tensor]:
     """The result, and the states before every block (none unless training)."""
@@ -122,7 +125,8 @@ def blocked_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: 
     return y, u.new_empty(0) if states is None else states
 
 
-@torch.library.custom_op("polyptych::selective_scan_backward", mutates_args=())
+@torch.library.custom_op("polyptych::selective_scan_backward", mutates_args=(),
+                         schema=f"(Tensor gradient, {_INPUTS}, Tensor states) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 def _blocked_backward(gradient: Tensor, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: Tensor,
                       states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return blocks.backward(gradient, u, dt, a, b, c, order, states, blocks.shape_of(dt, a, True))

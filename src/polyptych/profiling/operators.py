@@ -21,6 +21,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from polyptych.ops import selective_scan
+
 T = TypeVar("T")
 Kind = Literal["movement", "per_element", "unknown"]
 
@@ -70,7 +72,8 @@ def _deformable(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, out_shape:
 
 EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.torchvision.deform_conv2d: _deformable}
+    torch.ops.torchvision.deform_conv2d: _deformable,
+    torch.ops.polyptych.selective_scan: selective_scan.multiply_adds}
 """What torch's counter does not know in every version; a formula of its own comes first where it has one."""
 
 
