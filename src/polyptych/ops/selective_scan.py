@@ -79,7 +79,7 @@ def selective_scan_over_map(
 def paths(height: int, width: int, device: torch.device) -> tuple[Int[Tensor, "4 l"], Int[Tensor, "4 l"]]:
     """The positions (row by row) in the order in which each path visits them, and when it visits each position."""
     step = torch.arange(height * width, device=device)
-    columns, visited = step % height * width + step // height, step % width * height + step // width
+    columns, visited = (step.reshape(shape).t().flatten() for shape in ((height, width), (width, height)))
     last = height * width - 1
     return (torch.stack([step, columns, last - step, columns.flip(0)]),
             torch.stack([step, visited, last - step, last - visited]))
