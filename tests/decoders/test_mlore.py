@@ -12,7 +12,7 @@ from published_fixtures import Fixture, load
 from torch import Tensor
 from transcription import CHANNELS, NYUD_FOUR, PASCAL, built, conv, count, enlarge, everywhere, randomized
 
-from polyptych.decoders.mlore import MLoRE, Mixture, unevenness
+from polyptych.decoders.mlore import Mixture, MLoRE, unevenness
 from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec, TaskFeatures
 

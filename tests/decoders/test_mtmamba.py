@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from published_fixtures import Fixture, load
-from torch import Tensor
-from transcription import NYUD_FOUR, PASCAL, built, conv, count, enlarge, everywhere, own_pyramids, pyramid, randomized
+from transcription import NYUD_FOUR, PASCAL, built, count, everywhere
 
 from polyptych.decoders.mtmamba import MTMamba
-from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec, TaskFeatures
 
 PLUS = MTMamba.Config()

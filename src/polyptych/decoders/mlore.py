@@ -83,7 +83,7 @@ class MLoRE(Decoder):
             self._require("width", self.width >= 4, "4 or more")
             self._require("ranks", bool(self.ranks) and min(self.ranks) >= 1, "one or more numbers of at least 1")
             self._require("task_rank", self.task_rank >= 1, "1 or more")
-            self._require("active", 1 <= self.active <= len(self.ranks), f"1 to {len(self.ranks)}, the experts there are")
+            self._require("active", 1 <= self.active <= len(self.ranks), f"1 to {len(self.ranks)}, as there are experts")
             self._require("balance", 0 <= self.balance < math.inf, "a number of at least 0")
             self._require("size", min(self.size) > 0, "a positive height and width")
 
@@ -172,7 +172,7 @@ class Mixture(nn.Module):
         self.norm_experts = nn.ModuleDict({task: SingleValueBatchNorm(width) for task in tasks})
         self.norm = nn.ModuleDict({task: SingleValueBatchNorm(width) for task in tasks})
         self.leave = nn.ModuleDict({task: nn.Conv2d(width, width, 1) for task in tasks})
-        with torch.no_grad():  # every expert is initialized as a convolution of its own; so are the first layers already
+        with torch.no_grad():  # every expert's second layer begins as one of its rank; the first ones do already
             nn.init.zeros_(self.down.bias)  # type: ignore[arg-type]
             for part in self.up.weight.split(config.ranks, dim=1):
                 part.copy_(nn.init.kaiming_uniform_(torch.empty_like(part), a=5**0.5))

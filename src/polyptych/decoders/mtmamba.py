@@ -42,9 +42,8 @@ class MTMamba(Decoder):
     parameters grow with the maps' channels: a ResNet-50's pyramid is as wide as Swin-L's.
 
     Published on Swin-L, whose maps have strides 4 to 32, each twice as wide as the one before. For other pyramids,
-    shuffles have the ratio of the strides and make the next map's channels, and what then has not its size is resampled.
-    The published code's weight decay is for all parameters; here A, skip and beta have none unless
-    ``decay_everything`` says otherwise.
+    shuffles have the ratio of the strides and make the next map's channels, and what does not have its size then is
+    resampled. The published code decays all parameters; here A, the skip and beta never decay.
 
     Raises:
         InputError: a bad option, or tasks whose pyramids differ in shape.

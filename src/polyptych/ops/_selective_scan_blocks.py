@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 STEPS = 64  # of a block; training keeps the states after every so many
-LANES = 8192  # states of the rows of a block: enough to outweigh the call of an operation, and the cache holds all steps
+LANES = 8192  # states of the rows of a block: enough to outweigh the call of an operation; all steps fit the cache
 LEAST_LANES = 256  # below this, segments run side by side
 LEAST_IN_TRAINING, SHARE_IN_TRAINING = 512, 256  # lanes: an array of a block is a small share of all states of a scan
 LEAST_CHANNELS = 32  # of a block: what lies side by side in memory

@@ -126,7 +126,8 @@ def blocked_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: 
 
 
 @torch.library.custom_op("polyptych::selective_scan_backward", mutates_args=(),
-                         schema=f"(Tensor gradient, {_INPUTS}, Tensor states) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+                         schema=f"(Tensor gradient, {_INPUTS}, Tensor states) "
+                                "-> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 def _blocked_backward(gradient: Tensor, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: Tensor,
                       states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return blocks.backward(gradient, u, dt, a, b, c, order, states, blocks.shape_of(dt, a, True))
