@@ -25,7 +25,7 @@ def inputs(batch=2, tasks=3, size=(5, 7), channels=6, states=4, longest=0.5, dty
     dt = torch.rand(4, batch, tasks, length, channels, generator=random, dtype=torch.float64) * longest
     a = -16 * torch.rand(4, tasks, states, channels, generator=random, dtype=torch.float64)
     return [normal(batch, tasks, length, channels), dt.to(dtype), a.to(dtype),
-            normal(4, batch, tasks, length, states), normal(4, batch, tasks, length, states), normal(4, tasks, channels)]
+            *(normal(4, batch, tasks, length, states) for _ in range(2)), normal(4, tasks, channels)]
 
 
 def with_gradients(tensors: list[Tensor], size=(5, 7), method="auto") -> list[Tensor]:
