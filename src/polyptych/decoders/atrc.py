@@ -23,6 +23,7 @@ from polyptych.decoders._blocks import (
     upsample_and_concatenate,
 )
 from polyptych.errors import InputError
+from polyptych.ops import without_autocast
 from polyptych.ops.neighborhood import neighborhood_attention
 from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
 
@@ -232,7 +233,7 @@ class GlobalContext(Context):
     def forward(self, target, source, target_shares, source_shares, temperature):
         q, k, v = self.query(target), self.key(source), self.value(source)
         q, k, v = (x.flatten(2).to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
-        with torch.autocast(target.device.type, enabled=False):  # sums over all positions leave float16's range
+        with without_autocast(target.device):  # sums over all positions leave float16's range
             result = (v @ k.mT) @ q / (k.sum(-1, keepdim=True).mT @ q).clamp(min=SMALLEST_SUM)
         return result.to(target.dtype).unflatten(2, target.shape[-2:])
 

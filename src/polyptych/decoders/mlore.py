@@ -20,7 +20,7 @@ from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import SingleValueBatchNorm, common_spec, for_each_pyramid
 from polyptych.decoders._cross_task import grid_of
 from polyptych.errors import InputError
-from polyptych.ops import exporting
+from polyptych.ops import exporting, without_autocast
 from polyptych.ops.resize import resize
 from polyptych.types import FeatureSpec, Output, TaskFeatures
 
@@ -83,7 +83,7 @@ class MLoRE(Decoder):
             self._require("width", self.width >= 4, "4 or more")
             self._require("ranks", bool(self.ranks) and min(self.ranks) >= 1, "one or more numbers of at least 1")
             self._require("task_rank", self.task_rank >= 1, "1 or more")
-            self._require("active", 1 <= self.active <= len(self.ranks), f"1 to {len(self.ranks)}, as there are experts")
+            self._require("active", 1 <= self.active <= len(self.ranks), f"1 to {len(self.ranks)}, the experts")
             self._require("balance", 0 <= self.balance < math.inf, "a number of at least 0")
             self._require("size", min(self.size) > 0, "a positive height and width")
 
@@ -248,7 +248,7 @@ class _Kernels:
         sources = [mixture.down.weight, mixture.down.bias, mixture.up.weight, mixture.offset, *mixture.own.parameters()]
         state = tuple((x.data_ptr(), x._version, x.dtype) for x in sources)
         if state != self.made_of:
-            with torch.autocast(sources[0].device.type, enabled=False):
+            with without_autocast(sources[0].device):
                 self._make(mixture)
             self.made_of = state
         return self.kernels, self.offsets

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polyptych.ops import _selective_scan_blocks as blocks
-from polyptych.ops import exporting
+from polyptych.ops import exporting, without_autocast
 
 Method = Literal["auto", "blocks", "plain", "loop"]
 
@@ -99,7 +99,7 @@ def _scan(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Tens
           back: Int[Tensor, "k l"], method: Method) -> Float[Tensor, "p l d"]:
     """The sum over k paths of the scans of p sequences, without the skipping term, in float32 at least."""
     kind = torch.promote_types(u.dtype, torch.float32)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u.device):
         inputs = [x.to(kind) for x in (u, dt, a, b, c)]
         if method == "plain" or (method == "auto" and exporting()):
             return _walked(_in_chunks, *inputs, there, back)
