@@ -2,6 +2,7 @@
 
     python benchmarks/balancers.py --tasks 3 --methods pcgrad nash_mtl
     python benchmarks/balancers.py --device cuda --size 480 640 --batch 8 --precision bfloat16
+    python benchmarks/balancers.py --weights --tasks 2 8 64 --methods upgrad
 
 Beside each method of the catalog, on every level that it has: torchjd's form of the same method (`mtl_backward`, then
 `jac_to_grad`; one vector product at a time, and batched by vmap), and the flatten-and-copy form of research code,
@@ -9,8 +10,10 @@ written from its description: a row of a matrix in host memory for every task, f
 methods that weigh (not `pcgrad`) a further backward pass. All share one network: a ResNet-50 trunk and a head for every
 task. Times are medians over turns in which every subject makes one step, so that a busy machine disturbs all alike;
 `times` is against equal weights in the same turns. Memory is what the first step holds beyond network and image,
-buffers that then stay included (on the CPU every storage is watched; on CUDA the allocator counts). Prints a table and
-JSON.
+buffers that then stay included (on the CPU every storage is watched; on CUDA the allocator counts). With `--weights`,
+only what follows from the gradients' inner products is measured: the weights of tasks, by us and by torchjd in the same
+turns, and how far the two combined gradients lie apart (for UPGrad, torchjd wants its extra `quadprog_projector`).
+Prints a table and JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -126,8 +130,7 @@ def of_torchjd(bench: Bench, name: str, chunk: int | None) -> Callable[[], None]
     import torchjd.aggregation
     from torchjd.autojac import jac_to_grad, mtl_backward
 
-    needed = {"FairGrad": {"alpha": 2.0}, "CAGrad": {"c": 0.4}, "NashMTL": {"n_tasks": len(bench.tasks)}}
-    aggregator = getattr(torchjd.aggregation, name)(**needed.get(name, {}))
+    aggregator = getattr(torchjd.aggregation, name)(**_needed(name, len(bench.tasks)))
     heads = [list(bench.network.decoder.heads[task].parameters()) for task in bench.tasks]
 
     def step() -> None:
@@ -139,6 +142,11 @@ def of_torchjd(bench: Bench, name: str, chunk: int | None) -> Callable[[], None]
         bench.clear()
 
     return step
+
+
+def _needed(name: str, tasks: int) -> dict[str, float]:
+    """What torchjd's form of a method has no default for."""
+    return {"FairGrad": {"alpha": 2.0}, "CAGrad": {"c": 0.4}, "NashMTL": {"n_tasks": tasks}}.get(name, {})
 
 
 def flatten_and_project(bench: Bench) -> Callable[[], None]:
@@ -196,6 +204,36 @@ def copy_back(vector: Tensor, trunk: list[nn.Parameter]) -> None:
         start += p.numel()
 
 
+def measure_weights(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Milliseconds from inner products to weights, ours and torchjd's, for random gradients: the least of all turns."""
+    import torchjd.aggregation
+
+    rows: list[dict[str, object]] = []
+    print(f"{'tasks':>5} {'method':>12} {'ours/ms':>9} {'torchjd/ms':>11} {'apart':>9}")
+    for number in options.tasks:
+        gradients = torch.randn(number, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        gram, losses = gradients @ gradients.T, torch.ones(number, dtype=torch.float64)
+        names = tuple(f"task{i}" for i in range(number))
+        for method in (method for method in options.methods if method in TORCHJD):
+            balancer = CATALOG.load(method).Config().build(standard_weights=dict.fromkeys(names, 1.0))
+            theirs = getattr(torchjd.aggregation, f"{TORCHJD[method]}Weighting")(**_needed(TORCHJD[method], number))
+            ways = (partial(balancer.solve, gram, losses, names), partial(theirs, gram))
+            found = [way() for way in ways]
+            turns = [[_seconds(way) for way in ways] for _ in range(options.turns)]
+            ours, other = (1000 * min(turn[index] for turn in turns) for index in range(2))
+            combined = [weights @ gradients for weights in found]
+            apart = float((combined[0] - combined[1]).norm() / combined[1].norm())
+            rows.append({"tasks": number, "method": method, "ours": ours, "torchjd": other, "apart": apart})
+            print(f"{number:>5} {method:>12} {ours:>9.2f} {other:>11.2f} {apart:>9.1e}")
+    return rows
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def milliseconds(bench: Bench, step: Callable[[], None]) -> float:
     synchronize(bench)
     start = time.perf_counter()
@@ -234,9 +272,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--no-rivals", action="store_true")
+    parser.add_argument("--weights", action="store_true", help="only weights from inner products, by us and torchjd")
     options = parser.parse_args()
     keep_freed_memory()
     about, rows = environment(), []
+    if options.weights:
+        rows = measure_weights(options)
+        print(json.dumps({"benchmark": "balancers", "environment": about, **vars(options), "rows": rows}))
+        return
     place = f"{torch.get_num_threads()} threads of {about['processor']}"
     place = place if options.device == "cpu" else str(about["accelerator"])
     print(f"{options.model}, heads {options.head} of width {options.width}, {options.size[0]}x{options.size[1]}, batch "

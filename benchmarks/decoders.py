@@ -113,9 +113,9 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from polyptych.reports.scatter import MARKERS
 
     from polyptych.reports.curves import COLORS
-    from polyptych.reports.scatter import MARKERS
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     kinds: list[tuple[str, Callable[[Row], float]]] = [

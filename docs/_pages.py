@@ -7,6 +7,8 @@ Run by mkdocs (``mkdocs build``), which needs ``pip install -e '.[docs]'``.
 from __future__ import annotations
 
 import ast
+import base64
+import json
 import os
 import re
 import subprocess
@@ -74,8 +76,28 @@ def moved(text: str) -> str:
     return text.replace("](CONTRIBUTING.md)", "](contributing.md)").replace("](CHANGELOG.md)", "](changelog.md)")
 
 
+def notebook(path: Path) -> str:
+    """A notebook with what it printed and drew when it was executed last; its pictures become files of the site."""
+    parts = [f"[Download this notebook](notebooks/{path.name})"]
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for number, output in enumerate(cell.get("outputs", [])):
+            shown = output.get("data", {})
+            if "image/png" in shown:
+                picture = f"images/{path.stem}-{cell['id']}-{number}.png"
+                with mkdocs_gen_files.open(picture, "wb") as file:
+                    file.write(base64.b64decode(shown["image/png"]))
+                parts.append(f"![What this cell draws]({picture})")
+            elif text := "".join(output.get("text") or shown.get("text/plain", "")):
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    parts[0], parts[1] = parts[1], parts[0]  # the title stands in the first cell
+    return "\n\n".join(parts) + "\n"
+
+
 page("index.md", moved((ROOT / "README.md").read_text()))
 page("contributing.md", moved((ROOT / "CONTRIBUTING.md").read_text()))
+page("rooms-notebook.md", notebook(ROOT / "docs" / "notebooks" / "rooms.ipynb"))
 page("changelog.md", moved((ROOT / "CHANGELOG.md").read_text()))
 page("reference/index.md", "# Reference\n\nThe functions of the package, `import polyptych`:\n\n" + "\n".join(
     f"::: polyptych.{home}.{name}\n" for name, home in sorted(

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
-install_import_hook("polyptych", "typechecking.check")
+import check_imports
+
+check_imports.install("polyptych")
 
 settings.register_profile("polyptych", deadline=None)  # of generated examples: time is not judged
 settings.load_profile("polyptych")
 
-# Tests measure nothing; one thread each keeps parallel test processes from fighting over cores.
+# Tests measure nothing; one thread each keeps parallel test processes from fighting over cores. Read when torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compiled once, the package serves all the processes that tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A small folder of one's own images, as the page "Your own data" assumes it, and twenty ways to describe it wrong."""
+"""A small folder of one's own images, as the page "Your own data" assumes it, and many ways to describe it wrong."""
 
 from __future__ import annotations
 
@@ -110,6 +110,28 @@ def _deep_images(root: Path) -> None:
     instead("photos/{id}.jpg", "photos/{id}.png")(root)
 
 
+def _half_as_large(root: Path) -> None:
+    for path in (root / "masks").iterdir():
+        save(path, np.array(Image.open(path))[::2, ::2])
+
+
+def _from_one(root: Path) -> None:
+    for path in (root / "masks").iterdir():
+        save(path, np.array(Image.open(path)) + 1)
+
+
+def _masks_as_jpeg(root: Path) -> None:
+    for path in list((root / "masks").iterdir()):
+        save(path.with_suffix(".jpg"), 100 * np.array(Image.open(path)))
+        path.unlink()
+    instead("masks/{id}.png", "masks/{id}.jpg")(root)
+    instead('"sky"]', '"sky"]\nids = [0, 100, 200]')(root)
+
+
+def _empty_list(root: Path) -> None:
+    (root / "test.txt").write_text("")
+
+
 WRONG: dict[str, Callable[[Path], None]] = {
     "no description": _no_description,
     "a quotation mark is missing": instead('"photos/{id}.jpg"', '"photos/{id}.jpg'),
@@ -134,5 +156,19 @@ WRONG: dict[str, Callable[[Path], None]] = {
     "an image in two splits": _listed_twice,
     "shares of more than everything": instead('val = ["val.txt"]', "val = 0.4\ntrain = 0.8"),
     "no label of a training image": _no_training_label,
+    "a list that is not there": instead("val.txt", "valid.txt"),
+    "an empty list": _empty_list,
+    "percent for a share": instead('val = ["val.txt"]', "val = 20"),
+    "a backslash in a path": instead("photos/{id}", "photos\\{id}"),
+    "another name for a kind of task": instead("tasks.depth", "tasks.disparity"),
+    "a table without its classes": instead('classes = ["ground", "plant", "sky"]\n', ""),
+    "a number in place of a list": instead('"sky"]', '"sky"]\nignore = 255'),
+    "classes as a table": instead('["ground", "plant", "sky"]', "{ground = 0, plant = 1, sky = 2}"),
+    "ids that begin at one": _from_one,
+    "masks stored as JPEG": _masks_as_jpeg,
+    "labels half as large as images": _half_as_large,
+    "the photos as labels": instead("masks/{id}.png", "photos/{id}.jpg"),
+    "normals with two axes": instead('[tasks.depth]\nfiles = "depth/{id}.png"\nunit = "mm"',
+                                     '[tasks.normals]\nfiles = "depth/{id}.png"\naxes = ["x", "y"]'),
 }
 """What is wrong with it, and how it comes about."""

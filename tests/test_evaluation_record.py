@@ -108,9 +108,9 @@ def test_several_processes_know_all_images(monkeypatch) -> None:
         monkeypatch.setattr("polyptych.distributed.world", lambda: 2)
         monkeypatch.setattr("polyptych.distributed.rank", lambda rank=rank: rank)
         monkeypatch.setattr("polyptych.distributed.total", lambda table: tables.append(table) or table)
-        _all_images(ids[rank], 4, torch.device("cpu"))
+        _all_images(ids[rank], 4)
     monkeypatch.setattr("polyptych.distributed.total", lambda table: sum(tables))
-    found, sizes = _all_images(ids[1], 4, torch.device("cpu"))
+    found, sizes = _all_images(ids[1], 4)
     assert found == ["test/ä", "test/1", "test/2", "test/3"] and sizes == [(48, 60), (48, 64)]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import polyptych
@@ -13,9 +15,10 @@ import polyptych
 
 def test_public_names() -> None:
     assert polyptych.__all__ == [
-        "Augment", "Balancer", "Batch", "Comparison", "InputError", "Network", "Output", "OwnSamples", "Predictor",
-        "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare", "dataset",
-        "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task", "train",
+        "Augment", "Balancer", "Batch", "Comparison", "Diagnosis", "InputError", "Network", "Output", "OwnSamples",
+        "Predictor", "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare",
+        "dataset", "diagnose", "evaluate", "load", "load_published", "losses", "network", "predict", "profile",
+        "samples", "task", "train",
     ]
     for name in polyptych.__all__:
         value = getattr(polyptych, name)
@@ -37,6 +40,23 @@ def test_public_names_are_typed() -> None:
             signature = inspect.signature(value)
             assert signature.return_annotation is not inspect.Signature.empty, name
             assert all(one.annotation is not inspect.Parameter.empty for one in signature.parameters.values()), name
+
+
+def test_attributes_of_public_classes_are_typed() -> None:
+    """A type checker of a program that uses them shall not have to guess."""
+    for name in polyptych.__all__:
+        value = getattr(polyptych, name)
+        if not inspect.isclass(value):
+            continue
+        nodes = [*ast.walk(ast.parse(textwrap.dedent(inspect.getsource(value))))]
+        annotated = [node.target for node in nodes if isinstance(node, ast.AnnAssign)]
+        typed = {target.id for target in annotated if isinstance(target, ast.Name)}
+        typed |= {target.attr for target in annotated if isinstance(target, ast.Attribute)}
+        targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+        targets += [inner for target in targets if isinstance(target, ast.Tuple) for inner in target.elts]
+        made = {target.attr for target in targets if isinstance(target, ast.Attribute)
+                and isinstance(target.value, ast.Name) and target.value.id == "self" and target.attr[0] != "_"}
+        assert not made - typed, name
 
 
 def test_the_changelog_begins_with_the_first_version() -> None:

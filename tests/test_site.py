@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,4 +24,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     decoders = (tmp_path / "site" / "reference" / "decoders" / "index.html").read_text()
     for path in (ROOT / "src/polyptych/decoders").glob("[!_]*.py"):
         assert f"<code>{path.stem}</code>" in decoders, path
+    pictures = re.findall(r'src="[^"]*images/(rooms-[^"]+.png)"',
+                          (tmp_path / "site" / "rooms-notebook" / "index.html").read_text())
+    assert len(pictures) >= 3 and all((tmp_path / "site" / "images" / name).stat().st_size for name in pictures)
     assert "polyptych train rooms" in (tmp_path / "site" / "index.html").read_text()

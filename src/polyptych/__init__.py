@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from polyptych.comparison.compare import Comparison, compare
     from polyptych.data.own_samples import OwnSamples, samples
     from polyptych.data.transforms import Augment
+    from polyptych.diagnosis import Diagnosis, diagnose
     from polyptych.errors import InputError
     from polyptych.evaluation import evaluate
+    from polyptych.importing import load_published
     from polyptych.networks import Network
     from polyptych.parts import SampleDataset, balancer, dataset, losses, network
     from polyptych.prediction.pipeline import predict
@@ -23,17 +25,19 @@ if TYPE_CHECKING:
     from polyptych.training import train
     from polyptych.types import Batch, Output
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-__all__ = ["Augment", "Balancer", "Batch", "Comparison", "InputError", "Network", "Output", "OwnSamples", "Predictor",
-           "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare", "dataset",
-           "evaluate", "load", "losses", "network", "predict", "profile", "samples", "task", "train"]
+__all__ = ["Augment", "Balancer", "Batch", "Comparison", "Diagnosis", "InputError", "Network", "Output", "OwnSamples",
+           "Predictor", "Profile", "Run", "SampleDataset", "Scene", "TaskMetric", "TaskPart", "balancer", "compare",
+           "dataset", "diagnose", "evaluate", "load", "load_published", "losses", "network", "predict", "profile",
+           "samples", "task", "train"]
 
 _HOMES = {
     "Augment": "data.transforms",
     "Balancer": "balancers._base",
     "Batch": "types",
     "Comparison": "comparison.compare",
+    "Diagnosis": "diagnosis",
     "InputError": "errors",
     "Network": "networks",
     "Output": "types",
@@ -48,8 +52,10 @@ _HOMES = {
     "balancer": "parts",
     "compare": "comparison.compare",
     "dataset": "parts",
+    "diagnose": "diagnosis",
     "evaluate": "evaluation",
     "load": "prediction.predictor",
+    "load_published": "importing",
     "losses": "parts",
     "network": "parts",
     "predict": "prediction.pipeline",

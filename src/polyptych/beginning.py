@@ -40,6 +40,8 @@ def begin(network: Network, tasks: Mapping[str, Task], folders: Sequence[Path]) 
     decoders begin anew, with the backbones filled). The networks of the runs, too, must have a backbone for each task
     and nothing between them: ``--encoder single``, or ``shared`` of one task.
 
+    A network whose tasks share anything continues one of the same form as a whole: an imported one, for instance.
+
     Args:
         folders: runs that have each task exactly once. Tasks that this network does not have are left out.
 
@@ -50,6 +52,9 @@ def begin(network: Network, tasks: Mapping[str, Task], folders: Sequence[Path]) 
         InputError: a task is in none of the runs or in several, tasks share a backbone, weights do not fit, or labels,
             means or deviations of the images differ.
     """
+    if len(folders) == 1 and any(network.encoder.own_backbone(name) is None for name in tasks) and (
+            whole := _continued(network, tasks, folders[0])):
+        return whole
     available: dict[str, Trained] = {}
     for folder in folders:
         for name, found in trained(folder).items():
@@ -88,6 +93,18 @@ def trained(folder: Path) -> dict[str, Trained]:
                          "train with --encoder single, or one task with --encoder shared")
     return {name: Trained(folder, tasks[name], backbone, network.decoder.own_head(name), network.mean, network.std)
             for name, backbone in backbones.items() if backbone is not None}
+
+
+def _continued(network: Network, tasks: Mapping[str, Task], folder: Path) -> str:
+    """Fill the whole network from one of the same parts, tasks and shapes; empty, and nothing done, if it is not."""
+    _, theirs, source, _ = load_network(folder)
+    mine, found = network.state_dict(), source.state_dict()
+    if (type(source.encoder) is not type(network.encoder) or type(source.decoder) is not type(network.decoder)
+            or list(theirs) != list(tasks) or {k: v.shape for k, v in mine.items()} != {
+                k: v.shape for k, v in found.items()}):
+        return ""
+    network.load_state_dict(found)
+    return f"the whole network begins as in {folder}"
 
 
 def _fill(network: Network, name: str, task: Task, source: Trained) -> bool:

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from polyptych import devices, distributed
+from polyptych.data.files import require_plain
 from polyptych.errors import InputError
 from polyptych.record import write_whole
 
@@ -35,9 +37,15 @@ class TrainingState:
     step: int = 0  # optimizer steps done
     progress: dict[str, Any] = field(default_factory=dict)  # plain values: best skill, seconds, ...
 
+    @property
+    def device(self) -> torch.device:
+        """Whose random numbers the network draws."""
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
 
 def save_state(path: Path, state: TrainingState) -> None:
-    """Write a checkpoint from which training resumes bit for bit on the CPU.
+    """Write a checkpoint from which training resumes bit for bit on the CPU. Of several processes all must call; the
+    main one writes.
 
     Raises:
         InputError: it cannot be written; the checkpoint that was there before is untouched.
@@ -54,10 +62,12 @@ def save_state(path: Path, state: TrainingState) -> None:
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 scalars[f"{index}.{key}"] = value
-    tensors |= _random_tensors()
+    tensors |= _random_tensors(state.device)
     values = {"step": state.step, "progress": state.progress, "optimizer": scalars,
               "scaler": state.scaler.state_dict(), "python_random": random.getstate(), "tensors": len(tensors)}
-    write_tensors(path, tensors, values)
+    tensors = distributed.whole(tensors)
+    if distributed.is_main():
+        write_tensors(path, tensors, values)
 
 
 def load_state(path: Path, state: TrainingState) -> None:
@@ -84,7 +94,7 @@ def load_state(path: Path, state: TrainingState) -> None:
             _check_scaler(values["scaler"])
             state.scaler.load_state_dict(values["scaler"])
         state.step, state.progress = _step(values), _checked_progress(values["progress"])
-        _restore_random(tensors, values["python_random"])
+        _restore_random(tensors, values["python_random"], state.device)
 
 
 @contextlib.contextmanager
@@ -117,6 +127,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and values of a file written by :func:`write_tensors`. Nothing in it is executed."""
+    if path.exists():
+        require_plain(path, "a checkpoint")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})["polyptych"])
@@ -204,18 +216,18 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, entries: dict[int, dict[s
                 raise ValueError(f"optimizer state {index}.{name} that is not of its parameter's shape and kind")
 
 
-def _random_tensors() -> dict[str, Tensor]:
+def _random_tensors(device: torch.device) -> dict[str, Tensor]:
     state: Any = np.random.get_state(legacy=True)  # a tuple; numpy's stubs also allow for a dict
     _, keys, position, has_gauss, cached = state
     tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.astype(np.int64)),
                "random.numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64)}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    if device.type != "cpu":
+        tensors[f"random.{device.type}"] = devices.random_state(device)
     return tensors
 
 
-def _restore_random(tensors: dict[str, Tensor], python: Any) -> None:
-    for name, value in _random_tensors().items():
+def _restore_random(tensors: dict[str, Tensor], python: Any, device: torch.device) -> None:
+    for name, value in _random_tensors(device).items():
         if name in tensors and (tensors[name].shape != value.shape or tensors[name].dtype != value.dtype):
             raise ValueError(f"{name} of shape {tuple(tensors[name].shape)}")
     version, internal, gauss = python
@@ -229,5 +241,5 @@ def _restore_random(tensors: dict[str, Tensor], python: Any) -> None:
     if not (0 <= position <= len(keys) and 0 <= keys.min() <= keys.max() < 2**32):
         raise ValueError(f"random.numpy at {position:g}")
     np.random.set_state(("MT19937", keys.astype(np.uint32), int(position), int(has_gauss), cached))
-    if torch.cuda.is_available() and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    if device.type != "cpu" and f"random.{device.type}" in tensors:
+        devices.set_random_state(device, tensors[f"random.{device.type}"])

@@ -124,7 +124,7 @@ class Catalog(Generic[Kind]):
         path = self._folder() / f"{name}.py"
         if not path.is_file():
             path = Path(importlib.util.find_spec(self._plugins()[name].module).origin)  # type: ignore[union-attr,arg-type]
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         sources = [line.removeprefix("Source:").strip() for line in text.splitlines() if line.startswith("Source:")]
         return Summary(name, text.partition("\n")[0], "; ".join(sources))
 

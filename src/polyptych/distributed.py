@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from polyptych import devices
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 
@@ -33,9 +36,19 @@ def group(device: torch.device) -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise InputError("WORLD_SIZE", f"{os.environ['WORLD_SIZE']}, without {', '.join(missing)}",
+                         "all that processes need to find each other", "start the run by torchrun, or unset WORLD_SIZE")
+    if device.type == "mps":
+        raise InputError("--execution.device", f"mps for {os.environ['WORLD_SIZE']} processes", "one process, because "
+                         "torch exchanges nothing between them on MPS", "start one, or use --execution.device cpu")
+    backend = "gloo"
+    if device.type != "cpu":
+        module: Any = torch.get_device_module(device)
+        module.set_device(device)
+        # Numbers of the host are exchanged by the host: the device is not waited for.
+        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    dist.init_process_group(backend)
     try:
         yield
     except RuntimeError as error:
@@ -56,24 +69,21 @@ def _lost(error: RuntimeError) -> bool:
 
 
 def local_device(name: str, where: str = "--execution.device") -> torch.device:
-    """The device this process works on. ``auto`` takes CUDA, then the CPU; each of several processes its own.
+    """The device this process works on. ``auto`` takes the accelerator of this machine, or the CPU; each of several
+    processes takes its own of an accelerator that is named without a number.
 
     Raises:
         InputError: an unknown name, or a device that this machine lacks; ``where`` says who asked.
     """
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind, there = devices.accelerators()
     if name == "auto":
-        name = "cuda" if there else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        name = kind
     device = known_device(name, where)
-    try:
-        if device.type != "cuda":
-            torch.empty(0, device=device)
-        elif (device.index or 0) >= there:
-            raise RuntimeError
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(where, f"'{name}', which is not there", f"one of {_devices(there)}", "choose one") from None
+    if device.type == kind != "cpu" and device.index is None and (own := devices.own_index(there)) is not None:
+        name = f"{kind}:{own}"
+        device = torch.device(name)
+    if device.type != "cpu" and (device.type != kind or (device.index or 0) >= there):
+        raise InputError(where, f"'{name}', which is not there", f"one of {_devices(kind, there)}", "choose one")
     return device
 
 
@@ -88,13 +98,14 @@ def known_device(name: str, where: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type == "meta":
-        raise InputError(where, f"'{name}'", f"one of {_devices(torch.cuda.device_count())}", "choose one")
+        do = "ROCm's are called cuda" if name.partition(":")[0] in ("rocm", "hip") else "choose one"
+        raise InputError(where, f"'{name}'", f"one of {_devices(*devices.accelerators())}", do)
     return device
 
 
-def _devices(cuda: int) -> str:
+def _devices(kind: str, number: int) -> str:
     """The devices of this machine by name."""
-    return ", ".join(["auto", "cpu", *(["cuda"] if cuda else []), *(f"cuda:{i}" for i in range(cuda))])
+    return ", ".join(["auto", "cpu", *([kind] if number else []), *(f"{kind}:{i}" for i in range(number))])
 
 
 def parallel(network: nn.Module, device: torch.device, unused: Iterable[nn.Parameter] = ()) -> nn.Module:
@@ -111,7 +122,72 @@ def parallel(network: nn.Module, device: torch.device, unused: Iterable[nn.Param
     wrapper = nn.parallel.DistributedDataParallel
     wrapper._set_params_and_buffers_to_ignore_for_model(
         network, [name for name, p in network.named_parameters() if id(p) in left_out])
-    return wrapper(network, device_ids=[device] if device.type == "cuda" else None)
+    return wrapper(network, device_ids=[device] if device.type != "cpu" else None)
+
+
+def shard(network: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
+    """Each process keeps a part of every parameter from now on, and with it of its gradient. They are whole on the
+    device only while they are needed: those of each of ``parts`` while it computes, the rest from the forward pass to
+    the end of the backward pass.
+
+    The parameters are new ones: an optimizer must be made afterwards. A network that is too large for the device may
+    come from the host.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # half a second, which other runs need not spend
+    from torch.distributed.fsdp import fully_shard
+
+    # Predictions are views, of which torch warns because of in-place changes; losses make none.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    network.to(memory_format=torch.contiguous_format)  # of other weights no part can be kept
+    spread_from_main(network)
+    mesh = init_device_mesh(device.type, (world(),))
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def share_of(value: Tensor, parameter: Tensor, *, numbers_too: bool = False) -> Tensor:
+    """What a process keeps of a tensor that belongs to a parameter: of a part of one, the same part. What is no more
+    than a number stays on the host, unless fused optimizers want it with the parameter."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(parameter, DTensor) and value.ndim and value.shape == parameter.shape:
+        value = value.to(parameter.device, parameter.dtype)
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value.to(parameter.device) if numbers_too else value
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which processes keep parts, put together on the host of the main process; one at a time, because all
+    of them need not fit on a device. Every process must ask; the others get nothing that they could use."""
+    found = {}
+    for name, value in tensors.items():
+        if hasattr(value, "full_tensor"):
+            value = value.full_tensor()
+            value = value.cpu() if is_main() else value.new_zeros(0)
+        found[name] = value
+    return found
+
+
+@contextmanager
+def with_whole_parameters(network: nn.Module) -> Iterator[None]:
+    """Within, every process has all parameters, so that each may run the network, without gradients, as often as it
+    likes."""
+    if world() == 1:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
 
 
 def spread_from_main(network: nn.Module) -> None:
@@ -145,9 +221,8 @@ def mean(value: Tensor) -> Tensor:
 def from_main(value: Tensor) -> Tensor:
     """The main process's value of a tensor, in every process."""
     if world() > 1:
-        carried = value.detach().to(_device(), copy=True)
-        dist.broadcast(carried, 0)
-        value = carried.to(value.device)
+        value = value.detach().clone()
+        dist.broadcast(value, 0)
     return value
 
 
@@ -177,17 +252,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     # Processes agree first on which gradients to exchange: a task without labels in one process leaves its head without
     # a gradient there, and an exchange in which one process takes no part never ends.
-    present = torch.tensor([float(p.grad is not None) for p in parameters], device=_device())
+    present = torch.tensor([float(p.grad is not None) for p in parameters])
     used = [p for p, number in zip(parameters, total(present).tolist(), strict=True) if number]
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     average_([p.grad for p in used if p.grad is not None])
-
-
-def _device() -> torch.device:
-    """Where tensors must be to be exchanged."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def merge(metric: Metric) -> None:
@@ -200,7 +270,7 @@ def merge(metric: Metric) -> None:
     everything = {name: form for part in described for name, form in part.items()}
     for name, (shape, dtype) in sorted(everything.items()):
         value = metric.sums.get(name, torch.zeros(shape, dtype=dtype))
-        metric.sums[name] = total(value.to(_device()))
+        metric.sums[name] = total(value.cpu())
 
 
 def barrier() -> None:

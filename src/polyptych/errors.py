@@ -1,5 +1,7 @@
 """The one error that a user's input may cause: it names the place, what came, what is needed and what to do."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +19,10 @@ class InputError(ValueError):
         do: what the user can do about it.
     """
 
+    where: str
+    got: str
+    needs: str
+    do: str
     missing: tuple[Path, ...] = ()
     """All files that are not there, where that is what is wrong."""
 
@@ -24,7 +30,8 @@ class InputError(ValueError):
         self.where, self.got, self.needs, self.do = str(where), got, needs, do
         super().__init__(_one_line(f"{where}: got {_shortened(got)}; needs {needs}; {do}"))
 
-    def __reduce__(self):  # loader workers send it to the main process
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
+        # Loader workers send it to the main process.
         return type(self), (self.where, self.got, self.needs, self.do)
 
 

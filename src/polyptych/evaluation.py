@@ -13,12 +13,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.data.loading import evaluation_batches
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation, ImageList, TaskResult
 from polyptych.folder_lock import hold
 from polyptych.frames import Frame, framed_labels, framed_predictions, frames
+from polyptych.hub import local_folder
 from polyptych.metrics._accumulation import number_name
 from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.metrics._resampling import Resampling
@@ -65,12 +66,13 @@ class Evaluator:
         dataset = self.run.build_dataset(split)
         batches = evaluation_batches(
             dataset, self.tasks, self.run.size, self.run.batch_size, rank=distributed.rank(),
-            world=distributed.world(), workers=self.run.loading.workers, on_fault=self.run.loading.on_fault)
+            world=distributed.world(), workers=self.run.loading.workers, pin_memory=devices.pins(self.device),
+            on_fault=self.run.loading.on_fault)
         seen: list[str] = []
         watched = Resampling()
         metrics = measure(predictors, _noting(batches, seen), self.tasks, self.device, final=final,
                           watched=watched if final else None)
-        ids, sizes = _all_images(seen, len(dataset), self.device)
+        ids, sizes = _all_images(seen, len(dataset))
         if "trivial" in metrics:
             self._trivial_metrics[split] = metrics["trivial"]
         tasks = {name: _result(task, metrics["network"][name], self._trivial_metrics[split][name],
@@ -140,12 +142,14 @@ def measure(predictors: dict[str, BatchPredictor], batches: Iterable[Batch], tas
     metrics["final"] = {name: metric for name, metric in slow.items() if metric is not None}
     if watched is not None:
         watched.watch(metrics["network"], distributed.rank())
+    place = devices.for_metrics(device)
     for batch in batches:
-        batch = batch.to(device)
-        labels = {name: framed_labels(batch, name, task) for name, task in tasks.items()}
+        measured = batch.to(place)
+        labels = {name: framed_labels(measured, name, task) for name, task in tasks.items()}
+        batch = measured if place == device else batch.to(device)
         for who, predict in predictors.items():
             for name, decoded in predict(batch).items():
-                seen = [(prediction, *label) for prediction, label in zip(decoded, labels[name], strict=True)]
+                seen = [(prediction.to(place), *label) for prediction, label in zip(decoded, labels[name], strict=True)]
                 metrics[who][name].update_batch(seen)
                 if who == "network" and name in metrics["final"]:
                     metrics["final"][name].update_batch(seen)
@@ -165,8 +169,7 @@ def _noting(batches: Iterable[Batch], seen: list[str]) -> Iterator[Batch]:
         yield batch
 
 
-def _all_images(seen: Sequence[str], length: int, device: torch.device
-                ) -> tuple[list[str], list[tuple[int, int]]]:
+def _all_images(seen: Sequence[str], length: int) -> tuple[list[str], list[tuple[int, int]]]:
     """The ids of the images that any process saw, and the native sizes that occur."""
     if distributed.world() > 1:
         # Every process fills in its own rows of a table of bytes, so that the sum over processes is the whole.
@@ -174,7 +177,7 @@ def _all_images(seen: Sequence[str], length: int, device: torch.device
         for row, text in enumerate(seen):
             code = text.encode()[:LONGEST_ID]
             table[distributed.rank() + row * distributed.world(), :len(code)] = torch.tensor(list(code)).byte()
-        rows = distributed.total(table.to(device)).cpu()
+        rows = distributed.total(table)
         seen = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows if bool(row.any())]
     sizes = sorted({text.partition(" ")[0] for text in seen})
     sides = [size.partition("x") for size in sizes]
@@ -214,6 +217,7 @@ def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = 
     Returns:
         What was found, by split.
     """
+    folder = local_folder(folder)
     run, tasks, network, step = load_network(folder, weights)
     device = distributed.local_device(run.execution.device)
     network.to(device)

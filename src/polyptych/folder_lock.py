@@ -31,11 +31,28 @@ if sys.platform == "win32":
         file.seek(2**30)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         file.seek(0)
+
+    _take_for_file = _take
 else:
     import fcntl
 
     def _take(file: IO[str]) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _take_for_file(file: IO[str]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_taken(file: IO[str]) -> bool:
+    """Take the lock of an open file until it is closed, also from other threads of this process; False where somebody
+    else holds it."""
+    try:
+        _take_for_file(file)
+    except OSError as error:
+        if error.errno not in HELD_ELSEWHERE:
+            raise
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from polyptych import devices
+from polyptych.data.files import require_plain
 from polyptych.errors import InputError
 from polyptych.record import flat, write_whole, writing
 
@@ -46,7 +48,15 @@ class Logbook:
 
     def _lines(self) -> list[str]:
         # A machine that lost its power may leave anything in the last block of a file.
-        return self._path.read_text("utf-8", errors="replace").splitlines() if self._path.exists() else []
+        return _text(self._path).splitlines()
+
+
+def _text(path: Path) -> str:
+    """The log; empty where there is none."""
+    if not path.exists():
+        return ""
+    require_plain(path, "the log of a run")
+    return path.read_text("utf-8", errors="replace").removeprefix("\ufeff")
 
 
 def _step(line: str) -> float:
@@ -67,7 +77,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: a line is not a JSON object with a step; the message names the line.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    lines = _text(path).split("\n")
     events = []
     for number, line in enumerate(lines, 1):
         try:
@@ -98,9 +108,9 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
-def environment() -> dict[str, str | int]:
-    """What a result depends on besides run.json."""
-    cuda = torch.cuda.is_available()
+def environment(device: torch.device | None = None) -> dict[str, str | int]:
+    """What a result depends on besides run.json, if it is computed on this device (by default the CPU)."""
+    device = device or torch.device("cpu")
     return {
         "command": shlex.join(["polyptych", *sys.argv[1:]]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -110,7 +120,7 @@ def environment() -> dict[str, str | int]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "accelerator": torch.cuda.get_device_name() if cuda else "none",
+        "accelerator": devices.name_of(device) if device.type != "cpu" else "none",
     }
 
 
@@ -127,6 +137,6 @@ def _commit() -> str:
 
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

@@ -29,6 +29,9 @@ class Network(nn.Module):
     from a checkpoint normalizes as it did in training.
     """
 
+    encoder: Encoder
+    decoder: Decoder
+    whole: frozenset[str]
     mean: Tensor
     std: Tensor
 

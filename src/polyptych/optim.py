@@ -44,6 +44,8 @@ class Optimizer:
     """Second beta of Adam."""
     nesterov: bool = False
     """Use Nesterov momentum (SGD)."""
+    fused: bool = False
+    """Update all parameters in one kernel: the same arithmetic up to rounding, and several times faster on a CPU."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "backbone_scale", "weight_decay"):
@@ -58,9 +60,10 @@ class Optimizer:
         """An optimizer whose groups remember their peak learning rate as ``peak``."""
         groups = self.groups(network, balancer)
         if self.kind == "sgd":
-            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov)
+            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov,
+                                   fused=self.fused)
         maker = torch.optim.AdamW if self.kind == "adamw" else torch.optim.Adam
-        return maker(groups, lr=self.learning_rate, betas=(self.momentum, self.beta2))
+        return maker(groups, lr=self.learning_rate, betas=(self.momentum, self.beta2), fused=self.fused)
 
     def groups(self, network: nn.Module, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
         """Parameters by (learning rate, weight decay), in a fixed order, for any optimizer of PyTorch; a balancer's own

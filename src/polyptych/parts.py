@@ -137,6 +137,11 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         tasks: what labels are read of, by name: what :func:`polyptych.network` and :func:`polyptych.losses` take.
     """
 
+    dataset: Dataset
+    tasks: dict[str, TaskPart]
+    size: tuple[int, int] | None
+    how: Augment | None
+
     def __init__(self, dataset: Dataset, tasks: dict[str, Task], size: tuple[int, int] | None, how: Augment | None):
         self.dataset, self.size, self.how = dataset, size, how
         self.tasks, self._tasks = as_parts(tasks), tasks

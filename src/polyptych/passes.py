@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.balancers._base import Pass, add
 from polyptych.balancers._engine import undisturbed
 from polyptych.tasks._base import Task
@@ -35,14 +35,15 @@ class Passes:
                              for b in micro_batches]).sum(0) for name, task in tasks.items()]
         sums = torch.cat(rows)
         if distributed.world() > 1:
-            sums = distributed.total(sums.to(device))
-        parts = dict(zip(tasks, sums.cpu().split([len(row) for row in rows]), strict=True))
+            sums = distributed.total(sums)
+        parts = dict(zip(tasks, sums.split([len(row) for row in rows]), strict=True))
         self.counts = {name: float(part[0]) for name, part in parts.items()}
-        self._label_sums = {name: part[1:].to(device, non_blocking=True) for name, part in parts.items()}
+        wide = devices.widest(device)
+        self._label_sums = {name: devices.sent(part[1:], device, wide) for name, part in parts.items()}
         self.active = {task for task, count in self.counts.items() if count}
         self._model, self._forward, self._tasks, self._autocast = model, forward, tasks, autocast
         self._batches = [batch.to(device, memory_format) for batch in micro_batches]
-        self._random = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._random = devices.random_states([device])
 
     def __call__(self) -> list[Pass]:
         return [partial(self._run, batch) for batch in self._batches]
@@ -52,9 +53,8 @@ class Passes:
         without a trace in gradients, batch statistics and the random numbers to come."""
         total: dict[str, Tensor] = {}
         with undisturbed(network), torch.no_grad():
-            torch.set_rng_state(self._random[0])
-            if self._random[1] is not None:
-                torch.cuda.set_rng_state(self._random[1])
+            for device, state in self._random.items():
+                devices.set_random_state(device, state)
             for run in self():
                 total = add(total, run()[0])
         return {task: distributed.mean(loss) for task, loss in total.items()}
@@ -82,12 +82,12 @@ class EpochMeans:
 
     def __init__(self, tasks: Sequence[str], device: torch.device):
         self._tasks = tuple(tasks)
-        self._sums = torch.zeros(2, len(self._tasks), dtype=torch.float64, device=device)
+        self._sums = torch.zeros(2, len(self._tasks), dtype=devices.widest(device), device=device)
 
     def add(self, losses: dict[str, Tensor], counts: dict[str, float]) -> None:
         """One step more."""
-        number = torch.tensor([counts[task] for task in self._tasks], dtype=torch.float64).to(self._sums.device)
-        self._sums += torch.stack([torch.stack([losses[task] for task in self._tasks]).double() * number, number])
+        number = devices.sent([counts[task] for task in self._tasks], self._sums.device, self._sums.dtype)
+        self._sums += torch.stack([torch.stack([losses[task] for task in self._tasks]).to(number) * number, number])
 
     def take(self) -> dict[str, float]:
         """The means so far, of the tasks that had labels; begins anew."""
@@ -103,7 +103,7 @@ class EpochMeans:
         sums = torch.tensor(saved, dtype=torch.float64)
         if sums.shape != self._sums.shape:
             raise ValueError(f"epoch of shape {tuple(sums.shape)}")  # a smaller one would be spread over all tasks
-        self._sums.copy_(sums)
+        self._sums.copy_(sums, non_blocking=True)
 
 
 def total_loss(task: Task, name: str, output: Output, batch: Batch, sums: Tensor | None = None) -> Loss:

@@ -6,6 +6,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+import sys
+import time
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +19,8 @@ import msgspec
 
 from polyptych.component import Component
 from polyptych.errors import InputError, nearest
+
+TRIES, BETWEEN_TRIES = 20, 0.1  # of replacing a file that is read; seconds
 
 
 def encode(value: Any, spell: Callable[[Path], str] = str) -> Any:
@@ -53,9 +59,29 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     try:
         return msgspec.convert(value, kind, dec_hook=lambda to, item: to(item))
     except (msgspec.ValidationError, TypeError) as error:
-        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-        needs = f"one of {', '.join(map(repr, choices))}" if choices else getattr(kind, "__name__", str(kind))
-        raise InputError(where, repr(value), needs, "choose one" if choices else f"correct it ({error})") from None
+        inside = re.search(r"at `\$(.+)`", str(error))  # the entry of a list that is wrong
+        do = "choose one" if typing.get_origin(kind) is typing.Literal else "correct it"
+        raise InputError(f"{where}{inside[1]}" if inside else where, repr(value), _in_words(kind), do) from None
+
+
+_WORDS: Mapping[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
+                             Path: "a path", type(None): "nothing"}
+
+
+def _in_words(kind: Any) -> str:
+    """What values of a type look like in a file."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, parts))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, parts))
+    if origin is tuple:
+        entries = [_in_words(part) for part in parts if part is not Ellipsis]
+        alike = f", each {entries[0]}" if len(set(entries)) == 1 else f": {', '.join(entries)}"
+        return f"a list, each entry {entries[0]}" if Ellipsis in parts else f"a list of {len(entries)}{alike}"
+    if origin in (dict, Mapping):
+        return f"a table, each entry {_in_words(parts[1])}"
+    return _WORDS.get(kind) or str(getattr(kind, "__name__", kind))
 
 
 def _fields(kind: type, value: Any, where: str) -> Any:
@@ -69,7 +95,7 @@ def _fields(kind: type, value: Any, where: str) -> Any:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
-            raise InputError(f"{where}.{name}", "nothing", f"a value for this field of {kind.__qualname__}", "add it")
+            raise InputError(f"{where}.{name}", "nothing", "a value", "add it")
     return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 
 
@@ -114,6 +140,8 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: it is missing or is not JSON; the message names the line.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(path, "no plain file", "a file written by polyptych", "remove it, and restore the file")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -145,11 +173,24 @@ def write_whole(path: Path, data: bytes) -> None:
                 file.flush()
                 # Without it the name may reach the disk before the contents, and a power cut leaves an empty file.
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            put_in_place(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, in place of what has it. Windows refuses that while anybody reads the old one (a
+    page of a viewer, a virus scanner); readers are patient enough to be waited for."""
+    for left in reversed(range(TRIES if sys.platform == "win32" else 1)):
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(BETWEEN_TRIES)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from polyptych import __version__
+from polyptych import __version__, locations
 from polyptych.backbones._base import Backbone
 from polyptych.balancers._base import Balancer
 from polyptych.component import NUMERICS, Component
@@ -55,7 +54,7 @@ class Execution:
     """On what and in which arithmetic the run is computed."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
+    """auto (the accelerator of the machine, if there is one), cpu, cuda (also ROCm), cuda:1, mps, xpu, ..."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the network under autocast; losses and metrics are always float32. float16 uses loss scaling."""
     channels_last: bool = True
@@ -64,9 +63,22 @@ class Execution:
     """Compile the network with torch.compile."""
     sync_batch_norm: bool = False
     """Synchronize batch statistics across processes."""
+    recompute: bool = False
+    """Save memory: keep only the inputs of the network's blocks, and compute the rest again in the backward pass. The
+    gradients stay the same, to the last bit."""
+    shard: bool = False
+    """Save memory with several processes: each keeps a part of every parameter, gradient and optimizer state. Needs a
+    balancer that weighs losses."""
 
     def __post_init__(self) -> None:
         known_device(self.device, "--execution.device")
+        for name in ("recompute", "shard"):
+            if getattr(self, name) and self.compile:
+                raise InputError(f"--execution.{name}", "a compiled network", "one that is not compiled",
+                                 "drop --execution.compile")
+        if self.shard and self.precision == "float16":
+            raise InputError("--execution.shard", "float16, whose gradients are scaled and looked at as a whole",
+                             "bfloat16 or float32", "use --execution.precision bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +97,15 @@ class Monitoring:
     """Number of test images shown in the report."""
     trivial_samples: int = 200
     """Number of training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
+    diagnose: float = 0.0
+    """Share of the training time that may go into looks at how the tasks get along, as `polyptych diagnose` shows it
+    (0: none; for instance 0.05)."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "validate_every", "save_every", "trivial_samples"):
             check_range(f"--monitoring.{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
         check_range("--monitoring.examples", self.examples, 0, do="0 shows none")
+        check_range("--monitoring.diagnose", self.diagnose, 0, 1, do="use for instance 0.05, or 0 for no look")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +160,10 @@ class Run:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
+        if self.execution.shard and not self.balancer.owner.one_backward:
+            raise InputError("--execution.shard", f"balancer {self.balancer.name}, which compares whole gradients of "
+                             "tasks", "a balancer that weighs losses", "choose one, such as uncertainty or famo, or "
+                             "save memory with --execution.recompute")
         check_range("--clip", self.clip, 0, do="use 0 to leave gradients as they are")
         check_range("--ema", self.ema, 0, 1, below=True, do="use for instance 0.999, or 0 to keep none")
         check_range("--seed", self.seed, 0, 2**63, below=True)
@@ -157,7 +177,7 @@ class Run:
 
     def located(self) -> Run:
         """The run with absolute paths of its data, so that it finds them from any working folder."""
-        return dataclasses.replace(self, dataset=_absolute(self.dataset))
+        return dataclasses.replace(self, dataset=locations.absolute(self.dataset))
 
     def build_tasks(self, labels: dict[str, LabelInfo]) -> dict[str, Task]:
         return {name: config.build(labels=labels[name]) for name, config in self.tasks.items()}
@@ -187,6 +207,7 @@ class Facts:
     """What the dataset said when the run began, so that the network can be rebuilt without the data.
 
     Attributes:
+        protocol: of the data; empty where a network was imported without them.
         dataset: what the data set is called, where it is not called like its component.
     """
 
@@ -209,49 +230,74 @@ def require_data(folder: Path, moved_to: Path | None, command: str) -> None:
 
     Args:
         moved_to: the folder in which they lie now, None where they did not move.
-        command: which the user gave, for the message.
+        command: that the user gave, with the folder, for the message.
 
     Raises:
         InputError: the folder of the data is not there, or ``moved_to`` holds other data.
     """
     run, facts = read_run(folder)
-    root = _root(run.dataset)
+    found = located_data(run, facts, moved_to, f"data of {folder}", command)
+    if found is not run:
+        if not facts.protocol:  # an imported network, which meets its data for the first time
+            facts = dataclasses.replace(facts, protocol=found.build_dataset("train").protocol)
+        rewrite_run(folder / "run.json", found, facts)
+
+
+def rewrite_run(path: Path, run: Run, facts: Facts | None = None) -> None:
+    """Change the choices in a file that holds them under ``run``, with absolute paths; all else in it stays, but for
+    what is known of the data, where that is new."""
+    changed = {"run": encode(run.located())} | ({"facts": encode(facts)} if facts is not None else {})
+    write_json(path, read_json(path) | changed)
+
+
+def with_data_of(found: Run, facts: Facts, planned: Run) -> Run:
+    """The run with its data where a planned run has them, if they are the same and not any more in the old place;
+    otherwise the same object."""
+    places = locations.folders(found.dataset)
+    if (all(place.is_dir() for place in places) or not locations.same_elsewhere(found.dataset, planned.dataset)
+            or planned.build_dataset("train").protocol != facts.protocol):
+        return found
+    return dataclasses.replace(found, dataset=planned.dataset)
+
+
+def run_with_data_of(folder: Path, planned: Run) -> Run:
+    """The run of a folder; where its data moved to where the planned run has them, that is written down."""
+    run, facts = read_run(folder)
+    found = with_data_of(run, facts, planned)
+    if found is not run:
+        rewrite_run(folder / "run.json", found)
+    return found
+
+
+def located_data(run: Run, facts: Facts, moved_to: Path | None, where: str, command: str) -> Run:
+    """The run with its data where they are now; the same object where they did not move.
+
+    Args:
+        facts: what the data said when the run began; other data say something else.
+        where: whose data they are, and
+        command: that the user gave, for messages.
+
+    Raises:
+        InputError: as :func:`require_data`.
+    """
+    places = locations.folders(run.dataset)
     if moved_to is None:
-        if root is not None and not root.is_dir():
-            raise InputError(f"data of {folder} ({root})", "no such folder", "the data that the run was trained on",
-                             f"if they moved, say where to: `polyptych {command} {folder} --dataset.root DIR`")
-        return
-    if root is None:
+        if missing := [place for place in places if not place.is_dir()]:
+            raise InputError(f"{where} ({missing[0]})", "no such folder", "the data that the run was trained on",
+                             f"if they moved, say where to: `polyptych {command} --dataset.root DIR`")
+        return run
+    if not places:
         raise InputError("--dataset.root", f"a run on {run.dataset.name}, which has no folder of its own",
-                         "a run on one dataset with files", "leave it out; parts of `mixed` are located in run.json")
-    changes: dict[str, Any] = {"root": moved_to}
-    if (description := getattr(run.dataset, "description", None)) is not None and not description.is_file():
-        changes["description"] = moved_to / description.name
-    run = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, **changes))
+                         "a run on data with files", "leave it out")
+    run = dataclasses.replace(run, dataset=locations.moved(run.dataset, moved_to))
+    if missing := [place for place in locations.folders(run.dataset) if not place.is_dir()]:
+        raise InputError(f"--dataset.root {moved_to}", f"no folder {missing[0]}", "the folder that holds the data now",
+                         "correct the path")
     found = run.build_dataset("train").protocol
-    if found != facts.protocol:
+    if facts.protocol and found != facts.protocol:
         raise InputError(f"--dataset.root {moved_to}", f"other data (protocol {found})", f"those of the run "
                          f"({facts.protocol})", "name the folder that moved, with its description as it was")
-    write_json(folder / "run.json", read_json(folder / "run.json") | {"run": encode(run.located())})
-
-
-def _root(config: Any) -> Path | None:
-    """The folder of a dataset; None where it has none of its own."""
-    root = getattr(config, "root", None)
-    description = getattr(config, "description", None) if hasattr(config, "root") else None
-    return Path(root) if root is not None else description and description.parent
-
-
-def _absolute(value: Any) -> Any:
-    """A Config of a dataset, or a part of it, with absolute paths."""
-    if isinstance(value, Path):
-        return Path(os.path.abspath(value))
-    if isinstance(value, dict):
-        return {name: _absolute(item) for name, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: _absolute(getattr(value, f.name))
-                                             for f in dataclasses.fields(value)})
-    return value
+    return run
 
 
 def read_run(path: Path) -> tuple[Run, Facts]:

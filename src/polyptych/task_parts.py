@@ -33,6 +33,9 @@ class TaskPart:
         ignored: value that means no label.
     """
 
+    task: Task
+    ignored: float | None
+
     def __init__(self, task: Task, ignored: float | None = None):
         self.task, self.ignored = task, ignored
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.balancers._base import Balancer
 from polyptych.balancers._engine import undisturbed
 from polyptych.beginning import begin
@@ -30,16 +31,20 @@ from polyptych.folder_lock import hold
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
+from polyptych.metrics._accumulation import shown_name
 from polyptych.networks import normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
+from polyptych.recomputation import blocks, recompute
 from polyptych.record import write_json
 from polyptych.reports.tables import terminal_table
 from polyptych.run import Facts, Run, buildable, numerics, read_run, write_run
+from polyptych.task_gradients import cost, look
 from polyptych.tasks._base import Task
 from polyptych.types import Batch
 
+SHARDED = 1_000_000  # parameters of a block from which on it is gathered by itself
 NOT_FINITE = "a loss that is not finite"
 End = Callable[[Path, Callable[[object], None]], Path]
 """What follows the last step: from the run's folder, and what shows lines, to the path of what was written."""
@@ -127,6 +132,7 @@ class Trainer:
         self.device = distributed.local_device(run.execution.device)
         self.last = folder / "checkpoints" / "last.safetensors"
         self.resumed = resume and self.last.exists()
+        devices.check_precision(self.device, run.execution.precision)
         if self.device.type == "cpu":
             keep_freed_memory()
         seed_everything(run.seed)
@@ -150,8 +156,9 @@ class Trainer:
         self.batches = TrainingBatches(
             dataset, self.tasks, run.augment, size, run.batch_size, run.seed,
             start=self.state.step * run.accumulate, rank=distributed.rank(), world=distributed.world(),
-            workers=run.loading.workers, pin_memory=self.device.type == "cuda", on_fault=run.loading.on_fault)
+            workers=run.loading.workers, pin_memory=devices.pins(self.device), on_fault=run.loading.on_fault)
         self.epoch_length = max(1, len(dataset) // (run.batch_size * run.accumulate * distributed.world()))
+        sharing = f"balancer {run.balancer.name}: {self.balancer.reach}"
         self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
         self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
@@ -159,7 +166,7 @@ class Trainer:
         for remark in (*remarks, *loaded, self.started):
             if remark:
                 self.display.say(remark)
-        self.display.say(f"balancer {run.balancer.name}: {self.balancer.reach}")
+        self.display.say(sharing)
         self._first_bad = torch.zeros(len(self.tasks), dtype=torch.long, device=self.device)
         self._prepare_folder(dataset)
         if dataset.title and not self.resumed and distributed.is_main():  # described by its user, perhaps wrongly
@@ -176,7 +183,8 @@ class Trainer:
             self.started = begin(network, self.tasks, run.start)
         if run.execution.sync_batch_norm and distributed.world() > 1:
             network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network.to(self.device).to(memory_format=self.memory_format)
+        # One that is going to be sharded may be too large for the device, and stays on the host until then.
+        network.to("cpu" if self.sharded else self.device).to(memory_format=self.memory_format)
         balancer = run.build_balancer(self.tasks).to(self.device)
         return TrainingState(
             network=network, balancer=balancer, optimizer=run.optimizer.build(network, balancer),
@@ -186,14 +194,22 @@ class Trainer:
     def _measure_sharing(self, size: tuple[int, int]) -> None:
         """Show the balancer which parameters are shared, by one pass over a blank image."""
         network = self.state.network.train()
-        image = torch.zeros(min(self.run.batch_size, 2), 3, *size, device=self.device)
+        place = next(network.parameters()).device
+        image = torch.zeros(min(self.run.batch_size, 2), 3, *size, device=place)
         with undisturbed(network), normalizing(len(image), size):
             self.balancer.prepare(network, network(image))
 
     def _spread(self) -> None:
-        """Compile and distribute the network. A balancer that needs gradients of every task averages them over the
-        processes itself, and gets a network that is compiled in parts, so that the graph still has the cut."""
+        """Compile or distribute the network, or let it save memory. A balancer that needs gradients of every task
+        averages them over the processes itself, and gets a network that is compiled in parts, so that the graph still
+        has the cut."""
         network, compiled = self.state.network, self.run.execution.compile
+        if self.run.execution.recompute:  # not so the moving average, which makes no gradients
+            recompute(network)
+        if self.sharded:
+            self._shard()
+            self.model = self.forward = network
+            return
         if self.balancer.one_backward:
             unused = self.balancer.reach.unused if self.balancer.reach else ()
             self.model = distributed.parallel(network, self.device, unused)
@@ -205,19 +221,42 @@ class Trainer:
             for part in network.children():  # encoder and decoder
                 part.compile()
 
+    @property
+    def sharded(self) -> bool:
+        """Whether processes keep parts of the parameters; what a single one keeps is the whole."""
+        return self.run.execution.shard and distributed.world() > 1
+
+    def _shard(self) -> None:
+        """The same state with parts of all parameters, on the device."""
+        state, before = self.state, self.state.optimizer
+        for network in (state.network, state.average):
+            if network is not None:
+                distributed.shard(network, [block for block in blocks(network)
+                                            if sum(p.numel() for p in block.parameters()) >= SHARDED], self.device)
+        self.balancer.reach = None  # it would keep the whole parameters alive
+        state.optimizer = self.run.optimizer.build(state.network, self.balancer)
+        for old, new in zip(before.param_groups, state.optimizer.param_groups, strict=True):
+            for whole, part in zip(old["params"], new["params"], strict=True):
+                state.optimizer.state[part] = {name: distributed.share_of(value, part, numbers_too=new["fused"])
+                                               for name, value in before.state[whole].items()}
+
     def fit(self, stop: StopFlag) -> None:
         """Train to the last step."""
         run, state, watch = self.run, self.state, self.run.monitoring
         batches = iter(self.batches)
+        look_every = self._look_every()
         logged, clock = state.step, _clock()
         while state.step < run.steps:
-            losses, weights = self.step([next(batches) for _ in range(run.accumulate)])
+            micro_batches = [next(batches) for _ in range(run.accumulate)]
+            losses, weights = self.step(micro_batches)
             self.display.step(state.step)
             ended = state.step == run.steps
             if ended or state.step % watch.log_every == 0:
                 images = (state.step - logged) * run.batch_size * run.accumulate
                 self._record(losses, weights, images, *(_clock() - clock))
                 logged, clock = state.step, _clock()
+            if look_every and state.step % look_every == 0:
+                clock += self._look(micro_batches[0], weights)
             if "val" in self.splits and (ended or state.step % watch.validate_every == 0):
                 clock += self._validate()  # throughput is that of training
             if ended or stop.asked or state.step % watch.save_every == 0:
@@ -265,7 +304,9 @@ class Trainer:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.run.execution.channels_last else torch.contiguous_format
+        # MPS has no kernels that gain by it, and copies on the way to those that it has.
+        gains = self.run.execution.channels_last and self.device.type != "mps"
+        return torch.channels_last if gains else torch.contiguous_format
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -276,6 +317,26 @@ class Trainer:
             torch._foreach_lerp_(list(state.average.parameters()), list(state.network.parameters()), 1 - decay)
             for average, buffer in zip(state.average.buffers(), state.network.buffers(), strict=True):
                 average.copy_(buffer)
+
+    def _look_every(self) -> int:
+        """Steps between looks at how the tasks get along, so that these take at most the share of the time that was
+        asked for; 0 where there is nothing to look at, or parameters are in pieces."""
+        share, shared = self.run.monitoring.diagnose, self.balancer.reach.shared if self.balancer.reach else ()
+        if not share or len(self.tasks) < 2 or not shared or self.sharded:
+            return 0
+        return math.ceil(cost(len(self.tasks)) / (share * self.run.accumulate))
+
+    def _look(self, batch: Batch, weights: Mapping[str, float | Tensor]) -> np.ndarray:
+        """Look at how the tasks get along in a batch that was just trained on; returns the seconds it took."""
+        start = _clock()
+        network, state = self.state.network, self.state
+        passes = Passes(network, network, self.tasks, [batch], self.device, self.memory_format, self.autocast)
+        found = look(lambda: passes()[0]()[0], network, step=state.step, known=self.balancer.reach,
+                     weights={name: float(weight) for name, weight in weights.items()},
+                     scale=state.scaler.get_scale() if state.scaler.is_enabled() else 1.0)
+        if self.log is not None:
+            self.log.write("diagnosis", **found.to_json())
+        return _clock() - start
 
     def _watch(self, losses: dict[str, Tensor]) -> None:
         """Remember on the device at which step each task's loss was first not finite; the host looks when it logs."""
@@ -314,10 +375,11 @@ class Trainer:
         self._check_finite()
         distributed.share_buffers([self.state.network, self.state.average])
         subject = self.state.average or self.state.network
-        found = self.evaluator.evaluate(subject, "val")
+        with distributed.with_whole_parameters(subject):
+            found = self.evaluator.evaluate(subject, "val")
         metrics = {name: task.own_metrics for name, task in found.tasks.items()}
         self.balancer.on_validation(metrics)
-        headlines = "  ".join(f"{name} {task.own_headline} {task.headline_value:.3g}"
+        headlines = "  ".join(f"{name} {shown_name(task.own_headline)} {task.headline_value:.3g}"
                               for name, task in found.tasks.items())
         known, skill = found.known_skill
         of = "" if known == len(self.tasks) else f" ({known} of {len(self.tasks)} tasks have one)"
@@ -337,8 +399,8 @@ class Trainer:
 
     def _keep(self, subject: torch.nn.Module) -> None:
         """Write weights as the best."""
+        tensors = distributed.whole({f"network.{name}": value for name, value in subject.state_dict().items()})
         if distributed.is_main():
-            tensors = {f"network.{name}": value for name, value in subject.state_dict().items()}
             write_tensors(self.last.with_name("best.safetensors"), tensors, {"step": self.state.step})
 
     def _settle_best(self) -> None:
@@ -354,8 +416,7 @@ class Trainer:
         distributed.share_buffers([self.state.network, self.state.average])
         self.state.progress["epoch"] = self.epoch.saved()
         self.epoch.restore(self.state.progress["epoch"])
-        if distributed.is_main():
-            save_state(self.last, self.state)
+        save_state(self.last, self.state)
         distributed.barrier()
 
     def _prepare_folder(self, dataset: Dataset) -> None:
@@ -368,7 +429,7 @@ class Trainer:
             self.held.enter_context(hold(self.folder))
             self.last.parent.mkdir(exist_ok=True)
             write_run(self.folder / "run.json", self.run, Facts.of(dataset))
-            write_json(self.folder / "environment.json", environment() | {"numerics": numerics(self.run)})
+            write_json(self.folder / "environment.json", environment(self.device) | {"numerics": numerics(self.run)})
         distributed.barrier()
 
     def _report_faults(self) -> None:
@@ -409,7 +470,7 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
     remarks = []
     for split, dataset in splits.items():
         number = min(run.loading.check, len(dataset))
-        labelled = set()
+        labelled, read = set(), set()
         for position in range(number):
             try:
                 sample = dataset.read(position * len(dataset) // number)
@@ -418,13 +479,15 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
                 if run.loading.on_fault == "stop":
                     raise
                 continue
+            read |= sample.valid.keys()
             labelled |= {name for name, valid in sample.valid.items() if valid.any()}
         missing = [name for name in tasks if name not in labelled]
         if number and number == len(dataset) and missing:
             if split == "test" and not labelled:
                 raise InputError(f"test split of {dataset.config.name}", f"{number} images without a label "
-                                 "for any task", "images with labels to test on",
-                                 "check the paths of the labels and the splits")
+                                 "for any task" + " (labels were read; none of their pixels has one)" * bool(read),
+                                 "images with labels to test on", "check which stored numbers mean no label" if read
+                                 else "check the paths of the labels and the splits")
             remarks.append(f"no image of the {split} split has a label of {', '.join(missing)}")
     return remarks
 

@@ -20,7 +20,7 @@ from polyptych.errors import InputError
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    monkeypatch.setattr(_weights, "_reachable", lambda url: False)
+    monkeypatch.setattr(_weights, "reachable", lambda url: False)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 

@@ -13,7 +13,7 @@ from polyptych.decoders.ema_net_multi_scale import EMANetMultiScale
 from polyptych.encoders.shared import Shared
 
 ON_ROOMS = ("rooms", "--tasks", "semseg,depth", "--decoder", "ema_net", "--decoder.size", "48", "64", "--size", "48",
-            "64", "--decoder.width", "16", "--decoder.initial-width", "16")
+            "64", "--decoder.width", "16", "--decoder.initial-width", "16", "--backbone.model", "test_resnet")
 
 
 @pytest.mark.parametrize("decoder", [EMANet.Config(), EMANetMultiScale.Config(), EMANet.Config(scale=8),

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from own_data_files import DESCRIPTION, IDS, SIZE, save, write_garden
-from polyptych import cli
+from polyptych import cli, locations
 from polyptych.datasets._folder.describing import describe
 from polyptych.datasets._folder.fixture import CLOTHES, LAYOUTS
 from polyptych.datasets.folder import Folder
+from polyptych.datasets.mixed import Mixed
 from polyptych.errors import InputError
-from polyptych.recipes._own_data import kept_reasons, own_data
-from polyptych.run import read_run, require_data
+from polyptych.recipes._own_data import asked_for, own_data
+from polyptych.run import Facts, read_run, require_data, run_with_data_of, write_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
 SHORT = ["--steps", "2", "--size", "64", "64", "--backbone.model", "test_resnet", "--backbone.weights", "None",
@@ -66,6 +68,70 @@ def test_three_commands_lead_to_a_report_and_an_onnx_file(name: str, tmp_path: P
     (tmp_path / "moved/dataset.toml").write_text((tmp_path / "moved/dataset.toml").read_text() + "note = \"other\"\n")
     assert cli.main(["evaluate", str(run), option, "."]) == 2
     assert "other data" in capsys.readouterr().err
+
+
+def test_folders_of_one_and_of_several_data_sets_move(tmp_path: Path, monkeypatch) -> None:
+    """What the record of a run says of its data, and what becomes of it in another place."""
+    monkeypatch.chdir(tmp_path)
+    old, new = tmp_path / "old", tmp_path / "new"
+    for name in ("street", "clothing"):
+        write_garden(old / name)
+    one = locations.absolute(Folder.Config(root=Path("old/street"), description=Path("old/street/dataset.toml")))
+    assert locations.folders(one) == [old / "street"]
+    elsewhere = locations.moved(one, new)
+    assert elsewhere == Folder.Config(root=new, description=new / "dataset.toml")
+    assert locations.same_elsewhere(one, elsewhere)
+    assert not locations.same_elsewhere(one, Folder.Config(root=new, description=new / "other.toml"))
+    Path("parts.toml").write_text('[parts.a]\nname = "folder"\nroot = "old/street"\n'
+                                  '[parts.b]\nname = "folder"\nroot = "old/clothing"\n[weights]\na = 2.0\n')
+    mixed = Mixed.Config(description=Path("parts.toml"))
+    recorded = locations.absolute(mixed)  # without the file, which may be gone when the run is read
+    assert recorded.description is None and recorded.weights == {"a": 2.0}
+    assert locations.folders(recorded) == [old / "street", old / "clothing"]
+    before = recorded.build(split="train", tasks=("semseg",)).protocol
+    old.rename(new)
+    moved = locations.moved(recorded, new)
+    assert locations.folders(moved) == [new / "street", new / "clothing"]
+    assert moved.build(split="train", tasks=("semseg",)).protocol == before
+    (new / "clothing").rename(tmp_path / "alone")  # one of them moves by itself
+    assert locations.folders(locations.moved(moved, tmp_path / "alone")) == [new / "street", tmp_path / "alone"]
+
+
+@pytest.fixture
+def moved_run(tmp_path: Path) -> tuple[Path, Path]:
+    """The record of a run on a folder that is not where it was, and the folder's new place."""
+    root, run = tmp_path / "garden", tmp_path / "run"
+    write_garden(root)
+    chosen = own_data(root)
+    run.mkdir()
+    write_run(run / "run.json", chosen, Facts.of(chosen.build_dataset("train")))
+    return run, root.rename(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("command", ["evaluate {}", "resume {}", "export {} --quantize static", "compare --from {}"])
+def test_every_command_that_opens_the_data_names_the_option(command: str, moved_run: tuple[Path, Path], monkeypatch,
+                                                            capsys) -> None:
+    run, place = moved_run
+    monkeypatch.setattr("polyptych.training.train", lambda *_, **__: (_ for _ in ()).throw(InputError("", "", "", "")))
+    words = command.format(run)
+    assert cli.main(words.split()) == 2
+    said = capsys.readouterr().err
+    assert "garden): got no such folder" in said and f"`polyptych {words} --dataset.root DIR`" in said
+    assert cli.main([*words.split(), "--dataset.root", str(place / "photos")]) == 2
+    assert cli.main([*words.split(), "--dataset.root", str(place)]) == 2  # nothing is trained here
+    assert "no such folder" not in capsys.readouterr().err.splitlines()[-1]
+    assert read_run(run)[0].dataset.root == place
+
+
+def test_a_planned_run_finds_moved_data(moved_run: tuple[Path, Path]) -> None:
+    """A comparison or a search that is repeated with the new folder goes on with the runs that it has."""
+    run, place = moved_run
+    recorded = read_run(run)[0]
+    planned = dataclasses.replace(recorded, dataset=Folder.Config(root=place))
+    assert run_with_data_of(run, planned).dataset.root == place and read_run(run)[0].dataset.root == place
+    (place / "dataset.toml").write_text((place / "dataset.toml").read_text().replace("plant", "tree"))
+    write_run(run / "run.json", recorded, read_run(run)[1])
+    assert run_with_data_of(run, planned).dataset == recorded.dataset  # other data
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys) -> None:
@@ -141,15 +207,70 @@ def test_numbers_that_mean_no_label_and_binary_masks(tmp_path: Path) -> None:
     assert data.read(0).target["person"][0, 0] == 1
 
 
+def test_names_from_a_table_of_classes(tmp_path: Path) -> None:
+    """CSV files as they come with data: ids and names beside masks, names and colors beside pictures in color. The
+    folders of labels, which the pattern of the images fits too, hold no images."""
+    palette = np.array([(128, 64, 128), (70, 130, 180), (0, 0, 142)], np.uint8)
+    for split in ("train", "val"):
+        for number, name in enumerate(IDS):
+            ids = np.zeros(SIZE, np.uint8)
+            ids[:12], ids[16:24, 4:20] = 1, 2
+            noise = np.random.default_rng(number).integers(0, 256, (*SIZE, 3), np.uint8)
+            save(tmp_path / f"{split}/{name}.png", noise)
+            save(tmp_path / f"{split}_labels/{name}_L.png", palette[ids])
+    (tmp_path / "class_dict.csv").write_text("name, r, g, b\nRoad,128,64,128\nSky,70,130,180\nBus,1,2,3\nCar,0,0,142\n")
+    data = opened(tmp_path)
+    assert len(data) == len(IDS) and data.labelled("semseg") == len(IDS)
+    assert data.labels["semseg"].classes == ("Road", "Sky", "Bus", "Car")
+    assert data.labels["semseg"].colors[3] == (0, 0, 142) and int(data.read(0).target["semseg"][16, 4]) == 3
+    other = tmp_path / "other"
+    write_garden(other)
+    for path in (other / "masks").iterdir():
+        save(path, 10 * (np.array(Image.open(path)) > 0).astype(np.uint8))
+    (other / "classes.csv").write_text("id,name\n10,plant\n0,ground\n")
+    (other / "dataset.toml").unlink()
+    data = opened(other)
+    assert data.labels["semseg"].classes == ("plant", "ground") and int(data.read(0).target["semseg"][0, 0]) == 0
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_channels_of_normals(order: str, tmp_path: Path) -> None:
+    """A wall that faces the camera a little from the left, x right, y up, z towards it."""
+    write_garden(tmp_path)
+    shutil.rmtree(tmp_path / "masks")
+    shutil.rmtree(tmp_path / "depth")
+    vector = np.round((np.array([0.1, 0.3, 0.95]) + 1) * 127.5).astype(np.uint8)
+    for name in IDS:
+        save(tmp_path / f"normal/{name}.png", np.broadcast_to(vector if order == "rgb" else vector[::-1], (*SIZE, 3)))
+    (tmp_path / "dataset.toml").unlink()
+    target = opened(tmp_path).read(0).target["normals"][:, 0, 0]
+    assert target.numpy() == pytest.approx([0.1, -0.3, -0.95], abs=0.02)
+
+
+def test_photos_without_colors(tmp_path: Path) -> None:
+    write_garden(tmp_path)
+    for number, name in enumerate(IDS):
+        (tmp_path / f"photos/{name}.jpg").unlink()
+        save(tmp_path / f"photos/{name}.png", np.random.default_rng(number).integers(0, 256, SIZE, np.uint8))
+    (tmp_path / "dataset.toml").unlink()
+    assert opened(tmp_path).read(0).image.shape == (3, *SIZE)
+
+
 def test_choices_follow_the_data(tmp_path: Path) -> None:
     write_garden(tmp_path)
     run = own_data(tmp_path)
     assert run.recipe == "garden" and list(run.tasks) == ["semseg", "depth"] and run.size == (64, 64)
     assert run.select == "best" and run.augment.mirror and run.batch_size == 2
     assert set(run.reasons) == {"tasks", "backbone", "size", "batch_size", "steps", "balancer", "augment", "select"}
-    asked = kept_reasons(run, replace(run, steps=7, augment=replace(run.augment, hue=0.0)))
+    asked = asked_for(run, dataclasses.replace(run, steps=7, augment=dataclasses.replace(run.augment, hue=0.0)))
     assert asked.reasons["steps"] == "as asked: 7" and asked.reasons["augment"] == "as asked: augment.hue 0.0"
     assert asked.reasons["size"] == run.reasons["size"]
+    # What follows from the number of steps follows from the one asked for, unless something else was asked for, too.
+    often = dataclasses.replace(run, steps=800, monitoring=dataclasses.replace(run.monitoring, validate_every=9))
+    asked = asked_for(run, often)
+    assert asked.schedule.warmup == 80 and asked.monitoring.log_every == 20
+    assert asked.monitoring.validate_every == 9 and asked.monitoring.save_every == 200
+    assert asked_for(run, run) == run
     text = DESCRIPTION.replace('"plant"', '"left plant"').replace('val = ["val.txt"]', "val = 0")
     (tmp_path / "dataset.toml").write_text(text)
     run = own_data(tmp_path)

@@ -23,7 +23,7 @@ SMALL = ["--steps", "12", "--batch-size", "2", "--size", "48", "64", "--dataset.
          "--dataset.val-frames", "2", "--dataset.test-frames", "2", "--backbone.model", "test_resnet",
          "--monitoring.save-every", "3", "--monitoring.validate-every", "4", "--monitoring.log-every", "1",
          "--monitoring.examples", "1", "--monitoring.trivial-samples", "4"]
-CLOCK = {"training_seconds", "cost", "runs", "machines", "commits", "version"}
+CLOCK = {"training_seconds", "processor_seconds", "cost", "runs", "machines", "commits", "version"}
 
 
 def start(out: Path, *more: str, grid: list[str] = GRID) -> subprocess.Popen:

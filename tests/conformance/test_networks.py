@@ -36,6 +36,12 @@ def built(encoder: str, decoder: str) -> Network:
     return build(encoder, decoder, CHANNELS).eval()
 
 
+@cache
+@torch.no_grad()
+def expected(encoder: str, decoder: str) -> dict[str, torch.Tensor]:
+    return built(encoder, decoder)(image()).final
+
+
 def image(batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
@@ -56,6 +62,9 @@ def test_trains_at_odd_sizes_and_every_parameter_learns(encoder, decoder):
     assert [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
     assert all(x.requires_grad for x in output.shared)
+    with torch.no_grad():
+        alone = network(image())  # a batch of one, still in training
+    assert all(x.shape[0] == 1 and x.isfinite().all() for x in alone.final.values())
 
 
 @pairs
@@ -67,23 +76,17 @@ def test_one_task_one_image(encoder, decoder):
 
 
 @pairs
-def test_batch_of_one_in_training(encoder, decoder):
-    output = build(encoder, decoder, CHANNELS).train()(image())
-    assert all(x.shape[0] == 1 and x.isfinite().all() for x in output.final.values())
-
-
-@pairs
 @torch.no_grad()
 def test_evaluation_is_deterministic_and_a_copy_or_a_checkpoint_gives_the_same(encoder, decoder, tmp_path):
     network = built(encoder, decoder)
-    expected = network(image()).final
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     torch.manual_seed(7)
     restored = Network.build(backbone(encoder), ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(),
                              CHANNELS)
     restored.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
     for twin in (network, deepcopy(network), restored.eval()):
-        assert all(torch.equal(twin(image()).final[task], x) for task, x in expected.items())
+        found = twin(image()).final
+        assert all(torch.equal(found[task], x) for task, x in expected(encoder, decoder).items())
 
 
 @pairs

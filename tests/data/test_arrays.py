@@ -12,8 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from polyptych.data.arrays import is_any, npy_shape, read_array, read_npy, require_unit_vectors
+from polyptych.cli import main
+from polyptych.data.arrays import is_any, npy_shape, read_array, read_npy, require_unit_vectors, write_npy
 from polyptych.errors import InputError
+from polyptych.prediction.point_cloud import PointCloud
 
 VALUES = np.arange(24, dtype=np.float32).reshape(4, 6)
 
@@ -84,6 +86,23 @@ def test_bytes_of_other_files_are_never_read(tmp_path: Path) -> None:
             read_array(tmp_path / "a.h5", key)
 
 
+@pytest.mark.parametrize("array", [VALUES, VALUES.T, np.array(3.5), np.zeros((0, 3)), np.arange(70_000)[::-1]])
+def test_arrays_are_written_as_numpy_does(tmp_path: Path, array: np.ndarray) -> None:
+    write_npy(tmp_path / "a.npy", array)
+    np.save(tmp_path / "b.npy", array)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+def test_a_full_disk_is_called_so(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("polyptych.cli.list.main", lambda _: write_npy(Path("/dev/full"), np.zeros(9999)))
+    assert main(["list"]) == 2
+    assert "got a system error (No space left on device)" in capsys.readouterr().err
+    cloud = PointCloud(np.zeros((9999, 3), np.float32), np.zeros((9999, 3), np.uint8))
+    with pytest.raises(OSError, match="No space left"):
+        cloud.save("/dev/full")
+
+
 @pytest.mark.parametrize(("stored", "listed", "found"), [
     (np.float32([655.35, 655, np.nan, 0]), (655.35,), [1, 0, 0, 0]),
     (np.float16([0.1, 0.2, 1e4]), (0.1,), [1, 0, 0]),
@@ -93,6 +112,9 @@ def test_bytes_of_other_files_are_never_read(tmp_path: Path) -> None:
     (np.float16([np.inf, 1]), (1e20,), [1, 0]),
     (np.uint8([255, 0, 1]), (-1, 255.0, 256, 0.5), [1, 0, 0]),
     (np.int16([-1, 255]), (-1, 65535), [1, 0]),
+    (np.int16([-1, 255]), (65535,), [1, 0]),
+    (np.uint16([65535, 65279, 1]), (-1, -257), [1, 1, 0]),
+    (np.uint8([255, 0, 156]), (-1, -300, 511, -100), [1, 0, 1]),
     (np.uint64([2**63, 1]), (2.0**63,), [1, 0]),
     (np.array([True, False]), (1,), [1, 0]),
     (np.float32([255, 254]), (255,), [1, 0]),

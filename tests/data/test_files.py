@@ -47,7 +47,7 @@ def test_text_that_cannot_be_read(tmp_path: Path, content: bytes, said: str) -> 
 
 def test_what_systems_leave_behind_is_not_seen(tmp_path: Path) -> None:
     for name in ("a.png", "._a.png", ".DS_Store", "Thumbs.db", "b/c.png", "b/._c.png", "__MACOSX/a.png",
-                 "@eaDir/a.png"):
+                 "@eaDir/a.png", "lost+found/a.png", "#recycle/a.png", "Icon\r"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert sorted(walk(tmp_path)) == ["a.png", "b/c.png"] and file_names(tmp_path) == ["a.png"]
@@ -72,6 +72,14 @@ def test_suffixes_in_capitals_and_in_order(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = files_by_stem(tmp_path, (".jpg", ".png"))
     assert {stem: path.name for stem, path in found.items()} == {"a": "a.JPG", "b": "b.JPG", "c": "c.jpg"}
+
+
+def test_a_link_to_itself_is_one_bad_file_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").symlink_to("b.png")
+    assert sorted(walk(tmp_path)) == file_names(tmp_path) == ["a.png", "b.png"]
+    with pytest.raises(InputError, match=r"b\.png: got a file that cannot be opened \(Too many levels"):
+        read_text(tmp_path / "b.png", "text")
 
 
 def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:

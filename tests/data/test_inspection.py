@@ -12,6 +12,7 @@ from polyptych.cli import main
 from polyptych.data.preparation.inspection import Inspection, doubts
 from polyptych.data.preparation.verification import Fault, merged, verify
 from polyptych.datasets.folder import Folder
+from polyptych.reports.label_sheet import WIDTH
 
 SIZE = (8, 10)
 CLASSES = '[tasks.semseg]\nfiles = "lab/{id}.png"\nclasses = ["a", "b", "c"]'
@@ -28,6 +29,10 @@ def make(root: Path, task: str, label) -> Path:
             Image.fromarray(array).save(root / folder / f"{sample}.png")
     (root / "dataset.toml").write_text(f'image = "img/{{id}}.png"\n{SPLITS}\n{task}')
     return root
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    Image.fromarray(array).save(path)
 
 
 def doubted(root: Path) -> list[str]:
@@ -74,6 +79,8 @@ def test_rare_and_dominant_classes(tmp_path: Path) -> None:
 
 
 VALUES = {
+    "normals in BGR": ('[tasks.normals]\nfiles = "lab/{id}.png"\naxes = ["x", "-y", "-z"]',
+                       lambda s, n: np.full((*SIZE, 3), (255, 128, 128), np.uint8), "in another order, such as BGR"),
     "millimeters as meters": ('[tasks.depth]\nfiles = "lab/{id}.png"', lambda s, n: full(240 + n), "is the unit right"),
     "relative depth": ('[tasks.depth]\nfiles = "lab/{id}.png"\nscale = 0.003', lambda s, n: mixed(s, n, 9, 99, 255),
                        "all within a meter"),
@@ -104,6 +111,36 @@ def test_pictures_in_two_splits(tmp_path: Path) -> None:
     assert said.startswith("1 image of train also in test (the same pixels: 'train/1' and 'test/0')")
 
 
+def test_near_copies_in_two_splits(tmp_path: Path) -> None:
+    """The same photo in another size, as JPEG, a little brighter; not another photo of the same place."""
+    root = make(tmp_path, CLASSES, lambda split, number: mixed(split, number, 0, 1, 2))
+    random = np.random.default_rng(0)
+    place = np.kron(random.integers(40, 200, (6, 8, 3)), np.ones((10, 10, 1))).astype(np.uint8)
+    other = np.roll(place, 10, axis=1)
+    for sample, array in (("train/0", place), ("train/1", other), ("val/0", place), ("test/2", other)):
+        noise = random.normal(0, 2, array.shape)
+        Image.fromarray((array + noise).clip(0, 255).astype(np.uint8)).save(root / "img" / f"{sample}.png")
+        save(root / "lab" / f"{sample}.png", np.resize(np.array([0, 1, 2], np.uint8), array.shape[:2]))
+    picture = Image.open(root / "img/val/0.png").resize((160, 120))
+    picture.save(root / "img/val/0.jpg", quality=80)
+    Image.open(root / "img/val/0.jpg").save(root / "img/val/0.png")
+    save(root / "lab/val/0.png", np.resize(np.array([0, 1, 2], np.uint8), (120, 160)))
+    said = doubted(root)
+    assert [words[:70] for words in said] == [
+        "1 image of train nearly the same as one of val ('train/0' and 'val/0'): c"[:70],
+        "1 image of train nearly the same as one of test ('train/1' and 'test/2'):"[:70]]
+
+
+def test_a_class_that_is_ignored(tmp_path: Path) -> None:
+    """Masks of 0 and 255, and nobody said that 255 is a class."""
+    task = '[tasks.semseg]\nfiles = "lab/{id}.png"\nclasses = ["ground", "house"]'
+    root = make(tmp_path, task, lambda split, number: mixed(split, number, 0, 0, 255))
+    assert any("only 'ground' occurs, and 32% of the pixels have no label" in words and "ids = [0, 255]" in words
+               for words in doubted(root))
+    (root / "dataset.toml").write_text((root / "dataset.toml").read_text() + "\nids = [0, 255]\n")
+    assert doubted(root) == []
+
+
 def test_equal_faults_are_one_row(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     root = make(tmp_path, CLASSES, lambda split, number: np.zeros((4, 5), np.uint8))
@@ -129,7 +166,8 @@ def test_a_sheet_of_samples(tmp_path: Path, capsys) -> None:
     sheet = tmp_path / "out/sheet.png"
     assert main(["data", "verify", "folder", "--root", str(root), "--pictures", str(sheet)]) == 0
     assert "9 samples with their labels" in capsys.readouterr().out
-    assert Image.open(sheet).size[1] > 9 * 150
+    width, height = Image.open(sheet).size
+    assert 2 * 240 < width <= WIDTH and height > 4 * 150  # two samples beside each other
 
 
 def test_an_inspection_of_nothing() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polyptych.data.arrays import flat, read_array
 from polyptych.data.pictures import (
     LARGEST_PICTURE,
     is_lossy,
@@ -20,6 +21,7 @@ from polyptych.data.pictures import (
     read_gray,
     read_levels,
     read_rgb,
+    read_stored,
     require_size,
 )
 from polyptych.errors import InputError
@@ -50,6 +52,54 @@ def test_few_bits_are_the_stored_numbers(tmp_path: Path, bits: int, color: int) 
     assert np.array_equal(found, ids) and top == (1 << bits) - 1
     if color == 0:  # as a picture, the largest number is white
         assert read_rgb(tmp_path / "a.png").max() == 255
+
+
+@pytest.mark.parametrize(("color", "channels"), [(2, 3), (4, 2), (6, 4)], ids=["rgb", "gray+alpha", "rgb+alpha"])
+def test_sixteen_bits_in_several_channels_keep_both_halves(tmp_path: Path, color: int, channels: int) -> None:
+    """Pillow alone gives the upper half: 300 would be 1, and 7 would be 0."""
+    numbers = np.array([[300, 7], [65535, 256], [0, 255]])
+    wide = np.repeat(numbers, channels, 1)
+    path = png(tmp_path / "a.png", wide, 16, color, size=(3, 2))
+    found = read_stored(path)
+    assert found.dtype == np.uint16 and np.array_equal(found if channels == 2 else found[..., 0], numbers)
+    assert np.array_equal(flat(read_array(path), path), numbers)
+
+
+def test_sixteen_bits_in_colors_of_another_format_are_refused(tmp_path: Path) -> None:
+    strip = np.full((2, 3, 3), 300, "<u2").tobytes()
+    entries = [(256, 3, 1, 3), (257, 3, 1, 2), (258, 3, 3, 200), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 220),
+               (277, 3, 1, 3), (278, 3, 1, 2), (279, 4, 1, len(strip))]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries)
+    (tmp_path / "a.tif").write_bytes(head.ljust(200, b"\0") + struct.pack("<3H", 16, 16, 16).ljust(20, b"\0") + strip)
+    with pytest.raises(InputError, match="16 bits in each of several channels"):
+        read_stored(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA"])
+def test_opacity_is_no_channel_of_ids(tmp_path: Path, mode: str) -> None:
+    ids = (np.arange(35).reshape(5, 7) % 16).astype(np.uint8)
+    gray = Image.fromarray(np.dstack([ids, np.full_like(ids, 200)]), "LA")
+    if mode == "PA":
+        gray = Image.fromarray(ids, "P")
+        gray.putpalette(bytes(768))
+        gray.info["transparency"] = bytes([0, 255])
+    gray.save(tmp_path / "a.png")
+    assert np.array_equal(read_gray(tmp_path / "a.png"), ids)
+
+
+@pytest.mark.parametrize("kind", ["tif", "gif", "png"])
+def test_numbers_on_several_pages_are_refused(tmp_path: Path, kind: str) -> None:
+    pages = [Image.fromarray(np.full((5, 7), number, np.uint8)) for number in range(3)]
+    pages[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match="3 frames or pages"):
+        read_stored(tmp_path / f"a.{kind}")
+    assert read_rgb(tmp_path / f"a.{kind}").shape == (5, 7, 3)
+
+
+def test_an_overview_beside_the_map_is_no_page(tmp_path: Path) -> None:
+    ids = (np.arange(35).reshape(5, 7) % 16).astype(np.uint8)
+    Image.fromarray(ids).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(ids[::2, ::2])])
+    assert np.array_equal(read_gray(tmp_path / "a.tif"), ids)
 
 
 @pytest.mark.parametrize("kind", ["tif", "bmp", "gif", "png"])

@@ -196,6 +196,10 @@ def test_classes_by_folder(tmp_path):
     assert {name: int(s.target["classification"]) for name, s in samples.items() if s.target} == {
         "cat/1": 0, "dog/1": 1, "dog/2": 1}
     assert "other/1" in samples
+    (tmp_path / "dataset.toml").write_text(
+        'image = "images/{id}.jpg"\n[tasks.classification]\nclasses = ["horse", "cow"]')
+    with pytest.raises(InputError, match=r"no image in a folder .* \(the first is 'cat/1'\).* set `table`"):
+        open_split(tmp_path, "train", ("classification",))
 
 
 def test_label_files_among_the_images_are_no_images(tmp_path):

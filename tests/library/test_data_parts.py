@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import polyptych
+from polyptych import cli
 from polyptych.datasets.python import Python
 from polyptych.run import read_run, with_tasks
 
@@ -71,6 +72,17 @@ def test_your_data_in_our_training(source, small_run, tmp_path) -> None:
     assert kept.dataset == run.dataset and facts.labels["areas"].classes == ("a", "b", "c")
     network = polyptych.load(folder).network
     assert {task: x.shape[1] for task, x in network(torch.rand(1, 3, 32, 48)).items()} == {"areas": 3, "depth": 1}
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_command_line_asks_the_data_for_the_kinds_of_tasks(source, before, monkeypatch) -> None:
+    """Wherever the option stands that says where the data are."""
+    runs: list = []
+    monkeypatch.setattr("polyptych.training.train", lambda run, folder: runs.append(run))
+    place, tasks = ["--dataset.source", source], ["--tasks", "areas,depth"]
+    assert cli.main(["train", "rooms", "--dataset", "python", *(place + tasks if before else tasks + place)]) == 0
+    assert {name: config.name for name, config in runs[0].tasks.items()} == {"areas": "semseg", "depth": "depth"}
+    assert runs[0].dataset == Python.Config(source=source)
 
 
 def test_items_become_samples(source) -> None:

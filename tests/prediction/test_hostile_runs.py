@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from polyptych.errors import InputError
+from polyptych.logbook import read_events
 from polyptych.prediction.model import load_network
 
 DROPPED = object()
@@ -54,6 +56,14 @@ def test_a_number_of_thousands_of_digits(folder: Path) -> None:
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"seed": 0', f'"seed": {"9" * 5000}'))
     with pytest.raises(InputError, match="a file that is not JSON"):
         load_network(folder)
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoints/last.safetensors", "metrics.jsonl"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(InputError, match=f"{name}: got (a named pipe|no plain file)"):
+        read_events(folder / name) if name == "metrics.jsonl" else load_network(folder)
 
 
 def places(value: Any, path: tuple = ()) -> list[tuple]:

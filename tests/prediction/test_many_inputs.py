@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+
 import numpy as np
 import pytest
 from fakes import Model
@@ -10,6 +14,7 @@ from PIL import Image
 from polyptych.cli import main
 from polyptych.errors import InputError
 from polyptych.prediction import pipeline
+from polyptych.prediction.model import open_model
 from polyptych.prediction.predictor import Inference, Predictor
 
 
@@ -45,6 +50,33 @@ def test_on_the_command_line(folder, capsys) -> None:
     assert "c.png: got an unreadable file" in capsys.readouterr().err
     assert main(["predict", str(folder / "model")]) == 2
     assert "got no input" in capsys.readouterr().err
+
+
+def test_a_pipe_called_like_a_video_is_not_waited_for(folder) -> None:
+    for name in ("e.mp4", "c.png"):
+        (folder / name).unlink()
+    os.mkfifo(folder / "e.mp4")
+    os.mkfifo(folder / "c.gif")
+    with pytest.raises(InputError, match="2 of 5 that cannot be read"):
+        pipeline.predict(folder / "model", [folder], folder.parent / "out")
+    os.mkfifo(folder / "model.onnx")
+    with pytest.raises(InputError, match=r"model\.onnx: got a named pipe"):
+        open_model(folder / "model.onnx")
+
+
+def test_odd_names_in_a_folder(folder, capsys) -> None:
+    for name in ("a.png", "b.png", "c.png", "e.mp4"):
+        (folder / name).unlink()
+    for name in (os.fsdecode(b"\xe9.jpg"), "x" * 250 + ".jpg", "x" * 249 + "y.jpg"):
+        shutil.copy(folder / "d.jpg", folder / name)
+    (folder / "e.mp4").symlink_to("e.mp4")
+    out, shares = folder.parent / "out", folder.parent / "shares.json"
+    arguments = ["predict", str(folder / "model"), str(folder), "--out", str(out), "--shares", str(shares)]
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert "1 of 5 that cannot be read" in said.err and "e.mp4" in said.err and "\\udce9.jpg: semseg" in said.out
+    assert len([name for name in os.listdir(out) if name.endswith("_depth.png")]) == 4
+    assert len(json.loads(shares.read_text())) == 4
 
 
 def test_results_of_two_inputs_with_one_name(folder, monkeypatch) -> None:

@@ -60,7 +60,7 @@ def test_the_command_with_everything(run_folder, tmp_path, capsys) -> None:
                  "--flip", "--scales", "0.75", "1", "--tile", "48", "64", "--overlap", "0.5", "--batch", "3",
                  "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert "1 images in" in said and "images/s" in said and said.strip().endswith("contact_sheet.png")
+    assert "1 image in" in said and "images/s" in said and said.strip().endswith("contact_sheet.png")
     names = {path.name for path in out.iterdir()}
     assert {"a_depth.png", "a_depth.npy", "a_depth_16bit.png", "a_depth_overlay.png", "a.ply", "a_normals.npy",
             "contact_sheet.png"} <= names

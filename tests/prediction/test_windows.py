@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fakes import Model
+from fakes import Model, Symmetric
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,6 +89,30 @@ def test_blending_against_plain_loops() -> None:
                 sums[top + y, left + x] += weight / (1 + math.exp(-float(call[0, 0, y, x])))
                 weights[top + y, left + x] += weight
     assert np.allclose(blended.sigmoid()[0, 0].numpy(), sums / weights, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "window", "overlap", "batch"), [
+    ((37, 53), (16, 24), 0.25, 1), ((37, 53), (16, 24), 0.8, 7), ((10, 60), (16, 24), 0.25, 3),
+    ((33, 9), (8, 8), 0, 2)])
+def test_rows_that_are_complete_are_decoded_at_once(size, window, overlap, batch) -> None:
+    """The same bits as of the whole map, and only a row of windows waits of a large image."""
+    picture, model = image(*size, 5), Symmetric()
+    waiting: dict[str, int] = {}
+
+    def finish(task, mean):
+        name = next(name for name, each in model.tasks.items() if each is task)
+        waiting[name] = max(waiting.get(name, 0), mean.shape[2])
+        return task.decode(task.from_mean(mean))[0]
+
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)
+    rows = slide(model.raw, model.tasks, pixels, window, overlap, batch, finish)
+    whole = slide(model.raw, model.tasks, pixels, window, overlap, batch)
+    for name, task in model.tasks.items():
+        assert torch.equal(rows[name], task.decode(whole[name])[0]), name
+        if task.by_rows and batch == 1:
+            assert waiting[name] <= window[0], name
+    predicted = Predictor(model, Inference(tile=window, overlap=overlap, batch=batch)).predict(picture)
+    assert all(torch.equal(predicted.decoded[name], rows[name]) for name in model.tasks)
 
 
 def test_a_whole_image_task_is_pooled_at_any_resolution() -> None:

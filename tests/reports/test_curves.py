@@ -1,4 +1,4 @@
-"""Curves: what is drawn from a log, with gaps, single points and hostile names."""
+"""Curves: what is drawn from a log, with gaps and hostile names."""
 
 from __future__ import annotations
 
@@ -32,30 +32,31 @@ def test_one_plot_for_each_loss_metric_and_rate() -> None:
     log = [
         train(step, {"semseg": 2.0, "depth": 1.0 / step}, learning_rate=0.1, images_per_second=30.0)
         for step in (1, 2, 3)
-    ] + [validation(3, semseg={"accuracy": 50.0, "mIoU": 21.3}, depth={"RMSE": 0.9})]
-    found = plots(log, {"semseg": "mIoU"})
+    ] + [validation(step, semseg={"accuracy": 50.0, "mIoU_per_image": 21.3}, depth={"RMSE": 0.9}) for step in (2, 3)]
+    found = plots(log, {"semseg": "mIoU_per_image"})
     assert [plot.title for plot in found] == [
         "semseg loss",
         "depth loss",
-        "semseg mIoU",
+        "semseg mIoU per image",
         "depth RMSE",
         "mean skill",
         "learning rate",
         "images per second",
     ]
     miou = found[2]
-    assert miou.lines[0].values.tolist() == [21.3] and miou.lines[0].steps.tolist() == [3]
-    assert miou.remark == "last 21.3" and "semseg mIoU over 1 point, last 21.3" in miou.description
+    assert miou.lines[0].values.tolist() == [21.3, 21.3] and miou.lines[0].steps.tolist() == [2, 3]
+    assert miou.remark == "last 21.3" and "semseg mIoU per image over 2 points, last 21.3" in miou.description
     assert found[1].lines[0].values.tolist() == [1.0, 1 / 2, 1 / 3]
 
 
 def test_without_headlines_the_first_metric_stands_for_the_task() -> None:
-    assert plots([validation(1, semseg={"mIoU": 1.0, "other": 2.0})])[0].title == "semseg mIoU"
+    log = [validation(step, semseg={"mIoU": 1.0, "other": 2.0}) for step in (1, 2)]
+    assert plots(log)[0].title == "semseg mIoU"
 
 
 def test_a_task_has_one_color_everywhere() -> None:
     log = [train(step, {"a": 1.0, "b": 2.0}, {"a": float(step), "b": 1.0}) for step in (1, 2)]
-    found = plots([*log, validation(2, b={"m": 1.0}, a={"m": 1.0})])
+    found = plots([*log, *(validation(step, b={"m": 1.0}, a={"m": 1.0}) for step in (1, 2))])
     color = {
         line.label: {other.color for plot in found for other in plot.lines if other.label == line.label}
         for line in found[0].lines + found[1].lines
@@ -94,18 +95,18 @@ def test_values_that_are_not_finite_are_gaps(value: float | None) -> None:
 
 
 def test_nothing_finite_is_said_in_words() -> None:
-    found = plots([train(1, {"a": math.nan}), validation(1, None, a={"m": None})])
+    found = plots([event for step in (1, 2) for event in
+                   (train(step, {"a": math.nan}), validation(step, None, a={"m": None}))])
     assert [plot.remark for plot in found] == ["last not finite", "last not finite"]
     assert "no finite value" in svg(found[0], 1.0)  # the comment beside the drawn letters
 
 
-def test_one_point_is_drawn_as_a_marker() -> None:
-    found = plots([train(10, {"a": 1.0})])
-    drawn = svg(found[0], 10.0)
-    root = ElementTree.fromstring(drawn)
-    assert root.tag.endswith("svg")
-    uses = [u for u in root.iter("{http://www.w3.org/2000/svg}use") if COLORS[0] in u.get("style", "")]
-    assert len(uses) == 1
+def test_one_point_is_no_curve() -> None:
+    """Neither a log of one step nor one of several in which a metric was known once."""
+    assert plots([train(10, {"a": 1.0}), validation(10, a={"m": 1.0})]) == []
+    found = plots([train(1, {"a": 1.0}), train(2, {"a": 2.0}), validation(1, None, a={"m": None}),
+                   validation(2, 0.1, a={"m": 1.0})])
+    assert [plot.title for plot in found] == ["a loss"]
 
 
 def test_an_inline_plot_is_transparent_and_takes_the_color_of_the_text() -> None:
@@ -129,7 +130,7 @@ def test_the_sheet_holds_all_plots() -> None:
 
 
 def test_hostile_names_stay_text() -> None:
-    found = plots([train(1, {"$\\frac{$ --><script>alert(1)</script>": 1.0})])
+    found = plots([train(step, {"$\\frac{$ --><script>alert(1)</script>": 1.0}) for step in (1, 2)])
     root = ElementTree.fromstring(svg(found[0], 1.0))
     assert not [element for element in root.iter() if element.tag.endswith("script")]
 

@@ -27,7 +27,8 @@ HOSTILE = '"><script>alert(1)</script>|<img src=x onerror=alert(2)>'
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run of its own for a test that changes it; its log is short because drawing takes time."""
-    return make_run(tmp_path / "a run", [{"event": "train", "step": 400, "losses": {"semseg": 2.0}}])
+    log = [{"event": "train", "step": step, "losses": {"semseg": 2.0}} for step in (200, 400)]
+    return make_run(tmp_path / "a run", log)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +46,15 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tags, str, Path]:
         }
         for step in range(20, 401, 20)
     ]
-    log.append(
+    log += [
         {
             "event": "validation",
-            "step": 400,
+            "step": step,
             "metrics": {"semseg": {"mIoU": 30.0}, "depth": {"RMSE": 1.2}},
             "skill": 0.3,
         }
-    )
+        for step in (200, 400)
+    ]
     run = make_run(tmp_path_factory.mktemp("runs") / "a run", log)
     return *written(run), run
 
@@ -226,6 +228,34 @@ def test_pictures_are_embedded_whole(full: tuple[Tags, str, Path]) -> None:
         assert Image.open(io.BytesIO(content)).size == (50 + index, 30)
         assert (attributes["width"], attributes["height"]) == (str(50 + index), "30")
         assert attributes["alt"].startswith(f"Example {index + 1}:")
+
+
+def test_the_page_begins_with_a_picture_and_its_legend(full: tuple[Tags, str, Path]) -> None:
+    _, html, run = full
+    assert html.index("Example 1") < html.index("<h2>Results") < html.index("Example 2") < html.index("<h2>Curves")
+    markdown = (run / "report.md").read_text()
+    assert markdown.index("panels/000.png") < markdown.index("## Results") < markdown.index("panels/001.png")
+
+
+@pytest.mark.parametrize(("areas", "shown"), [
+    (None, ["wall", "bed"]),  # a run of an older version
+    ({"semseg": {"bed": 90, "wall": 10}}, ["bed", "wall"]),
+    ({"semseg": {"bed": 90}}, ["bed"]),
+])
+def test_the_legend_shows_what_occurs_the_largest_area_first(folder: Path, areas: dict | None, shown: list) -> None:
+    if areas:
+        save(folder / "panels/areas.json", areas)
+    _, html = written(folder)
+    legend = re.search(r'<ul class="legend" aria-label="Colors of semseg">(.*?)</ul>', html, re.S)[1]
+    assert re.findall(r"</span>(\w+)</li>", legend) == shown
+
+
+def test_a_run_without_colors_has_those_of_its_pictures(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    record["facts"]["labels"]["semseg"] = {"classes": ["background", "bed"]}
+    save(folder / "run.json", record)
+    legend = re.search(r'<ul class="legend".*?</ul>', written(folder)[1], re.S)[0]
+    assert "rgb(0, 0, 0)\"></span>background" in legend and legend.count("swatch") == 2
 
 
 def test_curves_classes_settings_and_commands(full: tuple[Tags, str, Path]) -> None:

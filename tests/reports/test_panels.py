@@ -18,6 +18,7 @@ from polyptych.reports.panels import (
     mosaic,
     panel,
     panel_grid,
+    shelves,
     strip,
 )
 
@@ -139,6 +140,19 @@ def test_a_contact_sheet_stacks_whole_pictures() -> None:
     assert (sheet[len(first) :, second.shape[1] :] == np.array(BACKGROUND)).all()
 
 
+def test_narrow_pictures_stand_beside_each_other() -> None:
+    narrow, tall, wide = (np.full((h, w, 3), value, np.uint8) for h, w, value in
+                          ((30, 40, 1), (50, 40, 2), (20, 200, 3)))
+    rows = shelves([narrow, tall, wide, narrow], 100)
+    assert [row.shape[:2] for row in rows] == [(50, 80), (20, 200), (30, 40)]
+    assert (rows[0][:30, :40] == 1).all() and (rows[0][:, 40:] == 2).all()
+
+
+def test_a_strip_says_where_there_is_no_label() -> None:
+    image = np.full((60, 80, 3), 90, np.uint8)
+    assert strip(image, {"semseg": None}).shape == strip(image, {"semseg": image}).shape
+
+
 def test_a_legend_shows_every_color_and_fits_its_width() -> None:
     colors = [(i * 6, 255 - i * 6, i) for i in range(40)]
     picture = legend([f"class {i}" for i in range(40)], colors, width=500)
@@ -159,8 +173,9 @@ def test_a_legend_shows_every_color_and_fits_its_width() -> None:
     ],
 )
 def test_wrong_pictures_are_refused(wrong: object) -> None:
-    # With jaxtyping's checks on (pytest --jaxtyping-packages) those come first.
-    refused, message = (InputError, TypeCheckError), r"picture: got .*; needs a uint8 array \(h w 3\)|Type-check error"
+    # The checks of annotations (tests/typechecking.py) come first.
+    refused = InputError, TypeCheckError
+    message = r"picture: got .*; needs a uint8 array \(h w 3\)|violates type hint"
     with pytest.raises(refused, match=message):
         strip(wrong, {})  # type: ignore[arg-type]
     with pytest.raises(refused, match=message):

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import dataclass
 
 import pytest
 from rich.console import Console
 
 from polyptych.evaluation_record import Evaluation
+from polyptych.reports.cells import estimated, signed
 from polyptych.reports.tables import (
     class_rows,
     duration,
@@ -159,3 +161,20 @@ def test_a_missing_headline_falls_back_to_the_first_metric() -> None:
         ("x", True, "–", ""),
         ("y", False, "–", ""),
     ]
+
+
+@dataclass(frozen=True)
+class Mean:
+    mean: float
+    half_width: float | None
+
+
+@pytest.mark.parametrize(("half", "bold", "faint"), [(0.4, [False, True], [False, False]),
+                                                     (1.2, [False, False], [False, True]),
+                                                     (None, [False, True], [False, False])])
+def test_a_gain_that_may_be_chance_is_no_winner(half: float | None, bold: list, faint: list) -> None:
+    column = estimated("delta_mtl", [Mean(0.0, None), Mean(1.0, half)], signed, "%", higher=True)
+    assert [cell.best for cell in column.cells] == bold and [cell.unsure for cell in column.cells] == faint
+    # A metric with a wide interval is no difference.
+    column = estimated("depth", [Mean(0.5, 0.1), Mean(1.0, half)], lambda value: f"{value:.1f}", "RMSE", higher=True)
+    assert [cell.best for cell in column.cells] == [False, True] and not any(cell.unsure for cell in column.cells)

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from polyptych.tasks._pictures import _oklab, distinct_colors, to_bytes
+from polyptych.tasks._pictures import (
+    UNLABELLED,
+    _oklab,
+    by_area,
+    class_colors,
+    class_legend,
+    distinct_colors,
+    to_bytes,
+)
+from polyptych.types import LabelInfo
 
 
 @pytest.mark.parametrize(("count", "apart"), [(1, 0), (13, 0.11), (40, 0.06)])
@@ -22,3 +31,22 @@ def test_more_classes_keep_the_colors_of_the_first():
 
 def test_bytes():
     assert to_bytes(np.array([-1, 0, 0.5, 1, 2, np.nan, np.inf])).tolist() == [0, 0, 128, 255, 255, 0, 255]
+
+
+def test_what_is_nothing_is_black_or_gray_and_all_else_is_colored() -> None:
+    names = ("sky", "background", "Void", "road", "unlabeled", "background/clutter", "otherprop", "no parking")
+    colors = class_colors(LabelInfo(classes=names)).astype(int)
+    gray = (colors == colors[:, :1]).all(1)
+    assert [name for name, flag in zip(names, gray, strict=True) if flag] == [
+        "background", "Void", "unlabeled", "background/clutter"]
+    assert colors[1].tolist() == [0, 0, 0] and not (colors == UNLABELLED).all(1).any()
+    assert (colors[~gray] == distinct_colors(4)).all()
+    given = LabelInfo(classes=("background", "a"), colors=((9, 9, 90), (1, 2, 3)))
+    assert class_colors(given).tolist() == [[9, 9, 90], [1, 2, 3]]
+
+
+def test_a_legend_of_what_occurs_the_largest_first() -> None:
+    legend = class_legend(LabelInfo(classes=("a", "b", "c")))
+    assert by_area(np.array([3, 0, 7])) == [2, 0]
+    assert [name for name, _ in legend.occurring(np.array([3, 0, 7])).entries] == ["c", "a"]
+    assert legend.occurring(None) is legend

@@ -75,3 +75,18 @@ def test_the_command_line_says_so_at_once(tmp_path, capsys) -> None:
         said = capsys.readouterr().err.strip()
         assert flags[-2] in said and len(said.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_fused_updates_are_the_same_up_to_rounding(kind) -> None:
+    def trained(fused: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 1)).double()
+        optimizer = Optimizer(kind=kind, learning_rate=0.01, fused=fused).build(network, torch.nn.Module())
+        for _ in range(20):
+            optimizer.zero_grad()
+            network(torch.randn(8, 5, dtype=torch.float64)).square().mean().backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+    torch.testing.assert_close(trained(True), trained(False), rtol=1e-10, atol=1e-12)

@@ -66,6 +66,8 @@ def assert_same_end(folder: Path, reference: Path) -> None:
 def uninterrupted(request, tmp_path_factory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("whole") / "run"
     arguments = [*ARGUMENTS, "--loading.workers", str(request.param)]
+    if request.param:
+        arguments.append("--optimizer.fused")
     finished(polyptych("train", "rooms", "--out", folder, *arguments))
     return folder, arguments
 

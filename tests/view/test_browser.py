@@ -231,7 +231,8 @@ def test_legends(page, runs, array) -> None:
     scene = polyptych.load(runs[0], device="cpu").predict(array)
     listed = page.eval_on_selector_all(
         ".card[data-task=semseg] li", "all => all.map(i => [i.textContent, i.querySelector('i').style.background])")
-    assert listed == [[name, f"rgb({r}, {g}, {b})"] for name, (r, g, b) in scene.legend("semseg").entries]
+    shown = scene.legend("semseg").occurring(scene.areas("semseg"))
+    assert listed == [[name, f"rgb({r}, {g}, {b})"] for name, (r, g, b) in shown.entries]
     assert page.text_content(".card[data-task=depth] .ticks") == "0 m5 m10 m"
     last = "document.querySelector('.card[data-task=boundaries] .scale').style.background.split('rgb').at(-1)"
     assert page.evaluate(last).startswith("(255, 48, 32)"), "of what is laid over the image"

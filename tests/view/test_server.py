@@ -118,6 +118,8 @@ def test_a_scene(site) -> None:
     status, scene = ask(port, f"{place}/models/0")
     assert status == 200 and scene["tasks"] == ["semseg", "depth"] and scene["seconds"] > 0
     expected = Predictor(models[0]).predict(array)
+    light = int((expected.semseg == 1).sum())
+    assert scene["occurring"] == {"semseg": [1, 0] if 2 * light > expected.semseg.size else [0, 1]}
     for task in expected.tasks:
         assert np.array_equal(opened(request(port, "GET", f"{place}/models/0/tasks/{task}")[1]), expected.layer(task))
         plain = opened(request(port, "GET", f"{place}/models/0/tasks/{task}?plain=1")[1])

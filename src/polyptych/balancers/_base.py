@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.balancers._engine import Reach, predictions, reach
 from polyptych.component import Catalog, Component
 from polyptych.errors import InputError, nearest
@@ -46,6 +46,9 @@ class Balancer(nn.Module, Component, ABC):
         learning_rate_factor: multiplies the optimizer's learning rate for this balancer's own parameters.
     """
 
+    tasks: tuple[str, ...]
+    steps: int
+    seed: int
     one_backward: bool = True
     wants_after_step: bool = False
     learning_rate_factor: float = 1.0
@@ -149,6 +152,17 @@ class Balancer(nn.Module, Component, ABC):
             if task not in self.tasks:
                 raise InputError("active", f"'{task}'", nearest(task, self.tasks), "name tasks of the balancer")
         return active
+
+    def to(self, *args: Any, **kwargs: Any) -> Balancer:
+        """As of any module. A device without float64 gets the state in float32."""
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        if device is not None and devices.widest(torch.device(device)) != torch.float64:
+            self.float()
+        return super().to(*args, **kwargs)
+
+    def places(self, tasks: Sequence[str], like: Tensor) -> Tensor:
+        """:meth:`positions` as an index of a state on the device: one that is a list would be waited for."""
+        return devices.sent(self.positions(tasks), like.device)
 
     def positions(self, tasks: Sequence[str]) -> list[int]:
         """Where tasks stand among all tasks: the rows of a state that belong to them."""

@@ -14,7 +14,7 @@ import torch._functorch.config
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.errors import InputError
 from polyptych.types import Output
 
@@ -334,21 +334,22 @@ class Rows:
 
 
 def gram(rows: Sequence[Float[Tensor, " p"]]) -> Float[Tensor, "k k"]:
-    """Inner products in float64, of rows in any precision, without a copy of the whole."""
-    result = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows[0].device)
+    """Inner products in float64 (:func:`devices.widest`), of rows in any precision, without a copy of the whole."""
+    wide = devices.widest(rows[0].device)
+    result = torch.zeros(len(rows), len(rows), dtype=wide, device=rows[0].device)
     for start in range(0, rows[0].numel(), CHUNK):
-        part = torch.stack([row[start:start + CHUNK] for row in rows]).double()
+        part = torch.stack([row[start:start + CHUNK] for row in rows]).to(wide)
         result += part @ part.T
     return result
 
 
-def product_of_batches(rows: Float[Tensor, "*s t p"]) -> tuple[Float[Tensor, "t t"], Float[Tensor, "t p"]]:
-    """Inner products of the tasks' gradients in one batch with those in another, independent one, and the gradients of
-    a third: of the three parts of a step (s t p), or of one batch that stands for all three (t p)."""
+def product_of_batches(rows: Float[Tensor, "*s t p"]) -> Float[Tensor, "t t"]:
+    """Inner products of the tasks' gradients in one batch with those in another, independent one: of the first two of
+    three parts of a step (s t p), or of one batch that stands for both (t p)."""
     if rows.ndim == 2:
-        return gram([*rows]), rows
-    first, second, last = rows
-    return gram([*first, *second])[:len(first), len(first):], last
+        return gram([*rows])
+    first, second, _ = rows
+    return gram([*first, *second])[:len(first), len(first):]
 
 
 def keep_graphs() -> None:
@@ -364,9 +365,8 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
     """Run the network without lasting effect: afterwards its buffers (batch statistics) and the random numbers are what
     they were. Graphs made inside must be used inside."""
     before = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
-    cuda = sorted({p.device.index for p in network.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=cuda):
+        with devices.same_random({p.device: None for p in network.parameters()}):
             yield
     finally:
         with torch.no_grad():

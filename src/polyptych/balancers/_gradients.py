@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.balancers._base import NO_SUM, Balancer, Pass, add
 from polyptych.balancers._engine import (
     Reach,
@@ -25,9 +25,11 @@ from polyptych.balancers._engine import (
     predictions,
     undisturbed,
 )
-from polyptych.balancers._task_numbers import numbers
+from polyptych.balancers._task_numbers import check_known, check_number, numbers
+from polyptych.balancers._weighing import LossBalancer
 from polyptych.errors import InputError
-from polyptych.types import Output
+from polyptych.record import chosen
+from polyptych.types import Likelihood, Output
 
 Level = Literal["parameters", "representation", "layer"]
 
@@ -50,13 +52,21 @@ class GramBalancer(Balancer):
 
     State stays on the CPU, whatever ``to`` says: the problems are as small as K x K.
 
+    **Preferences** are factors of the tasks, given (``preferences``) or found at every step by a balancer of losses
+    (``weighing``); of both, the product. How they enter is the method's: they multiply the losses before their
+    gradients are taken, heads included; or they stand in its equations; or the method gives the same step whatever the
+    scale of a loss, and refuses them.
+
     Attributes:
         needs_gram: whether ``solve`` looks at inner products; where not, it gets zeros at the cost of equal weights.
+        preferring: ``losses``, ``problem`` or ``never``: how preferences enter.
+        wishes: the preferences of the tasks in this step, where they stand in the problem.
     """
 
     one_backward = False
     needs_gram: bool = True
     splits: int = 1
+    preferring: Literal["losses", "problem", "never"] = "losses"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Balancer.Config):
@@ -71,6 +81,24 @@ class GramBalancer(Balancer):
         """Apply task weights also to the parameters that belong to one task alone."""
         clip_shared: float = 0.0
         """Maximum norm of the gradient of the shared parameters (0: no clipping)."""
+        preferences: dict[str, float] = field(default_factory=dict)
+        """Preference for each task (default: 1); higher values push the task's loss lower. docs/balancers.md says how
+        they enter each method."""
+        weighing: str = ""
+        """Balancer of losses, such as dwa or uncertainty, whose weights are preferences that change with every step
+        (default: none)."""
+        weighing_options: dict[str, float] = field(default_factory=dict)
+        """Numeric options of that balancer, by name, where they differ from its defaults."""
+
+        def build(self, *, standard_weights: dict[str, float],
+                  likelihoods: Mapping[str, Likelihood] | None = None) -> Balancer:
+            made = super().build(standard_weights=standard_weights, likelihoods=likelihoods)
+            assert isinstance(made, GramBalancer)
+            if self.preferences or self.weighing:
+                made.refuse_preferences()
+            if self.weighing:
+                made.weigh_by(weighing_of(self).build(standard_weights=standard_weights, likelihoods=likelihoods))
+            return made
 
         def __post_init__(self) -> None:
             if self.every < 1:
@@ -85,9 +113,45 @@ class GramBalancer(Balancer):
         self._sharing = Sharing()
         self._rows: Rows | None = None
         self._scaled = False
+        self.weighing: LossBalancer | None = None
+        self.wishes: dict[str, float | Tensor] = {}
+        check_known("preferences", config.preferences, self.tasks)
+        for task, value in config.preferences.items():
+            check_number(f"preferences of '{task}'", value, value > 0, "a number above 0")
         self.register_buffer("kept_weights", numbers(self.tasks, torch.inf))  # inf: took no part in the computation
 
     kept_weights: Tensor
+
+    def weigh_by(self, weighing: Balancer) -> None:
+        """Take the weights of a balancer of losses as preferences."""
+        assert isinstance(weighing, LossBalancer)
+        self.weighing, self.learning_rate_factor = weighing, weighing.learning_rate_factor
+        self.wants_after_step = weighing.wants_after_step
+
+    def after_step(self, again: Callable[[], dict[str, Tensor]]) -> None:
+        if self.weighing is not None:
+            self.weighing.after_step(again)
+
+    def on_epoch_end(self, losses: dict[str, float]) -> None:
+        if self.weighing is not None:
+            self.weighing.on_epoch_end(losses)
+
+    def on_validation(self, metrics: dict[str, dict[str, float]]) -> None:
+        if self.weighing is not None:
+            self.weighing.on_validation(metrics)
+
+    def refuse_preferences(self) -> None:
+        """Raises:
+            InputError: preferences would change nothing.
+        """
+        if self.preferring == "never":
+            raise InputError("balancer.weighing" if self.config.weighing else "balancer.preferences",
+                             f"preferences for {type(self).__name__}", "a method whose step depends on the scale of "
+                             "the losses", "leave them out, or choose another method, such as pcgrad or cagrad")
+
+    def wished(self, tasks: Sequence[str]) -> Float[Tensor, " t"]:
+        """The preferences that stand in the problem; ones unless given."""
+        return torch.tensor([float(self.wishes.get(task, 1.0)) for task in tasks], dtype=torch.float64)
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
@@ -121,11 +185,14 @@ class GramBalancer(Balancer):
                              "compares independent parts of a step", "change it")
         self.begin()
         self._scaled = isinstance(scale, Tensor) or scale != 1
-        step = Step(self, [partial(self.checked, run, active) for run in passes], network, scale, active)
+        passes = [partial(self.checked, run, active) for run in passes]
+        wished = Preferring(self, passes, network, scale, active)
+        step = Step(self, wished.passes, network, scale, active)
         step.run()
         self.steps += 1
         self.diagnostics["fallbacks"] = self.fallbacks
-        return step.losses, {task: step.weights.get(task, 0.0) for task in step.losses}
+        weights: dict[str, float | Tensor] = {task: step.weights.get(task, 0.0) for task in step.losses}
+        return wished.finish(step.losses, weights)
 
     def follow(self, network: nn.Module, ends: dict[str, list[Tensor]], cut: Sequence[Tensor]) -> Reach:
         """Which parameters are shared, now that there is the graph of one more pass."""
@@ -184,7 +251,7 @@ class GramBalancer(Balancer):
                    tasks: tuple[str, ...]) -> list[float]:
         """:meth:`solve` with its guards and diagnostics, on the scale that was asked for."""
         size = len(tasks)
-        host = torch.cat([inner.flatten(), losses.double()]).cpu()  # the only copy to the host
+        host = torch.cat([inner.flatten(), losses.to(inner)]).cpu().double()  # the only copy to the host
         inner, losses = host[:-size].reshape(size, size), host[-size:]
         if self._overflowed(inner, losses):
             return [1.0] * size
@@ -234,6 +301,8 @@ class GramBalancer(Balancer):
                              for j, b in enumerate(tasks) if i < j}
 
     def _apply(self, fn: Any, recurse: bool = True) -> GramBalancer:
+        if self.weighing is not None:  # computes with losses, where these are
+            self.weighing._apply(fn, recurse)
         return self  # see the docstring: state stays where it was made
 
 
@@ -280,31 +349,112 @@ class JacobianBalancer(GramBalancer):
                          "across steps, and features differ from step to step", "use --balancer.level parameters")
 
     def direction(self, rows: Float[Tensor, "r p"], losses: Float[Tensor, " t"],
-                  tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float]]:
+                  tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float] | list[Tensor]]:
         """:meth:`combine` with its guards and diagnostics; the plain sum where something is not finite."""
-        inner, host = gram(list(rows[:len(tasks)])).cpu(), losses.double().cpu()
-        if self._overflowed(inner, host):
-            return rows.sum(0), [1.0] * len(tasks)
+        size, inner = len(tasks), gram(list(rows[:len(tasks)]))
+        parts = rows.unflatten(0, (self.splits, size)) if self.splits > 1 else rows
+        asked = self.ask(parts, losses, tasks)
+        # The only copy to the host; it is waited for.
+        host = torch.cat([inner.flatten(), losses.to(inner), asked.flatten().to(inner)]).cpu().double()
+        inner, losses, asked = host[:size**2].reshape(size, size), host[size**2:][:size], host[size**2 + size:]
+        if self._overflowed(inner, losses):
+            return rows.sum(0), [1.0] * size
         self._watch(inner, tasks)
-        if bool(torch.isfinite(inner).all() & torch.isfinite(host).all()):
-            parts = rows.unflatten(0, (self.splits, len(tasks))) if self.splits > 1 else rows
-            found, weights = self.combine(parts, host, tasks)
-            if bool(torch.isfinite(found).all()) and bool(torch.isfinite(weights).all()):
-                return found, weights.tolist()
+        if bool(torch.isfinite(inner).all() & torch.isfinite(losses).all()):
+            self.answer = asked
+            found, weights = self.combine(parts, losses, tasks)
+            if bool(torch.isfinite(weights).all()):
+                return self._finite(found, weights, rows, tasks)
         return rows.sum(0), self._fall_back(tasks)
+
+    def ask(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Tensor:
+        """Numbers that :meth:`combine` needs on the host (it finds them in ``answer``, flat and in float64). They
+        travel with the inner products, so that the host waits once. The rows may not be finite: no state moves."""
+        return rows.new_zeros(0)
+
+    def _finite(self, found: Float[Tensor, " p"], weights: Float[Tensor, " t"], rows: Float[Tensor, "r p"],
+                tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float] | list[Tensor]]:
+        """Equal weights instead where the combination is not finite. A device decides that by itself: the weights are
+        then tensors that the host does not look at."""
+        good = torch.isfinite(found).all()
+        if found.device.type == "cpu":
+            return (found, weights.tolist()) if bool(good) else (rows.sum(0), self._fall_back(tasks))
+        self.fallbacks = self.fallbacks + (~good).long()
+        there = devices.sent(weights, found.device, found.dtype)
+        return torch.where(good, found, rows.sum(0)), [*torch.where(good, there, 1).unbind()]
 
     def direction_of_maps(self, maps: Sequence[Tensor], rows: Sequence[Tensor], losses: Float[Tensor, " t"],
                           tasks: tuple[str, ...]) -> tuple[list[Tensor], list[float]]:
         """:meth:`combine_maps` with the same guards."""
         local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in rows]).sum(0)
-        inner, host = (distributed.total(local) / distributed.world() ** 2).cpu(), losses.double().cpu()
-        if self._overflowed(inner, host):
-            return [of_tasks.sum(0) for of_tasks in rows], [1.0] * len(tasks)
+        size, inner = len(tasks), distributed.total(local) / distributed.world() ** 2
+        host = torch.cat([inner.flatten(), losses.to(inner)]).cpu().double()  # the only copy to the host
+        inner, losses = host[:-size].reshape(size, size), host[-size:]
+        if self._overflowed(inner, losses):
+            return [of_tasks.sum(0) for of_tasks in rows], [1.0] * size
         self._watch(inner, tasks)
-        if bool(torch.isfinite(inner).all() & torch.isfinite(host).all()):
-            found, weights = self.combine_maps(maps, rows, host, tasks)
+        if bool(torch.isfinite(inner).all() & torch.isfinite(losses).all()):
+            found, weights = self.combine_maps(maps, rows, losses, tasks)
             return found, weights.tolist()
         return [of_tasks.sum(0) for of_tasks in rows], self._fall_back(tasks)
+
+
+class Preferring:
+    """The passes of a step with losses times preferences, where these enter there, and what the step gave without
+    them.
+
+    Attributes:
+        passes: for the step; those that were given where nothing was preferred.
+    """
+
+    def __init__(self, balancer: GramBalancer, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor,
+                 active: Collection[str] | None):
+        self.balancer, self.scale, self.active = balancer, scale, active
+        self._factors: dict[str, float | Tensor] | None = None
+        self._losses: dict[int, dict[str, Tensor]] = {}
+        self.passes, weighing = passes, balancer.weighing
+        if weighing is None and not balancer.config.preferences:
+            return
+        if weighing is not None:
+            weighing.begin()
+            if len(passes) > 1 and weighing.needs_losses:
+                with undisturbed(network), torch.no_grad():
+                    self._decide(reduce(add, (run()[0] for run in passes), {}))
+        self.passes = [partial(self._run, number, run) for number, run in enumerate(passes)]
+
+    def _run(self, number: int, run: Pass) -> tuple[dict[str, Tensor], Output | None]:
+        losses, output = run()
+        self._losses[number] = {task: loss.detach() for task, loss in losses.items()}
+        factors = self._factors if self._factors is not None else self._decide(losses)
+        if self.balancer.preferring == "problem":
+            return losses, output
+        return {task: loss * factors[task] for task, loss in losses.items()}, output
+
+    def _decide(self, losses: dict[str, Tensor]) -> dict[str, float | Tensor]:
+        """Once in a step, however often its passes run."""
+        given, weighing = self.balancer.config.preferences, self.balancer.weighing
+        factors: dict[str, float | Tensor] = {task: given.get(task, 1.0) for task in losses}
+        if weighing is not None:
+            found = weighing._weights(losses, self.scale, self.active)
+            factors = {task: factor * found[task] for task, factor in factors.items()}
+            weighing.steps += 1
+        self._factors = factors
+        if self.balancer.preferring == "problem":
+            self.balancer.wishes = factors
+        return factors
+
+    def finish(self, losses: dict[str, Tensor],
+               weights: dict[str, float | Tensor]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
+        """The losses as they were, and by what each was weighed in all."""
+        if self._factors is None:
+            return losses, weights
+        losses = reduce(add, (self._losses[number] for number in sorted(self._losses)), {})
+        if self.balancer.preferring == "losses":
+            weights = {task: weight * self._factors[task] for task, weight in weights.items()}
+        if self.balancer.weighing is not None:
+            self.balancer.diagnostics |= {f"preference/{task}": value if isinstance(value, float) else value.detach()
+                                          for task, value in self._factors.items()}
+        return losses, weights
 
 
 class Step:
@@ -325,7 +475,7 @@ class Step:
         self.config = balancer.config
         self.tasks = tuple(task for task in balancer.tasks if active is None or task in active)
         self.losses: dict[str, Tensor] = {}
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, float] | dict[str, Tensor] = {}
         self._reach: Reach | None = None
         self._followed: dict[str, Tensor] | None = None
 
@@ -396,20 +546,21 @@ class Step:
         balancer = self.balancer
         for number, run in enumerate(self.passes):
             self._add_rows(run, number)
-        rows, scale = balancer.rows, float(self.scale)
+        rows, scale = balancer.rows, self.scale
         distributed.average_([rows.flat])
         if isinstance(balancer, JacobianBalancer):
             direction, weights = balancer.direction(rows.flat.div_(scale), self._mean_losses(), self.tasks)
             rows.flat[0].copy_(direction).mul_(scale)
         else:
-            weights = balancer.weights_of(gram(list(rows.flat)) / scale**2, self._mean_losses(), self.tasks)
+            weights = balancer.weights_of(self._unscaled(gram(list(rows.flat))), self._mean_losses(), self.tasks)
             rows.combine(weights)
         rows.hand_over()
         self._set(weights)
         for task in self.tasks:
             found = [p.grad for p in self.reach.private[task] if p.grad is not None]
-            if found and self.weights[task] != 1 and self.config.weight_heads:
-                torch._foreach_mul_(found, self.weights[task])
+            weight = self.weights[task]
+            if found and self.config.weight_heads and (isinstance(weight, Tensor) or weight != 1):
+                torch._foreach_mul_(found, weight)
         distributed.average_gradients([p for task in self.tasks for p in self.reach.private[task]])
 
     def _add_rows(self, run: Pass, number: int) -> None:
@@ -447,7 +598,7 @@ class Step:
 
     def _combine_maps(self, cut: list[Tensor], maps: list[list[Tensor]]) -> list[Tensor]:
         if isinstance(self.balancer, JacobianBalancer):
-            scale = float(self.scale)
+            scale = self.scale
             rows = [torch.stack(of_tasks) / scale for of_tasks in maps]
             combined, weights = self.balancer.direction_of_maps([z.detach() for z in cut], rows, self._mean_losses(),
                                                                 self.tasks)
@@ -467,7 +618,14 @@ class Step:
     def _inner(self, maps: list[list[Tensor]]) -> Tensor:
         """Inner products sample by sample, added up over samples, maps and processes."""
         local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in maps]).sum(0)
-        return distributed.total(local) / (distributed.world() * float(self.scale)) ** 2
+        return self._unscaled(distributed.total(local), distributed.world())
+
+    def _unscaled(self, inner: Float[Tensor, "t t"], processes: int = 1) -> Float[Tensor, "t t"]:
+        """Inner products of gradients that were scaled and not yet averaged. A scale on the device stays there; its
+        square may be beyond float32."""
+        if isinstance(self.scale, Tensor):
+            return inner / self.scale / self.scale / processes**2
+        return inner / (processes * self.scale) ** 2
 
     # -- weights first, then one backward pass -------------------------------------------------------------------
 
@@ -484,7 +642,7 @@ class Step:
             again = list(self.passes)
         if self.config.level == "layer" and self.balancer.needs_gram:
             rows = distributed.mean(inner)
-            inner = gram(list(rows)) / float(self.scale) ** 2
+            inner = self._unscaled(gram(list(rows)))
         weights = self.balancer.weights_of(inner, self._mean_losses(), self.tasks)
         self.passes, self.losses = again, {}
         self._backward_weighted(weights)
@@ -494,7 +652,7 @@ class Step:
         where the losses are all that is asked for.)"""
         if not self.balancer.needs_gram:
             size, first = len(self.tasks), losses[self.tasks[0]]
-            return torch.zeros(size, size, dtype=torch.float64, device=first.device)
+            return torch.zeros(size, size, dtype=devices.widest(first.device), device=first.device)
         layer = self.config.level == "layer"
         ends = list(self.reach.layer) if layer else self._cut(output)
         gradients = [self._gradients(losses[task], ends) for task in self.tasks]
@@ -545,7 +703,7 @@ class Step:
     def _mean_losses(self) -> Tensor:
         return distributed.mean(torch.stack([self.losses[task] for task in self.tasks]))
 
-    def _set(self, weights: Sequence[float]) -> None:
+    def _set(self, weights: Sequence[float] | Sequence[Tensor]) -> None:
         self.weights = dict(zip(self.tasks, weights, strict=True))
 
     def _average(self) -> None:
@@ -555,6 +713,20 @@ class Step:
         found = [p.grad for p in self.reach.shared if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(found) / self.scale
         torch.nn.utils.clip_grads_with_norm_(self.reach.shared, largest, norm)
+
+
+def weighing_of(config: GramBalancer.Config) -> LossBalancer.Config:
+    """The balancer of losses behind ``weighing``, with its options.
+
+    Raises:
+        InputError: there is none of that name, or it does not have such an option.
+    """
+    options = {name: int(value) if value == value // 1 else value for name, value in config.weighing_options.items()}
+    found = chosen(Balancer.Config, config.weighing, options, "balancer.weighing")
+    if not isinstance(found, LossBalancer.Config):
+        raise InputError("balancer.weighing", config.weighing, "a balancer that weighs losses", "choose for instance "
+                         "fixed, dwa, uncertainty or famo")
+    return found
 
 
 def _or_zero(gradient: Tensor | None, end: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polyptych import devices
 from polyptych.balancers._engine import gram
 from polyptych.balancers._gradients import JacobianBalancer
 from polyptych.errors import InputError
@@ -45,11 +46,11 @@ class RememberingBalancer(JacobianBalancer):
                           for p in self.reach.shared], 1)
 
     def remembered_gram(self, tasks: tuple[str, ...]) -> Float[Tensor, "t t"]:
-        """Inner products of the rows of some tasks, in float64 on the CPU."""
-        return gram([self.memory[k] for k in self.positions(tasks)]).cpu()
+        """Inner products of the rows of some tasks, in float64 on the CPU; the host waits for them."""
+        return gram([self.memory[k] for k in self.positions(tasks)]).cpu().double()
 
     def weighed_memory(self, weights: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " p"]:
         """The weighed sum of the rows of some tasks, on the device."""
         every = torch.zeros(len(self.tasks), dtype=weights.dtype)
         every[self.positions(tasks)] = weights
-        return every.to(self.memory) @ self.memory
+        return devices.sent(every, self.memory.device, self.memory.dtype) @ self.memory

@@ -17,8 +17,10 @@ from polyptych.balancers._task_numbers import check_number
 
 
 class AlignedMTL(GramBalancer):
-    """``w = B 1`` with ``B = s V S^(-1/2) V^T``, where ``G = V S V^T`` are the inner products of the gradients in their
+    """``w = B p`` with ``B = s V S^(-1/2) V^T``, where ``G = V S V^T`` are the inner products of the gradients in their
     eigenvectors, and s is the smallest singular value of the gradients: their condition number becomes 1.
+
+    p are the preferences, 1 unless given.
 
     Singular values below ``floor`` times the largest count as zero. The paper has no floor but rounding; gradients are
     float32 here, whose inner products do not tell smaller ones from noise, and with the scale of the smallest one the
@@ -44,6 +46,7 @@ class AlignedMTL(GramBalancer):
         """Singular values below this fraction of the largest count as zero."""
 
     config: Config
+    preferring = "problem"
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)
@@ -51,4 +54,5 @@ class AlignedMTL(GramBalancer):
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        return solvers.balanced_transform(gram, self.config.scale, floor=self.config.floor).sum(1)
+        aligned = solvers.balanced_transform(gram, self.config.scale, floor=self.config.floor)
+        return (aligned * self.wished(tasks)).sum(1)

@@ -19,7 +19,8 @@ FLOOR = 1e-8  # eigenvalues of the cosines below this share of the largest are t
 
 class ConFIG(GramBalancer):
     """The direction d is that of ``sum_t c_t u_t`` with ``C c = 1``, where u are the directions of the gradients and C
-    is the matrix of their cosines; the length is ``sum_t g_t . d``, so that gradients that agree count in full.
+    is the matrix of their cosines; the length is ``sum_t g_t . d``, so that gradients that agree count in full. In
+    place of the ones stand the preferences, if there are any.
 
     The authors (and torchjd) apply the pseudoinverse to the matrix of all gradients; its result is a function of the
     cosines, and this takes the pseudoinverse of those. Where gradients point exactly against each other there is no
@@ -29,6 +30,8 @@ class ConFIG(GramBalancer):
     per step: by level.
     """
 
+    preferring = "problem"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         weight_heads: bool = False
@@ -36,13 +39,14 @@ class ConFIG(GramBalancer):
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        return solvers.where_present(gram, 0, conflict_free)
+        preferred = self.wished(tasks)[solvers.present(gram)]
+        return solvers.where_present(gram, 0, lambda present: conflict_free(present, preferred))
 
 
-def conflict_free(gram: Float[Tensor, "t t"]) -> Float[Tensor, " t"]:
+def conflict_free(gram: Float[Tensor, "t t"], preferred: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
     """The weights of ConFIG; all tasks must have a gradient."""
     cosine, lengths = solvers.cosines(gram)
-    shares = torch.linalg.pinv(cosine, rtol=FLOOR, hermitian=True).sum(1)
+    shares = (torch.linalg.pinv(cosine, rtol=FLOOR, hermitian=True) * preferred).sum(1)
     projections = cosine @ shares  # of the direction onto each gradient's; the squared length is shares @ projections
     squared = shares @ projections
     if float(squared) < FLOOR:

@@ -56,6 +56,7 @@ class CRMOGM(GramBalancer):
         super().__init__(config, standard_weights=standard_weights)
         check_number("share", config.share, 0 <= config.share < 1, "a number of at least 0 and below 1")
         self.share, self.method = config.share, method_of(config, standard_weights)
+        self.preferring = self.method.preferring
         self.register_buffer("average", numbers(self.tasks, torch.inf))  # inf: not known yet
 
     def promised(self, count: int) -> float | None:
@@ -63,6 +64,7 @@ class CRMOGM(GramBalancer):
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
+        self.method.wishes = self.wishes
         self.method.steps, self.method.seed = self.steps, self.seed  # its random numbers are those of this step
         found, here = self.method.solve(gram, losses, tasks).double().cpu(), self.positions(tasks)
         if not bool(found.isfinite().all()):

@@ -32,6 +32,7 @@ class DBMTL(RememberingBalancer):
     """
 
     tuned = ("beta", (0.5, 0.1))
+    preferring = "never"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RememberingBalancer.Config):

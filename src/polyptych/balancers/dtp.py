@@ -92,7 +92,7 @@ class DTP(LossBalancer):
                 self.last_loss[place] = now
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        found = self.indicator[self.positions(tasks)]
+        found = self.indicator[self.places(tasks, self.indicator)]
         k = found.clamp(LEAST, MOST)
         weights = torch.where(found.isinf(), 1.0, -(1 - k) ** self.config.gamma * k.log())
         if self.config.normalize:

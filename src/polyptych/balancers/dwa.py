@@ -9,9 +9,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.balancers._task_numbers import SMALLEST, check_number, numbers
 from polyptych.balancers._weighing import LossBalancer
 
@@ -57,17 +58,18 @@ class DWA(LossBalancer):
     def on_epoch_end(self, losses: dict[str, float]) -> None:
         if self.window is None:
             valid = [task for task in self.tasks if math.isfinite(losses.get(task, math.nan))]
-            self._remember(torch.tensor([losses[task] for task in valid]).to(self.recent), self.positions(tuple(valid)))
+            means = devices.sent([losses[task] for task in valid], self.recent.device, self.recent.dtype)
+            self._remember(means, self.places(tuple(valid), self.recent))
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        here = self.positions(tasks)
+        here = self.places(tasks, self.recent)
         before, last = (half.mean(1).clamp(min=SMALLEST) for half in self.recent[here].chunk(2, 1))
         ratio = torch.where(self.seen[here] >= self.recent.shape[1], last / before, 1.0)
         if self.window is not None:
             self._remember(losses.to(self.recent), here)
         return (len(tasks) * (ratio / self.temperature).softmax(0)).to(losses)
 
-    def _remember(self, losses: Float[Tensor, " t"], here: list[int]) -> None:
+    def _remember(self, losses: Float[Tensor, " t"], here: Int[Tensor, " t"]) -> None:
         finite, old = losses.isfinite(), self.recent[here]  # one loss of NaN would spoil two windows
         self.recent[here] = torch.where(finite[:, None], torch.cat([old[:, 1:], losses[:, None]], 1), old)
         self.seen[here] += finite

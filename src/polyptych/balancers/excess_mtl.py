@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.balancers import _solvers as solvers
 from polyptych.balancers._memory import RememberingBalancer
 from polyptych.balancers._task_numbers import check_number, numbers
@@ -58,10 +59,15 @@ class ExcessMTL(RememberingBalancer):
         self.register_buffer("beginning", numbers(self.tasks))
         self.register_buffer("seen", torch.zeros(len(self.tasks), dtype=torch.int64))  # steps in ``beginning``
 
+    def ask(self, rows: Float[Tensor, "t p"], losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Tensor:
+        return torch.stack([self._excess(k, row) for k, row in zip(self.positions(tasks), rows, strict=True)])
+
     def combine(self, rows: Float[Tensor, "t p"], losses: Float[Tensor, " t"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
         here = self.positions(tasks)
-        excess = torch.stack([self._excess(k, row) for k, row in zip(here, rows, strict=True)]).double().cpu()
+        for k, row in zip(here, rows, strict=True):
+            self.memory[k].add_(row.square())
+        excess = self.answer
         seen, beginning, before = self.seen[here], self.beginning[here], self.weights[here]
         starting = seen < self.warmup
         beginning = torch.where(starting, (beginning * seen + excess) / (seen + 1), beginning)
@@ -72,9 +78,8 @@ class ExcessMTL(RememberingBalancer):
             weights[moving] = before[moving].sum() * solvers.shares(weights[moving])
         self.weights[here] = weights
         weights = len(here) * solvers.shares(weights)
-        return weights.to(rows) @ rows, weights
+        return devices.sent(weights, rows.device, rows.dtype) @ rows, weights
 
     def _excess(self, k: int, row: Float[Tensor, " p"]) -> Float[Tensor, ""]:
         squared = row.square()
-        self.memory[k].add_(squared)
-        return (squared / (self.memory[k] + EPSILON).sqrt()).sum()
+        return (squared / (self.memory[k] + squared + EPSILON).sqrt()).sum()

@@ -48,6 +48,7 @@ class FairGrad(GramBalancer):
         super().__init__(config, standard_weights=standard_weights)
         check_number("alpha", config.alpha, config.alpha > 0, "a number above 0")
         self.alpha = config.alpha
+        self.preferring = "never" if self.alpha == 1 else "losses"  # then the step is that of Nash-MTL
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:

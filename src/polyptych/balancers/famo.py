@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from polyptych.balancers._adam import TaskAdam
@@ -67,7 +67,7 @@ class FAMO(LossBalancer):
         self.adam = TaskAdam(len(self.tasks), learning_rate=config.learning_rate, weight_decay=config.decay)
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        here = self.positions(tasks)
+        here = self.places(tasks, self.x)
         logarithms = self._logarithms(losses, here)
         if self.lazy:
             self._learn(logarithms)
@@ -81,10 +81,10 @@ class FAMO(LossBalancer):
             losses = scalars(losses, self.tasks, active=losses)
             if losses:  # none at all: nothing is known of this step
                 after = torch.stack([loss.detach() for loss in losses.values()])
-                self._learn(self._logarithms(after, self.positions(tuple(losses))))
+                self._learn(self._logarithms(after, self.places(tuple(losses), self.x)))
             self.before = torch.full_like(self.before, torch.inf)  # a step without any label does not reach weigh
 
-    def _logarithms(self, losses: Float[Tensor, " t"], here: list[int]) -> Float[Tensor, " all"]:
+    def _logarithms(self, losses: Float[Tensor, " t"], here: Int[Tensor, " t"]) -> Float[Tensor, " all"]:
         """log d for every task of the run, infinity where a task has no label."""
         logarithms = torch.full_like(self.x, torch.inf)
         logarithms[here] = (losses.to(self.x) - self.lowest[here]).clamp(min=0).add(SMALLEST).log()

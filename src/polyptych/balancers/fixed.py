@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.balancers._weighing import LossBalancer
 from polyptych.errors import InputError, nearest
 
@@ -51,4 +52,4 @@ class Fixed(LossBalancer):
                                 for factor in (3, 1 / 3) for name, weight in now.items() if weight)
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        return losses.new_tensor([self.weights[task] for task in tasks])
+        return devices.sent([self.weights[task] for task in tasks], losses.device, losses.dtype)

@@ -48,6 +48,7 @@ class GradNorm(GramBalancer):
     """
 
     tuned = ("alpha", (0.5, 0.12))
+    preferring = "never"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):

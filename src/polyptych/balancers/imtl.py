@@ -44,6 +44,7 @@ class IMTL(GramBalancer):
     """
 
     tuned = ("learning_rate", (1e-2, 1e-4))
+    preferring = "never"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):

@@ -11,6 +11,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.balancers import _solvers as solvers
 from polyptych.balancers._engine import product_of_batches
 from polyptych.balancers._gradients import JacobianBalancer
@@ -58,13 +59,16 @@ class MoDo(JacobianBalancer):
         self.splits = 3 if config.batches == "independent" else 1
         self.register_buffer("weights", numbers(self.tasks, 1 / max(len(self.tasks), 1)))
 
+    def ask(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Tensor:
+        return product_of_batches(rows)
+
     def combine(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
         here = self.positions(tasks)
-        product, last = product_of_batches(rows)
-        product = self.splits**2 * product  # a part has the gradient of a third of the batch
+        last = rows[-1] if self.splits > 1 else rows
+        product = self.splits**2 * self.answer.view(len(tasks), -1)  # a part has the gradient of a third of the batch
         before, total = solvers.shares(self.weights[here]), self.weights[here].sum()
-        moved = before - self.config.gamma * (product.cpu() @ before + self.config.rho * before)
+        moved = before - self.config.gamma * (product @ before + self.config.rho * before)
         weights = solvers.project_to_simplex(moved)
         self.weights[here] = total * weights
-        return self.splits * (weights.to(rows) @ last), weights
+        return self.splits * (devices.sent(weights, rows.device, rows.dtype) @ last), weights

@@ -32,6 +32,8 @@ class NashMTL(GramBalancer):
     parameters move by the direction alone. Heads get weighted gradients. Cost per step: by level.
     """
 
+    preferring = "never"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(GramBalancer.Config):
         clip_shared: float = 1.0

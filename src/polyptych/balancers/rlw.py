@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.balancers._weighing import LossBalancer
 
 
@@ -28,4 +29,4 @@ class RLW(LossBalancer):
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
         noise = torch.randn(len(self.tasks), generator=self.random(), dtype=torch.float64)
-        return noise[self.positions(tasks)].softmax(0).to(losses)
+        return devices.sent(noise[self.positions(tasks)].softmax(0), losses.device, losses.dtype)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.balancers import _solvers as solvers
 from polyptych.balancers._engine import product_of_batches
 from polyptych.balancers._gradients import JacobianBalancer
@@ -64,14 +65,18 @@ class SDMGrad(JacobianBalancer):
         self.splits = 3 if config.batches == "independent" else 1
         self.register_buffer("weights", numbers(self.tasks, 1 / max(len(self.tasks), 1)))
 
+    def ask(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Tensor:
+        return product_of_batches(rows)
+
     def combine(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
         size, here, pull = len(tasks), self.positions(tasks), self.config.pull
-        product, last = product_of_batches(rows)
-        found = self._descend(product.cpu(), solvers.shares(self.weights[here]))
+        last = rows[-1] if self.splits > 1 else rows
+        found = self._descend(self.answer.view(size, size), solvers.shares(self.weights[here]))
         self.weights[here] = self.weights[here].sum() * found
         weights = (size * found + pull) / (1 + pull)
-        return self.splits * (weights.to(rows) @ last), weights  # a part has the gradient of a third of the batch
+        # A part has the gradient of a third of the batch.
+        return self.splits * (devices.sent(weights, rows.device, rows.dtype) @ last), weights
 
     def _descend(self, product: Float[Tensor, "t t"], weights: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         # Between batches, the product of a task with itself may come out below zero.

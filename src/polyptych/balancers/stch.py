@@ -73,8 +73,8 @@ class STCH(LossBalancer):
                     self.nadir[place] = max(losses[task], SMALLEST)
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        here = self.positions(tasks)
-        safe, nadir, preferred = losses.clamp(min=SMALLEST).double(), self.nadir[here], self.preferences[here]
+        here = self.places(tasks, self.nadir)
+        safe, nadir, preferred = losses.clamp(min=SMALLEST).to(self.nadir), self.nadir[here], self.preferences[here]
         known = nadir.isfinite()
         distance = torch.where(known, preferred * (safe / nadir).log() / self.mu, -torch.inf)
         shares = torch.where(known, known.sum() * preferred * distance.softmax(0), 1.0)

@@ -48,7 +48,7 @@ class UWSO(LossBalancer):
         self.register_buffer("average", numbers(self.tasks, torch.inf))
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        here, now = self.positions(tasks), losses.double()
+        here, now = self.places(tasks, self.average), losses.to(self.average)
         before = self.average[here]
         average = torch.where(before.isinf(), now, torch.lerp(now, before, self.smoothing))
         self.average[here] = torch.where(now.isfinite(), average, before)  # one bad step must not spoil all others

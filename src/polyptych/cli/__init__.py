@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from polyptych.errors import InputError, nearest
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a name that is no text, or a console without arrows, must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if arguments is None:
         arguments = sys.argv[1:]
         if {"-h", "--help"} & set(arguments[1:]) and _stand_ins.install():
@@ -73,8 +77,8 @@ def _help(arguments: list[str]) -> int:
 def commands() -> dict[str, str]:
     """The files of this folder, a hyphen for each underscore, with the first line of their docstrings."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {p.stem.replace("_", "-"): (ast.get_docstring(ast.parse(p.read_text())) or "").partition("\n")[0]
-            for p in files}
+    texts = {p.stem.replace("_", "-"): ast.get_docstring(ast.parse(p.read_text(encoding="utf-8"))) for p in files}
+    return {name: (text or "").partition("\n")[0] for name, text in texts.items()}
 
 
 def usage() -> str:

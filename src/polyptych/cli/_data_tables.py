@@ -136,8 +136,9 @@ def print_verification(config: Any, found: Verification, console: Console) -> No
     table = _table("where", "found", "needed", "what to do", title="damaged or missing")
     rows = merged(found.faults)
     for fault, count in rows[:_SHOWN]:
-        where = fault.where.replace(f"{config.root}/", "") + (f" and {count - 1} more" if count > 1 else "")
-        table.add_row(*map(escape, (where, fault.got, fault.needs, fault.do)))
+        cells = [text.replace(f"{config.root}/", "") for text in (fault.where, fault.got, fault.needs, fault.do)]
+        cells[0] += f" and {count - 1} more" if count > 1 else ""
+        table.add_row(*map(escape, cells))
     console.print(table)
     if len(rows) > _SHOWN:
         console.print(f"and {sum(count for _, count in rows[_SHOWN:])} more")

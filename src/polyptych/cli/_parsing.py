@@ -10,11 +10,14 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from polyptych.errors import InputError
+
+if TYPE_CHECKING:
+    from polyptych.run import Run
 
 T = TypeVar("T")
 
@@ -58,6 +61,22 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
         if found := _refused(stop):
             raise found from None
         raise _error(said.getvalue(), command, list(_flags(kind if default is None else default))) from None
+
+
+def with_named_tasks(run: Run, names: str, arguments: list[str], command: str) -> Run:
+    """The run with the tasks of ``--tasks``. What kinds they are may only the data know (of ``folder``, ``mixed``,
+    ``prepared`` and ``python``), and where those lie stands in options that are parsed later: so these come first."""
+    from polyptych.run import with_tasks
+
+    own: list[str] = []
+    inside = False
+    for argument in arguments:
+        inside = argument.startswith("--dataset.") if argument.startswith("--") else inside
+        own += [argument] if inside else []
+    if own:
+        kind: Any = dataclasses.make_dataclass("Data", [("dataset", type(run.dataset))], frozen=True)
+        run = dataclasses.replace(run, dataset=parse(kind, own, command, default=kind(run.dataset)).dataset)
+    return with_tasks(run, [name for name in names.split(",") if name])
 
 
 @contextlib.contextmanager

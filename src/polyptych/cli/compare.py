@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyptych.cli._parsing import parse, take
+from polyptych.cli._parsing import parse, take, with_named_tasks
 from polyptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ values of its one own option where it has one; with --trials N for every method 
 (those of a run), --tune-seed N (1000);
 --on local|ray: one process per device here, or a Ray task per run (local);
 --from RUN RUN ...: no training: a table from the folders of finished runs, the first of which with encoder single is
-the reference.
+the reference; --dataset.root DIR says where their data lie now, if they moved.
 
 --dataset, --backbone, --encoder, --decoder, --balancer NAME and --tasks A,B change the recipe itself. All other
 options are those of `polyptych train` and hold for every run:"""
@@ -55,7 +56,7 @@ def choose(arguments: list[str], command: str, names: set[str], note: str, examp
     """The recipe of a command line with everything it changes, and the values of ``names``."""
     from polyptych.recipes._catalog import load
     from polyptych.recipes._catalog import names as recipes
-    from polyptych.run import Run, with_components, with_tasks
+    from polyptych.run import Run, with_components
 
     chosen, rest = take(arguments, {*SLOTS, "tasks", *names})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -65,7 +66,7 @@ def choose(arguments: list[str], command: str, names: set[str], note: str, examp
     run = load(recipe or "rooms")()
     run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     if "tasks" in chosen:
-        run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
+        run = with_named_tasks(run, chosen["tasks"], rest, command)
     if any(argument.partition("=")[0] == "--seed" for argument in rest):
         raise InputError("--seed", "one seed", "the seeds of all runs", "use --seeds, for instance `--seeds 4,7`")
     return parse(Run, rest, command, default=run, note=note), chosen
@@ -117,15 +118,19 @@ def listed(text: str) -> list[str]:
 
 def _from_folders(arguments: list[str]) -> None:
     from polyptych.comparison.compare import compare_runs
+    from polyptych.run import require_data
 
     start = arguments.index("--from")
-    chosen, rest = take(arguments[:start] + arguments[start + 1:], {"out"})
+    chosen, rest = take(arguments[:start] + arguments[start + 1:], {"out", "dataset.root"})
     if unknown := [argument for argument in rest if argument.startswith("-")]:
-        raise InputError(unknown[0], "an option that trains", "only --out beside --from",
+        raise InputError(unknown[0], "an option that trains", "only --out and --dataset.root beside --from",
                          "remove it, or leave --from out to train what is missing")
     if not rest:
         raise InputError("--from", "no folder", "folders of finished runs",
                          "for instance `polyptych compare --from runs/single runs/shared`")
+    moved_to = Path(chosen["dataset.root"]) if "dataset.root" in chosen else None
+    for folder in rest:
+        require_data(Path(folder), moved_to, f"compare --from {shlex.join(rest)}")
     out = Path(chosen.get("out", Path("comparisons") / "runs"))
     _show(compare_runs([Path(folder) for folder in rest], out), out)
 

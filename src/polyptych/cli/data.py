@@ -250,7 +250,7 @@ def _verified(config: Any, options: VerifyArguments) -> Verification:
         InputError: something is wrong; the table says what.
     """
     from polyptych.cli._data_tables import print_verification
-    from polyptych.data.preparation.verification import verify
+    from polyptych.data.preparation.verification import merged, verify
 
     with _progress("opening files") as report:
         found = verify(config, options.tasks, options.quick, options.subset,
@@ -262,7 +262,7 @@ def _verified(config: Any, options: VerifyArguments) -> Verification:
         count = len(found.faults)
         raise InputError(f"root of {config.name} ({config.root})",
                          f"{count} fault{'s' * (count > 1)} (the table above)", "whole files, all of them",
-                         " | ".join(dict.fromkeys(fault.do for fault in found.faults[:3] if fault.do)))
+                         " | ".join(dict.fromkeys(fault.do for fault, _ in merged(found.faults)[:3] if fault.do)))
     return found
 
 

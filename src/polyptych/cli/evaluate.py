@@ -14,7 +14,7 @@ from polyptych.cli._parsing import parse
 @dataclass(frozen=True)
 class Arguments:
     folder: tyro.conf.Positional[Path]
-    """Run folder."""
+    """Run folder, or hf://OWNER/NAME."""
     split: Literal["test", "val", "train"] = "test"
     """Split to evaluate."""
     weights: Literal["", "last", "best"] = ""
@@ -28,11 +28,13 @@ def main(arguments: list[str]) -> None:
     from rich.console import Console
 
     from polyptych.evaluation import evaluate as evaluate_run
+    from polyptych.hub import local_folder
     from polyptych.reports.tables import terminal_table
     from polyptych.run import require_data
 
-    require_data(options.folder, options.root, "evaluate")
-    results = evaluate_run(options.folder, splits=(options.split,), weights=options.weights)
+    folder = local_folder(options.folder)
+    require_data(folder, options.root, f"evaluate {options.folder}")
+    results = evaluate_run(folder, splits=(options.split,), weights=options.weights)
     Console().print(terminal_table(results[options.split]))
-    print(options.folder / "evaluation" / f"{options.split}.json")
-    results[options.split].require_numbers(options.folder)
+    print(folder / "evaluation" / f"{options.split}.json")
+    results[options.split].require_numbers(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -31,10 +31,16 @@ class Arguments:
     """Largest allowed difference from the network's output; beyond it, the export fails and writes nothing."""
     weights: Literal["", "last", "best"] = ""
     """Weights to export (default: those the run selected)."""
+    root: Annotated[Path | None, tyro.conf.arg(name="dataset.root")] = None
+    """For --quantize: where the data lie now, if they moved since the run was trained; it is written into run.json."""
 
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "export")
+    if options.quantize or options.root is not None:
+        from polyptych.run import require_data
+
+        require_data(options.folder, options.root, f"export {options.folder} --quantize {options.quantize or 'static'}")
     if options.quantize:
         from rich.console import Console
 

@@ -10,7 +10,7 @@ from polyptych.cli._parsing import parse
 from polyptych.component import Catalog, Component, Summary
 from polyptych.errors import InputError, nearest
 
-KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "balancers", "protocols")
+KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "balancers", "protocols", "published")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,33 @@ def main(arguments: list[str]) -> None:
     from rich.table import Table
 
     for kind in options.kinds:
+        if kind == "published":
+            _show_published()
+            continue
         table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         for entry in descriptions(kind):
             table.add_row(f"[bold]{entry.name}", entry.summary, f"[dim]{entry.source}")
         Console().print(table, "")
+
+
+def _show_published() -> None:
+    """Whose checkpoints can come in, their licenses, where the authors keep them, and what they reach."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from polyptych.published._base import CATALOG
+
+    console = Console()
+    for repository in map(CATALOG.load, CATALOG.names()):
+        table = Table(title=f"published: {repository.component_name()}, {repository.page}", title_justify="left",
+                      box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_row("[bold]networks", "; ".join(form.name for form in repository.forms))
+        table.add_row("[bold]files", repository.files)
+        table.add_row("[bold]license", repository.license)
+        for row in repository.rows:
+            table.add_row("[bold]published", f"{row.network}: {row.numbers} [dim]{row.protocol}[/dim]")
+        table.add_row("[bold]commands", "polyptych import FILE --out RUN --dataset.root DIR; polyptych evaluate RUN")
+        console.print(table, "")
 
 
 def descriptions(kind: str) -> list[Summary]:

@@ -14,7 +14,7 @@ from polyptych.cli._parsing import parse
 @dataclass(frozen=True)
 class Arguments:
     model: tyro.conf.Positional[Path]
-    """Run folder, or a model that `polyptych export` wrote (.onnx, .pt2)."""
+    """Run folder, hf://OWNER/NAME, or a model that `polyptych export` wrote (.onnx, .pt2)."""
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Images, videos, folders of them, or camera:0."""
     out: Path = Path("predictions")

@@ -26,6 +26,6 @@ def main(arguments: list[str]) -> None:
     from polyptych.run import require_data
 
     if options.root is not None:
-        require_data(options.folder, options.root, "report")
+        require_data(options.folder, options.root, f"report {options.folder}")
     with hold(options.folder):
         print(write_report(options.folder))

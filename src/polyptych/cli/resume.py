@@ -24,5 +24,5 @@ def main(arguments: list[str]) -> None:
     from polyptych.run import read_run, require_data
     from polyptych.training import train as train_run
 
-    require_data(options.folder, options.root, "resume")
+    require_data(options.folder, options.root, f"resume {options.folder}")
     train_run(read_run(options.folder)[0], options.folder, resume=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from polyptych.cli._parsing import parse, take
+from polyptych.cli._parsing import parse, take, with_named_tasks
 from polyptych.comparison.runner import Where
 from polyptych.errors import InputError
 from polyptych.run import Run
@@ -55,6 +55,8 @@ class ResumeArguments:
     """Folder of the search."""
     on: Where = "local"
     """Where networks are trained: local, one process per local device; ray, one Ray task per run."""
+    root: Annotated[Path | None, tyro.conf.arg(name="dataset.root")] = None
+    """Where the data lie now, if they moved since the search began; it is written into its records."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def main(arguments: list[str]) -> None:
         return
     from polyptych.cli.compare import seeds
     from polyptych.recipes._catalog import load, names
-    from polyptych.run import with_components, with_tasks
+    from polyptych.run import with_components
 
     chosen, rest = take(arguments, {*SLOTS, "tasks"})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -87,7 +89,7 @@ def main(arguments: list[str]) -> None:
                          "for instance `polyptych search rooms --budget flops=1.5x`")
     run = with_components(load(recipe or "rooms")(), {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     if "tasks" in chosen:
-        run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
+        run = with_named_tasks(run, chosen["tasks"], rest, "search")
     options = parse(Arguments, rest, "search", note=NOTE, default=Arguments(**{
         field.name: getattr(run, field.name) for field in dataclasses.fields(Run)}))
     run, choices = options.part(Run), options.part(Search)
@@ -102,7 +104,7 @@ def _resume(arguments: list[str]) -> None:
     folder = _one(options.folder, "resume", "the folder of a search", "searches/rooms")
     from polyptych.search.procedure.searching import resume
 
-    _show(resume(folder, on=options.on))
+    _show(resume(folder, on=options.on, moved_to=options.root))
 
 
 def _report(arguments: list[str]) -> None:
@@ -143,7 +145,7 @@ def _show(report: Path) -> None:
     """The verdict and where everything is."""
     import json
 
-    found = json.loads(report.with_name("results.json").read_text())
+    found = json.loads(report.with_name("results.json").read_text(encoding="utf-8"))
     for versus in found["versus"]:
         print(versus["verdict"])
     correlation = found["correlation"]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyptych.cli._parsing import parse, take
+from polyptych.cli._parsing import parse, take, with_named_tasks
 from polyptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ These choose components, whose own options then become available:
 
 def main(arguments: list[str]) -> None:
     from polyptych.recipes._catalog import names
-    from polyptych.run import Run, with_components, with_tasks
+    from polyptych.run import Run, with_components
 
     chosen, rest = take(arguments, {*SLOTS, "tasks", "from", "out"})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -37,14 +37,14 @@ def main(arguments: list[str]) -> None:
     begun = run = _start(recipe, chosen.get("from"))
     run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
     if "tasks" in chosen:
-        run = with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
+        run = with_named_tasks(run, chosen["tasks"], rest, "train")
     run = parse(Run, rest, "train", default=run, note=NOTE)
     from polyptych.training import train as train_run
 
     if begun.reasons:
-        from polyptych.recipes._own_data import kept_reasons
+        from polyptych.recipes._own_data import asked_for
 
-        run = kept_reasons(begun, run)
+        run = asked_for(begun, run)
         print(f"{run.recipe}: chosen from the data")
         for option, reason in run.reasons.items():
             print(f"  {option.replace('_', '-')}: {reason}")
@@ -60,15 +60,17 @@ def _start(recipe: str | None, earlier: str | None) -> Run:
         return read_run(Path(earlier))[0]
     if recipe is None or recipe in names():
         return load(recipe or "rooms")()
-    folder = Path(recipe)
+    folder, description = Path(recipe), None
+    if folder.suffix == ".toml" and folder.is_file():
+        folder, description = folder.parent, folder
     if not folder.is_dir():
         if "/" in recipe or os.sep in recipe:
             raise InputError(f"polyptych train {recipe}", "no such folder", "a folder with dataset.toml, or a recipe",
                              "correct the path, or see `polyptych list recipes`")
         return load(recipe)()  # which says what recipes there are
-    if not (folder / "dataset.toml").is_file():
+    if description is None and not (folder / "dataset.toml").is_file():
         raise InputError(folder, "a folder without dataset.toml", "the description of the data",
                          f"let `polyptych data describe {recipe}` write a first one")
     from polyptych.recipes._own_data import own_data
 
-    return own_data(folder)
+    return own_data(folder, description)

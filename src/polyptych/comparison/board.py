@@ -15,6 +15,7 @@ from rich.text import Text
 
 from polyptych.comparison.grid import Entry
 from polyptych.comparison.progress import Progress, State, time_left
+from polyptych.metrics._accumulation import shown_name
 from polyptych.reports.tables import duration
 
 STYLES: dict[State, str] = {"waiting": "dim", "training": "bold cyan", "testing": "cyan", "finished": "green",
@@ -93,7 +94,7 @@ class Board:
         shown = names if len(names) * 12 + 70 <= self.console.width else names[:FEW_TASKS]
         for name in shown:
             headline = self.runs[0].entry.method.run.tasks[name].owner.headline
-            table.add_column(f"{name} {headline}", justify="right", overflow="ellipsis", no_wrap=True)
+            table.add_column(f"{name} {shown_name(headline)}", justify="right", overflow="ellipsis", no_wrap=True)
         for run in self._visible():
             values = [f"{run.validation[name]:.4g}" if name in run.validation else "" for name in shown]
             method = run.entry.method
@@ -132,4 +133,4 @@ def _bar(run: Progress) -> Table:
 
 def _headlines(run: Progress) -> list[str]:
     tasks = run.entry.method.run.tasks
-    return [f"{name} {tasks[name].owner.headline} {value:.4g}" for name, value in run.validation.items()]
+    return [f"{name} {shown_name(tasks[name].owner.headline)} {value:.4g}" for name, value in run.validation.items()]

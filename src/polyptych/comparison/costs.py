@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyptych.comparison.records import essence
+from polyptych.distributed import local_device
 from polyptych.errors import InputError
 from polyptych.logbook import environment
 from polyptych.profiling.profile import Cost, cost
@@ -39,7 +40,7 @@ def network_cost(run: Run, facts: Facts | None, kept: Path, *, anywhere: bool = 
             return None
         raise
     kept.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"of": key, "machine": _machine(), "cost": asdict(found)})
+    write_json(path, {"of": key, "machine": _machine(run), "cost": asdict(found)})
     return found
 
 
@@ -50,11 +51,11 @@ def _key(run: Run, anywhere: bool) -> dict[str, Any]:
         return {name: choices[name] for name in ("backbone", "encoder", "decoder", "size", "dataset", "tasks")}
     parts = {name: encode(getattr(run, name)) for name in ("backbone", "encoder", "decoder", "size", "dataset")}
     return {**parts, "tasks": {name: encode(task) for name, task in run.tasks.items()},
-            "device": run.execution.device, "precision": run.execution.precision, "machine": _machine()}
+            "device": run.execution.device, "precision": run.execution.precision, "machine": _machine(run)}
 
 
-def _machine() -> dict[str, Any]:
-    here = environment()
+def _machine(run: Run) -> dict[str, Any]:
+    here = environment(local_device(run.execution.device))
     return {name: here[name] for name in ("processor", "cores", "accelerator", "torch", "commit")}
 
 

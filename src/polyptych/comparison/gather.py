@@ -10,6 +10,7 @@ from polyptych.comparison.grid import Entry, Method, refuse_repeats
 from polyptych.comparison.results import Finished, refuse_other_protocols
 from polyptych.comparison.specification import spell
 from polyptych.errors import InputError
+from polyptych.hub import local_folder
 from polyptych.record import first_difference
 from polyptych.run import Run, read_run
 
@@ -24,6 +25,7 @@ def gather(folders: Sequence[Path]) -> list[Entry]:
     Raises:
         InputError: as :func:`polyptych.compare_runs`.
     """
+    folders = [local_folder(folder) for folder in folders]
     runs = {folder: read_run(folder)[0] for folder in folders}
     refuse_repeats("--from", [folder.resolve() for folder in folders])
     found = [_entry(folder, run) for folder, run in runs.items()]

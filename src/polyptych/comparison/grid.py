@@ -21,7 +21,7 @@ from polyptych.decoders._base import Decoder
 from polyptych.decoders.heads import Heads
 from polyptych.errors import InputError
 from polyptych.record import encode, first_difference, read_json, write_json
-from polyptych.run import Run, read_run, with_components
+from polyptych.run import Run, run_with_data_of, with_components
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def refuse_other_run(entry: Entry) -> None:
         return
     if not (entry.folder / "run.json").exists():
         return
-    found = read_run(entry.folder)[0]
+    found = run_with_data_of(entry.folder, entry.run)
     if difference := first_difference(entry.run.located(), found.located()):
         name, needed, got = difference
         raise InputError(entry.folder, f"a run of another recipe ({name} is {got})", f"{name} {needed}",

@@ -96,7 +96,8 @@ def _train(request: Request) -> str:
     """In a Ray worker. Returns the error of a run that fails by itself: trying that again would not help."""
     folder = Path(request.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG).open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (folder / LOG).open("a", buffering=1, encoding="utf-8") as log, contextlib.redirect_stdout(log), \
+            contextlib.redirect_stderr(log):
         print(f"Ray worker, process {os.getpid()}")
         try:
             work(request)

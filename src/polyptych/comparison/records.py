@@ -22,7 +22,7 @@ import msgspec
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation
 from polyptych.logbook import read_events
-from polyptych.record import decode, encode, first_difference, read_json
+from polyptych.record import decode, encode, first_difference, put_in_place, read_json
 from polyptych.run import Execution, Loading, Monitoring, Run, numerics, read_run
 
 FORMAT = 1
@@ -104,8 +104,9 @@ class Record:
         """Atomically; the same record always gives the same bytes."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".partial")
-        temporary.write_text(_readable({"record": FORMAT, **plain(dataclasses.asdict(self))}) + "\n", "utf-8")
-        temporary.replace(path)
+        text = _readable({"record": FORMAT, **plain(dataclasses.asdict(self))}) + "\n"
+        temporary.write_bytes(text.encode())  # on Windows too with the line ends of everyone else
+        put_in_place(temporary, path)
 
     def evaluation(self, where: Path) -> Evaluation:
         """On the test split."""
@@ -156,11 +157,13 @@ def refuse_other_numbers(path: Path, found: Mapping[str, int], run: Run) -> None
 
 def essence(run: Run) -> dict[str, Any]:
     """The choices that decide the numbers, in the same words on every machine: without places of files, how batches
-    are loaded, what is watched and on which device. (Of weights the name of the file remains.)"""
+    are loaded, what is watched, on which device and how its memory is used. (Of weights the name of the file
+    remains.)"""
     kept = Monitoring(validate_every=run.monitoring.validate_every if run.select == "best" else 1,
                       trivial_samples=run.monitoring.trivial_samples)
+    execution = dataclasses.replace(run.execution, device=Execution.device, recompute=False, shard=False)
     plain = dataclasses.replace(run, loading=Loading(), monitoring=kept,
-                                reasons={}, execution=dataclasses.replace(run.execution, device=Execution.device))
+                                reasons={}, execution=execution)
     encoded: dict[str, Any] = encode(plain, _last_part)
     return encoded | {"dataset": encode(run.dataset, lambda path: "")}
 

@@ -23,6 +23,7 @@ from polyptych.comparison.pictures import Example, write_examples
 from polyptych.comparison.results import Comparison, MethodResult
 from polyptych.comparison.statistics import Estimate
 from polyptych.comparison.tuning import in_words
+from polyptych.metrics._accumulation import shown_name
 from polyptych.record import encode, flat
 from polyptych.reports import templates
 from polyptych.reports.cells import Cell, Column, estimated, exact, short, signed, worded
@@ -199,7 +200,7 @@ class Page:
         confidence = f"{self.comparison.confidence:.0%}"
         interval = (f"mean ± half the width of the {confidence} confidence interval of the mean over "
                     "seeds (Student t, two-sided). It covers the variation between trainings, not between test images. "
-                    "The best mean of a column is bold; that alone does not make the difference significant."
+                    "The best mean of a column is bold, but no difference whose interval holds 0: these are faint."
                     if several else
                     "there is one seed, so there is no interval: differences may be chance. The best value of a "
                     "column is bold.")
@@ -209,7 +210,7 @@ class Page:
              "in percent, higher is better" + (", paired by seed: each seed is compared with the reference of the same "
                                                "seed." if several else ".")),
             *([("p", "probability of such a difference by chance: two-sided t test on the differences by seed, "
-                "corrected for the number of rows (Holm). A gain whose interval holds 0 is printed faint.")]
+                "corrected for the number of rows (Holm).")]
               if several else []),
             *([("Group", "rows that share a letter cannot be told apart (Tukey's test of all pairs, seeds as blocks, "
                 "one spread for all rows).")] if grouped else []),
@@ -276,7 +277,7 @@ class Page:
         trivial = facts.trivial.get(metric, math.nan)
         estimates = [method.metrics[task][metric] for method in self.methods]
         largest = max((abs(value) for value in (trivial, *(e.mean for e in estimates)) if is_number(value)), default=0)
-        note = f"{metric}, {facts.unit}" if facts.unit and metric == facts.headline else metric
+        note = shown_name(metric) + (f", {facts.unit}" if facts.unit and metric == facts.headline else "")
         return estimated(task, estimates, lambda value: format_pair(value, largest)[0], note,
                           facts.higher_is_better.get(metric), format_pair(trivial, largest)[0])
 

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["ARRAYS", "class_ids", "flat", "hdf5_array", "is_any", "load_mat", "native", "npy_shape", "open_hdf5",
-           "read_array", "read_mat", "read_npy", "read_npy_color", "require_unit_vectors"]
+           "read_array", "read_mat", "read_npy", "read_npy_color", "require_unit_vectors", "write_npy"]
 
 ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".exr", ".pfm")
 """Suffixes of the files of arrays that are read."""
@@ -105,6 +106,12 @@ def read_npy(path: Path) -> np.ndarray:
     """An array of numbers; object arrays (pickles) are refused."""
     with open_file(path, _NPY) as file:
         return _read_numpy(file, path, require_plain(path, _NPY))
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """As :func:`numpy.save`, which does not say of a full disk that it is full where it is handed a real file."""
+    with open(path, "wb") as file:
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def npy_shape(path: Path) -> tuple[int, ...]:
@@ -261,7 +268,8 @@ def flat(array: np.ndarray, path: Path | str, do: str = "check that the file bel
 
 def is_any(stored: np.ndarray, values: Iterable[float]) -> np.ndarray:
     """Where stored numbers are one of ``values``, as they look in the type of the data: 655.35 is no number of float32,
-    and what a file holds in its place is the nearest one. Doubles that were floats once are met too."""
+    and what a file holds in its place is the nearest one. Doubles that were floats once are met too. Of whole numbers,
+    -1 became 65535 in a file without signs of 16 bits, and 65535 became -1 in one with signs."""
     values = [float(value) for value in values]
     kind = stored.dtype
     if kind.kind == "f":
@@ -271,9 +279,13 @@ def is_any(stored: np.ndarray, values: Iterable[float]) -> np.ndarray:
                 looks |= {float(np.float32(value)) for value in values}
         found = np.isin(stored, np.array(sorted(looks, key=repr), kind))
         return found | np.isnan(stored) if any(map(math.isnan, values)) else found
-    limits = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
-    whole = [int(value) for value in values if value.is_integer() and limits[0] <= value <= limits[1]]
-    return np.isin(stored, np.array(whole, kind))
+    whole = [int(value) for value in values if value.is_integer()]
+    if kind.kind == "b":
+        return np.isin(stored, np.array([value for value in whole if value in (0, 1)], kind))
+    lowest, highest, count = int(np.iinfo(kind).min), int(np.iinfo(kind).max), 1 << 8 * kind.itemsize
+    looks = {value if lowest <= value <= highest else (value - lowest) % count + lowest
+             for value in whole if -count // 2 <= value < count}
+    return np.isin(stored, np.array(sorted(looks), kind))
 
 
 def require_unit_vectors(vectors: np.ndarray, valid: np.ndarray, path: Path | str) -> None:
@@ -283,7 +295,8 @@ def require_unit_vectors(vectors: np.ndarray, valid: np.ndarray, path: Path | st
     Args:
         valid: (h w), where there is one.
     """
-    known = vectors[:, valid]
+    step = max(1, math.isqrt(valid.size // 4096))  # a grid of some thousand pixels tells as much as all of them
+    known = vectors[:, ::step, ::step][:, valid[::step, ::step]]
     if not known.size:
         return
     length = np.linalg.norm(known, axis=0)

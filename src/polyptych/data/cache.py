@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -30,12 +31,14 @@ from polyptych.data.files import read_json
 from polyptych.data.loading import check
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
+from polyptych.folder_lock import is_taken
 from polyptych.tasks._base import Task
 from polyptych.types import Sample, SampleInfo
 
 VERSION = 1  # of the format below; a change makes old caches unused
 
 _INDEX = "index.json"
+_LOOK_EVERY = 0.2  # seconds, while another process makes the copy
 
 
 def cached(dataset: Dataset, folder: Path, tasks: Mapping[str, Task],
@@ -133,10 +136,15 @@ class _Rows:
 
     def __init__(self, path: Path, shape: tuple[int, ...], stored: str):
         self._shape, count = shape, int(np.prod(shape))
+        self._made_of = path, shape, stored
         rows = path.stat().st_size // (count * np.dtype(stored).itemsize)
         # An empty file cannot be mapped: a task may have no label at all.
         shape = (rows, count)
         self._rows = np.memmap(path, stored, "r", shape=shape) if rows else np.empty(shape, stored)
+
+    def __reduce__(self) -> tuple[type[_Rows], tuple[Path, tuple[int, ...], str]]:
+        """A process that is not forked maps the file itself; numpy would send it all of it."""
+        return _Rows, self._made_of
 
     def __getitem__(self, row: int) -> Tensor:
         return torch.from_numpy(np.array(self._rows[row])).reshape(self._shape)
@@ -206,7 +214,7 @@ class _Writer:
             os.fsync(file.fileno())
         index = {"version": VERSION, "size": self._size, "samples": self._samples,
                  "labels": {name: stored.describe() for name, stored in self._labels.items()}}
-        with (self._folder / _INDEX).open("w") as text:
+        with (self._folder / _INDEX).open("w", encoding="utf-8") as text:
             json.dump(index, text)
             text.flush()
             os.fsync(text.fileno())
@@ -301,12 +309,13 @@ def _key(dataset: Dataset) -> str:
 @contextlib.contextmanager
 def _lock(final: Path) -> Iterator[None]:
     """Held by one process at a time; the system frees it when that process ends, however it ends."""
-    with final.with_name(f"{final.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            Console(stderr=True).print(f"waiting for the process that is making the cache {final}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with final.with_name(f"{final.name}.lock").open("w", encoding="utf-8") as file:
+        said = False
+        while not is_taken(file):
+            if not said:
+                Console(stderr=True).print(f"waiting for the process that is making the cache {final}")
+            said = True
+            time.sleep(_LOOK_EVERY)
         yield
 
 
@@ -322,6 +331,8 @@ def _progress(given: Callable[[int, int], None] | None, title: str) -> Iterator[
 
 
 def _sync(folder: Path) -> None:
+    if sys.platform == "win32":  # which opens no folders, and writes their entries through
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

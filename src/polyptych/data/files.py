@@ -31,7 +31,8 @@ _LARGEST_TEXT = 1 << 31
 _REPEATS = 10_000  # folders that links lead to once more, before they must be a maze
 
 # What file managers and network storage leave beside the files of their users; everything that begins with a dot too
-_JUNK = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"})
+_JUNK = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information",
+                   "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
 # The longer marks first: that of UTF-16 begins like that of UTF-32.
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -210,7 +211,16 @@ def file_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     with reading(folder, "a folder that can be listed"), os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_visible(entry.name) and not entry.is_dir())
+        return sorted(entry.name for entry in entries if is_visible(entry.name) and not _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that leads to itself, or through a folder that may not be entered, is taken for a file: whoever opens it
+    says what is wrong with it, where the whole folder would be refused."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def walk(base: Path) -> Iterator[str]:
@@ -237,7 +247,7 @@ def walk(base: Path) -> Iterator[str]:
                 raise InputError(base, f"links that reach the same folders more than {_REPEATS} times",
                                  "folders that do not link to each other", "remove some of the links")
             with os.scandir(folder) as entries:
-                visible = sorted((entry.name, entry.is_dir()) for entry in entries if is_visible(entry.name))
+                visible = sorted((entry.name, _is_folder(entry)) for entry in entries if is_visible(entry.name))
         for name, is_folder in visible:
             if is_folder:
                 waiting.append((f"{prefix}{name}/", (*above, place)))

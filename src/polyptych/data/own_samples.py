@@ -26,6 +26,10 @@ class Items(Protocol):
 class OwnSamples:
     """What :func:`samples` returns."""
 
+    items: Items
+    tasks: dict[str, TaskPart]
+    columns: dict[str, str]
+
     def __init__(self, items: Items, tasks: Mapping[str, TaskPart], columns: Mapping[str, str] | None = None):
         self.items, self.tasks, self.columns = items, dict(tasks), dict(columns or {})
         for name in self.columns:

@@ -19,7 +19,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from polyptych.data.files import open_file
+from polyptych.data.files import open_file, read_bytes, reading
 from polyptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -183,10 +183,43 @@ def _stored(path: Path, needs: str = _NEEDS) -> tuple[np.ndarray, int, str]:
     """The numbers, their bits, and the format."""
     with open_picture(path, needs) as file:
         bits, form, mode = _bits(file), str(file.format), file.mode
-        array = np.array(upright(file))
+        _require_one_page(file, path)
+        halved = bits == 16 and mode in ("RGB", "RGBA")  # Pillow keeps the upper half of each number
+        array = _read_deep(path, form) if halved else np.array(upright(file))
+    if mode in ("LA", "PA") or (halved and array.shape[-1] == 2):
+        array = array[..., 0]  # how opaque a number is says nothing about it
     if bits in (2, 4) and array.dtype == np.uint8 and mode == "L":
         array //= 255 // ((1 << bits) - 1)  # Pillow spreads few levels over 0..255, which turns the id 1 into 17 or 85
     return array.astype(array.dtype.newbyteorder("="), copy=False), bits, form
+
+
+def _read_deep(path: Path, form: str) -> np.ndarray:
+    """The numbers (h w c) of a picture with 16 bits in each of several channels."""
+    if form != "PNG":
+        raise InputError(path, "a picture with 16 bits in each of several channels", "16 bits in one channel, 8 in "
+                         "each of several, or PNG", "convert it, for instance to .npy or to PNG")
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    content = torch.frombuffer(bytearray(read_bytes(path, _NEEDS)), dtype=torch.uint8)
+    with reading(path, _NEEDS):
+        pixels = decode_png(content, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+    return pixels.permute(1, 2, 0).numpy()
+
+
+def _require_one_page(picture: Image.Image, path: Path) -> None:
+    """Refuse numbers on several pages, of which one would be taken without a word. (Smaller pages of a TIFF are the
+    same one at a lower resolution.)"""
+    if picture.format not in ("TIFF", "GIF", "PNG", "WEBP") or getattr(picture, "n_frames", 1) == 1:
+        return
+    size, pages = picture.size, 0
+    for page in range(picture.n_frames):  # type: ignore[attr-defined]
+        picture.seek(page)
+        pages += picture.size == size
+    picture.seek(0)
+    if pages > 1:
+        raise InputError(path, f"a picture with {pages} frames or pages", "one with the numbers of its image",
+                         "save each page as a file of its own")
 
 
 def _bits(picture: Image.Image) -> int:

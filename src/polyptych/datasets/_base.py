@@ -53,6 +53,13 @@ class Dataset(Component, ABC):
             """The kind of every task that is called otherwise than its kind: ``{"people": "semseg"}``."""
             return {}
 
+        def whole(self) -> Dataset.Config:
+            """The same choices without a file that holds some of them, for what is recorded."""
+            return self
+        def known_labels(self) -> dict[str, LabelInfo]:
+            """What is known of the labels without any file; empty where only the files say it."""
+            return {}
+
     labels: dict[str, LabelInfo]
     protocol: str
     title: str = ""

@@ -46,4 +46,5 @@ def read_toml(path: Path, needs: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # of the syntax, and of numbers with thousands of digits
         said = " ".join(str(error).split())
-        raise InputError(path, f"a file that is not TOML ({said})", needs, "correct it") from None
+        do = "write / in paths, also on Windows" if "'\\'" in said or "escape" in said.lower() else "correct it"
+        raise InputError(path, f"a file that is not TOML ({said})", needs, do) from None

@@ -47,6 +47,11 @@ class Cityscapes(LayoutDataset):
         """Unit of inverse depth: the 16-bit disparity code / 65535 (MTAN), or pixels at the official width (official
         layout only)."""
 
+        def known_labels(self) -> dict[str, LabelInfo]:
+            return {"semseg": LabelInfo(classes=NAMES[self.classes], colors=COLORS[self.classes]),
+                    "depth": LabelInfo(unit="m"),
+                    "inverse_depth": LabelInfo(unit="px" if self.inverse_depth == "pixels" else "")}
+
     config: Config
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):

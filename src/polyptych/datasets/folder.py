@@ -160,10 +160,13 @@ class Folder(Dataset):
         where = self.description.where(task)
         source = self.description.open(task, self.root)
         if not any(map(source.has, self.images)):
-            first = next(iter(source.ids), "")
+            image, label = next(iter(self.images)), next(iter(source.ids), "")
+            if not label:  # only the class of an image may have no list and no file
+                raise InputError(where, f"no image in a folder that is called like a class (the first is '{image}')",
+                                 "the class of every image", "set `table` to a CSV file with lines `id,class`, or sort "
+                                 "the images into folders that are called like the classes")
             raise InputError(where, "labels of no image", "ids that images have",
-                             f"compare the patterns; the first image is '{next(iter(self.images))}'"
-                             + (f", the first label '{first}'" if first else ""))
+                             f"compare the patterns; the first image is '{image}', the first label '{label}'")
         if self.split == "train" and not any(map(source.has, self.ids)):
             raise InputError(where, "no label of a training image", "at least one", "change the splits, or leave "
                              f"'{task}' out of --tasks")

@@ -70,6 +70,12 @@ class Mixed(Dataset):
             parts = _describe(self)[1].parts if self.description or self.parts else {}
             return {name: kind for part in parts.values() for name, kind in part.kinds().items()}
 
+        def whole(self) -> Mixed.Config:
+            if self.description is None or not self.description.is_file():
+                return self  # what is missing is said where it is read
+            found = _describe(self)[1]
+            return Mixed.Config(parts=found.parts, weights=found.weights, tasks=found.tasks)
+
     config: Config
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):

@@ -54,6 +54,10 @@ class NYUv2(LayoutDataset):
         raw_depth: bool = False
         """Use the raw sensor depth, with its holes, in place of the inpainted depth (official layout only)."""
 
+        def known_labels(self) -> dict[str, LabelInfo]:
+            return {"semseg": LabelInfo(classes=NAMES[self.classes], colors=COLORS[self.classes]),
+                    "depth": LabelInfo(unit="m"), "normals": LabelInfo(), "boundaries": LabelInfo()}
+
     config: Config
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):

@@ -56,6 +56,9 @@ class PASCALContext(Dataset):
         validation: float = 0.1
         """Share of the official training images that is held out as val (0: train on all of them)."""
 
+        def known_labels(self) -> dict[str, LabelInfo]:
+            return dict(_LABELS)
+
     config: Config
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):

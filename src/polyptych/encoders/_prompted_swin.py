@@ -5,7 +5,7 @@ Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda (TaskPromp
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,23 @@ from torch import Tensor, nn
 
 from polyptych.backbones._stages import ChannelsFirst
 from polyptych.backbones._windows import ShiftedWindows, cut_windows, put_windows_back
-from polyptych.encoders._task_prompts import ChannelPrompts, Level, PromptedStages, PromptOptions, attention, scores
+from polyptych.encoders._task_prompts import (
+    ChannelPrompts,
+    Lent,
+    Level,
+    PromptedStages,
+    PromptOptions,
+    attention,
+    scores,
+)
+
+
+class PromptedSwinBlock(Lent, SwinTransformerBlock):
+    """timm's block that prompts go through."""
+
+
+class PromptedShiftedWindows(Lent, ShiftedWindows):
+    """Our block that prompts go through."""
 
 
 class PromptedSwin(PromptedStages):
@@ -40,6 +56,8 @@ class PromptedSwin(PromptedStages):
     - reads its maps after the merging of patches, at strides 8, 16, 32 and 32, the last one after the final norm,
       where here they are read before it, at strides 4, 8, 16 and 32 (``--backbone.norm-maps`` adds a norm to each).
     """
+
+    lent: ClassVar = {SwinTransformerBlock: PromptedSwinBlock, ShiftedWindows: PromptedShiftedWindows}
 
     def __init__(self, stages: nn.ModuleList, options: PromptOptions):
         stem: Any = stages[0]
@@ -67,7 +85,7 @@ class PromptedSwin(PromptedStages):
             if number:
                 prompts = self.between[number - 1](prompts)
             for index, (block, channels) in enumerate(zip(layer.blocks, modules, strict=True)):
-                x, prompts, found = self._block(block, channels, x, prompts, last=index == len(modules) - 1)
+                x, prompts, found = block(self._block, channels, x, prompts, last=index == len(modules) - 1)
             head = block.attn.qkv.out_features // 3 // block.attn.num_heads
             assert found is not None
             levels.append(Level(x.permute(0, 3, 1, 2), *found, head, channels.pixels))

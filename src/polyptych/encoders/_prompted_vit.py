@@ -5,7 +5,7 @@ Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda (TaskPromp
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,11 +14,25 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from polyptych.backbones._stages import TokenBlocks, TokenEmbedding
-from polyptych.encoders._task_prompts import ChannelPrompts, Level, PromptedStages, PromptOptions, attention, scores
+from polyptych.encoders._task_prompts import (
+    ChannelPrompts,
+    Lent,
+    Level,
+    PromptedStages,
+    PromptOptions,
+    attention,
+    scores,
+)
+
+
+class PromptedBlock(Lent, Block):
+    """A block that prompts go through."""
 
 
 class PromptedViT(PromptedStages):
     """Prompts stand before class and register tokens and patches in every block's attention, without a position."""
+
+    lent: ClassVar = {Block: PromptedBlock}
 
     def __init__(self, stages: nn.ModuleList, options: PromptOptions):
         embedding: Any = stages[0]
@@ -48,7 +62,7 @@ class PromptedViT(PromptedStages):
             blocks: Any = stage.blocks
             for number, (block, channels) in enumerate(zip(blocks, modules, strict=True)):
                 last = number == len(blocks) - 1
-                tokens, found = self._block(block, channels, tokens, height, width, last)
+                tokens, found = block(self._block, channels, tokens, height, width, last)
             patches = tokens[:, -height * width:]
             norm: Any = stage.norm
             x = _map(patches if norm is None else norm(patches), height, width)

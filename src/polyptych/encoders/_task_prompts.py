@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -162,26 +162,39 @@ class ChannelPrompts(nn.Module):
         return self.tell(resize(attended, self.grid).flatten(2)), found if wanted else None
 
 
+class Lent(nn.Module):
+    """A block of a backbone that others compute with: ``block(function, ...)`` is ``function(block, ...)``. Called so
+    and not taken apart from outside, it may be sharded or computed twice as any other block."""
+
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(self, *args)
+
+
 class PromptedStages(nn.Module, ABC):
     """The learned parts of a prompted transformer, one set of them for each kind of transformer. ``forward`` runs the
     backbone's own stages and gives a :class:`Level` after each.
 
     Args:
-        stages: the blocks of every stage, which stay the backbone's; only their shape is read here.
+        stages: the blocks of every stage, which stay the backbone's; here they become :class:`Lent`.
         widths: channels at every stage.
         grids: positions at every stage, for images of ``options.size``.
 
     Attributes:
+        lent: for every kind of block, what it becomes.
         heads: of the attention at the end of each stage.
         channels: a :class:`ChannelPrompts` for every block of every stage.
         between: what brings prompts to the width of the next stage; nothing where all stages have one width.
     """
+
+    lent: ClassVar[Mapping[type, type[Lent]]]
 
     def __init__(self, stages: list[list[Any]], widths: list[int], grids: list[tuple[int, int]],
                  options: PromptOptions):
         super().__init__()
         self.options = options
         self.heads = tuple(blocks[-1].attn.num_heads for blocks in stages)
+        for block in (block for blocks in stages for block in blocks):
+            block.__class__ = self.lent[type(block)]
         self.prompts = new_prompts(options.tasks, widths[0])
         # Drawn before the channel attention: the order of the draws is what a seed's initial weights depend on.
         self.between = nn.ModuleList(nn.Sequential(nn.LayerNorm(before), nn.Linear(before, after))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from polyptych.export.runtime import FileModel
 from polyptych.networks import Network
 from polyptych.prediction.model import load_network
 from polyptych.ranges import LARGEST_SIDE
+from polyptych.record import put_in_place
 from polyptych.run import read_run
 
 
@@ -54,7 +54,8 @@ def export(folder: Path, *, format: FormatName = "onnx", size: Size | None = Non
     metadata = ExportMetadata(
         name=folder.resolve().name, protocol=facts.protocol, tasks=run.tasks,
         labels={task: facts.labels[task] for task in tasks}, mean=mean, std=std, size=fixed or run.size,
-        fixed=fixed is not None, step=step)
+        fixed=fixed is not None, step=step, multiple=network.encoder.multiple,
+        outputs={name: task.meaning for name, task in tasks.items()})
     target = out or folder / f"model{FORMATS[format].ending}"
     differences = write(network, metadata, target, format, tolerance)
     return Exported(target, metadata, differences)
@@ -77,7 +78,7 @@ def write(network: Network, metadata: ExportMetadata, target: Path, format: Form
             model = save(program, metadata, temporary, format)
             near = metadata.size or (97, 130)
             differences = compare(model, network, tolerance, near)
-            os.replace(temporary, target)
+            put_in_place(temporary, target)
     except OSError as error:
         raise InputError(target, f"'{error.strerror}'", "a place that can be written", "choose another --out") from None
     return differences

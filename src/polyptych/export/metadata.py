@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from polyptych.types import LabelInfo
 
 KEY = "polyptych"
 """Of the JSON text in ONNX's ``metadata_props``; in a .pt2 archive it is ``extra/polyptych``."""
-FORMAT = 1
+FORMAT = 2
 """Version of the form of the metadata. It rises when files are written that older versions cannot read."""
 LARGEST = 4 * 2**20  # characters; thousands of class names fit many times
 _NAME = re.compile(r"\w[\w.+ -]{0,100}")
@@ -38,6 +38,9 @@ class ExportMetadata:
         fixed: the graph accepts ``size`` only.
         quantization: of the weights and activations.
         step: of the weights.
+        multiple: the graph repeats the last row and column until height and width are multiples of this, and cuts the
+            predictions again; for information, it is done inside.
+        outputs: what the channels of every output mean. (Both are of format 2.)
     """
 
     name: str
@@ -50,10 +53,13 @@ class ExportMetadata:
     fixed: bool
     quantization: str = ""
     step: int = 0
+    multiple: int = 1
+    outputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
-        return f"{self.name} ({self.protocol})" + (f", {self.quantization} INT8" if self.quantization else "")
+        protocol = f" ({self.protocol})" if self.protocol else ""
+        return f"{self.name}{protocol}" + (f", {self.quantization} INT8" if self.quantization else "")
 
     def build_tasks(self) -> dict[str, Task]:
         """The tasks, which decode and paint."""

@@ -3,7 +3,6 @@ split."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +24,8 @@ from polyptych.export.graph import INPUT, Size, quiet
 from polyptych.export.metadata import KEY, ExportMetadata, to_json
 from polyptych.export.runtime import FileModel, OnnxModel
 from polyptych.frames import framed_predictions
-from polyptych.metrics._accumulation import number_name
+from polyptych.metrics._accumulation import number_name, shown_name
+from polyptych.record import put_in_place
 from polyptych.run import Run, read_run
 from polyptych.tasks._base import Task
 
@@ -59,8 +59,9 @@ class Quantized:
         for title in ("", "metric", "float32", "INT8", "change"):
             table.add_column(title, justify="left" if title in ("", "metric") else "right")
         for score in self.scores:
-            table.add_row(score.task, f"{score.metric} {'↑' if score.higher_is_better else '↓'}", f"{score.before:.4g}",
-                          f"{score.after:.4g}", f"{score.after - score.before:+.3g}")
+            metric = f"{shown_name(score.metric)} {'↑' if score.higher_is_better else '↓'}"
+            table.add_row(score.task, metric, f"{score.before:.4g}", f"{score.after:.4g}",
+                          f"{score.after - score.before:+.3g}")
         mebibytes, times = [size / 2**20 for size in self.size], [1000 * seconds for seconds in self.seconds]
         table.add_row("file", "MiB", *(f"{x:.2f}" for x in mebibytes), f"x {mebibytes[1] / mebibytes[0]:.2f}")
         table.add_row("time", "ms per image", *(f"{x:.1f}" for x in times), f"x {times[1] / times[0]:.2f}")
@@ -101,7 +102,7 @@ def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size |
         models = [OnnxModel.open(plain), OnnxModel.open(small)]
         results, seconds = zip(*(_measure(model, working) for model in models), strict=True)
         sizes = (plain.stat().st_size, small.stat().st_size)
-        os.replace(small, target)
+        put_in_place(small, target)
     scores = tuple(Score(name, number_name(task.headline, results[0][name][1]), task.higher_is_better[task.headline],
                          results[0][name][0], results[1][name][0]) for name, task in models[0].tasks.items())
     return Quantized(target, method, length, scores, sizes, (seconds[0], seconds[1]))

@@ -127,8 +127,10 @@ class ExportedModel(FileModel):
 
     @staticmethod
     def write(program: torch.export.ExportedProgram, metadata: ExportMetadata, path: Path) -> None:
+        content = io.BytesIO()  # torch's own writer does not say that a disk is full
         with quiet():
-            torch.export.save(program, path, extra_files={KEY: to_json(metadata)})
+            torch.export.save(program, content, extra_files={KEY: to_json(metadata)})
+        path.write_bytes(content.getbuffer())
 
     @classmethod
     def open(cls, path: Path) -> ExportedModel:

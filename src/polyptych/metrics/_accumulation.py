@@ -25,3 +25,8 @@ def number_name(metric: str, accumulation: str) -> str:
 def metric_name(number: str, accumulation: str) -> str:
     """The inverse of :func:`number_name`; a number whose accumulation is not recorded keeps its name."""
     return number.removesuffix(_SUFFIXES.get(accumulation, ""))
+
+
+def shown_name(number: str) -> str:
+    """``pixel accuracy per image``: the name of a number as people read it. Files keep ``pixel_accuracy_per_image``."""
+    return number.replace("_", " ")

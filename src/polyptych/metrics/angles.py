@@ -31,9 +31,8 @@ class AngularError(Metric):
     def update(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"],
                valid: Bool[Tensor, "b h w"]) -> None:
         mask = valid[:, None]
-        p = unit_vectors(torch.where(mask, prediction, 1).double())
-        y = unit_vectors(torch.where(mask, target, 1).double())
-        radians = 2 * torch.atan2((p - y).square().sum(1).sqrt(), (p + y).square().sum(1).sqrt())  # 0 where masked
+        p, y = (_unit(torch.where(mask, vectors, 1).double()) for vectors in (prediction, target))
+        radians = 2 * torch.atan2(_squared_length(p - y).sqrt(), _squared_length(p + y).sqrt())  # 0 where masked
         angle = radians * (180 / math.pi)
         bins = 180 * BINS_PER_DEGREE
         index = torch.where(valid, (angle * BINS_PER_DEGREE).long().clamp(0, bins - 1), bins)
@@ -63,3 +62,14 @@ def unit_vectors(vectors: Float[Tensor, "b 3 h w"], shortest: float = 1e-6) -> F
     As ``torch.nn.functional.normalize(vectors, dim=1)``, whose norm over the channels is slow on a CPU (40 times).
     """
     return vectors / vectors.square().sum(1, keepdim=True).clamp(min=shortest**2).sqrt()
+
+
+def _unit(vectors: Float[Tensor, "b 3 h w"], shortest: float = 1e-6) -> Float[Tensor, "b 3 h w"]:
+    return vectors / _squared_length(vectors)[:, None].clamp(min=shortest**2).sqrt()
+
+
+def _squared_length(vectors: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
+    """Sum of squares over the channels: ``square().sum(1)`` without its copy of all three, which takes most of an
+    evaluation's time at the labels' size."""
+    x, y, z = vectors.unbind(1)
+    return (x * x).addcmul_(y, y).addcmul_(z, z)

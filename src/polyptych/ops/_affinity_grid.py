@@ -78,9 +78,9 @@ def blocks(grid: Grid, samples: int, per_position: int, device: torch.device, *,
     A CPU is fastest with 2 MiB (times ``share``), which stay in its caches; a GPU with few large blocks. Neither
     depends on the size of the image.
     """
-    cuda = device.type == "cuda"
-    together = samples if cuda else 1
-    length = max(1, (2**26 if cuda else share * 2**19) // (together * per_position))
+    cpu = device.type == "cpu"
+    together = 1 if cpu else samples
+    length = max(1, (share * 2**19 if cpu else 2**26) // (together * per_position))
     for sample in range(0, samples, together):
         for start in range(0, grid.span, length):
             yield slice(sample, sample + together), slice(start, min(start + length, grid.span))

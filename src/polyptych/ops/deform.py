@@ -6,6 +6,7 @@ Source: Dai, Qi, Xiong, Li, Zhang, Hu, Wei, ICCV 2017, arXiv 1703.06211 (offsets
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -55,7 +56,7 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
     if mask is not None and mask.shape[1] != taps * groups:
         raise InputError("deformable_convolution", f"{mask.shape[1]} mask channels", f"{taps * groups}",
                          "change the mask")
-    if method == "compiled" or (method == "auto" and _has_ops() and not exporting()):
+    if method == "compiled" or (method == "auto" and has_kernels(x.device.type) and not exporting()):
         # torchvision has kernels for one type at a time, and none for bfloat16.
         kind = torch.promote_types(x.dtype, torch.float32)
         places = offset.to(kind).nan_to_num(nan=OUTSIDE, posinf=OUTSIDE, neginf=-OUTSIDE)  # or they are read anywhere
@@ -68,6 +69,15 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
         factors = mask.view(b, groups, 1, taps, height, width).expand(-1, -1, x.shape[1] // groups, -1, -1, -1)
         sampled = sampled * factors.reshape(b, x.shape[1], taps, height, width)
     return _combine(sampled, weight.to(sampled.dtype), bias).to(x.dtype)
+
+
+@cache
+def has_kernels(kind: str) -> bool:
+    """Whether torchvision computes this on such a device, forward and backward: not everywhere on MPS and XPU, and not
+    on CUDA where it was built for the CPU."""
+    return _has_ops() and all(
+        torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{name}", kind.upper())
+        for name in ("deform_conv2d", "_deform_conv2d_backward"))
 
 
 def _sample(x: Tensor, offset: Tensor, kernel_height: int, kernel_width: int, stride: int, padding: int,

@@ -3,15 +3,20 @@ them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
 from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.errors import InputError
 from polyptych.prediction.predictor import load
+from polyptych.record import write_json
+from polyptych.reports.page import AREAS
 from polyptych.reports.panels import Picture, panel
 from polyptych.run import Run, read_run
 from polyptych.types import Sample
@@ -22,11 +27,12 @@ LOOKED_AT = 8
 
 @dataclass(frozen=True)
 class ExampleImage:
-    """One test image, and the painted labels of the tasks that have any."""
+    """One test image, the painted labels of the tasks that have any, and the pixels of each class in them."""
 
     id: str
     image: Picture
     truth: dict[str, Picture]
+    areas: dict[str, Int[np.ndarray, " k"] | None]
 
 
 def example_images(run: Run, number: int) -> Iterator[ExampleImage]:
@@ -48,7 +54,8 @@ def example_images(run: Run, number: int) -> Iterator[ExampleImage]:
             image = sample.image.permute(1, 2, 0).numpy()
             yield ExampleImage(sample.info.id, image, {
                 name: tasks[name].paint_target(target, sample.valid[name], image)
-                for name, target in sample.target.items()})
+                for name, target in sample.target.items()},
+                {name: tasks[name].areas(target, sample.valid[name]) for name, target in sample.target.items()})
 
 
 def _unseen(run: Run) -> Dataset | None:
@@ -79,14 +86,22 @@ def _best_labeled(dataset: Dataset, stretch: range, run: Run) -> Sample | None:
 
 
 def write_examples(folder: Path) -> list[Path]:
-    """Write ``panels/000.png`` ... for a trained run; returns their paths."""
+    """Write ``panels/000.png`` ... for a trained run; returns their paths. Beside them, how many of their pixels each
+    class covers (:data:`polyptych.reports.page.AREAS`)."""
     run, _ = read_run(folder)
     predictor = load(folder, device="cpu")
     (folder / "panels").mkdir(exist_ok=True)
-    paths = []
+    paths, areas = [], dict[str, Counter[str]]()
     for position, example in enumerate(example_images(run, run.monitoring.examples)):
-        prediction = predictor.predict(example.image).painted()
-        shown = panel(example.image, list(predictor.tasks), example.truth, prediction, caption=example.id)
+        scene = predictor.predict(example.image)
+        shown = panel(example.image, list(predictor.tasks), example.truth, scene.painted(), caption=example.id)
         paths.append(folder / "panels" / f"{position:03}.png")
         Image.fromarray(shown).save(paths[-1])
+        for task in scene.tasks:
+            for pixels in (example.areas.get(task), scene.areas(task)):
+                if pixels is not None:
+                    named = dict(zip(scene.classes(task), map(int, pixels), strict=True))
+                    areas.setdefault(task, Counter()).update(named)
+    write_json(folder / AREAS, {task: {name: pixels for name, pixels in found.most_common() if pixels}
+                                for task, found in areas.items()})
     return paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -23,6 +24,8 @@ VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts
 ANIMATIONS = {".gif", ".webp", ".apng"}
 """Images that may have several frames."""
 CAMERA = "camera:"
+LONGEST = 200
+"""Bytes of an input's name in the names of its outputs; file systems take 255."""
 
 
 class UnreadableInput(InputError):
@@ -117,17 +120,24 @@ def _named(each: Path | str, recursive: bool) -> Iterator[tuple[Path, str]]:
 def _unique_stems(paths: list[Path]) -> list[str]:
     """A name for each path's outputs: its stem, numbered where several paths share it: nothing is overwritten. Some
     file systems take names for one that differ in case or in how accents are encoded."""
-    number = Counter(_folded(path.stem) for path in paths)
+    short = [_short(path.stem) for path in paths]
+    number = Counter(map(_folded, short))
     taken = {stem for stem, times in number.items() if times == 1}
     stems = []
-    for index, path in enumerate(paths):
-        stem = path.stem
+    for index, stem in enumerate(short):
         if number[_folded(stem)] > 1:
             numbered = (f"{place:04}_{stem}" for place in itertools.count(index))  # which an input may be called, too
             stem = next(name for name in numbered if _folded(name) not in taken)
             taken.add(_folded(stem))
         stems.append(stem)
     return stems
+
+
+def _short(stem: str) -> str:
+    """The beginning of a name that would leave no room for what is appended to it."""
+    while len(os.fsencode(stem)) > LONGEST:
+        stem = stem[:-1]
+    return stem
 
 
 def _folded(name: str) -> str:

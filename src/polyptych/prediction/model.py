@@ -10,15 +10,17 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from polyptych import distributed
+from polyptych import devices, distributed
 from polyptych.checkpoint import load_weights
+from polyptych.data.files import require_plain
 from polyptych.errors import InputError
 from polyptych.export.formats import ENDINGS, FORMATS, not_installed
+from polyptych.hub import local_folder
 from polyptych.networks import Network
 from polyptych.run import Run, buildable, read_run
 from polyptych.tasks._base import Task
 
-FORMS = f"a run folder or an exported model ({ENDINGS})"
+FORMS = f"a run folder, hf://OWNER/NAME, or an exported model ({ENDINGS})"
 
 
 @runtime_checkable
@@ -56,17 +58,21 @@ class RunModel:
     def open(folder: Path, weights: str = "", device: torch.device | None = None) -> RunModel:
         """See :func:`load_network`."""
         run, tasks, network, _ = load_network(folder, weights, device)
-        return RunModel(network, tasks, run.size, f"{folder.resolve().name} ({read_run(folder)[1].protocol})")
+        protocol = read_run(folder)[1].protocol
+        return RunModel(network, tasks, run.size, folder.resolve().name + (f" ({protocol})" if protocol else ""))
 
     @torch.inference_mode()
     def raw(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
         """See :class:`Model`."""
-        final = self.network(images.to(self.network.mean.device)).final
+        device = self.network.mean.device
+        if devices.pins(device) and images.device.type == "cpu":
+            images = images.pin_memory()
+        final = self.network(images.to(device, non_blocking=True)).final
         return {name: final[name].float() for name in self.tasks}
 
 
 def open_model(path: Path, weights: str = "", device: str = "auto") -> Model:
-    """A run folder, or a file that ``polyptych export`` wrote.
+    """A run folder, a repository with a run (``hf://OWNER/NAME``), or a file that ``polyptych export`` wrote.
 
     Args:
         weights: of a run, as for :func:`load_network`.
@@ -75,12 +81,14 @@ def open_model(path: Path, weights: str = "", device: str = "auto") -> Model:
     Raises:
         InputError: nothing is there, it is something else, or it cannot be read.
     """
+    path = local_folder(path)
     if path.name == "run.json":
         path = path.parent
     if path.is_dir():
         return RunModel.open(path, weights, distributed.local_device(device, "--device"))
     if not path.exists():
         raise InputError(path, "no such file or folder", FORMS, "check the path")
+    require_plain(path, FORMS)
     if weights:
         raise InputError("--weights", weights, "a run folder to choose weights from",
                          "leave it out: an exported model has one set of weights")
@@ -104,6 +112,7 @@ def load_network(folder: Path, weights: str = "",
     Returns:
         The run, its tasks, the network in evaluation mode on ``device``, and the step its weights are from.
     """
+    folder = local_folder(folder)
     run, facts = read_run(folder)
     with buildable(folder / "run.json"):
         tasks = run.build_tasks(facts.labels)

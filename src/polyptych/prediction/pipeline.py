@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -82,7 +83,7 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
         say(f"class shares: {table.path}")
     if unreadable and len(sources) == 1:
         raise unreadable[0]
-    say(f"{counter.done} images in {counter.seconds:.1f} s: {counter.speed:.2f} images/s"
+    say(f"{counter.done} image{'s' * (counter.done != 1)} in {counter.seconds:.1f} s: {counter.speed:.2f} images/s"
         f" ({counter.done / max(predictor.seconds, 1e-9):.2f} without reading and writing)")
     if unreadable:
         for fault in unreadable:
@@ -184,9 +185,9 @@ def _spare(sources: Sequence[Source], tasks: Sequence[str], out: Path) -> None:
                 raise InputError(source.path, f"an input whose result {source.stem}{ending} would overwrite "
                                  f"{f'that of {other.path}' if other else 'the contact sheet'}",
                                  "names that do not collide", "rename it, or predict it into another --out")
-    place = out.resolve()
+    place = Path(os.path.realpath(out))
     for source in sources:
-        path = source.path.resolve()
+        path = Path(os.path.realpath(source.path))  # resolve() refuses links that lead in circles
         if path.parent == place and path.name in names:
             raise InputError(source.path, "an input that would be overwritten", "another place for the output",
                              "choose another --out")

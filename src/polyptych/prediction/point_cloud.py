@@ -49,7 +49,7 @@ class PointCloud:
         path = Path(path)
         with open(path, "wb") as file:
             file.write("\n".join(header).encode())
-            vertices.tofile(file)
+            file.write(vertices.view(np.uint8).data)  # tofile() does not say that a disk is full
         return path
 
 

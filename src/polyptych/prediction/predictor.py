@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError, nearest
 from polyptych.networks import Network
 from polyptych.prediction.inputs import Pixels, as_pixels
 from polyptych.prediction.model import Model, RunModel, open_model
 from polyptych.prediction.scene import Scene
-from polyptych.prediction.windows import slide
+from polyptych.prediction.windows import Finish, raw_again, slide
 from polyptych.ranges import LARGEST_SIDE
 from polyptych.tasks._base import Task, resize
 
@@ -86,6 +87,10 @@ class Predictor:
         InputError: the model accepts one size only and ``inference`` asks for others.
     """
 
+    model: Model
+    inference: Inference
+    seconds: float
+
     def __init__(self, model: Model, inference: Inference | None = None):
         self.model, self.inference = model, inference or Inference()
         self.seconds = 0.0
@@ -145,9 +150,14 @@ class Predictor:
     def _scenes(self, images: list[Pixels]) -> list[Scene]:
         start = time.perf_counter()
         tensors = [torch.from_numpy(image.array).permute(2, 0, 1) for image in images]
-        work, views = self._working_size(images[0].size), self.inference.views
+        inference = self.inference
+        work, views = self._working_size(images[0].size), inference.views
         totals: list[dict[str, Tensor]] = [{} for _ in images]
         decoded: list[dict[str, Tensor]] = [{} for _ in images]
+        if inference.tile and views == [(1.0, False)] and all(image.size == work for image in images):
+            # Raw predictions of a large image would fill the memory: rows are decoded as they are completed.
+            decoded = [self._slide(tensor, _decoded) for tensor in tensors]
+            views = []
         for scale, mirror in views:
             size = _scaled(work, scale)
             batch = torch.stack([Geometry.resize(image.size, size).image(tensor)
@@ -160,29 +170,33 @@ class Predictor:
                     own = _straightened(task, of_all[index:index + 1], scale, mirror)
                     own = resize(own, image.size) if task.dense else own
                     if len(views) == 1:
-                        decoded[index][name] = task.decode(own)[0].cpu()
+                        decoded[index][name] = task.decode(own)[0]
                         continue
                     own = task.to_mean(own if task.dense else own.mean((2, 3), keepdim=True)) / len(views)
                     total[name] = total[name] + own if name in total else own
         for total, found in zip(totals, decoded, strict=True):
             for name in list(total):
-                found[name] = self.tasks[name].decode(self.tasks[name].from_mean(total.pop(name)))[0].cpu()
+                found[name] = self.tasks[name].decode(self.tasks[name].from_mean(total.pop(name)))[0]
+        decoded = [devices.fetched(found) for found in decoded]
         self.seconds += time.perf_counter() - start
         return [Scene(image.array, self.tasks, found, name=image.name)
                 for image, found in zip(images, decoded, strict=True)]
 
     def _raw(self, images: Tensor) -> dict[str, Tensor]:
-        inference = self.inference
-        if inference.tile is None:
+        if self.inference.tile is None:
             return self.model.raw(images)
-        # A window beyond the image would be memory for nothing; the network extends images to what it needs.
-        height, width = (min(*sides) for sides in zip(inference.tile, images.shape[-2:], strict=True))
-        window = (inference.tile[0], inference.tile[1]) if self.model.fixed else (height, width)
-        blended = [slide(self.model.raw, self.tasks, image, window, inference.overlap, inference.batch)
-                   for image in images]
+        blended = [self._slide(image) for image in images]
         if len(blended) == 1:
             return blended[0]  # joining copies, and windows are for images that are large
         return {name: torch.cat([each[name] for each in blended]) for name in self.tasks}
+
+    def _slide(self, image: Tensor, finish: Finish = raw_again) -> dict[str, Tensor]:
+        inference = self.inference
+        assert inference.tile is not None
+        # A window beyond the image would be memory for nothing; the network extends images to what it needs.
+        height, width = (min(*sides) for sides in zip(inference.tile, image.shape[-2:], strict=True))
+        window = (inference.tile[0], inference.tile[1]) if self.model.fixed else (height, width)
+        return slide(self.model.raw, self.tasks, image, window, inference.overlap, inference.batch, finish)
 
 
 def load(path: Path | str, *, weights: str = "", device: str = "auto", **inference: Any) -> Predictor:
@@ -201,6 +215,10 @@ def load(path: Path | str, *, weights: str = "", device: str = "auto", **inferen
         if name not in known:
             raise InputError("load", f"an option '{name}'", nearest(name, known), "see polyptych.prediction.predictor")
     return Predictor(open_model(Path(path), weights, device), Inference(**inference))
+
+
+def _decoded(task: Task, mean: Tensor) -> Tensor:
+    return task.decode(task.from_mean(mean))[0].cpu()
 
 
 def _straightened(task: Task, prediction: Tensor, scale: float, mirror: bool) -> Tensor:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Int, UInt8, UInt16
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from polyptych.data.arrays import write_npy
 from polyptych.errors import InputError, nearest
 from polyptych.prediction.point_cloud import FIELD_OF_VIEW, PointCloud, find_camera, unproject
 from polyptych.reports.panels import strip
@@ -80,6 +81,10 @@ class Scene:
     def legend(self, task: str) -> Legend:
         """What the colors of the task's picture mean."""
         return self._known(task).legend()
+
+    def areas(self, task: str) -> Int[np.ndarray, " k"] | None:
+        """Pixels of each class of a task; None for one that gives no pixel a class."""
+        return self._known(task).areas(self.decoded[task])
 
     def at(self, task: str, x: int, y: int) -> str:
         """What the task says at column ``x`` and row ``y``, in words: ``1.52 m``, ``wall``.
@@ -209,7 +214,7 @@ def write_scene(scene: Scene, folder: Path, stem: str, outputs: Outputs, picture
                                              scene.overlay(task, outputs.opacity)))
         if outputs.arrays:
             written.append(base.with_name(f"{base.name}.npy"))
-            np.save(written[-1], scene[task])
+            write_npy(written[-1], scene[task])
         kept = scene.task[task].stored(scene.decoded[task]) if outputs.maps else None
         if kept is not None:
             written.append(_write_map(base.with_name(f"{base.name}_16bit.png"), kept.values, kept.meaning))

@@ -8,8 +8,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from polyptych.errors import InputError
 from polyptych.prediction.scene import Scene
 from polyptych.record import write_whole
@@ -41,10 +39,10 @@ class ClassShares:
     def add(self, image: str, scene: Scene) -> None:
         self.found[image] = {}
         for task in self.tasks:
-            names = scene.classes(task)
-            counts = np.bincount(scene[task].ravel(), minlength=len(names))
-            self.found[image][task] = {name: int(count) / scene[task].size
-                                       for name, count in zip(names, counts, strict=True)}
+            areas = scene.areas(task)
+            assert areas is not None  # of a map of classes
+            self.found[image][task] = {name: int(area) / scene[task].size
+                                       for name, area in zip(scene.classes(task), areas, strict=True)}
 
     def write(self) -> Path:
         """The table, complete or not at all."""
@@ -58,5 +56,5 @@ class ClassShares:
                            for task, shares in tasks.items() for name, share in shares.items())
             text = table.getvalue()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, text.encode())
+        write_whole(self.path, text.encode("utf-8", "backslashreplace"))  # names of files need not be text
         return self.path

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from polyptych.data.files import require_plain
 from polyptych.data.pictures import as_rgb, open_picture, upright
 from polyptych.errors import InputError
 from polyptych.prediction.inputs import Source, UnreadableInput
@@ -59,6 +60,11 @@ class Reader:
         self.source, self._limit = source, limit
         self._av = _import_av(source)
         name, form, options = _place(source)
+        if not source.device:
+            try:
+                require_plain(source.path, "a video")  # of a pipe, opening it would wait for a writer
+            except InputError as error:
+                raise self._fault(error.got) from None
         try:
             self._container: Any = self._av.open(name, format=form, options=options)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 from polyptych.tasks._base import Task
 
 Raw = Callable[[Tensor], dict[str, Tensor]]
+Finish = Callable[[Task, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,15 @@ class Axis:
         return Axis(length, starts, weights.float())
 
 
+def raw_again(task: Task, mean: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
+    """A blend as a raw prediction."""
+    return task.from_mean(mean)
+
+
 @torch.inference_mode()
 def slide(raw: Raw, tasks: Mapping[str, Task], image: UInt8[Tensor, "3 h w"], window: tuple[int, int],
-          overlap: float, batch: int) -> dict[str, Float[Tensor, "1 c _ _"]]:
-    """Raw predictions for an image from those for its windows.
+          overlap: float, batch: int, finish: Finish = raw_again) -> dict[str, Tensor]:
+    """Predictions for an image from those for its windows.
 
     Overlapping predictions are averaged in the form that each task says (:meth:`Task.to_mean`), with weights that
     fall smoothly to the border of a window. An image smaller than the window is continued by its last row and column,
@@ -66,27 +72,68 @@ def slide(raw: Raw, tasks: Mapping[str, Task], image: UInt8[Tensor, "3 h w"], wi
         window: height and width.
         overlap: the least share of a window that two neighbors have in common.
         batch: windows per call of the network.
+        finish: what to make of the means; by default raw predictions, (1 c h w). Where a task says ``by_rows``, it
+            gets, from the top to the bottom, the rows that no further window reaches, and its results are joined along
+            their second to last axis: all means of 40 classes and 11000 x 11000 pixels would take 18 GB.
     """
     height, width = int(image.shape[-2]), int(image.shape[-1])
     down, across = Axis.cover(height, window[0], overlap), Axis.cover(width, window[1], overlap)
     places = [(i, j) for i in range(len(down.starts)) for j in range(len(across.starts))]
-    sums: dict[str, Tensor] = {}
+    blends: dict[str, _Blend] = {}
     for first in range(0, len(places), batch):
         chosen = places[first:first + batch]
         pieces = torch.stack([_cut(image, (down.starts[i], across.starts[j]), window) for i, j in chosen])
+        following = places[first + batch:first + batch + 1]
+        complete = down.starts[following[0][0]] if following else height
         for name, prediction in raw(pieces).items():
             task, means = tasks[name], tasks[name].to_mean(prediction)
-            if name not in sums:
-                sums[name] = means.new_zeros(1, means.shape[1], *((height, width) if task.dense else (1, 1)))
+            if name not in blends:
+                blends[name] = _Blend(task, finish, (height, width), means)
             for (i, j), mean in zip(chosen, means, strict=True):
                 weight = (down.weights[i][:, None] * across.weights[j]).to(mean.device)
                 if task.dense:
                     top, left = down.starts[i], across.starts[j]
                     bottom, right = min(height - top, window[0]), min(width - left, window[1])
-                    sums[name][0, :, top:top + bottom, left:left + right] += (mean * weight)[:, :bottom, :right]
+                    blends[name].add((mean * weight)[:, :bottom, :right], top, left)
                 else:
-                    sums[name][0] += _pooled(mean, weight) / (height * width)
-    return {name: tasks[name].from_mean(total) for name, total in sums.items()}
+                    blends[name].add(_pooled(mean, weight) / (height * width), 0, 0)
+            blends[name].complete(complete)
+    return {name: blends.pop(name).result() for name in tasks}  # one map is finished while the others wait
+
+
+class _Blend:
+    """The weighted sums of one task, from the first row on that is not complete."""
+
+    def __init__(self, task: Task, finish: Finish, size: tuple[int, int], like: Float[Tensor, "b c h w"]):
+        self._task, self._finish = task, finish
+        self._height, width = size if task.dense else (1, 1)
+        self._in_rows = task.dense and task.by_rows and finish is not raw_again
+        self._top = 0  # the row of the image that the sums begin with
+        self._sums = like.new_zeros(1, like.shape[1], 0 if self._in_rows else self._height, width)
+        self._finished: Tensor | None = None
+
+    def add(self, part: Float[Tensor, "c h w"], top: int, left: int) -> None:
+        """Add a window whose first pixel is this one."""
+        top -= self._top
+        bottom = top + part.shape[1]
+        if bottom > self._sums.shape[2]:
+            self._sums = F.pad(self._sums, (0, 0, 0, bottom - self._sums.shape[2]))
+        self._sums[0, :, top:bottom, left:left + part.shape[2]] += part
+
+    def complete(self, until: int) -> None:
+        """No further window reaches a row before this one."""
+        rows = until - self._top
+        if not self._in_rows or not rows:
+            return
+        done = self._finish(self._task, self._sums[:, :, :rows])
+        if self._finished is None:
+            self._finished = done.new_empty(*done.shape[:-2], self._height, done.shape[-1])
+        self._finished[..., self._top:until, :] = done
+        self._sums, self._top = self._sums[:, :, rows:].clone(), until
+
+    def result(self) -> Tensor:
+        """What became of all rows."""
+        return self._finish(self._task, self._sums) if self._finished is None else self._finished
 
 
 def _cut(image: UInt8[Tensor, "3 h w"], start: tuple[int, int], size: tuple[int, int]) -> UInt8[Tensor, "3 hw ww"]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from polyptych import devices
 from polyptych.types import Output
 
 
@@ -87,13 +88,14 @@ class Supervision(torch.autograd.Function):
 
 def peak(step: Callable[[], object], device: torch.device) -> int:
     """The most bytes that ``step`` has allocated at a time."""
-    if device.type == "cuda":
+    counted: Any = torch.get_device_module(device)
+    if device.type != "cpu" and hasattr(counted, "max_memory_allocated"):
         step()  # libraries allocate their workspaces at first use
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        devices.synchronize(device)
+        counted.reset_peak_memory_stats(device)
+        before = int(counted.memory_allocated(device))
         step()
-        return torch.cuda.max_memory_allocated(device) - before
+        return int(counted.max_memory_allocated(device)) - before
     with StorageWatch() as watch:
         step()
     return watch.peak

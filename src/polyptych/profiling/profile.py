@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from polyptych import devices
 from polyptych.errors import InputError
 from polyptych.networks import Network
 from polyptych.profiling.memory import Memory, peak, standing
@@ -104,7 +105,7 @@ def profile(network: Network, *, size: tuple[int, int], batch_size: int = 1, dev
     place = find_device(device)
     try:
         subject = Subject(network, size, place, precision, channels_last)
-        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        with devices.same_random([place]):
             return _measure(subject, batch_size, repeats, seconds, depth, training)
     except RuntimeError as error:
         if not is_out_of_memory(error):

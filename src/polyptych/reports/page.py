@@ -6,7 +6,7 @@ import base64
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +19,18 @@ from PIL import Image, UnidentifiedImageError
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation
 from polyptych.logbook import read_events
-from polyptych.record import flat, read_json
+from polyptych.record import decode, flat, read_json
 from polyptych.reports import curves, tables, templates
+from polyptych.reports.diagnosis import Findings, markdown, pictures, short, whole_percent
 from polyptych.reports.label_sheet import NAME as SAMPLES
 from polyptych.reports.published import PublishedTable, published_tables
+from polyptych.task_gradients import Look
+from polyptych.tasks._pictures import class_colors
+from polyptych.types import LabelInfo
 
+DIAGNOSIS = "diagnosis.json"  # what `polyptych diagnose` found
+AREAS = "panels/areas.json"
+"""In the folder of a run: how many pixels of its example pictures each class covers, largest first, by task."""
 MOST_PANELS = 24  # that go into the page; it must stay a file that one can send
 
 PARTS = ("backbone", "encoder", "decoder", "balancer")
@@ -61,6 +68,9 @@ class ReportData:
     evaluations: Mapping[str, Evaluation]
     panels: Sequence[Panel]
     samples: Panel | None = None
+    looks: Sequence[Look] = ()
+    later_looks: Sequence[Look] = ()
+    areas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -110,12 +120,23 @@ class ReportData:
 
     @property
     def swatches(self) -> dict[str, dict[str, str]]:
-        """CSS colors by task and class, where the run records them."""
+        """CSS colors by task and class."""
         found = {}
         for task, label in self.labels.items():
-            pairs = zip(_mapping(label).get("classes", ()), _mapping(label).get("colors", ()), strict=False)
-            found[task] = {str(name): "rgb({:d}, {:d}, {:d})".format(*color) for name, color in pairs}
+            classes = tuple(map(str, _mapping(label).get("classes") or ()))
+            stated = _mapping(label).get("colors") or ()
+            colors = tuple((int(red), int(green), int(blue)) for red, green, blue in stated)
+            painted = class_colors(LabelInfo(classes=classes, colors=colors))
+            found[task] = {name: "rgb({:d}, {:d}, {:d})".format(*color)
+                           for name, color in zip(classes, painted, strict=False)}
         return {task: colors for task, colors in found.items() if colors}
+
+    @property
+    def legends(self) -> dict[str, dict[str, str]]:
+        """The colors of what occurs in the example pictures, the largest areas first; of tasks (and in runs of older
+        versions) whose areas are not recorded, all colors."""
+        return {task: {name: colors[name] for name in (self.areas.get(task) or colors) if name in colors}
+                for task, colors in self.swatches.items()}
 
     @cached_property
     def plots(self) -> list[curves.Plot]:
@@ -124,10 +145,29 @@ class ReportData:
         return curves.plots(self.events, headlines)
 
     @property
+    def without_curves(self) -> str:
+        return "The training log is too short for a curve." if self.events else "There is no training log."
+
+    @property
     def plot_groups(self) -> list[tuple[str, list[tuple[curves.Plot, Markup]]]]:
         end = curves.last_step(self.plots)
         return [(group, [(plot, Markup(curves.svg(plot, end))) for plot in plots])
                 for group, plots in groupby(self.plots, key=lambda plot: plot.group)]
+
+    @property
+    def diagnoses(self) -> list[tuple[str, Findings, list[tuple[str, Markup]]]]:
+        """How the tasks got along in training, and in what ``polyptych diagnose`` looked at later: when, what was
+        found, and the pictures with their titles."""
+        first: Mapping[str, float] = next((event["losses"] for event in self.events if event.get("losses")), {})
+        found = []
+        for looks, when in ((self.looks, "While it trained, "), (self.later_looks, "With the weights of ")):
+            if looks:
+                steps = sorted({look.step for look in looks})
+                span = f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
+                findings = Findings(looks, first)
+                found.append((f"{when}{span}, {len(looks)} batch{'es' if len(looks) != 1 else ''}", findings,
+                              [(title, Markup(drawing)) for title, drawing in pictures(findings, when=when)]))
+        return found
 
     @property
     def summary(self) -> list[tuple[str, str]]:
@@ -228,11 +268,16 @@ def read_folder(folder: Path) -> ReportData:
         raise InputError(folder, "no such folder", "the folder of a run", "check the path")
     splits = sorted((folder / "evaluation").glob("*.json"), key=lambda path: (path.stem != "test", path.stem))
     evaluations = {path.stem: Evaluation.of_run(folder, path.stem) for path in splits}
+    later = _object(folder / DIAGNOSIS).get("samples", [])
+    events = read_events(folder / "metrics.jsonl")
     return ReportData(
         folder=folder, record=_object(folder / "run.json"), environment=_object(folder / "environment.json"),
-        events=read_events(folder / "metrics.jsonl"), evaluations=evaluations,
+        events=events, evaluations=evaluations,
         panels=[_panel(path) for path in sorted((folder / "panels").glob("*.png"))],
-        samples=_panel(folder / SAMPLES) if (folder / SAMPLES).is_file() else None)
+        samples=_panel(folder / SAMPLES) if (folder / SAMPLES).is_file() else None,
+        looks=[_look(event, folder / "metrics.jsonl") for event in events if event.get("event") == "diagnosis"],
+        later_looks=[_look(one, folder / DIAGNOSIS) for one in later],
+        areas=_object(folder / AREAS))
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -242,6 +287,10 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(path, type(value).__name__, "a JSON object", "restore it or choose another run")
     return value
+
+
+def _look(value: Mapping[str, Any], path: Path) -> Look:
+    return decode(Look, {name: item for name, item in value.items() if name != "event"}, f"{path}: a look")
 
 
 def _panel(path: Path) -> Panel:
@@ -257,7 +306,9 @@ def _panel(path: Path) -> Panel:
 def _render(template: str, data: ReportData) -> str:
     helpers = {"most_panels": MOST_PANELS, "format_skill": tables.format_skill, "percent": _percent,
                "is_number": tables.is_number, "fenced": _fenced,
-               "markdown_table": lambda evaluation: Markup(tables.markdown_table(evaluation))}
+               "markdown_table": lambda evaluation: Markup(tables.markdown_table(evaluation)),
+               "diagnosis_tables": lambda findings: Markup(markdown(findings)), "short": short,
+               "whole_percent": whole_percent}
     return templates.render(template, helpers, page=data)
 
 

@@ -47,17 +47,18 @@ def panel(image: Picture, tasks: Sequence[str], truth: Mapping[str, Picture | No
                  [_Row("truth", labels), _Row("prediction", guesses)])
 
 
-def strip(image: Picture, painted: Mapping[str, Picture], caption: str = "") -> Picture:
-    """The image and the painted predictions of all tasks in one row, each under its name.
+def strip(image: Picture, painted: Mapping[str, Picture | None], caption: str = "") -> Picture:
+    """The image and the painted predictions (or labels) of all tasks in one row, each under its name.
 
     Args:
+        painted: None where there is no label.
         caption: stands above the image in place of the word "image", for instance the name of its file.
 
     Raises:
         InputError: a picture is not a uint8 RGB array.
     """
     return _draw((caption or "image", *painted), cell_size(image),
-                 [_Row("", (image, *painted.values()))])
+                 [_Row("", (image, *(_or_note(picture, "no label") for picture in painted.values())))])
 
 
 def mosaic(image: Picture, painted: Mapping[str, Picture], largest: int = LARGEST_CELL) -> Picture:
@@ -114,6 +115,17 @@ def contact_sheet(pictures: Sequence[Picture]) -> Picture:
     return sheet
 
 
+def shelves(pictures: Sequence[Picture], width: int) -> list[Picture]:
+    """The pictures in rows that are at most ``width`` pixels wide, unless one alone is wider."""
+    rows: list[list[Picture]] = []
+    for picture in pictures:
+        if not rows or sum(each.shape[1] for each in (*rows[-1], picture)) > width:
+            rows.append([])
+        rows[-1].append(picture)
+    return [np.concatenate([np.pad(picture, ((0, max(map(len, row)) - len(picture)), (0, 0), (0, 0)), mode="edge")
+                            for picture in row], 1) for row in rows]
+
+
 def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int = 960) -> Picture:
     """Colored swatches with the names of the classes, in as many columns as ``width`` pixels hold.
 
@@ -135,6 +147,8 @@ def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int =
         # Down the columns, as one reads an index.
         left = MARGIN + index // lines * entry
         top = MARGIN + index % lines * line
+        # White melts into the ground without an outline.
+        draw.rectangle((left - 1, top + 3, left + swatch, top + 4 + swatch), outline=LINE)
         draw.rectangle((left, top + 4, left + swatch - 1, top + 4 + swatch - 1), fill=tuple(color))
         text = _shortened(name, font, entry - swatch - 16)
         draw.text((left + swatch + 8, top + line / 2), text, INK, font, anchor="lm")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from polyptych.errors import InputError
+from polyptych.metrics._accumulation import shown_name
 from polyptych.protocols.catalog import find
 from polyptych.protocols.published import TAGS, Table, of_protocol
 from polyptych.reports.cells import ARROWS, signed
@@ -99,7 +100,7 @@ def published_table(name: str, own: Mapping[str, Scores], qualified: Mapping[str
     rows = [PublishedRow(label, "", cells(scores), own=True) for label, scores in own.items()]
     rows += [PublishedRow(row.method, row.backbone or table.backbone, cells(scores, row.delta), row.tag)
              for table, row, scores in theirs]
-    titles = [f"{task} {number} {ARROWS[protocol.numbers[task][number]]}" for task, number in columns]
+    titles = [f"{task} {shown_name(number)} {ARROWS[protocol.numbers[task][number]]}" for task, number in columns]
     titles += [f"{name} %, as printed {ARROWS[name != 'delta_m']}" for name in aggregates]
     return PublishedTable(name, protocol.data, tuple(titles), tuple(rows), (*qualified[name], *_remarks(published)))
 

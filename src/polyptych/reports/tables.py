@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polyptych.evaluation_record import Evaluation, TaskResult
+from polyptych.metrics._accumulation import shown_name
 
 ABSENT, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
@@ -133,7 +134,7 @@ def caption(evaluation: Evaluation) -> str:
     ]
     text = ", ".join(part for part in parts if part)
     facts = f"{text[0].upper()}{text[1:]}. " if text else ""
-    scores = "".join(f"{name.replace('_', ' ').capitalize()} {value:.4g}. "
+    scores = "".join(f"{shown_name(name).capitalize()} {value:.4g}. "
                      for name, value in evaluation.scores.items())
     return f"{scores}{facts}Trivial: the best constant prediction. Skill: 0 = trivial, 1 = perfect."
 
@@ -181,7 +182,7 @@ def _task_rows(name: str, task: TaskResult) -> list[Row]:
     for metric in sorted(task.metrics, key=lambda metric: metric != headline):
         value, trivial = format_pair(task.metrics[metric], task.trivial.get(metric))
         direction = task.higher_is_better.get(metric)
-        rows.append(Row(task=name, metric=metric.replace("_", " "), value=value, trivial=trivial,
+        rows.append(Row(task=name, metric=shown_name(metric), value=value, trivial=trivial,
                         arrow={True: "↑", False: "↓", None: ""}[direction], headline=metric == headline,
                         unit=task.unit, skill=task.skill if metric == headline else None))
     return rows

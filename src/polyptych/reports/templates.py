@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from polyptych.metrics._accumulation import shown_name
 from polyptych.reports.tables import escape_markdown
 
 
@@ -28,6 +29,7 @@ def render(template: str, helpers: dict[str, Any], *, package: str = __package__
         lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
         finalize=_escape_unless_markup if markdown else None)
     environment.globals.update(helpers)
+    environment.filters["shown_name"] = shown_name
     return environment.get_template(template).render(values)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from polyptych.component import Catalog, Component
@@ -39,6 +39,8 @@ class Task(Component, ABC):
         perfect: the headline's value for a perfect prediction.
         dense: every pixel has a label of its own. Predictions of a task that is not dense, one label for the whole
             image, may keep whatever resolution they have: its loss and its decoding take any.
+        by_rows: a large image is decoded some rows at a time: decoding looks at each pixel alone and gives much less
+            than it takes. (Only where it chooses; a sigmoid may differ in its last bit with the length of its input.)
         standard_weight: the usual loss weight in the field (ASTMT, survey and ATRC lines of work).
         likelihood: what the loss is the negative log likelihood of: ``gaussian`` for squared errors, ``laplace`` for
             absolute ones, ``categorical`` for cross entropies. Uncertainty weighting asks for it.
@@ -61,6 +63,7 @@ class Task(Component, ABC):
     higher_is_better: ClassVar[dict[str, bool]]
     perfect: ClassVar[float]
     dense: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = False
     standard_weight: float = 1.0
     likelihood: Likelihood = "laplace"
 
@@ -131,6 +134,11 @@ class Task(Component, ABC):
         """Of the numbers of :meth:`array`, in words."""
         return self.labels.unit
 
+    @property
+    def meaning(self) -> str:
+        """What the channels of the raw prediction say, for whoever runs an exported file."""
+        return f"{self.channels} raw values"
+
     def array(self, decoded: Tensor) -> np.ndarray:
         """One decoded prediction (no batch dimension) as a user gets it; channels last where there are any."""
         return decoded.cpu().numpy()
@@ -142,6 +150,11 @@ class Task(Component, ABC):
     def legend(self) -> Legend:
         """What the colors of :meth:`paint` mean; empty where a picture explains itself."""
         return Legend()
+
+    def areas(self, decoded: Tensor, valid: Bool[Tensor, "h w"] | None = None) -> Int[np.ndarray, " k"] | None:
+        """How many pixels of one decoded prediction (or of one label, where it is valid) belong to each class; None for
+        a task that gives no pixel a class."""
+        return None
 
     def layer(self, decoded: Tensor, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 4"]:
         """RGBA that is laid over ``image``. The default is the whole picture; tasks that mark places leave the rest

@@ -28,6 +28,10 @@ class BinaryMap(Task):
         """The probability."""
         return prediction[:, 0].sigmoid()
 
+    @property
+    def meaning(self) -> str:
+        return "a logit; its sigmoid is the probability"
+
     def trivial(self) -> Trivial:
         return AlwaysPositive()
 

@@ -47,6 +47,7 @@ class ClassMap(Task):
         """One confusion matrix over the whole set, or the mean over images (MTAN 2019) or batches."""
 
     headline: ClassVar[str] = "mIoU"
+    by_rows: ClassVar[bool] = True
     higher_is_better: ClassVar[dict[str, bool]] = {
         "mIoU": True, "pixel_accuracy": True, "mean_accuracy": True}
     perfect: ClassVar[float] = 100.0
@@ -80,9 +81,13 @@ class ClassMap(Task):
                                 label_smoothing=self.config.label_smoothing)
         return Loss(total, valid.sum())
 
+    @property
+    def meaning(self) -> str:
+        return f"logits of {self.channels} classes; the class of a pixel is the largest"
+
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
-        """The most probable class."""
-        return prediction.argmax(1)
+        """The most probable class; the lowest of equals, and NaN before all, as ``argmax``."""
+        return prediction.max(1).indices  # argmax over a strided axis takes four times as long on a CPU
 
     def metric(self) -> Metric:
         """See :class:`polyptych.metrics.confusion.ConfusionMatrix`, whose ``breakdown`` gives the IoU of
@@ -107,6 +112,10 @@ class ClassMap(Task):
     def at(self, decoded: Int[Tensor, "h w"], x: int, y: int) -> str:
         """The name of the class."""
         return self.labels.classes[int(decoded[y, x])]
+
+    def areas(self, decoded: Int[Tensor, "h w"], valid: Bool[Tensor, "h w"] | None = None) -> Int[np.ndarray, " k"]:
+        ids = (decoded if valid is None else decoded[valid]).flatten().cpu()
+        return torch.bincount(ids[(ids >= 0) & (ids < self.channels)], minlength=self.channels).numpy()
 
     def legend(self) -> Legend:
         return class_legend(self.labels)

@@ -51,6 +51,10 @@ class HeatMap(Task):
         """The prediction, limited to [-1, 1]."""
         return prediction[:, 0].clamp(LOWEST, HIGHEST)
 
+    @property
+    def meaning(self) -> str:
+        return "a response from -1 (none) to 1 (the strongest)"
+
     def metric(self) -> Metric:
         return accumulated(AbsoluteError, self.config.accumulation)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16
+from jaxtyping import Float, Int, UInt8, UInt16
 
 from polyptych.types import LabelInfo
 
@@ -15,6 +16,11 @@ UNLABELLED = 128  # gray
 HIGHEST_16 = 65535
 
 RGB = tuple[int, int, int]
+
+_NOTHING = re.compile(
+    r"(?i)(?:[ /,_-]*(?:back[ _-]?ground|bg|null|none|nothing|void|empty|other|unknown|ignored?|outside|clutter|"
+    r"no[ _-]?(?:label|data|class)|un-?(?:labell?ed|annotated|classified|defined)))+[ _]*")
+_GRAYS = ((0, 0, 0), (72, 72, 72), (176, 176, 176))  # none is that of unlabeled pixels
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,10 @@ class Legend:
 
     entries: tuple[tuple[str, RGB], ...] = ()
     continuous: bool = False
+
+    def occurring(self, areas: Int[np.ndarray, " k"] | None) -> Legend:
+        """Only the entries that cover something, the largest first; all of them where no areas are known."""
+        return self if areas is None else Legend(tuple(self.entries[index] for index in by_area(areas)))
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,11 @@ class Stored:
 def stored(values: Float[np.ndarray, "h w"], meaning: str) -> Stored:
     """Numbers from 0 to 65535, rounded; what lies outside is clipped, NaN is 0."""
     return Stored((np.nan_to_num(values.astype(np.float64)).clip(0, HIGHEST_16) + 0.5).astype(np.uint16), meaning)
+
+
+def by_area(areas: Int[np.ndarray, " k"]) -> list[int]:
+    """The numbers of the classes that cover something, the largest first."""
+    return [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]]
 
 
 def class_legend(labels: LabelInfo) -> Legend:
@@ -76,10 +91,13 @@ def to_bytes(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]
 
 
 def class_colors(labels: LabelInfo) -> UInt8[np.ndarray, "k 3"]:
-    """The colors of the dataset where it has them, otherwise :func:`distinct_colors`."""
+    """The colors of the dataset where it has them; otherwise black or gray for what is named as nothing (background,
+    void), and :func:`distinct_colors` for all others."""
     if labels.colors:
         return np.array(labels.colors, np.uint8)
-    return distinct_colors(len(labels.classes))
+    nothing = [bool(_NOTHING.fullmatch(name)) for name in labels.classes]
+    grays, others = iter(_GRAYS[:1] + _GRAYS[1:] * len(nothing)), iter(distinct_colors(nothing.count(False)))
+    return np.array([next(grays) if empty else next(others) for empty in nothing], np.uint8).reshape(-1, 3)
 
 
 @cache

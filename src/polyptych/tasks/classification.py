@@ -76,6 +76,10 @@ class Classification(Task):
                                reduction="none", label_smoothing=self.config.label_smoothing)
         return Loss((loss * pixels).sum(), pixels.sum())
 
+    @property
+    def meaning(self) -> str:
+        return f"logits of {self.channels} classes at every position; their mean over the image are those of the image"
+
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
         """Log-probabilities of the classes, in float32."""
         return prediction.float().mean((2, 3)).log_softmax(1)

@@ -106,6 +106,10 @@ class Depth(Task):
             return raw.clamp(math.log(NEAREST), math.log(FARTHEST)).exp()
         return raw.clamp(NEAREST, FARTHEST)
 
+    @property
+    def meaning(self) -> str:
+        return "the natural logarithm of depth in meters" if self.logarithmic else "depth in meters"
+
     def metric(self) -> Metric:
         """See :class:`polyptych.metrics.depth.DepthError`."""
         return accumulated(DepthError, self.config.accumulation)

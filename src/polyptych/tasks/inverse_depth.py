@@ -66,6 +66,11 @@ class InverseDepth(Task):
         """The raw prediction, at least 0."""
         return prediction[:, 0].clamp(min=0)
 
+    @property
+    def meaning(self) -> str:
+        unit = f" in {self.labels.unit}" if self.labels.unit else ""
+        return f"inverse depth{unit}, 0 is infinitely far; set negative values to 0"
+
     def metric(self) -> Metric:
         """See :class:`InverseDepthError`."""
         return accumulated(partial(InverseDepthError, self.config.smallest), self.config.accumulation)

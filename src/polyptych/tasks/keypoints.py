@@ -112,6 +112,10 @@ class Keypoints(Task):
             heat = torch.maximum(heat, bumps)
         return heat
 
+    @property
+    def meaning(self) -> str:
+        return f"heat of {self.channels} keypoints ({self.config.loss} loss); each is where its map is largest"
+
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Heat maps: the raw prediction of ``mse``, the sigmoid of it for ``focal``; for ``softmax`` the
         probability of each place, as a share of the highest that one bump of the label has."""

@@ -71,6 +71,10 @@ class Normals(Task):
         """Unit vectors, in float32."""
         return unit_vectors(prediction.float())
 
+    @property
+    def meaning(self) -> str:
+        return "a vector, x right, y down, z forward; divide it by its length"
+
     def metric(self) -> Metric:
         """See :class:`polyptych.metrics.angles.AngularError`."""
         return accumulated(AngularError, self.config.accumulation)

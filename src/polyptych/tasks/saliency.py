@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.saliency import SaliencyF
@@ -54,7 +55,7 @@ class Saliency(BinaryMap):
         """The pixels that are not salient, and all."""
         if self.config.weight is not None:
             return super().label_sums(target, valid)
-        return torch.stack([(valid & (target <= 0.5)).sum(), valid.sum()]).double()
+        return devices.widened(torch.stack([(valid & (target <= 0.5)).sum(), valid.sum()]))
 
     def loss_in_step(self, prediction: Float[Tensor, "b 1 hp wp"], target: Float[Tensor, "b h w"],
                      valid: Bool[Tensor, "b h w"], sums: Float[Tensor, " n"]) -> Loss:

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polyptych.errors import InputError
 from polyptych.prediction.predictor import Predictor
+from polyptych.tasks._pictures import by_area
 from polyptych.viewer.gallery import Gallery, png
 
 HOST = "127.0.0.1"
@@ -100,7 +101,9 @@ def create_app(predictors: Sequence[Predictor], limit: int = 32) -> Starlette:
 
     def scene(request: Request) -> Response:
         found = gallery.exhibit(request.path_params["image"], request.path_params["model"])
-        return JSONResponse({"tasks": list(found.scene.tasks), "seconds": found.seconds})
+        areas = {task: found.scene.areas(task) for task in found.scene.tasks}
+        occurring = {task: by_area(pixels) for task, pixels in areas.items() if pixels is not None}
+        return JSONResponse({"tasks": list(found.scene.tasks), "seconds": found.seconds, "occurring": occurring})
 
     def layer(request: Request) -> Response:
         found = gallery.exhibit(request.path_params["image"], request.path_params["model"]).scene

@@ -13,7 +13,7 @@ from polyptych.checkpoint import read_tensors
 from polyptych.errors import InputError
 from polyptych.folder_lock import LOCK
 from polyptych.record import write_json
-from polyptych.run import Facts
+from polyptych.run import Facts, with_tasks
 from polyptych.search.procedure import searching
 from polyptych.search.procedure.candidates import Candidate
 from polyptych.search.procedure.folder import SearchSetup, begin, discard
@@ -65,7 +65,7 @@ def test_one_process_at_a_time(tmp_path: Path, small_run) -> None:
 
 def test_a_refused_search_leaves_nothing_behind(tmp_path: Path, small_run) -> None:
     with pytest.raises(InputError, match="no policy meets"):
-        searching.search(small_run, Search(budget="params=0.001x"), tmp_path / "s")
+        searching.search(with_tasks(small_run, ["semseg", "depth"]), Search(budget="params=0.001x"), tmp_path / "s")
     assert not (tmp_path / "s").exists()
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / LOCK).touch()

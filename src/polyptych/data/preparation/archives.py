@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from polyptych.data.files import reading
 from polyptych.errors import InputError
+from polyptych.record import put_in_place
 
 _BLOCK = 512  # of a tar archive
 _CHUNK = 1 << 20
@@ -262,7 +263,7 @@ def _move(archive: Path, inside: Path, target: Path) -> list[Path]:
         _make_folder(place)
         for name in names:
             with _writing(place / name):
-                os.replace(Path(folder) / name, place / name)
+                put_in_place(Path(folder) / name, place / name)
             moved.append(place / name)
     return sorted(moved)
 

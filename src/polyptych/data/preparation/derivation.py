@@ -21,6 +21,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from polyptych import __version__
+from polyptych.data.arrays import write_npy
 from polyptych.data.preparation.derived import RECORD
 from polyptych.data.preparation.facts import camera, offered
 from polyptych.data.preparation.normals import METHOD, Intrinsics, PlaneFit, normals_from_depth
@@ -133,6 +134,6 @@ def write_normals(path: Path, normals: Float32[np.ndarray, "3 h w"]) -> None:
     """Unit vectors, zero where unknown, in the form that the name asks for: .png or .npy."""
     rows = normals.transpose(1, 2, 0)
     if path.suffix == ".npy":
-        np.save(path, rows.astype(np.float16))
+        write_npy(path, rows.astype(np.float16))
     else:
         Image.fromarray(np.rint((rows + 1) * 127.5).astype(np.uint8)).save(path)

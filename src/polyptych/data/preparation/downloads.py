@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from polyptych import __version__
 from polyptych.errors import InputError
+from polyptych.record import put_in_place
 
 _CHUNK = 1 << 18
 _TRIES = 5  # in a row without a byte of progress
@@ -51,7 +52,7 @@ def download(url: str, path: Path, sha256: str = "", progress: Callable[[int, in
             raise InputError(part, f"{error.strerror or error} while writing", "a writable folder with enough room",
                              "free some space; the same command continues") from error
         _check(part, url, sha256, [part, notes])
-        part.replace(path)
+        put_in_place(part, path)
         notes.unlink(missing_ok=True)
     else:
         _check(path, url, sha256, [path])
@@ -124,7 +125,7 @@ def _continue(url: str, part: Path, notes: Path, progress: Callable[[int, int], 
     with answer:
         if answer.status != 206 or _first(answer.headers) != start:
             start = 0
-        notes.write_text(json.dumps({"url": url, "mark": _mark(answer.headers)}))
+        notes.write_text(json.dumps({"url": url, "mark": _mark(answer.headers)}), encoding="utf-8")
         total = _total(answer.headers, start)
         with part.open("ab" if start else "wb") as out:
             progress(start, total)
@@ -160,7 +161,7 @@ def _size(path: Path) -> int:
 
 def _read_notes(path: Path) -> dict[str, Any]:
     try:
-        notes = json.loads(path.read_text())
+        notes = json.loads(path.read_text(encoding="utf-8"))
         return notes if isinstance(notes, dict) else {}
     except (OSError, ValueError):
         return {}  # then the download starts over

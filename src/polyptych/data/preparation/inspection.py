@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
+from PIL import Image
 
 from polyptych.types import LabelInfo, Sample
 
@@ -20,6 +22,11 @@ _FORMS = {"semseg": "classes", "parts": "classes", "classification": "one class"
           "depth": "distances", "inverse_depth": "values", "normals": "directions", "boundaries": "lines",
           "saliency": "areas"}
 _NAMED = 6  # names in one line
+_THUMBNAIL = 16  # pixels of the side of the small pictures by which images are found alike
+_ALIKE = 3.0  # gray levels of 255 by which they differ at most, as the root of the mean square: what another size, JPEG
+# or a slight change of light makes; two photos of one street differ by more than ten
+_FLAT = 8.0  # deviation of a small picture in which there is next to nothing: all such are alike
+_AT_ONCE = 512
 
 
 @dataclass
@@ -32,7 +39,8 @@ class TaskFacts:
         known, pixels: labeled pixels, and all pixels of these images.
         amounts: labeled pixels of each class (images, of a classification).
         seen: images in which each class occurs.
-        lowest, highest: of the values; of binary maps, the share of positive pixels in an image.
+        lowest, highest: of the values; of binary maps, the share of positive pixels in an image; of normals, the mean
+            component toward the camera.
         medians: of each image's values; of normals, the share of them that point away from the camera.
     """
 
@@ -73,8 +81,8 @@ class TaskFacts:
             values = target[valid]
             self._extend(float(values.min()), float(values.max()), float(np.median(values)))
         elif valid.any() and self.form == "directions":
-            away = float((target[2][valid] > 0).mean())
-            self._extend(away, away, away)
+            forward = target[2][valid]
+            self._extend(-float(forward.mean()), -float(forward.mean()), float((forward > 0).mean()))
         elif valid.any() and self.form in ("lines", "areas"):
             share = float(target[valid].mean())
             self._extend(share, share, share)
@@ -118,11 +126,16 @@ class Inspection:
     def __init__(self, kinds: Mapping[str, str], labels: Mapping[str, LabelInfo]):
         self.tasks = {name: TaskFacts(kind, labels[name]) for name, kind in kinds.items()}
         self.pictures: dict[bytes, str] = {}
+        self.thumbnails: dict[bytes, np.ndarray] = {}
 
     def add(self, sample: Sample) -> None:
         image = sample.image.permute(1, 2, 0).contiguous().numpy()
         key = hashlib.blake2b(image.tobytes(), digest_size=16, key=str(image.shape).encode()).digest()
-        self.pictures.setdefault(key, sample.info.id)
+        if key not in self.pictures:
+            self.pictures[key] = sample.info.id
+            small = np.array(Image.fromarray(image).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX))
+            if small.std() > _FLAT:
+                self.thumbnails[key] = small.ravel()
         for name, target in sample.target.items():
             self.tasks[name].add(target.numpy(), sample.valid[name].numpy())
 
@@ -134,7 +147,8 @@ class Inspection:
 
 def doubts(splits: Mapping[str, Inspection]) -> Iterator[str]:
     """What looks wrong in one split or between them."""
-    yield from _copies(splits)
+    for one, other in combinations(splits, 2):
+        yield from _copies(one, splits[one], other, splits[other])
     for name in dict.fromkeys(name for inspection in splits.values() for name in inspection.tasks):
         facts = {split: inspection.tasks[name] for split, inspection in splits.items() if name in inspection.tasks}
         if facts := {split: found for split, found in facts.items() if found.images}:
@@ -149,16 +163,38 @@ def value_doubts(inspections: Sequence[Inspection]) -> Iterator[str]:
             yield from (f"{name}: {words}" for words in _of_values(facts))
 
 
-def _copies(splits: Mapping[str, Inspection]) -> Iterator[str]:
-    names = list(splits)
-    for place, one in enumerate(names):
-        for other in names[place + 1:]:
-            same = [(splits[one].pictures[key], splits[other].pictures[key])
-                    for key in splits[one].pictures.keys() & splits[other].pictures.keys()]
-            if same:
-                first, second = min(same)
-                yield (f"{len(same)} image{'s' * (len(same) > 1)} of {one} also in {other} (the same pixels: '{first}' "
-                       f"and '{second}'): numbers on {other} are then too good")
+def _copies(one: str, first: Inspection, other: str, second: Inspection) -> Iterator[str]:
+    """Images that two splits share, by their pixels, then by how they look."""
+    same = [(first.pictures[key], second.pictures[key]) for key in first.pictures.keys() & second.pictures.keys()]
+    if same:
+        a, b = min(same)
+        yield (f"{len(same)} image{'s' * (len(same) > 1)} of {one} also in {other} (the same pixels: '{a}' and "
+               f"'{b}'): numbers on {other} are then too good")
+    if alike := _alike(first, second):
+        a, b = min(alike)
+        yield (f"{len(alike)} image{'s' * (len(alike) > 1)} of {one} nearly the same as one of {other} ('{a}' and "
+               f"'{b}'): copies in another size or format, or neighboring frames of a video? Numbers on {other} are "
+               "then too good")
+
+
+def _alike(first: Inspection, second: Inspection) -> list[tuple[str, str]]:
+    """Pairs that look alike without having the same pixels: for each image of the first split the nearest one."""
+    keys, others = ([key for key in split.thumbnails if key not in same.pictures]
+                    for split, same in ((first, second), (second, first)))
+    if not keys or not others:
+        return []
+    found = []
+    right = np.stack([second.thumbnails[key] for key in others]).astype(np.float32)
+    squares = np.square(right).sum(1)
+    for start in range(0, len(keys), _AT_ONCE):
+        some = keys[start:start + _AT_ONCE]
+        left = np.stack([first.thumbnails[key] for key in some]).astype(np.float32)
+        # |a - b|^2 from the products of all pairs, which is one matrix product.
+        distance = (np.square(left).sum(1)[:, None] + squares - 2 * left @ right.T) / left.shape[1]
+        nearest = distance.argmin(1)
+        found += [(first.pictures[key], second.pictures[others[place]]) for key, place, far in
+                  zip(some, nearest, distance.min(1), strict=True) if far <= _ALIKE ** 2]
+    return found
 
 
 def _of_classes(facts: Mapping[str, TaskFacts]) -> Iterator[str]:
@@ -191,6 +227,11 @@ def _of_values(facts: Sequence[TaskFacts]) -> Iterator[str]:
     known, pixels = sum(found.known for found in facts), sum(found.pixels for found in facts)
     if form not in ("one class", "points") and known < 0.05 * pixels:
         yield f"only {known / max(pixels, 1):.1%} of the pixels have a label: check what means no label"
+    classes = facts[0].labels.classes
+    occurring = {name for found in facts for name, amount in zip(classes, found.amounts, strict=True) if amount}
+    if form == "classes" and len(occurring) == 1 < len(classes) and known < pixels:
+        yield (f"only {_listed([*occurring])} occurs, and {1 - known / pixels:.0%} of the pixels have no label: a "
+               "number that stands for a class must not be ignored (255 is unless `ids` names it: ids = [0, 255])")
     medians = [value for found in facts for value in found.medians]
     if not medians:
         return
@@ -208,6 +249,9 @@ def _of_values(facts: Sequence[TaskFacts]) -> Iterator[str]:
     elif form == "directions" and middle > 0.6:
         yield (f"{middle:.0%} of the normals point away from the camera: its z axis points forward here; set `axes` "
                "(with \"-z\", for instance)")
+    elif form == "directions" and highest < 0.2:
+        yield (f"next to no normal faces the camera (the component toward it is {highest:.2f} on average at most): are "
+               "the channels in another order, such as BGR? Set `axes` (for instance [\"z\", \"-y\", \"-x\"])")
     elif form == "lines" and middle > 0.5:
         yield f"{middle:.0%} of the pixels are boundaries: set invert = true, or another threshold"
     elif form in ("lines", "areas") and highest == 0:

@@ -103,8 +103,9 @@ def verify(config: Dataset.Config, tasks: tuple[str, ...] = (), quick: bool = Fa
         inspection = inspections[split] = Inspection({name: kinds.get(name, name) for name in dataset.tasks},
                                                      dataset.labels)
         shown = _chosen_for_pictures(dataset, indices[split], kept)
+        alone: dict[str, Dataset] = {}
         for index in indices[split]:
-            read = _read(dataset, index, checks)
+            read = _read(dataset, index, checks, alone)
             if isinstance(read, Sample):
                 inspection.add(read)
                 samples += [(split, read)] * (index in shown)
@@ -146,7 +147,7 @@ def _misnamed(config: Any, splits: list[Dataset]) -> Iterator[Fault]:
             near = {label: difflib.get_close_matches(label, alone, n=1, cutoff=0.3) for label in orphans[:_SAMPLE]}
             label = next((label for label, found in near.items() if found), orphans[0])
             besides = f"; the image '{near[label][0]}' has none" if near[label] else ""
-            got = f"{count} of {images} images labelled, labels without an image: {len(orphans)} ('{label}'{besides})"
+            got = f"{count} of {images} images labeled, labels without an image: {len(orphans)} ('{label}'{besides})"
             yield Fault(f"labels of '{task}' at {config.root}", got, "one id for an image and its label",
                         "rename these files, or correct the pattern")
 
@@ -181,8 +182,12 @@ def _faults(error: InputError) -> Iterator[Fault]:
         yield Fault(str(path), "no such file", "every listed file", "get these files again")
 
 
-def _read(dataset: Dataset, index: int, checks: dict[str, Task]) -> Sample | list[Fault]:
-    """The sample, or what is wrong with it."""
+def _read(dataset: Dataset, index: int, checks: dict[str, Task], alone: dict[str, Dataset]) -> Sample | list[Fault]:
+    """The sample, or what is wrong with it.
+
+    Args:
+        alone: keeps the split with each task by itself, which is built when the first sample is at fault.
+    """
     try:
         sample = dataset.read(index)
         check(sample, checks)
@@ -192,8 +197,9 @@ def _read(dataset: Dataset, index: int, checks: dict[str, Task]) -> Sample | lis
     found: list[Fault] = []
     for task in dataset.tasks:
         try:
-            alone = dataset.config.build(split=dataset.split, tasks=(task,))
-            check(alone.read(index), {task: checks[task]})
+            if task not in alone:
+                alone[task] = dataset.config.build(split=dataset.split, tasks=(task,))
+            check(alone[task].read(index), {task: checks[task]})
         except InputError as error:
             found += _faults(error)
     return found or list(_faults(whole))

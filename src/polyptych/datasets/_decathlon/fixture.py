@@ -38,7 +38,7 @@ def write_devkit(folder: Path) -> None:
                     annotations.append({"id": number, "image_id": number, "category_id": category})
             categories = [{"id": c, "name": f"{domain} class {c}", "supercategory": domain} for c in CLASSES]
             content = {"images": images, "annotations": annotations, "categories": categories}
-            (folder / "annotations" / f"{domain}_{split}.json").write_text(json.dumps(content))
+            (folder / "annotations" / f"{domain}_{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 LAYOUTS: dict[str, Callable[[Path], None]] = {"devkit": write_devkit}

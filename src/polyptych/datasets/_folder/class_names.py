@@ -1,7 +1,11 @@
-"""Names of classes from a file: a text, a JSON file, or a cell array of MATLAB."""
+"""Names of classes from a file: a text, a CSV table, a JSON file, or a cell array of MATLAB."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,8 @@ NEEDS = "a file with the name of every class"
 
 def read_class_names(path: Path, where: str = "") -> tuple[str, ...]:
     """The names in the order of the classes: the lines of a text (empty ones and those that begin with # are left
-    out), a list in JSON, or the one cell array of names in a .mat file.
+    out), the column of names in a CSV table (:func:`read_class_table`), a list in JSON, or the one cell array of names
+    in a .mat file.
 
     Args:
         where: the place that names the file, for messages.
@@ -31,6 +36,8 @@ def read_class_names(path: Path, where: str = "") -> tuple[str, ...]:
     suffix = path.suffix.lower()
     if suffix == ".mat":
         names = _of_cells(load_mat(path, NEEDS), path)
+    elif suffix == ".csv":
+        names = list(read_class_table(path).names)
     elif suffix == ".json":
         content: Any = read_json(path, NEEDS)
         if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
@@ -42,6 +49,52 @@ def read_class_names(path: Path, where: str = "") -> tuple[str, ...]:
     if not names:
         raise InputError(path, "no name", NEEDS, "write one name on each line")
     return tuple(map(composed, names))
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """What a CSV table says of classes.
+
+    Attributes:
+        ids: stored numbers, empty without such a column.
+        colors: red, green and blue, likewise.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...] = ()
+    colors: tuple[tuple[int, int, int], ...] = ()
+
+
+_NAME = ("name", "class", "class_name", "classname", "label", "label_name", "category")
+_ID = ("id", "value", "index", "pixel", "class_id", "label_id", "pixel_value")
+_COLOR = (("r", "red"), ("g", "green"), ("b", "blue"))
+
+
+def read_class_table(path: Path) -> ClassTable:
+    """A CSV file whose first line names its columns: ``name``, perhaps ``id``, perhaps ``r``, ``g`` and ``b``.
+
+    Raises:
+        InputError: it has no column of names, or something else than whole numbers in another one.
+    """
+    lines = [line for line in csv.reader(io.StringIO(read_text(path, NEEDS)), skipinitialspace=True) if any(line)]
+    columns = [column.strip().lower().replace(" ", "_") for column in lines[0]] if lines else []
+
+    def place(names: Sequence[str]) -> int | None:
+        return next((columns.index(name) for name in names if name in columns), None)
+
+    if (name := place(_NAME)) is None:
+        raise InputError(path, f"columns called {', '.join(columns) or 'nothing'}", "a column called name",
+                         "name the columns in the first line: name, id, r, g, b")
+    rows = lines[1:]
+    try:
+        ids = () if (number := place(_ID)) is None else tuple(int(row[number]) for row in rows)
+        places = [place(names) for names in _COLOR]
+        colors = () if None in places else tuple(
+            (int(row[places[0]]), int(row[places[1]]), int(row[places[2]])) for row in rows)  # type: ignore[index]
+        return ClassTable(tuple(composed(row[name].strip()) for row in rows), ids, colors)
+    except (ValueError, IndexError):
+        raise InputError(path, "a line without a number in each column of numbers",
+                         "whole numbers under id, r, g and b", "correct it") from None
 
 
 def _of_cells(variables: dict[str, Any], path: Path) -> list[str]:

@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ import numpy as np
 from polyptych.data.arrays import read_array
 from polyptych.data.files import read_lines
 from polyptych.data.pictures import read_rgb
-from polyptych.datasets._folder.class_names import read_class_names
+from polyptych.datasets._folder.class_names import ClassTable, read_class_names, read_class_table
+from polyptych.datasets._folder.colors import with_colors
 from polyptych.datasets._folder.patterns import Pattern
 from polyptych.datasets._folder.splits import SPELLINGS, other_names, resolved
 from polyptych.datasets._folder.surveying import Group, Survey, survey
@@ -54,11 +56,15 @@ def describe(root: Path) -> FirstDescription:
     """
     found = survey(root)
     photos = sorted((group for group in found.groups if group.kind == "photo"), key=_likely_photos)
+    # Scans, X-rays and photos without colors look like maps of gray.
+    photos = photos or sorted((group for group in found.groups if group.kind == "gray"), key=_likely_photos)[:1]
     if not photos:
+        deep = next((group for group in found.groups if group.kind == "depth"), None)
         raise InputError(root, f"no photos ({_counted(found)})", "a folder with images and their labels",
+                         f"convert {deep.pattern.text} to 8 bits if these are the photos" if deep else
                          "name the folder that holds both")
     images, *other_photos = photos
-    images, labels = _joined(images, [group for group in found.groups if group.kind != "photo"], root)
+    images, labels = _joined(images, [group for group in found.groups if group not in photos], root)
     tables = list(_tasks(images, labels, found, root))
     if not tables:
         raise InputError(root, f"{len(images.files)} images ({images.pattern.text}) without labels "
@@ -68,7 +74,7 @@ def describe(root: Path) -> FirstDescription:
     unused = [f"# Not used: {group.pattern.text} ({len(group.files)} files, {group.kind}: {group.found})"
               for group in (*other_photos, *labels) if not any(group.pattern.text in text for text, _ in tables)]
     unused += [f"# Not looked into: {path.relative_to(root).as_posix()} (annotations? See `polyptych data convert "
-               "--help`)" for path in found.tables[:5]]
+               "--help`)" for path in found.tables[:5] if not any(path.name in text for text, _ in tables)]
     text = "\n".join([
         "# A first description, written by `polyptych data describe`. Lines with \"guess\" want a look.",
         "# Every key is explained in docs/own-data.md and by `polyptych data info folder`.",
@@ -103,7 +109,10 @@ def _joined(images: Group, labels: list[Group], root: Path) -> tuple[Group, list
             if not joined or wider.pattern == images.pattern:
                 images = wider
         joined.append(group)
-    return images, joined
+    # {split}/{id}.png also fits train_labels/0001_L.png.
+    own = {name: path for name, path in images.files.items() if not any(
+        group.pattern.explains_better(images.pattern, path.relative_to(root).as_posix()) for group in joined)}
+    return replace(images, files=own), joined
 
 
 def _constant_parts(images: Group, labels: Group) -> tuple[tuple[str, str], tuple[str, str]] | None:
@@ -226,16 +235,38 @@ def _table(files: Mapping[str, Path], group: Group, found: Survey, root: Path) -
     """Kind of the task, the lines of its table, and a line for the screen."""
     place = group.pattern.text
     if group.kind == "vectors":
-        return ("normals", ["axes = [\"x\", \"-y\", \"-z\"]  # guess: stored x right, y up, z towards the camera",
-                            "# if stored x right, y down, z forward, as tasks have them: axes = [\"x\", \"y\", \"z\"]"],
-                "axes are a guess")
+        return "normals", _axes(files, group), "axes are a guess"
     if group.kind == "depth":
         return _depth(files, group)
     if group.kind in ("binary", "gray", "classes") and (_BOUNDARIES.search(place) or _SALIENCY.search(place)):
         return _yes_or_no(files, group)
     if group.kind == "colors":
-        return _colors(files)
+        return _colors(files, found, root)
     return _ids(files, group, found, root)
+
+
+def _axes(files: Mapping[str, Path], group: Group) -> list[str]:
+    """Most of what a camera sees faces it, so the channel along the optical axis has one sign nearly everywhere."""
+    vectors = np.concatenate([_vectors(read_array(path, group.key)) for path in _spaced(files, 20)])
+    first, _, last = vectors.mean(0) if len(vectors) else (0.0, 0.0, 1.0)
+    if abs(first) > 0.3 and abs(first) > 2 * abs(last):
+        turned = first > 0
+        axes = json.dumps(["z", "-y", "-x"] if turned else ["z", "y", "x"])
+        return [f"axes = {axes}  # guess: channels in the order BGR, stored x right, y "
+                f"{'up, z towards the camera' if turned else 'down, z forward'}"]
+    if last < 0:
+        return ["axes = [\"x\", \"y\", \"z\"]  # guess: stored x right, y down, z forward",
+                "# if stored y up: axes = [\"x\", \"-y\", \"z\"]; a floor points up in the pictures if it is right"]
+    return ["axes = [\"x\", \"-y\", \"-z\"]  # guess: stored x right, y up, z towards the camera",
+            "# if stored y down: axes = [\"x\", \"y\", \"-z\"]; a floor points up in the pictures if it is right"]
+
+
+def _vectors(array: np.ndarray) -> np.ndarray:
+    """Some of the vectors of a file (n 3), without those that mean no label."""
+    array = array.transpose(1, 2, 0) if array.shape[0] == 3 and array.shape[-1] != 3 else array
+    some = array[::4, ::4, :3].reshape(-1, 3)
+    some = some[np.isfinite(some).all(-1) & some.any(-1)]
+    return some * (2 / np.iinfo(some.dtype).max) - 1 if some.dtype.kind == "u" else some
 
 
 def _yes_or_no(files: Mapping[str, Path], group: Group) -> tuple[str, list[str], str]:
@@ -267,7 +298,7 @@ def _depth(files: Mapping[str, Path], group: Group) -> tuple[str, list[str], str
     return "depth", [seen, f"unit = \"m\"  # guess: the middle would be {middle:.1f} m", nothing], "unit m (guess)"
 
 
-def _colors(files: Mapping[str, Path]) -> tuple[str, list[str], str]:
+def _colors(files: Mapping[str, Path], survey: Survey, root: Path) -> tuple[str, list[str], str]:
     counts: Counter[int] = Counter()
     for path in _spaced(files, COUNTED):
         codes, numbers = np.unique(read_rgb(path).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1]), return_counts=True)
@@ -275,6 +306,11 @@ def _colors(files: Mapping[str, Path]) -> tuple[str, list[str], str]:
     found = sorted(counts)
     shares = _shares(counts, "#{:06x}".format)
     colors = [[code >> 16, code >> 8 & 255, code & 255] for code in found]
+    if name := _color_file(survey, colors, root):
+        return "semseg", [f"# colors and their shares: {shares}", "encoding = \"colors\"",
+                          f"colors = {_quoted(name)}  # with the names of the classes",
+                          "ignore_colors = []  # colors that mean no label",
+                          ], f"{len(found)} colors, names from {name}"
     return "semseg", [f"# colors and their shares: {shares}", "encoding = \"colors\"",
                       f"classes = {_listed(f'class {code:06x}' for code in found)}  # guess: give them their names",
                       f"colors = {json.dumps(colors)}",
@@ -295,7 +331,10 @@ def _ids(files: Mapping[str, Path], group: Group, found: Survey, root: Path) -> 
     lines = [f"# ids and their shares{where}: {shares}"]
     named = _class_file(found, ids, root)
     dense = ids == list(range(len(ids)))
-    if named:
+    if table := _class_table(found, ids, root):
+        lines.append(f"classes = {_quoted(table)}  # names and ids")
+        said = f"{len(ids)} ids ({ids[0]} to {ids[-1]}), names from {table}"
+    elif named:
         name, number = named
         lines.append(f"classes = {_quoted(name)}  # {number} names; guess: in the order of the ids")
         said = f"ids {ids[0]} to {ids[-1]}, names from {name}"
@@ -335,6 +374,33 @@ def _class_file(found: Survey, ids: Sequence[int], root: Path) -> tuple[str, int
         if max(ids) <= len(names) <= 2 * max(ids) + 2 and len(set(names)) == len(names):
             return path.relative_to(root).as_posix(), len(names)
     return None
+
+
+def _tables_of_classes(found: Survey) -> Iterator[tuple[Path, ClassTable]]:
+    for path in found.tables:
+        if path.suffix.lower() == ".csv":
+            with suppress(InputError):
+                yield path, read_class_table(path)
+
+
+def _class_table(found: Survey, ids: Sequence[int], root: Path) -> str:
+    """A CSV table with the names of all ids."""
+    return next((path.relative_to(root).as_posix() for path, table in _tables_of_classes(found)
+                 if set(ids) <= set(table.ids) and len(set(table.names)) == len(table.names)), "")
+
+
+def _color_file(found: Survey, colors: Sequence[list[int]], root: Path) -> str:
+    """A CSV table, or a text like CamVid's, with the names of all colors."""
+    needed = {tuple(color) for color in colors}
+    for path, table in _tables_of_classes(found):
+        if needed <= set(table.colors):
+            return path.relative_to(root).as_posix()
+    for path in found.texts:
+        with suppress(InputError):
+            read = with_colors({"colors": path.relative_to(root).as_posix()}, root, "")
+            if "classes" in read and needed <= set(map(tuple, read["colors"])):
+                return path.relative_to(root).as_posix()
+    return ""
 
 
 def _spaced(files: Mapping[str, Path], most: int) -> list[Path]:

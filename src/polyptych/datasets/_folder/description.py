@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyptych.datasets._folder.class_names import read_class_names
+from polyptych.data.files import spelled
+from polyptych.datasets._folder.class_names import read_class_names, read_class_table
 from polyptych.datasets._folder.colors import with_colors
 from polyptych.datasets._folder.derived import DERIVED, FROM_INSTANCES, DerivedLabels
 from polyptych.datasets._folder.labels import Labels, Source
@@ -29,6 +30,20 @@ KINDS: Mapping[str, type[Labels]] = {
     "inverse_depth": InverseDepthMaps, "edge_texture": ResponseMaps, "keypoints2d": ResponseMaps,
 }
 """How the labels of each kind of task are described."""
+
+
+_OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("segmentation", "semantic_segmentation", "semantic", "seg", "segm", "mask", "masks", "labels",
+                     "classes"), "semseg"),
+    **dict.fromkeys(("disparity", "inverse"), "inverse_depth"), "distance": "depth",
+    **dict.fromkeys(("normal", "surface_normals", "surface_normal"), "normals"),
+    **dict.fromkeys(("edges", "edge", "boundary", "contours"), "boundaries"),
+    **dict.fromkeys(("salient", "foreground", "matte"), "saliency"),
+    **dict.fromkeys(("human_parts", "part", "body_parts"), "parts"),
+    **dict.fromkeys(("keypoint", "pose", "joints", "landmarks"), "keypoints"),
+    **dict.fromkeys(("class", "label", "category", "scene"), "classification"),
+}
+"""What else people call the kinds of tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +123,12 @@ def read_description(path: Path, root: Path) -> FolderSpec:
         check_task_name(name, where)
         kind = table.get("task", name)
         if not isinstance(kind, str) or kind not in KINDS:
-            raise InputError(f"{where}.task", repr(kind), nearest(str(kind), KINDS),
+            meant = _OTHER_NAMES.get(str(kind).lower().replace("-", "_"))
+            raise InputError(f"{where}.task", repr(kind), f"one of {', '.join(sorted(KINDS))}",
+                             f"name the table [tasks.{meant}], or add task = \"{meant}\"" if meant else
                              "name the table like its kind of task, or add task = \"...\"")
         if isinstance(table.get("classes"), str):
-            table = table | {"classes": list(read_class_names(root / table["classes"], f"{where}.classes"))}
+            table = _with_classes(table, root / table["classes"], where)
         table = expanded[name] = with_colors(table, root, where)
         kinds[name] = kind
         if "from" in table:
@@ -134,6 +151,18 @@ def read_description(path: Path, root: Path) -> FolderSpec:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     origins = {name: origin for name, origin in origins.items() if isinstance(tasks[name], DerivedLabels)}
     return FolderSpec(path, contents.name, image, contents.image_key, splits, tasks, kinds, origins, digest)
+
+
+def _with_classes(table: dict[str, Any], path: Path, where: str) -> dict[str, Any]:
+    """The table with the names from a file; with ids and colors from the same file where it has no others."""
+    found: dict[str, Any] = {"classes": list(read_class_names(path, f"{where}.classes"))}
+    if path.suffix.lower() == ".csv":
+        columns = read_class_table(spelled(path))
+        if columns.ids and table.get("encoding") != "colors":
+            found["ids"] = list(columns.ids)
+        if columns.colors:
+            found["colors"] = [list(color) for color in columns.colors]
+    return found | {key: value for key, value in table.items() if key != "classes"}
 
 
 def _form(kind: str, table: Mapping[str, Any], where: str) -> type[Labels]:

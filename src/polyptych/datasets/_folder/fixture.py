@@ -73,9 +73,9 @@ def write_toml(folder: Path) -> None:
     """``dataset.toml`` and what it describes: twelve images in two folders and of two sizes, eight tasks. Of every
     task, one image in four has no label."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "dataset.toml").write_text(DESCRIPTION)
+    (folder / "dataset.toml").write_text(DESCRIPTION, encoding="utf-8")
     (folder / "lists").mkdir()
-    (folder / "lists" / "test.txt").write_text("".join(f"{name}\n" for name in TEST))
+    (folder / "lists" / "test.txt").write_text("".join(f"{name}\n" for name in TEST), encoding="utf-8")
     coco: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": [
         {"id": 1, "name": "person", "keypoints": list(KEYPOINTS), "skeleton": [[1, 2], [1, 3]]}]}
     weather = []
@@ -96,8 +96,8 @@ def write_toml(folder: Path) -> None:
                     int(v) for point, flag in zip(points, flags, strict=True) for v in (*point, flag)]})
         if number % 4 != 3:
             weather.append(f"{name},{('sunny', 'rainy')[number % 2]}\n")
-    (folder / "persons.json").write_text(json.dumps(coco))
-    (folder / "weather.csv").write_text("".join(weather))
+    (folder / "persons.json").write_text(json.dumps(coco), encoding="utf-8")
+    (folder / "weather.csv").write_text("".join(weather), encoding="utf-8")
 
 
 def _classes(folder: Path, name: str, size: tuple[int, int], random: np.random.Generator) -> None:
@@ -170,7 +170,7 @@ def write_street(folder: Path) -> None:
             _save_picture(folder / f"{split}annot" / name, ids.astype(np.uint8))
             pairs.append(f"/SegNet/CamVid/{split}/{name} /SegNet/CamVid/{split}annot/{name}\n")
             number += 1
-        (folder / f"{split}.txt").write_text("".join(pairs))
+        (folder / f"{split}.txt").write_text("".join(pairs), encoding="utf-8")
 
 
 def _street(random: np.random.Generator) -> np.ndarray:

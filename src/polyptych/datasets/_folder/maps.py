@@ -27,7 +27,8 @@ class ClassMaps(FileLabels):
     """One class for each pixel, as an id (of palette pictures the index) or as a color."""
 
     classes: tuple[str, ...]
-    """Names of the classes; or a file with them: a text with one on each line, a JSON list, a .mat cell array."""
+    """Names of the classes; or a file with them: a text with one on each line, a CSV table with the columns name and
+    perhaps id, r, g, b (which then are ids and colors, too), a JSON list, a .mat cell array."""
     encoding: Literal["ids", "colors"] = "ids"
     """Whether numbers or colors stand for classes."""
     ids: tuple[int | tuple[int, ...], ...] = ()
@@ -78,8 +79,7 @@ class ClassMaps(FileLabels):
             wrong = array[~hit]
             text = f"#{wrong[0]:06x}" if self.encoding == "colors" else f"{float(wrong[0]):g}"
             raise InputError(path, f"the {self.encoding.removesuffix('s')} {text} ({wrong.size} such pixels)",
-                             f"{self._shown_codes()}, as {where} says",
-                             f"add it to a class or to `{self._ignore_option()}`")
+                             f"{self._shown_codes()}, as {where} says", self._advice(array, wrong, path))
         ids = torch.from_numpy(np.array([known[int(value)] for value in values])[place])
         return ids.clamp(min=0), ids >= 0
 
@@ -99,6 +99,15 @@ class ClassMaps(FileLabels):
             known = f"one of {', '.join(map(spell, codes[:8]))}{', ...' if len(codes) > 8 else ''}"
         ignored = ", ".join(map(spell, self._ignored()[:8]))
         return f"{known} ({len(self.classes)} classes)" + (f", or {ignored} (no label)" if ignored else "")
+
+    def _advice(self, array: np.ndarray, wrong: np.ndarray, path: Path) -> str:
+        count, stored = len(self.classes), {int(value) for value in np.unique(array) if float(value).is_integer()}
+        if is_lossy(path):
+            return "store labels as PNG: JPEG changes the numbers"
+        if self.encoding == "ids" and not self.ids and set(np.unique(wrong).tolist()) == {count} and 0 not in stored:
+            return f"if ids begin at 1, set ids = [{', '.join(map(str, range(1, min(count, 3) + 1)))}" + (
+                ", ...]" if count > 3 else "]")
+        return f"add it to a class or to `{self._ignore_option()}`"
 
     def _ignored(self) -> tuple[int, ...]:
         return tuple(_code(color) for color in self.ignore_colors) if self.encoding == "colors" else self.ignore

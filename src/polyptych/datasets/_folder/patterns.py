@@ -79,7 +79,8 @@ class Pattern:
             found[sample] = path
         if not found:
             there = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3) if suffix)
-            do = (f"there is no folder {base}: correct the pattern" if not base.is_dir() else
+            do = ("write / between folders" if "\\" in self.text else
+                  f"there is no folder {base}: correct the pattern" if not base.is_dir() else
                   f"correct the pattern ({base} has {there} files)" if there else "correct the pattern")
             raise InputError(self.where, f"'{self.text}', which no file fits",
                              f"files like {self.expected(root, '0001')}", do)

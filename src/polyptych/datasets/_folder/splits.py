@@ -93,7 +93,8 @@ class Splits:
         shares = {name: value for name, value in members.items() if isinstance(value, (int, float))}
         for name, share in shares.items():
             if not 0 <= share <= 1:
-                raise InputError(f"{where}.{name}", f"{share:g}", "a share from 0 to 1", "correct it")
+                do = f"{share:g} % is {share / 100:g}" if 1 < share <= 100 else "correct it"
+                raise InputError(f"{where}.{name}", f"{share:g}", "a share from 0 to 1", do)
         if sum(shares.values()) > 1 + 1e-9:
             raise InputError(where, f"shares that add up to {sum(shares.values()):g}", "at most 1", "lower them")
         rest = [name for name, value in members.items() if value is None]
@@ -116,6 +117,11 @@ def _listed(entry: str, samples: Collection[str], root: Path, where: str) -> lis
             raise InputError(where, f"the folder '{entry}', in which no id lies", nearest(entry, some), "correct it")
         return inside
     path = spelled(root / entry)
+    if not path.is_file():
+        is_folder = any(sample.startswith(f"{entry}/") for sample in samples)
+        do = f"write '{entry}/' for the folder of images" if is_folder else "correct the name"
+        raise InputError(where, f"'{entry}', and there is no file {path}", "a list of ids, a folder of images that "
+                         "ends in /, or a share", do)
     found: dict[str, str] = {}
     others: dict[str, str] | None = None
     for line in read_lines(path):
@@ -132,6 +138,9 @@ def _listed(entry: str, samples: Collection[str], root: Path, where: str) -> lis
             raise InputError(path, f"'{found[sample][:100]}' and '{line[:100]}', which are one image ('{sample}')",
                              "every image once", "remove one of the lines")
         found[sample] = line
+    if not found:
+        raise InputError(path, "a list without a line", "one id on each line",
+                         f"write it, or set {where.rpartition('.')[2]} = 0 if there are to be no such images")
     return list(found)
 
 

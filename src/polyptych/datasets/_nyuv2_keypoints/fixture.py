@@ -40,7 +40,7 @@ def heat_maps(points: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, "k h w"]:
 def write(root: Path, layout: str) -> None:
     for part, scenes in (("train", TRAIN), ("test", TEST)):
         (root / f"{part}.txt").write_text("".join(
-            f"scene_{number}/{frame:04d}\n" for number in scenes for frame in range(FRAMES)))
+            f"scene_{number}/{frame:04d}\n" for number in scenes for frame in range(FRAMES)), encoding="utf-8")
     for number in TRAIN + TEST:
         for kind in ("image", "keypoints", "depth", "normals"):
             (root / kind / f"scene_{number}").mkdir(parents=True)

@@ -81,7 +81,7 @@ def write_pascal_mt(root: Path) -> None:
                    "semseg/pascal-context", "human_parts", "normals_distill", "sal_distill"):
         (root / folder).mkdir(parents=True)
     for split, names in (("train", TRAIN), ("val", VAL), ("trainval", sorted([*TRAIN, *VAL]))):
-        (root / f"ImageSets/Context/{split}.txt").write_text("\n".join(names) + "\n")
+        (root / f"ImageSets/Context/{split}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     for name in [*TRAIN, *VAL]:
         photograph = Photograph(name)
         Image.fromarray(photograph.image).save(root / f"JPEGImages/{name}.jpg", quality=95)

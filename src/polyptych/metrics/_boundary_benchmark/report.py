@@ -52,7 +52,7 @@ def write_report(folder: Path, benchmark: BoundaryBenchmark, options: dict[str, 
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([f"{x:.6g}" if isinstance(x, float) else x for x in row] for row in rows)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polyptych import devices
 from polyptych.checkpoint import TrainingState
 from polyptych.data.loading import TrainingBatches
 from polyptych.datasets._base import Dataset
@@ -193,7 +194,7 @@ class _InTurn:
         starts = {True: of_policy, False: trainer.state.step - of_policy}
         self.streams = {part: TrainingBatches(
             Part(dataset, part), trainer.tasks, run.augment, size, run.batch_size, run.seed, start * run.accumulate,
-            workers=run.loading.workers, pin_memory=trainer.device.type == "cuda", on_fault=run.loading.on_fault)
+            workers=run.loading.workers, pin_memory=devices.pins(trainer.device), on_fault=run.loading.on_fault)
             for part, start in starts.items()}
 
     @property

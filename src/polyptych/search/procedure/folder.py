@@ -23,7 +23,7 @@ from polyptych import __version__
 from polyptych.errors import InputError
 from polyptych.folder_lock import LOCK
 from polyptych.record import decode, encode, first_difference, read_json, write_json
-from polyptych.run import Facts, Run
+from polyptych.run import Facts, Run, located_data, rewrite_run, with_data_of
 from polyptych.search.procedure.candidates import Candidate
 from polyptych.search.procedure.selection import Judged
 from polyptych.search.procedure.settings import Search
@@ -47,9 +47,16 @@ class SearchSetup:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "search.json", {"version": __version__, "run": encode(self.run),
+        write_json(folder / "search.json", {"version": __version__, "run": encode(self.run.located()),
                                             "search": encode(self.search), "seeds": list(self.seeds),
                                             "facts": encode(self.facts)})
+
+    def with_data_of(self, folder: Path, run: Run) -> SearchSetup:
+        """The same with the data of another run, written down for the search and for all that it has trained."""
+        for path in (folder / "search.json", *folder.rglob("run.json")):
+            own = decode(Run, read_json(path)["run"], f"{path}: run")
+            rewrite_run(path, dataclasses.replace(own, dataset=run.dataset))
+        return SearchSetup.read(folder)
 
     @classmethod
     def read(cls, folder: Path) -> SearchSetup:
@@ -67,6 +74,14 @@ class SearchSetup:
                    decode(Facts, data["facts"], f"{path}: facts"))
 
 
+def require_data(folder: Path, moved_to: Path | None) -> None:
+    """As :func:`polyptych.run.require_data`, for a search and all that it has trained so far."""
+    setup = SearchSetup.read(folder)
+    run = located_data(setup.run, setup.facts, moved_to, f"data of {folder}", f"search resume {folder}")
+    if run is not setup.run:
+        setup.with_data_of(folder, run)
+
+
 def begin(setup: SearchSetup, folder: Path) -> None:
     """Claim a folder.
 
@@ -76,7 +91,9 @@ def begin(setup: SearchSetup, folder: Path) -> None:
     path = folder / "search.json"
     if path.exists():
         found = SearchSetup.read(folder)
-        difference = first_difference(setup.run, found.run)
+        if (run := with_data_of(found.run, found.facts, setup.run)) is not found.run:
+            found = found.with_data_of(folder, run)
+        difference = first_difference(setup.run.located(), found.run.located())
         if difference or found.search != setup.search or found.seeds != setup.seeds:
             if difference:
                 name, needed, got = difference

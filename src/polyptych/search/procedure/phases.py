@@ -70,7 +70,7 @@ class PhaseTrainer(Trainer):
 
     def _prepare_folder(self, dataset: Dataset) -> None:
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "environment.json", environment())
+        write_json(self.folder / "environment.json", environment(self.device))
 
 
 class SamplingTrainer(PhaseTrainer):
@@ -117,7 +117,7 @@ def load_phase(folder: Path, network: Network) -> None:
 def phase_run(run: Run, steps: int) -> Run:
     """The recipe as a phase of a search trains it: shorter, in one process, with a balancer that weighs losses."""
     monitoring = dataclasses.replace(run.monitoring, validate_every=steps)
-    execution = dataclasses.replace(run.execution, compile=False, sync_batch_norm=False)
+    execution = dataclasses.replace(run.execution, compile=False, sync_batch_norm=False, recompute=False, shard=False)
     return dataclasses.replace(run, steps=steps, ema=0.0, monitoring=monitoring, execution=execution)
 
 

@@ -37,6 +37,7 @@ from polyptych.search.procedure.folder import (
     begin,
     discard,
     read_networks,
+    require_data,
     write_networks,
 )
 from polyptych.search.procedure.judging import Judge
@@ -91,10 +92,16 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
             raise
 
 
-def resume(folder: Path, *, on: Where = "local", say: Callable[[object], None] = print) -> Path:
-    """Continue the search of a folder."""
+def resume(folder: Path, *, on: Where = "local", moved_to: Path | None = None,
+           say: Callable[[object], None] = print) -> Path:
+    """Continue the search of a folder.
+
+    Args:
+        moved_to: where its data lie now, if they moved.
+    """
     if on == "ray":
         on_ray.require_ray()
+    require_data(folder, moved_to)
     setup = SearchSetup.read(folder)
     with hold(folder):
         return _Search(setup, folder, on, say).run_all()

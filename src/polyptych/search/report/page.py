@@ -9,9 +9,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from polyptych.comparison.statistics import Estimate
+from polyptych.metrics._accumulation import shown_name
 from polyptych.record import encode
 from polyptych.reports import templates
-from polyptych.reports.cells import Column, estimated, exact, short
+from polyptych.reports.cells import Column, estimated, exact, short, signed
 from polyptych.reports.tables import TIMES, escape_markdown, format_pair, is_number
 from polyptych.search.procedure.folder import read_networks
 from polyptych.search.report import pictures, sharing
@@ -92,7 +93,7 @@ class SearchPage:
             estimated("skill", [row.test for row in rows], lambda value: f"{value:.4f}", "test, chose nothing", True)]
         if all(row.delta is not None for row in rows):
             found.append(estimated("delta_mtl", [row.delta or Estimate(float("nan"), None, {}) for row in rows],
-                                   lambda value: f"{value:+.2f}", "%, validation", True))
+                                   signed, "%, validation", True))
         found.append(exact("supermodel", [row.supermodel for row in rows], lambda value: f"{value:.4f}",
                            "skill there", None))
         return found
@@ -105,7 +106,7 @@ class SearchPage:
             values = [row.headlines[task] for row in self.networks]
             largest = max((abs(value) for value in values if is_number(value)), default=0)
             columns.append(exact(task, values, lambda value, top=largest: format_pair(value, top)[0],  # type: ignore[misc]
-                                 result.headline, result.higher_is_better.get(result.headline)))
+                                 shown_name(result.headline), result.higher_is_better.get(result.headline)))
         return columns
 
     @property

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from polyptych import devices
 from polyptych.errors import InputError
 from polyptych.logbook import environment
 from polyptych.profiling.memory import StorageWatch
@@ -109,7 +110,7 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
     root, capture = supermodel.backbone, supermodel.capture
     home = next(root.parameters()).device
     try:
-        with _evaluating(root), torch.random.fork_rng([place] if place.type == "cuda" else []):
+        with _evaluating(root), devices.same_random([place]):
             root.to(place)
             image = _image(root, size)
             nodes, skips = _measure(supermodel, image, place, repeats if timed else 0, seconds)
@@ -120,7 +121,7 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
                          f"a size such as {capture.shape[2]} {capture.shape[3]}", "change it") from None
     finally:
         root.to(home)
-    hardware = torch.cuda.get_device_name(place) if place.type == "cuda" else str(environment()["processor"])
+    hardware = devices.name_of(place) if place.type != "cpu" else str(environment()["processor"])
     return CostTable(Conditions(size, str(place), hardware, torch.get_num_threads(), torch.__version__, timed), nodes,
                      skips)
 

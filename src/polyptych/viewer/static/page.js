@@ -8,6 +8,7 @@ let models = [];
 let limit = 0;
 let chosen = 0;
 let image = null; // {id, width, height, original, name}
+let occurring = {}; // numbers of the classes that the scene shows, by task
 let shown = 0; // counts what was asked to be shown, so that a late answer to an earlier question is dropped
 let pointer = null; // the pixel that is waiting to be read
 let reading = false;
@@ -84,6 +85,7 @@ async function show() {
   try {
     const scene = await ask(place());
     if (turn !== shown) return;
+    occurring = scene.occurring;
     showLayers();
     const [width, height] = image.original;
     const reduced = width > image.width ? `, reduced from ${width} × ${height}` : "";
@@ -123,7 +125,10 @@ function makeCard(task) {
 function showLayers() {
   for (const [index, card] of [...panels.children].entries()) {
     const { legend, layer: over } = models[chosen].tasks[index];
-    card.querySelector(".legend").replaceChildren(...makeLegend(plain.checked ? legend : over));
+    const here = occurring[card.dataset.task]; // numbers of the classes in this image, the largest first
+    const { continuous, entries } = plain.checked ? legend : over;
+    card.querySelector(".legend").replaceChildren(
+      ...makeLegend({ continuous, entries: here ? here.map((number) => entries[number]) : entries }));
     const layer = card.querySelector(".layer");
     layer.onload = () => card.classList.remove("waiting");
     layer.src = `${place()}/tasks/${encodeURIComponent(card.dataset.task)}${plain.checked ? "?plain=1" : ""}`;

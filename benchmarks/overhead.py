@@ -1,0 +1,140 @@
+"""What the trainer costs over the loop that one would write by hand: the same network, losses, balancer and optimizer.
+
+    python benchmarks/overhead.py                         # every recipe in small form
+    python benchmarks/overhead.py rooms nyud_invpt --repeats 20
+
+The plain loop is the forward pass, the losses, the weighed sum, its backward pass and the optimizer's step on batches
+that lie in memory. The trainer does on the same batches what a run needs besides: labels are counted over micro-batches
+and processes, losses watched, means of the epoch kept, random states remembered. Steps of both alternate, and the
+shortest of each counts, because whatever else runs on the machine only ever adds time. Recipes keep their decoder,
+tasks, optimizer, accumulation and clipping; backbone, size and data are small (and the trainer's share is larger).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyptych.backbones.segnet import SegNet
+from polyptych.backbones.timm import Timm
+from polyptych.backbones.wide_resnet import WideResNet
+from polyptych.data.preparation.facts import fixtures
+from polyptych.errors import InputError
+from polyptych.passes import total_loss
+from polyptych.recipes._catalog import load, names
+from polyptych.run import Execution, Loading, Monitoring, Run
+from polyptych.training import Trainer
+from polyptych.types import Batch
+
+SIZE = (96, 128)
+LARGEST = 0.02  # of a step: what the trainer may cost
+
+
+def small(name: str, data: Path) -> Run:
+    """A recipe on a miniature of its data (written there), with a small backbone of the same kind."""
+    run = load(name)()
+    size = run.size if run.size and max(run.size) < max(SIZE) else SIZE
+    encoder = run.encoder
+    if any(field.name == "size" for field in fields(encoder)):
+        encoder = replace(encoder, size=size)
+    return replace(run, dataset=miniature(run, data), backbone=backbone(run), encoder=encoder, size=size, batch_size=2,
+                   steps=10**6, loading=Loading(check=0), execution=Execution(device="cpu"),
+                   monitoring=Monitoring(examples=0, trivial_samples=1))
+
+
+def miniature(run: Run, data: Path) -> Any:
+    """Made-up data in the first layout that has labels for all tasks of the recipe."""
+    writers = fixtures(run.dataset.name)
+    asked = getattr(run.dataset, "layout", "auto")
+    for layout in writers if asked not in writers else [asked]:
+        root = data / f"{run.dataset.name}-{layout}"
+        if not root.exists():
+            root.mkdir()
+            writers[layout](root)
+        try:
+            whole = {"crop": "none"} if hasattr(run.dataset, "crop") else {}  # a miniature is too small to crop
+            config = replace(run.dataset, root=root, **whole)
+            config.build(split="train", tasks=tuple(run.tasks)).read(0)
+            return config
+        except InputError:
+            continue
+    return replace(run.dataset, size=SIZE, val_frames=2, test_frames=2)  # rooms makes its images itself
+
+
+def backbone(run: Run) -> Any:
+    config = run.backbone
+    if isinstance(config, Timm.Config):
+        kinds = {"vit": "vit_tiny_patch16_224", "swin": "swin_tiny_patch4_window7_224", "hrnet": "hrnet_w18_small"}
+        model = next((small for kind, small in kinds.items() if config.model.startswith(kind)), "resnet18")
+        return replace(config.without_weights(), model=model)
+    return {"segnet": SegNet.Config(width=16, bottom_width=64), "wide_resnet": WideResNet.Config()}[config.name]
+
+
+def plain_step(trainer: Trainer, micro_batches: list[Batch]) -> None:
+    """As one writes it, for a constant weight of each task."""
+    network, optimizer, tasks = trainer.state.network, trainer.state.optimizer, trainer.tasks
+    weights = getattr(trainer.balancer, "weights", dict.fromkeys(tasks, 1.0))
+    network.train()
+    counts = {name: sum(float(batch.valid[name].sum()) for batch in micro_batches) for name in tasks}
+    for batch in micro_batches:
+        output = network(batch.image.contiguous(memory_format=trainer.memory_format))
+        losses = [weights[name] / max(counts[name], 1) * total_loss(task, name, output, batch).sum
+                  for name, task in tasks.items()]
+        torch.stack(losses).sum().backward()
+    if trainer.run.clip:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), trainer.run.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def compare(run: Run, repeats: int, seconds: float) -> tuple[float, float]:
+    """Least seconds of a step by hand and of the trainer's."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Trainer(run, Path(folder) / "run", resume=False)
+        try:
+            batches = iter(trainer.batches)
+            given = [next(batches) for _ in range(run.accumulate)]
+            kinds: list[Callable[[], object]] = [lambda: plain_step(trainer, given), lambda: trainer.step(given)]
+            least, rounds, begun = [float("inf")] * 2, 0, time.perf_counter()
+            while rounds < repeats + 1 and (rounds < 4 or time.perf_counter() - begun < seconds):
+                for k in ((0, 1) if rounds % 2 else (1, 0)):
+                    start = time.perf_counter()
+                    kinds[k]()
+                    took = time.perf_counter() - start
+                    if rounds:  # the first step allocates
+                        least[k] = min(least[k], took)
+                rounds += 1
+            return least[0], least[1]
+        finally:
+            trainer.held.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", help="default: all")
+    parser.add_argument("--repeats", type=int, default=30, help="steps of each kind, at most")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for one recipe")
+    options = parser.parse_args(arguments)
+    worst = 0.0
+    print("| recipe | by hand, ms | trainer, ms | more |\n|---|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as data:
+        for name in options.recipes or names():
+            plain, trained = compare(small(name, Path(data)), options.repeats, options.seconds)
+            worst = max(worst, trained / plain - 1)
+            print(f"| `{name}` | {1000 * plain:.1f} | {1000 * trained:.1f} | {100 * (trained / plain - 1):+.1f} % |",
+                  flush=True)
+    print(f"\nat most {100 * worst:.1f} % ({torch.get_num_threads()} thread(s), torch {torch.__version__})")
+    return int(worst > LARGEST)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""Imported networks give what the authors' programs give, to 1e-9 in double precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from authors_files import distance, images, record, weights
+from torch import Tensor
+
+from polyptych.importing import Said, converted
+from polyptych.ops.resize import resize
+from polyptych.types import Output
+
+THEIRS = {"parts": "human_parts", "saliency": "sal", "boundaries": "edge"}
+SAID: dict[str, dict[str, Any]] = {
+    "emanet_small": {"size": (64, 96)},
+    "m_emanet_small": {"size": (64, 96)},
+    "invpt_small": {"size": (64, 128)},
+    "taskprompter_small": {"size": (64, 96), "assume": {"chan_nheads": 4}},
+}
+FIXTURES = ("emanet_small", "m_emanet_small", "padnet", "papnet", "mtinet", "mtan_segnet", "survey_hps_resnet18",
+            "survey_mtan_resnet18", "survey_crossstitch_resnet18", "survey_nddr_resnet18", "demt_swin_t", "invpt_small",
+            "taskprompter_small")
+
+
+def outputs(name: str, output: Output, size: tuple[int, int]) -> dict[str, Tensor]:
+    """By the names of the authors' outputs."""
+    found = {}
+    for task, raw in output.final.items():
+        if name == "mtan_segnet":  # their program returns more than the raw scores
+            raw = {"semseg": raw.log_softmax(1), "normals": raw / raw.norm(dim=1, keepdim=True)}.get(task, raw)
+        found[THEIRS.get(task, task)] = raw
+    if name == "taskprompter_small":
+        found["sal/logit"] = found.pop("sal")
+    for number, extra in enumerate(output.auxiliary):
+        for task, raw in extra.prediction.items():
+            own = THEIRS.get(task, task)
+            found[f"deep_supervision/scale_{number}/{own}"] = raw
+            if number == 0:
+                found |= {f"initial_{own}": resize(raw, size), f"inter_preds/{own}": resize(raw, size)}
+    return found
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_outputs_of_the_authors_program(name: str) -> None:
+    fixture = record(name)
+    said = Said(numbered=True, **SAID.get(name, {}))
+    found = converted(weights(fixture["layout"], fixture["seed"]), Path(name), said)
+    assert [THEIRS.get(task, task) for task in found.run.tasks] == list(fixture["config"]["tasks"])
+    assert not found.left_over
+    image = images(fixture)
+    with torch.inference_mode():
+        got = outputs(name, found.network()(image), (image.shape[-2], image.shape[-1]))
+    expected = set(fixture["expect"]) - ({"sal"} if name == "taskprompter_small" else set())
+    assert expected <= got.keys()
+    for output in expected:
+        assert distance(got[output], fixture, output) < 1e-9, output
+
+
+LAYOUTS: dict[str, tuple[str, int, dict[str, int]]] = {
+    "layout_demt_nyud_swin_t": ("nyuv2", 32_070_259, {"semseg": 40}),
+    "layout_demt_nyud_swin_s": ("nyuv2", 53_388_163, {"semseg": 40}),
+    "layout_invpt_nyud_vitl": ("nyuv2", 402_092_888, {"semseg": 40}),
+    "layout_invpt_pascal_vitl": ("pascal_context", 422_928_144, {"semseg": 21, "parts": 7, "saliency": 1}),
+    "layout_taskprompter_nyud_vitl": ("nyuv2", 513_506_733, {"semseg": 40}),
+    "layout_taskprompter_pascal_vitl": ("pascal_context", 401_105_537, {"semseg": 21}),
+    "layout_taskprompter_pascal_vitb": ("pascal_context", 418_331_957, {"semseg": 21}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_published_sizes_fill_the_whole_network(name: str) -> None:
+    fixture = record(name)
+    dataset, parameters, channels = LAYOUTS[name]
+    layout = {key: torch.empty(shape, device="meta", dtype=torch.int64 if "int" in kind else torch.float32)
+              for key, (shape, kind) in fixture["layout"].items()}
+    found = converted(layout, Path(name), Said())
+    assert (found.run.dataset.name, found.run.size) == (dataset, tuple(fixture["config"]["size"]))
+    assert not found.left_over
+    tasks = found.tasks
+    assert {task: tasks[task].channels for task in channels} == channels
+    with torch.device("meta"):
+        network = found.run.build_network(tasks, pretrained=False)
+    assert sum(p.numel() for p in network.parameters()) == parameters
