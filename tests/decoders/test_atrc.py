@@ -226,9 +226,9 @@ def test_equations_and_gradients():
         assert torch.allclose(x, y, rtol=1e-7, atol=1e-7 * float(y.abs().max() + 1)), name
 
 
-def test_contexts_have_no_effect_at_first():
+def test_contexts_have_no_effect_at_first_without_gain():
     features = own_pyramids()
-    decoder = ATRC.Config(contexts=ALL_KINDS, dropout=0.0).build(**everywhere(SMALL, CHANNELS)).double()
+    decoder = ATRC.Config(contexts=ALL_KINDS, dropout=0.0, gain=0.0).build(**everywhere(SMALL, CHANNELS)).double()
     before = decoder(features).final["semseg"]
     for pair in decoder.pairs["semseg"].values():
         torch.nn.init.normal_(pair.value[0].weight)
@@ -323,7 +323,7 @@ def test_a_settled_choice_stays():
     ({"contexts": "other"}, "decoder.contexts"), ({"contexts": "12 3"}, "decoder.contexts"),
     ({"contexts": "15 20"}, "decoder.contexts"), ({"contexts": ""}, "decoder.contexts"),
     ({"regions": {"depth": 0}}, "decoder.regions"), ({"width": 1}, "decoder.width"),
-    ({"dropout": 1.0}, "decoder.dropout"),
+    ({"dropout": 1.0}, "decoder.dropout"), ({"gain": float("nan")}, "decoder.gain"),
     ({"auxiliary_weight": -1.0}, "decoder.auxiliary_weight"), ({"search_passes": 0}, "decoder.search_passes"),
     ({"search_rate": 0.0}, "decoder.search_rate")])
 def test_bad_options(options, place):

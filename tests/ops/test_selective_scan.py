@@ -91,6 +91,13 @@ def test_values_and_gradients_in_float32(method, longest):
     assert relative(with_gradients(tensors, size, method), exact) < 1e-5
 
 
+def test_many_rows_without_gradients():
+    """Enough of them that there are no blocks."""
+    tensors = inputs(2, 1, (3, 5), channels=blocks.MANY_LANES // 16, states=16, longest=20.0)
+    expected = selective_scan_over_map(*tensors, (3, 5), method="loop")
+    assert relative([selective_scan_over_map(*tensors, (3, 5))], [expected]) < 1e-12
+
+
 def test_a_sequence():
     u, dt, a, b, c, skip = inputs(tasks=1, size=(1, 19))
     arguments = (u[:, 0], dt[0, :, 0], a[0, 0], b[0, :, 0], c[0, :, 0], skip[0, 0])

@@ -79,6 +79,9 @@ class ATRC(Decoder):
         and normals, 2 for boundaries)."""
         width: int = 0
         """Channels of a task's features; 0 is a quarter of the pyramid's."""
+        gain: float = 0.1
+        """What the sum of contexts is multiplied by at first, a gain that is learned (published: 0, so that training
+        begins without contexts)."""
         dropout: float = 0.05
         """Probability that training drops a channel before the prediction; a search drops none."""
         auxiliary_weight: float = 1.0
@@ -95,6 +98,7 @@ class ATRC(Decoder):
                 f"{', '.join(KINDS)}, search, or as many groups of digits 0 to 4 as each has digits")
             self._require("regions", all(n >= 1 for n in self.regions.values()), "1 or more for each task")
             self._require("width", self.width == 0 or self.width >= 2, "0 or at least 2")
+            self._require("gain", math.isfinite(self.gain), "a number")
             self._require("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)")
             self._require("auxiliary_weight", 0 <= self.auxiliary_weight < math.inf, "a number of at least 0")
             self._require("search_passes", self.search_passes >= 1, "1 or more")
@@ -133,7 +137,7 @@ class ATRC(Decoder):
             else context_of(self.contexts[target][source], width)
             for source in tasks if searching or self.contexts[target][source] != NONE}) for target in tasks})
         taking = {task: len(pairs) for task, pairs in self.pairs.items() if len(pairs)}
-        self.join = nn.ModuleDict({task: _joined(n * (width // 2), width) for task, n in taking.items()})
+        self.join = nn.ModuleDict({task: _joined(n * (width // 2), width, config.gain) for task, n in taking.items()})
         self.finish = nn.ModuleDict({task: nn.Sequential(
             *convolution(2 * width if task in taking else width, width, 1),
             nn.Dropout2d(0.0 if searching else config.dropout)) for task in tasks})
@@ -325,9 +329,9 @@ class Choice(nn.Module):
         return torch.where(self.settled.any(), self.settled, F.gumbel_softmax(self.preference, temperature))
 
 
-def _joined(inside: int, width: int) -> nn.Sequential:
+def _joined(inside: int, width: int, gain: float) -> nn.Sequential:
     norm = SingleValueBatchNorm(width)
-    nn.init.zeros_(norm.weight)  # as published: training begins without contexts
+    nn.init.constant_(norm.weight, gain)
     return nn.Sequential(nn.Conv2d(inside, width, 1, bias=False), norm)
 
 

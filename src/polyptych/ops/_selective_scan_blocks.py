@@ -34,11 +34,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-STEPS = 64  # of a block; training keeps the states after every so many
+STEPS, STEPS_IN_TRAINING = 32, 64  # of a block; training keeps the states after every so many
 LANES = 8192  # states of the rows of a block: enough to outweigh the call of an operation; all steps fit the cache
 LEAST_LANES = 256  # below this, segments run side by side
 LEAST_IN_TRAINING, SHARE_IN_TRAINING = 512, 256  # lanes: an array of a block is a small share of all states of a scan
 LEAST_CHANNELS = 32  # of a block: what lies side by side in memory
+MANY_LANES = 2**14  # of one path: without gradients, one step after the other is faster than blocks
 ON_DEVICE = 2**22  # lanes, where calls cost more and all rows are worked on at once
 
 
@@ -92,7 +93,7 @@ def shape_of(dt: Float[Tensor, "k p l d"], a: Float[Tensor, "k p n d"], training
     if segments is None:
         # With s segments a scan waits for 2 l / s + s operations; more than sqrt(2 l) of them gain nothing.
         segments = max(1, min((ON_DEVICE if on_device else LEAST_LANES) // max(rows, 1), int((2 * length) ** 0.5)))
-    steps = max(1, min(steps or STEPS, -(-length // segments)))
+    steps = max(1, min(steps or (STEPS_IN_TRAINING if training else STEPS), -(-length // segments)))
     if lanes is None and on_device:
         lanes = ON_DEVICE
     elif lanes is None:
@@ -108,6 +109,8 @@ def forward(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Te
             b: Float[Tensor, "k p l n"], c: Float[Tensor, "k p l n"], order: Int[Tensor, "k l"], shape: Shape,
             keep: bool) -> tuple[Float[Tensor, "p l d"], Tensor | None]:
     """The sum over the paths, and, to ``keep``, the states before every block."""
+    if not keep and u.device.type == "cpu" and shape.sequences * shape.per_row * shape.channels >= MANY_LANES:
+        return _step_by_step(u, dt, a, b, c, order), None
     y = torch.zeros_like(u, memory_format=torch.contiguous_format)
     kept = u.new_empty(shape.states) if keep else None
     for paths, some, few in shape.rows():
@@ -124,6 +127,25 @@ def forward(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Te
             state = block.states[-1].clone()  # the next block overwrites it
         y[some, :, few] += total.transpose(0, 1)
     return y, kept
+
+
+def _step_by_step(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Tensor, "k p n d"],
+                  b: Float[Tensor, "k p l n"], c: Float[Tensor, "k p l n"], order: Int[Tensor, "k l"]
+                  ) -> Float[Tensor, "p l d"]:
+    """Where the rows of one path outweigh the calls of a step, blocks gain nothing: the recurrence, in place."""
+    u = _positions_first(u)
+    y = torch.zeros_like(u)
+    for k, positions in enumerate(order.tolist()):
+        lengths, into, out = (_positions_first(x[k]) for x in (dt, b, c))
+        steps = [part.unbind() for part in (lengths[:, :, None], (lengths * u)[:, :, None], into[..., None],
+                                            out[:, :, None], y[:, :, None])]
+        state, decay = torch.zeros_like(a[k]), torch.empty_like(a[k])
+        for i in positions:
+            length, x, b_i, c_i, y_i = (part[i] for part in steps)
+            torch.mul(length, a[k], out=decay).exp_()
+            state.mul_(decay).addcmul_(x, b_i)
+            y_i.baddbmm_(c_i, state)
+    return y.transpose(0, 1).contiguous()
 
 
 def backward(gradient: Float[Tensor, "p l d"], u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"],
@@ -188,14 +210,15 @@ class Walk:
         k, length = order.shape
         self.shape, missing = shape, shape.segment * shape.segments - length
         filled = torch.cat([order, order[:, -1:].expand(k, missing)], dim=1) if missing else order
-        self.positions = filled.view(k, shape.segments, shape.segment).transpose(1, 2)
+        self.positions = filled.view(k, shape.segments, shape.segment).transpose(1, 2).contiguous().unbind()
         self.inside = None
         if missing:
             inside = torch.arange(filled.shape[1], device=order.device) < length
             self.inside = inside.view(shape.segments, shape.segment).t()
 
-    def _visited(self, start: int) -> Int[Tensor, "k m s"]:
-        return self.positions[:, start:start + self.shape.steps]
+    def _visited(self, start: int) -> list[Int[Tensor, " ms"]]:
+        """Of each path, step by step."""
+        return [positions[start:start + self.shape.steps].flatten() for positions in self.positions]
 
     def _masked(self, x: Float[Tensor, "m k s p c"], start: int) -> Float[Tensor, "m k s p c"]:
         if self.inside is None:
@@ -203,9 +226,9 @@ class Walk:
         return x * self.inside[start:start + self.shape.steps, None, :, None, None]
 
     def _gathered(self, parts: list[Float[Tensor, "l p c"]], start: int) -> Float[Tensor, "m k s p c"]:
-        blocks = [x.index_select(0, places.flatten()).unflatten(0, places.shape)
-                  for x, places in zip(parts, self._visited(start), strict=True)]
-        return self._masked(torch.stack(blocks, dim=1), start)
+        blocks = [x.index_select(0, places) for x, places in zip(parts, self._visited(start), strict=True)]
+        joined = torch.stack(blocks, dim=1) if len(blocks) > 1 else blocks[0].unsqueeze(1)  # (m s) k p c
+        return self._masked(joined.unflatten(0, (-1, self.shape.segments)).transpose(1, 2), start)
 
     def shared(self, x: Float[Tensor, "l p c"], start: int) -> Float[Tensor, "m k s p c"]:
         """What all paths read."""
@@ -224,7 +247,7 @@ class Walk:
     def _added(self, totals: list[Float[Tensor, "l p c"]], start: int, block: Float[Tensor, "m k s p c"]) -> None:
         parts = self._masked(block, start).unbind(1)
         for total, places, part in zip(totals, self._visited(start), parts, strict=True):
-            total.index_add_(0, places.flatten(), part.flatten(0, 1))
+            total.index_add_(0, places, part.flatten(0, 1))
 
 
 @dataclass

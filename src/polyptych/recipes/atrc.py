@@ -39,7 +39,8 @@ def nyud_atrc() -> Run:
 
     Published, mIoU / RMSE / mean error of normals / odsF: 46.33 / 0.5363 / 20.18 / 77.94.
     """
-    decoder = ATRC.Config(contexts="3004 4114 4114 3333", regions={"depth": 40, "normals": 40, "boundaries": 2})
+    decoder = ATRC.Config(contexts="3004 4114 4114 3333", gain=0.0,
+                          regions={"depth": 40, "normals": 40, "boundaries": 2})
     return replace(_on_hrnet(_nyud_demt(), "hrnet_w48", decoder, 0.01), recipe="nyud_atrc")
 
 
@@ -54,7 +55,8 @@ def pascal_atrc() -> Run:
     that is not here: 67.67 / 62.93 / 82.29 / 14.24 / 72.42.
     """
     run = _pascal_demt()
-    decoder = ATRC.Config(contexts="33404 33434 33343 33334 33313", regions={"normals": 40, "boundaries": 2})
+    decoder = ATRC.Config(contexts="33404 33434 33343 33334 33313", gain=0.0,
+                          regions={"normals": 40, "boundaries": 2})
     run = _on_hrnet(run, "hrnet_w18_small_v2", decoder, 0.005)
     order = ("semseg", "parts", "saliency", "normals", "boundaries")  # in which the contexts stand
     return replace(run, recipe="pascal_atrc", tasks={task: run.tasks[task] for task in order})
