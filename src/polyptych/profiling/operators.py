@@ -51,8 +51,8 @@ PER_ELEMENT = _words("""
     max_pool3d_with_indices max_unpool2d mkldnn_max_pool2d
     _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact2d grid_sampler_2d grid_sampler_3d
     upsample_bicubic2d upsample_bilinear2d upsample_nearest1d upsample_nearest2d upsample_trilinear3d
-    all amax amin any argmax argmin col2im count_nonzero topk cumsum linalg_vector_norm logsumexp max mean min norm prod std
-    std_mean sum var var_mean
+    all amax amin any argmax argmin col2im count_nonzero cumsum linalg_vector_norm logsumexp max mean min norm prod std
+    std_mean sum topk var var_mean
     bernoulli native_dropout normal rand rand_like randint randn randn_like randperm uniform
 """)
 """Activations, normalization, pooling, interpolation, reductions and noise: a few operations per element."""
