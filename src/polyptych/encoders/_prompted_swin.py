@@ -32,11 +32,11 @@ from polyptych.encoders._task_prompts import (
 
 
 class PromptedSwinBlock(Lent, SwinTransformerBlock):
-    """timm's block that prompts go through."""
+    """timm's block, with prompts passing through it."""
 
 
 class PromptedShiftedWindows(Lent, ShiftedWindows):
-    """Our block that prompts go through."""
+    """Our own block, with prompts passing through it."""
 
 
 class PromptedSwin(PromptedStages):
