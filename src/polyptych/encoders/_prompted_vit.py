@@ -25,7 +25,7 @@ from polyptych.encoders._task_prompts import (
 )
 
 
-class PromptedBlock(Lent, Block):
+class PromptedBlock(Lent, Block):  # type: ignore[misc]  # Lent.forward calls the code it is given
     """A block with prompts passing through it."""
 
 
@@ -67,7 +67,8 @@ class PromptedViT(PromptedStages):
             norm: Any = stage.norm
             x = _map(patches if norm is None else norm(patches), height, width)
             assert found is not None
-            levels.append(Level(x, *found, block.attn.head_dim, channels.pixels))
+            spatial, channel, affinities = found
+            levels.append(Level(x, spatial, channel, affinities, block.attn.head_dim, channels.pixels))
         return levels
 
     def _block(self, block: Any, channels: ChannelPrompts, tokens: Tensor, height: int, width: int,
