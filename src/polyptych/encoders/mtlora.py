@@ -185,8 +185,9 @@ def _scaled(block: Any, number: int, x: Tensor) -> Tensor:
 def _through(mlp: Any, x: Tensor, own: list[Tensor]) -> list[Tensor]:
     """A block's MLP, of the common features and of each task's."""
     if isinstance(mlp, SwiGLU):
-        act: Any = mlp.act
-        hidden = [act(g) * y for g, y in zip(mlp.fc1_g.streams(x, own), mlp.fc1_x.streams(x, own), strict=True)]
+        gate: Any = mlp.fc1_g
+        value: Any = mlp.fc1_x
+        hidden = [mlp.act(g) * y for g, y in zip(gate.streams(x, own), value.streams(x, own), strict=True)]
     else:
         hidden = [mlp.act(y) for y in mlp.fc1.streams(x, own)]
     streams = [mlp.norm(mlp.drop1(y)) for y in hidden]
