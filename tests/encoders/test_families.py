@@ -68,8 +68,10 @@ def test_cutting_stages_changes_nothing(model):
 
 
 @pytest.mark.parametrize(("model", "halved"), [
-    ("resnet18", {1, 2, 3, 4}), ("test_convnext", {2, 3, 4}), ("swin_tiny_patch4_window7_224", {1, 2, 3, 4}),
-    ("hrnet_w18_small_v2", {1, 3, 4}), ("regnety_002", {3, 4}), ("twins_pcpvt_small", set())])
+    ("resnet18", {1, 2, 3, 4}), ("test_convnext", {2, 3, 4}), ("hrnet_w18_small_v2", {1, 3, 4}),
+    ("regnety_002", {3, 4}),
+    pytest.param("swin_tiny_patch4_window7_224", {1, 2, 3, 4}, marks=pytest.mark.slow),
+    pytest.param("twins_pcpvt_small", set(), marks=pytest.mark.slow)])
 def test_which_stages_come_apart(model, halved):
     assert StageTrunk(Timm.Config(model=model).build()).halved == halved
 

@@ -1,6 +1,6 @@
 """Every encoder with every decoder becomes ONNX and agrees with the network: run over the catalogs.
 
-The fast set is a few pairs at a fixed size; the slow one is the whole grid, and further backbones.
+The fast set is one pair at a fixed size; the slow one is the whole grid, and further backbones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from polyptych.tasks._base import CATALOG as TASKS
 from polyptych.types import LabelInfo
 
 LABELS = {"semseg": LabelInfo(classes=tuple("abcde")), "depth": LabelInfo(unit="m"), "normals": LabelInfo()}
-FAST = [("mtan", "heads"), ("shared", "pad_net")]
+FAST = [("mtan", "pad_net")]  # (shared with heads is what the other tests export)
 GRID = [(e, d) for e in ENCODERS.names() for d in DECODERS.names()]
 BACKBONES = {
     "segnet": SegNet.Config(width=4, bottom_width=8), "hrnet": Timm.Config(model="hrnet_w18_small"),
@@ -51,7 +51,7 @@ def agrees(backbone, encoder, decoder, size, path, format="onnx"):
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), FAST)
-def test_some_pairs_at_a_fixed_size(encoder, decoder, tmp_path):
+def test_a_pair_at_a_fixed_size(encoder, decoder, tmp_path):
     agrees(Timm.Config(model="test_resnet"), encoder, decoder, (35, 50), tmp_path)
 
 
