@@ -164,10 +164,13 @@ class ChannelPrompts(nn.Module):
 
 class Lent(nn.Module):
     """A block of a backbone that others compute with: ``block(function, ...)`` is ``function(block, ...)``. Called so
-    and not taken apart from outside, it may be sharded or computed twice as any other block."""
+    and not taken apart from outside, it may be sharded or computed twice as any other block. Of a tensor it is itself.
+    """
 
-    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
-        return function(self, *args)
+    def forward(self, first: Tensor | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if isinstance(first, Tensor):
+            return super().forward(first, *args, **kwargs)
+        return first(self, *args, **kwargs)
 
 
 class PromptedStages(nn.Module, ABC):
@@ -194,7 +197,7 @@ class PromptedStages(nn.Module, ABC):
         self.options = options
         self.heads = tuple(blocks[-1].attn.num_heads for blocks in stages)
         for block in (block for blocks in stages for block in blocks):
-            block.__class__ = self.lent[type(block)]
+            block.__class__ = self.lent.get(type(block), type(block))  # others may have lent them before
         self.prompts = new_prompts(options.tasks, widths[0])
         # Drawn before the channel attention: the order of the draws is what a seed's initial weights depend on.
         self.between = nn.ModuleList(nn.Sequential(nn.LayerNorm(before), nn.Linear(before, after))
