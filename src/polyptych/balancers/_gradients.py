@@ -626,11 +626,12 @@ class Step:
                                                                 self.tasks)
             self._set(weights)
             return [(x * scale).to(z.dtype) for x, z in zip(combined, cut, strict=True)]
-        self._set(self.balancer.weights_of(self._inner(maps), self._mean_losses(), self.tasks))
+        found = self.balancer.weights_of(self._inner(maps), self._mean_losses(), self.tasks)
+        self._set(found)
         for of_tasks in maps:
-            first = of_tasks[0].mul_(self.weights[self.tasks[0]])
-            for task, x in zip(self.tasks[1:], of_tasks[1:], strict=True):
-                first.add_(x, alpha=self.weights[task])
+            first = of_tasks[0].mul_(found[0])
+            for weight, x in zip(found[1:], of_tasks[1:], strict=True):
+                first.add_(x, alpha=weight)
         return [of_tasks[0] for of_tasks in maps]
 
     def _cut(self, output: Output | None) -> list[Tensor]:
@@ -726,7 +727,8 @@ class Step:
         return distributed.mean(torch.stack([self.losses[task] for task in self.tasks]))
 
     def _set(self, weights: Sequence[float] | Sequence[Tensor]) -> None:
-        self.weights = dict(zip(self.tasks, weights, strict=True))
+        named: dict[str, Any] = dict(zip(self.tasks, weights, strict=True))
+        self.weights = named
 
     def _average(self) -> None:
         distributed.average_gradients(self.reach.all)
