@@ -26,11 +26,11 @@ from polyptych.encoders._task_prompts import (
 
 
 class PromptedBlock(Lent, Block):
-    """A block that prompts go through."""
+    """A block with prompts passing through it."""
 
 
 class PromptedViT(PromptedStages):
-    """Prompts stand before class and register tokens and patches in every block's attention, without a position."""
+    """In every block's attention, prompts precede class tokens, register tokens and patches; they have no position."""
 
     lent: ClassVar = {Block: PromptedBlock}
 
