@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyptych.backbones._own_layouts import block_order
+from polyptych.backbones._own_layouts import block_order, in_timms_names
 from polyptych.backbones.segnet import SegNet
 from polyptych.backbones.timm import Timm
 from polyptych.errors import InputError
@@ -185,6 +185,11 @@ def test_dinov2_in_chunks(tmp_path: Path) -> None:
     torch.save(file | {"mask_token": torch.zeros(1, 384)}, tmp_path / "dinov2.pth")
     options = {"image_size": (64, 64)}
     same(as_timm(state, tmp_path, model, **options), from_file(tmp_path / "dinov2.pth", model, **options))
+
+
+def test_stages_of_a_convolutional_network_are_no_chunks() -> None:
+    state = {"blocks.0.0.conv_dw.weight": torch.zeros(2), "blocks.1.0.conv_pw.weight": torch.zeros(2)}
+    assert in_timms_names(state) == (state, None, "")
 
 
 def test_dinov2_with_registers(tmp_path: Path) -> None:

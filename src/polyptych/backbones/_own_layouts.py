@@ -140,7 +140,7 @@ def in_timms_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], OwnLayo
             inside = layout.before(inside)
         found, left = renamed(inside, layout.rules, {}, {})
         return found | {key: inside[key] for key in left if key not in found}, layout, prefix
-    if any("blocks." in key for key in state) and all(_CHUNK.match(key) for key in state if "blocks." in key):
-        # DINOv2's training keeps blocks in chunks: blocks.CHUNK.NUMBER.
+    if any(key.endswith("0.0.attn.qkv.weight") and _CHUNK.match(key) for key in state):
+        # DINOv2's training keeps blocks in chunks: blocks.CHUNK.NUMBER. (EfficientNet counts its stages so.)
         return {(_CHUNK.sub(r"\1.\2", key)): tensor for key, tensor in state.items()}, CHUNKS, ""
     return state, None, ""
