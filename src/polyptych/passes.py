@@ -64,8 +64,11 @@ class Passes:
             output = self._forward(batch.image, batch.features) if batch.features else self._forward(batch.image)
         losses = {name: total_loss(task, name, output, batch, self._label_sums[name]).sum
                   for name, task in self._tasks.items()}
-        return {name: loss * (distributed.world() / max(self.counts[name], 1))
-                for name, loss in losses.items()}, output
+        losses = {name: loss * (distributed.world() / max(self.counts[name], 1)) for name, loss in losses.items()}
+        if output.penalty is not None:  # of this process and micro-batch: the step's is the mean
+            part = output.penalty / len(self._batches)
+            losses = {name: loss + part if name in self.active else loss for name, loss in losses.items()}
+        return losses, output
 
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """DistributedDataParallel exchanges gradients once per step, with the last micro-batch."""

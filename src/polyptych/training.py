@@ -45,7 +45,7 @@ from polyptych.reports.tables import terminal_table
 from polyptych.run import Facts, Run, buildable, numerics, read_run, write_run
 from polyptych.task_gradients import cost, look
 from polyptych.tasks._base import Task
-from polyptych.types import Batch
+from polyptych.types import Batch, Output
 
 SHARDED = 1_000_000  # parameters of a block from which on it is gathered by itself
 NOT_FINITE = "a loss that is not finite"
@@ -129,6 +129,8 @@ class Trainer:
     """
 
     started: str = ""
+    model: torch.nn.Module
+    forward: Callable[[Tensor], Output]
 
     def __init__(self, run: Run, folder: Path, resume: bool, *, examine: bool = False):
         self.run, self.folder, self.resume, self.held = run, folder, resume, ExitStack()
@@ -504,7 +506,8 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
     remarks = []
     for split, dataset in splits.items():
         number = min(run.loading.check, len(dataset))
-        labelled, read = set(), set()
+        labelled: set[str] = set()
+        read: set[str] = set()
         for position in range(number):
             try:
                 sample = dataset.read(position * len(dataset) // number)

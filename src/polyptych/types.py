@@ -160,11 +160,14 @@ class Output:
     size of the image. An output can be read as the mapping ``final``: ``output["depth"]``, ``output.items()``,
     ``dict(output)``. (It is no ``Mapping`` by type: Accelerate rebuilds those from their items, and the auxiliary
     predictions would be lost on the way.)
+
+    ``penalty``, where a decoder has one in training, is added to the loss of every task.
     """
 
     final: dict[str, Float[Tensor, "b _ h w"]]
     auxiliary: list[Auxiliary] = field(default_factory=list)
     shared: tuple[Tensor, ...] = ()
+    penalty: Float[Tensor, ""] | None = None
 
     def __getitem__(self, task: str) -> Tensor:
         return self.final[task]

@@ -9,7 +9,8 @@ Every storage carries the device that it pretends to be on. A function mode answ
 the device would: tensors of two devices in one operator (but for 0-dim numbers of the host), ``.numpy()`` without
 ``.cpu()``, a generator of another device, float64 where the kind has none. Each device draws from a state of its own.
 
-Not modeled: kernels that a device lacks, streams, memory, the lists of its autocast.
+Not modeled: kernels of torch that a device lacks (of torchvision's it is known), streams, memory, the lists of its
+autocast.
 """
 
 from __future__ import annotations
@@ -369,6 +370,7 @@ class _Function(TorchFunctionMode):
     def _make(self, function, name, args, kwargs, here):
         """A function that may be a factory."""
         machine, explicit = self.machine, None
+        kwargs.pop("pin_memory", None)
         if kwargs.get("device") is not None:
             explicit = machine.resolve(kwargs["device"])
             if machine.is_there(explicit):
@@ -429,6 +431,9 @@ class _Dispatch(TorchDispatchMode):
         blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)) if name == "copy_" else True
         device = self._device(function, name, given, devices, blocking)
         there = machine.is_there(device)
+        if there and function.namespace == "torchvision" and not torch._C._dispatch_has_kernel_for_dispatch_key(
+                f"torchvision::{name}", machine.kind.upper()):
+            raise NotImplementedError(f"torchvision::{name} has no kernel for {machine.kind}")
         if there and (name in WAITING or (name.startswith("linalg_") and "norm" not in name)):
             machine.wait(name)
         elif there and name in INDEXING and any(x.dtype == torch.bool for x in given[1:]):

@@ -234,7 +234,7 @@ class Timm(Backbone):
 def _create(config: Timm.Config) -> tuple[nn.Module, str, dict[str, Tensor]]:
     """timm's feature extractor with its weights loaded, what a file with weights was recognized as, and the LayerNorms
     of the maps that the file has."""
-    loaded, norms = "", {}
+    loaded, norms = "", dict[str, Tensor]()
     if not timm.is_model(config.model):
         close = get_close_matches(config.model, timm.list_models(), n=5, cutoff=0.4)
         raise InputError("backbone.model", f"'{config.model}', which timm {timm.__version__} does not know",

@@ -494,7 +494,7 @@ class Step:
         self.config = balancer.config
         self.tasks = tuple(task for task in balancer.tasks if active is None or task in active)
         self.losses: dict[str, Tensor] = {}
-        self.weights: dict[str, float] | dict[str, Tensor] = {}
+        self.weights: dict[str, Any] = {}  # numbers, or where the device decides about them tensors
         self._reach: Reach | None = None
         self.level: Level | None = balancer.level
         self._followed: dict[str, Tensor] | None = None

@@ -40,7 +40,7 @@ class Encoder(nn.Module, Component, ABC):
     std: tuple[float, float, float]
 
     def own_backbone(self, task: str) -> Backbone | None:
-        """The backbone that runs for this task alone, which trained weights can be copied from or into; None where
+        """The backbone that runs for this task alone, so that trained weights can be copied from or into it; None where
         tasks share one."""
         return None
 

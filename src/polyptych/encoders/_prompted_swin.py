@@ -31,12 +31,12 @@ from polyptych.encoders._task_prompts import (
 )
 
 
-class PromptedSwinBlock(Lent, SwinTransformerBlock):
-    """timm's block that prompts go through."""
+class PromptedSwinBlock(Lent, SwinTransformerBlock):  # type: ignore[misc]  # Lent.forward calls what it is given
+    """timm's block, with prompts passing through it."""
 
 
-class PromptedShiftedWindows(Lent, ShiftedWindows):
-    """Our block that prompts go through."""
+class PromptedShiftedWindows(Lent, ShiftedWindows):  # type: ignore[misc]
+    """Our own block, with prompts passing through it."""
 
 
 class PromptedSwin(PromptedStages):
@@ -88,7 +88,8 @@ class PromptedSwin(PromptedStages):
                 x, prompts, found = block(self._block, channels, x, prompts, last=index == len(modules) - 1)
             head = block.attn.qkv.out_features // 3 // block.attn.num_heads
             assert found is not None
-            levels.append(Level(x.permute(0, 3, 1, 2), *found, head, channels.pixels))
+            spatial, channel, affinities = found
+            levels.append(Level(x.permute(0, 3, 1, 2), spatial, channel, affinities, head, channels.pixels))
         return levels
 
     def _block(self, block: Any, channels: ChannelPrompts, x: Float[Tensor, "b h w c"],

@@ -1,4 +1,4 @@
-"""What task prompts are, whatever the transformer: learned tokens, and their part that attends over channels."""
+"""Task prompts for any transformer: learned tokens, and the module that attends over channels."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def scores(queries: Float[Tensor, "b heads t d"], keys: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b heads t n"]:
-    """Raw: neither divided nor through a softmax."""
+    """Raw scores: neither scaled nor passed through a softmax."""
     with full_precision(queries):
         return widened(queries) @ widened(keys).transpose(-2, -1)
 
@@ -110,7 +110,7 @@ class ChannelPrompts(nn.Module):
     Linear layers fix the grid, h0 x w0. On another grid, c is resized to it and c' back, and R is multiplied by the
     ratio of their pixels, so that scores mean the same at every resolution.
 
-    Source: Ye, Xu, ICLR 2023. Their code computes c' and throws it away: ``published`` updates with Linear_2(c_t).
+    Source: Ye, Xu, ICLR 2023. Their code computes c' and discards it: ``published`` updates with Linear_2(c_t).
 
     Args:
         width: channels D of prompts and map.

@@ -185,11 +185,12 @@ def _scaled(block: Any, number: int, x: Tensor) -> Tensor:
 def _through(mlp: Any, x: Tensor, own: list[Tensor]) -> list[Tensor]:
     """A block's MLP, of the common features and of each task's."""
     if isinstance(mlp, SwiGLU):
-        hidden = [mlp.act(g) * y for g, y in zip(mlp.fc1_g.streams(x, own), mlp.fc1_x.streams(x, own), strict=True)]
+        act: Any = mlp.act
+        hidden = [act(g) * y for g, y in zip(mlp.fc1_g.streams(x, own), mlp.fc1_x.streams(x, own), strict=True)]
     else:
         hidden = [mlp.act(y) for y in mlp.fc1.streams(x, own)]
-    common, *parted = [mlp.norm(mlp.drop1(y)) for y in hidden]
-    return [mlp.drop2(y) for y in mlp.fc2.streams(common, parted)]
+    streams = [mlp.norm(mlp.drop1(y)) for y in hidden]
+    return [mlp.drop2(y) for y in mlp.fc2.streams(streams[0], streams[1:])]
 
 
 def _grid(state: Any) -> Tensor:
