@@ -21,6 +21,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from polyptych.ops import selective_scan
+
 T = TypeVar("T")
 Kind = Literal["movement", "per_element", "unknown"]
 
@@ -50,7 +52,7 @@ PER_ELEMENT = _words("""
     _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact2d grid_sampler_2d grid_sampler_3d
     upsample_bicubic2d upsample_bilinear2d upsample_nearest1d upsample_nearest2d upsample_trilinear3d
     all amax amin any argmax argmin col2im count_nonzero cumsum linalg_vector_norm logsumexp max mean min norm prod std
-    std_mean sum var var_mean
+    std_mean sum topk var var_mean
     bernoulli native_dropout normal rand rand_like randint randn randn_like randperm uniform
 """)
 """Activations, normalization, pooling, interpolation, reductions and noise: a few operations per element."""
@@ -70,7 +72,8 @@ def _deformable(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, out_shape:
 
 EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.torchvision.deform_conv2d: _deformable}
+    torch.ops.torchvision.deform_conv2d: _deformable,
+    torch.ops.polyptych.selective_scan: selective_scan.multiply_adds}
 """What torch's counter does not know in every version; a formula of its own comes first where it has one."""
 
 

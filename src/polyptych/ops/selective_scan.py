@@ -1,0 +1,230 @@
+"""The selective scan of state space models, along a sequence and along four paths over a map.
+
+A row (one channel of one sequence) has n states. At every step i they decay by how long the step is, take in the
+input, and are read:
+
+    h_i = exp(dt_i A) h_(i-1) + dt_i B_i u_i        h_0 = 0
+    y_i = C_i . h_i + D u_i
+
+dt is a row's own and positive, A is negative, B and C are shared by the channels of a sequence. Because dt, B and C
+depend on the input, this is no convolution.
+
+Source: Gu, Dao, arXiv 2312.00752 (Mamba); Liu et al., NeurIPS 2024, arXiv 2401.10166 (four paths over a map)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polyptych.ops import _selective_scan_blocks as blocks
+from polyptych.ops import exporting, without_autocast
+
+Method = Literal["auto", "blocks", "plain", "loop"]
+
+PATHS = 4  # row by row, column by column, and both of them backwards
+CHUNK = 16  # steps that the exported form writes out
+
+
+def selective_scan(u: Float[Tensor, "b l d"], dt: Float[Tensor, "b l d"], a: Float[Tensor, "n d"],
+                   b: Float[Tensor, "b l n"], c: Float[Tensor, "b l n"], skip: Float[Tensor, " d"] | None = None, *,
+                   method: Method = "auto") -> Float[Tensor, "b l d"]:
+    """y for every sequence; see the module.
+
+    Args:
+        u, dt: inputs and lengths of the steps.
+        a: A, negative.
+        b, c: B and C.
+        skip: D; none leaves the term out.
+        method: as in :func:`selective_scan_over_map`.
+    """
+    order = torch.arange(u.shape[1], device=u.device)[None]
+    scanned = _scan(u, dt[None], a[None, None].expand(1, len(u), -1, -1), b[None], c[None], order, order, method)
+    return scanned.to(u.dtype) if skip is None else (scanned + u * skip).to(u.dtype)
+
+
+def selective_scan_over_map(
+        u: Float[Tensor, "b t l d"], dt: Float[Tensor, "4 b t l d"], a: Float[Tensor, "4 t n d"],
+        b: Float[Tensor, "4 b t l n"], c: Float[Tensor, "4 b t l n"], skip: Float[Tensor, "4 t d"],
+        size: tuple[int, int], *, method: Method = "auto") -> Float[Tensor, "b t l d"]:
+    """The sum of four scans that read the positions of a map row by row, column by column, and both backwards.
+
+    All arguments and the result list positions row by row, whatever the path: only the scan itself walks, block by
+    block, so that no turned or flipped copy of a map is made.
+
+    Arithmetic is float32 at least, also under autocast. Time is linear in the number of positions. No exponent is above
+    zero, so steps of any length are right: what underflows was forgotten.
+
+    Args:
+        u: the maps of t tasks, flat.
+        dt, a, b, c, skip: of each path; b and c are those of each task, a and skip also the same for the whole batch.
+        size: height and width of the maps, l = h w.
+        method: ``blocks`` works through blocks of steps that fit a processor's cache and keeps, for the backward pass,
+            the states between blocks, from which all others are made again: memory of a small part of all states.
+            ``plain`` is made of ordinary operations without a loop over the steps, for exporters and for second
+            derivatives. ``loop`` is the recurrence step by step, the reference; autograd through it keeps every state
+            twice. ``auto`` is the second where a graph is exported, else the first.
+    """
+    there, back = paths(*size, u.device)
+    batch, tasks = u.shape[:2]
+    flat = u.flatten(0, 1)
+    rates = a[:, None].expand(-1, batch, -1, -1, -1).flatten(1, 2)
+    scanned = _scan(flat, dt.flatten(1, 2), rates, b.flatten(1, 2), c.flatten(1, 2), there, back, method)
+    return (scanned.unflatten(0, (batch, tasks)) + u * skip.sum(0)[:, None]).to(u.dtype)
+
+
+def paths(height: int, width: int, device: torch.device) -> tuple[Int[Tensor, "4 l"], Int[Tensor, "4 l"]]:
+    """The positions (row by row) in the order in which each path visits them, and when it visits each position."""
+    step = torch.arange(height * width, device=device)
+    columns, visited = (step.reshape(shape).t().flatten() for shape in ((height, width), (width, height)))
+    last = height * width - 1
+    return (torch.stack([step, columns, last - step, columns.flip(0)]),
+            torch.stack([step, visited, last - step, last - visited]))
+
+
+def multiply_adds(u: tuple[int, ...], dt: tuple[int, ...], a: tuple[int, ...], *_: Any, out_shape: Any = None,
+                  **__: Any) -> int:
+    """Operations of a scan, two per multiply-add, from the shapes of its arguments (:func:`_scan`). Four products meet
+    at every state: dt A, the decayed state, B u, C h. The literature counts 9 operations, these 8 and the exponential.
+    """
+    (paths, sequences, length, channels), states = dt, a[2]
+    return 8 * paths * sequences * length * channels * states
+
+
+def _scan(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Tensor, "k p n d"],
+          b: Float[Tensor, "k p l n"], c: Float[Tensor, "k p l n"], there: Int[Tensor, "k l"],
+          back: Int[Tensor, "k l"], method: Method) -> Float[Tensor, "p l d"]:
+    """The sum over k paths of the scans of p sequences, without the skipping term, in float32 at least."""
+    kind = torch.promote_types(u.dtype, torch.float32)
+    with without_autocast(u.device):
+        inputs = [x.to(kind) for x in (u, dt, a, b, c)]
+        if method == "plain" or (method == "auto" and exporting()):
+            return _walked(_in_chunks, inputs, there, back)
+        if method == "loop":
+            return _walked(_loop, inputs, there, back)
+        training = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        y: Tensor = blocked_scan(*inputs, there, training)[0]
+        return y
+
+
+# -- blocks, as operators that autograd, compilers and the counter of multiply-adds know -------------------------------
+
+_INPUTS = "Tensor u, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor order"
+
+
+@torch.library.custom_op("polyptych::selective_scan", mutates_args=(), schema=f"({_INPUTS}, bool training) -> "
+                         "(Tensor, Tensor)")
+def blocked_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: Tensor, training: bool
+                 ) -> tuple[Tensor, Tensor]:
+    """The result, and the states before every block (none unless training)."""
+    shape = blocks.shape_of(dt, a, training)
+    y, states = blocks.forward(u, dt, a, b, c, order, shape, training)
+    return y, u.new_empty(0) if states is None else states
+
+
+@torch.library.custom_op("polyptych::selective_scan_backward", mutates_args=(),
+                         schema=f"(Tensor gradient, {_INPUTS}, Tensor states) "
+                                "-> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+def _blocked_backward(gradient: Tensor, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: Tensor,
+                      states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return blocks.backward(gradient, u, dt, a, b, c, order, states, blocks.shape_of(dt, a, True))
+
+
+@blocked_scan.register_fake
+def _(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    shape = blocks.shape_of(dt, a, True).states if training else (0,)
+    return torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(shape)
+
+
+@_blocked_backward.register_fake
+def _(gradient: Tensor, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: Tensor, states: Tensor
+      ) -> tuple[Tensor, ...]:
+    u, dt, a, b, c = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, dt, a, b, c))
+    return u, dt, a, b, c
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:6], output[1])
+
+
+def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, order, states = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a gradient that will be differentiated
+        wanted = [x for x in inputs if x.requires_grad]
+        y = _walked(_in_chunks, inputs, order, order.argsort(-1))
+        found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+        return *(next(found) if x.requires_grad else None for x in inputs), None, None
+    return *_blocked_backward(gradient, *inputs, order, states), None, None
+
+
+blocked_scan.register_autograd(_differentiate, setup_context=_keep)
+
+
+# -- forms in ordinary operations --------------------------------------------------------------------------------------
+
+
+def _walked(scan: Any, inputs: Sequence[Tensor], there: Tensor, back: Tensor) -> Tensor:
+    """The sum over the paths of ``scan`` of the sequences along each."""
+    u, dt, a, b, c = inputs
+    y = torch.zeros_like(u)
+    for k in range(dt.shape[0]):
+        walked = scan(*(x.index_select(1, there[k]) for x in (u, dt[k])), a[k],
+                      *(x.index_select(1, there[k]) for x in (b[k], c[k])))
+        y = y + walked.index_select(1, back[k])
+    return y
+
+
+def _loop(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[Tensor, "p n d"], b: Float[Tensor, "p l n"],
+          c: Float[Tensor, "p l n"]) -> Float[Tensor, "p l d"]:
+    """The recurrence as it is written."""
+    state, read = torch.zeros_like(a), []
+    for u_i, dt_i, b_i, c_i in zip(*(x.unbind(1) for x in (u, dt, b, c)), strict=True):
+        state = (dt_i[:, None] * a).exp() * state + b_i[..., None] * (dt_i * u_i)[:, None]
+        read.append((c_i[..., None] * state).sum(1))
+    return torch.stack(read, dim=1)
+
+
+def _in_chunks(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[Tensor, "p n d"],
+               b: Float[Tensor, "p l n"], c: Float[Tensor, "p l n"]) -> Float[Tensor, "p l d"]:
+    """The same in two levels, in a number of operations that does not depend on the length.
+
+    All chunks of a few steps run side by side from state zero; what one does to the state before it is a decay and an
+    addition, (f, g), and so is what several do one after the other: (f2 f1, f2 g1 + g2). Doubling the span joins them
+    all in log2 rounds. Then the chunks run again, from the states found.
+    """
+    length = u.shape[1]
+    chunks = (length + CHUNK - 1) // CHUNK
+
+    def cut(x: Tensor) -> Tensor:  # steps of length zero at the end leave the states alone
+        filled = torch.cat([x, x.new_zeros(x.shape[0], chunks * CHUNK - length, x.shape[2])], dim=1)
+        return filled.reshape(x.shape[0], chunks, CHUNK, x.shape[2])
+
+    dt, b, c, x = cut(dt), cut(b), cut(c), cut(dt * u)
+    rates = a[:, None]
+
+    def step(i: int, state: Tensor) -> Tensor:
+        return (dt[:, :, i, None] * rates).exp() * state + b[:, :, i, :, None] * x[:, :, i, None]
+
+    end = torch.zeros_like(x[:, :, 0, None] * rates)
+    for i in range(CHUNK):
+        end = step(i, end)
+    decay = (dt.sum(2)[:, :, None] * rates).exp()
+    rounds = (chunks - 1).bit_length() if isinstance(chunks, int) else 24  # where any size is exported, enough for all
+    for number in range(rounds):
+        end = end + decay * _shifted(end, 2**number, 0.0)
+        decay = decay * _shifted(decay, 2**number, 1.0)
+    state, read = _shifted(end, 1, 0.0), []
+    for i in range(CHUNK):
+        state = step(i, state)
+        read.append((c[:, :, i, :, None] * state).sum(2))
+    return torch.stack(read, dim=2).reshape(x.shape[0], chunks * CHUNK, x.shape[3])[:, :length]
+
+
+def _shifted(x: Float[Tensor, "p m n d"], places: int, fill: float) -> Float[Tensor, "p m n d"]:
+    """Later by so many chunks."""
+    first = x.new_full((x.shape[0], places, *x.shape[2:]), fill)
+    return torch.cat([first, x], dim=1)[:, :x.shape[1]]
