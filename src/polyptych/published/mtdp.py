@@ -15,7 +15,7 @@ from polyptych.decoders.tit import TITDecoder
 from polyptych.encoders.pgt import PGT
 from polyptych.encoders.tit import TIT
 from polyptych.errors import InputError
-from polyptych.published._base import Form, Parts, Repository, Row, Seen, Size
+from polyptych.published._base import Form, Parts, Repository, Seen, Size
 from polyptych.published._swin import RECOMPUTED, SWIN, swin, windows
 from polyptych.renaming import Rename, two_channels_as_one, under
 
@@ -122,10 +122,4 @@ class MTDPRepository(Repository):
                     Rename("decoders.all.all_task_inds.{task}", "decoder.vectors.{task}"),
                     Rename("decoders.all.{g:reset|update|out}_gate.*", "decoder.{g}_gate.*"),
                     *under("backbone.", "encoder.backbone.", ADAPTED), *COMMON)),
-    )
-    rows = (
-        Row("PGT, Swin-T (re-run by the authors)", "mIoU 68.34, parts 62.89, saliency mIoU 66.08, normals 13.86, "
-            "odsF 73.74"),
-        Row("TIT, Swin-T (re-run by the authors)", "mIoU 69.93, parts 62.64, saliency mIoU 66.23, normals 14.41, "
-            "odsF 73.92"),
     )

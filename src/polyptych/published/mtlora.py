@@ -8,7 +8,7 @@ from __future__ import annotations
 from polyptych.decoders.heads import Heads
 from polyptych.encoders.mtlora import MTLoRA
 from polyptych.errors import InputError
-from polyptych.published._base import Form, Parts, Repository, Row, Seen
+from polyptych.published._base import Form, Parts, Repository, Seen
 from polyptych.published._swin import RECOMPUTED, SWIN, depths, square, swin
 from polyptych.renaming import Rename, under
 
@@ -64,9 +64,4 @@ class MTLoRARepository(Repository):
                     Rename("downsampler.{task}.downsample_{k}.weight", "encoder.reduce.{task}.{k}.weight"),
                     Rename("decoders.decoders.{task}.last_layer.{n:0|1}.*", "decoder.heads.{task}.fuse.{n}.*"),
                     Rename("decoders.decoders.{task}.last_layer.3.*", "decoder.heads.{task}.predict.*"))),
-    )
-    rows = (
-        Row("MTLoRA, Swin-T, rank 64", "mIoU 67.9, parts 59.84, saliency 65.40, normals (rmse) 16.60 (recalled)"),
-        Row("MTLoRA, Swin-T, rank 32", "mIoU 67.74, parts 59.46, saliency 64.90, normals (rmse) 16.59 (recalled)"),
-        Row("MTLoRA, Swin-T, rank 16", "mIoU 68.19, parts 58.99, saliency 64.48, normals (rmse) 17.03 (recalled)"),
     )
