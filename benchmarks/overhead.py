@@ -5,9 +5,10 @@
 
 The plain loop is the forward pass, the losses, the weighed sum, its backward pass and the optimizer's step on batches
 that lie in memory. The trainer does on the same batches what a run needs besides: labels are counted over micro-batches
-and processes, losses watched, means of the epoch kept, random states remembered. Steps of both alternate, and the
-shortest of each counts, because whatever else runs on the machine only ever adds time. Recipes keep their decoder,
-tasks, optimizer, accumulation and clipping; backbone, size and data are small (and the trainer's share is larger).
+and processes, losses watched, means of the epoch kept, random states remembered. Steps of both alternate, and the one
+of each that took the processor for the shortest time counts, because whatever else runs only ever adds. Recipes keep
+their decoder, tasks, optimizer, accumulation and clipping; backbone, size and data are small (and the trainer's share
+is larger).
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def plain_step(trainer: Trainer, micro_batches: list[Batch]) -> None:
 
 
 def compare(run: Run, repeats: int, seconds: float) -> tuple[float, float]:
-    """Least seconds of a step by hand and of the trainer's."""
+    """Least seconds of processor time of a step by hand and of the trainer's."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(run, Path(folder) / "run", resume=False)
@@ -107,9 +108,9 @@ def compare(run: Run, repeats: int, seconds: float) -> tuple[float, float]:
             least, rounds, begun = [float("inf")] * 2, 0, time.perf_counter()
             while rounds < repeats + 1 and (rounds < 4 or time.perf_counter() - begun < seconds):
                 for k in ((0, 1) if rounds % 2 else (1, 0)):
-                    start = time.perf_counter()
+                    start = time.process_time()
                     kinds[k]()
-                    took = time.perf_counter() - start
+                    took = time.process_time() - start
                     if rounds:  # the first step allocates
                         least[k] = min(least[k], took)
                 rounds += 1

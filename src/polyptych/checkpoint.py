@@ -125,7 +125,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]
     write_whole(path, save(copies, {"polyptych": json.dumps(values)}))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, without reading its tensors."""
+    with fitting(path):
+        return _step(read_tensors(path, only_values=True)[1])
+
+
+def read_tensors(path: Path, *, only_values: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and values of a file written by :func:`write_tensors`. Nothing in it is executed."""
     if path.exists():
         require_plain(path, "a checkpoint")
@@ -134,7 +140,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             values = json.loads((file.metadata() or {})["polyptych"])
             if not isinstance(values, dict):
                 raise ValueError("its metadata is no object")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = () if only_values else file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise InputError(path, "no such file", "a checkpoint", "train first, or choose another run") from None
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
@@ -145,7 +152,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
     """Load a module's state from the tensors under a prefix; they must fit exactly."""
-    found, expected = _under(tensors, prefix), module.state_dict()
+    found, expected = renewed(module, _under(tensors, prefix)), module.state_dict()
     for name, value in expected.items():
         shape = tuple(found[name].shape) if name in found else None
         if shape != tuple(value.shape):
@@ -159,6 +166,16 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path)
         raise InputError(path, f"{len(extra)} unknown tensors, for instance {prefix}{min(extra)}",
                          "the tensors of this network", "use a checkpoint of the same network")
     module.load_state_dict(found)
+
+
+def renewed(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of today, where a part says what they were called in earlier versions."""
+    for place, part in module.named_modules():
+        if (renew := getattr(part, "name_of_today", None)) is not None:
+            inside = f"{place}." if place else ""
+            tensors = {inside + renew(name.removeprefix(inside)) if name.startswith(inside) else name: value
+                       for name, value in tensors.items()}
+    return tensors
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -116,7 +116,7 @@ def diagnose(folder: Path | str, *, batches: int = 8, weights: str = "", device:
     where = distributed.local_device(device, "--device")
     run, tasks, network, step = load_network(folder, weights, where)
     memory = torch.channels_last if run.execution.channels_last else torch.contiguous_format
-    network.to(memory_format=memory).train()  # type: ignore[call-overload]
+    network.to(memory_format=memory).train()
     seed_everything(run.seed)
     dataset = open_dataset(run, "train")
     stream = TrainingBatches(dataset, tasks, run.augment, run.size or dataset.read(0).info.native, run.batch_size,
@@ -132,7 +132,11 @@ def diagnose(folder: Path | str, *, batches: int = 8, weights: str = "", device:
     for batch in islice(stream, batches):
         passes = Passes(network, network, tasks, [batch], where, memory, lambda: torch.autocast(
             where.type, precision, enabled=precision is not torch.float32))
-        found.sample(lambda passes=passes: passes()[0]()[0], network, step=step, weights=shares)
+
+        def losses(passes: Passes = passes) -> dict[str, Tensor]:
+            return passes()[0]()[0]
+
+        found.sample(losses, network, step=step, weights=shares)
     with hold(folder):
         write_json(folder / DIAGNOSIS, found.to_json())
         write_report(folder)

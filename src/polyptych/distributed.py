@@ -139,11 +139,15 @@ def shard(network: nn.Module, parts: Iterable[nn.Module], device: torch.device) 
     # Predictions are views, of which torch warns because of in-place changes; losses make none.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     network.to(memory_format=torch.contiguous_format)  # of other weights no part can be kept
+    said = {name: {note: value for note, value in vars(p).items() if isinstance(value, bool | int)}
+            for name, p in network.named_parameters()}  # what the optimizer wants to know (polyptych.optim)
     spread_from_main(network)
     mesh = init_device_mesh(device.type, (world(),))
     for part in parts:
         fully_shard(part, mesh=mesh)
     fully_shard(network, mesh=mesh)
+    for name, parameter in network.named_parameters():
+        vars(parameter).update(said[name])
 
 
 def share_of(value: Tensor, parameter: Tensor, *, numbers_too: bool = False) -> Tensor:

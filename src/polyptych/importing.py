@@ -38,6 +38,11 @@ PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
 """What training programs put before every key."""
 BESIDE = ("criterion.", "logsigma", "loss.", "metrics.")
 """What lies beside the network in a training program, outside of these prefixes."""
+ALSO_CALLED = {"depth": "inverse_depth"}
+"""What repositories call otherwise: on Cityscapes, depth is inverse depth."""
+FOLDED = {"saliency": 2}
+"""Channels of a softmax that become one logit."""
+UNITS = {"depth": "m"}
 ORIGIN = "origin.json"
 SHOWN = 8  # keys that a message names
 
@@ -245,7 +250,8 @@ def _find_tasks(seen: Seen, repository: type[Repository], form: Form, wanted: tu
         channels = {name: seen.shape(text.replace("{task}", name))[0]
                     for text in reversed(form.outputs) for name in seen.values(text, "task")}
         final = seen.values(first, "task")
-        found = [name for text in form.outputs for name in seen.values(text, "task")]
+        # The last of the patterns names auxiliary tasks too, so it says the order of all.
+        found = [name for text in reversed(form.outputs) for name in seen.values(text, "task")]
         theirs = _in_order(list(dict.fromkeys(found)), repository.order)
     else:
         numbers = sorted(seen.values(first, "i"), key=int) if "{i}" in first else [""]
@@ -317,8 +323,11 @@ def _variants(dataset: Dataset.Config) -> Iterable[Any]:
 
 def _as_in(tasks: Mapping[str, str], recipe: Run) -> dict[str, str]:
     """Tasks by the names of a recipe."""
-    inverse = "inverse_depth" in recipe.tasks and "depth" not in recipe.tasks
-    return {name: "inverse_depth" if own == "depth" and inverse else own for name, own in tasks.items()}
+    def name_in(own: str) -> str:
+        other = ALSO_CALLED.get(own, own)
+        return other if other in recipe.tasks and own not in recipe.tasks else own
+
+    return {name: name_in(own) for name, own in tasks.items()}
 
 
 def _kind(name: str, recipe: Run) -> type[Task]:
@@ -333,7 +342,7 @@ def _mismatch(tasks: Mapping[str, str], channels: Mapping[str, int], known: Mapp
         if own not in known:
             return own, channels[name], 0
         needed = getattr(_kind(own, recipe), "channels", None) or len(known[own].classes)
-        if channels[name] != needed and (own, channels[name]) != ("saliency", 2):
+        if channels[name] not in (needed, FOLDED.get(own)):
             return own, channels[name], needed
     return None
 
@@ -358,14 +367,14 @@ def _numbered(seen: Seen, form: Form, recipe: Run, recipes: Sequence[Run], said:
         channels = seen.channels[name]
         if fixed is None:
             with_classes[own] = channels
-        elif channels != fixed and (own, channels) != ("saliency", 2):
+        elif channels not in (fixed, FOLDED.get(own)):
             raise InputError(seen.where, f"{channels} channels for '{own}'", str(fixed), "name the tasks with --tasks, "
                              "in the order of the file, if this one is another")
         names = said.classes.get(own, tuple(f"class {n}" for n in range(channels)) if fixed is None else ())
         if fixed is None and len(names) != channels:
             raise InputError(f"--classes {own}", f"{len(names)} names", f"{channels}, the channels of its prediction",
                              "name every class once")
-        labels[own] = LabelInfo(classes=names, unit="m" if own == "depth" else "")
+        labels[own] = LabelInfo(classes=names, unit=UNITS.get(own, ""))
     if unknown := said.classes.keys() - with_classes.keys():
         raise InputError(f"--classes {min(unknown)}", "no task with classes", f"one of {', '.join(with_classes)}",
                          "correct it")

@@ -16,6 +16,7 @@ from polyptych.backbones._base import Backbone
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
+from polyptych.freezing import hold_still
 from polyptych.optim import Optimizer
 from polyptych.tasks._base import resize
 from polyptych.tasks._names import check_task_name
@@ -58,29 +59,45 @@ class Network(nn.Module):
         encoder_module = encoder.build(backbone=backbone, tasks=tuple(channels))
         return cls(encoder_module, decoder.build(features=described(encoder_module), channels=channels), whole)
 
-    def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Output:
+    def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"],
+                maps: tuple[Tensor, ...] = ()) -> Output:
         """RGB, uint8 or float in [0, 1], of any size; ``final`` has the size of the image, but for the tasks of
         ``whole``, which keep the decoder's resolution where nothing was padded: thousands of classes would fill the
         memory with enlarged maps, only to be averaged.
 
         Auxiliary predictions keep their own resolution, unless the image had to be padded: then they are brought to
         the size of the image too, because only there can the padding be cut off exactly.
+
+        Args:
+            maps: what the frozen backbone makes of the image (``encoder.frozen_maps``), where it is known.
         """
-        features = self.encoder(self.pad(self.normalize(image)))
+        if maps:  # stored in few bits
+            features = self.encoder.from_frozen_maps(tuple(x.to(self.mean.dtype) for x in maps))
+        else:
+            features = self.encoder(self.pad(self.normalize(image)))
         output = replace(self.decoder(features), shared=features.shared)
         return self.fit(output, image.shape[-2], image.shape[-1])
 
+    def train(self, mode: bool = True) -> Network:
+        """As always, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        hold_still(self)
+        return self
+
     def parameter_groups(self, *, learning_rate: float = 1e-3, backbone_scale: float = 1.0, weight_decay: float = 0.05,
-                         decay_everything: bool = False, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
+                         decay_everything: bool = False, adapter_scale: float = 1.0, decoder_scale: float = 1.0,
+                         layer_decay: float = 1.0, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
         """Groups for any optimizer of PyTorch, by the rules of ``polyptych train``: no weight decay of biases,
         normalization and tables of positions, and the factors that modules ask for.
 
         Args:
-            learning_rate, backbone_scale, weight_decay, decay_everything: see :class:`polyptych.optim.Optimizer`.
+            learning_rate, backbone_scale, weight_decay, decay_everything, adapter_scale, decoder_scale, layer_decay:
+                see :class:`polyptych.optim.Optimizer`.
             balancer: one whose own parameters (``uncertainty`` has some) are learned too.
         """
         return Optimizer(learning_rate=learning_rate, backbone_scale=backbone_scale, weight_decay=weight_decay,
-                         decay_everything=decay_everything).groups(self, balancer)
+                         decay_everything=decay_everything, adapter_scale=adapter_scale,
+                         decoder_scale=decoder_scale, layer_decay=layer_decay).groups(self, balancer)
 
     def normalize(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """What the backbone's weights expect."""

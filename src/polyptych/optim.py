@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from polyptych.errors import InputError
+from polyptych.freezing import later_trained
 from polyptych.ranges import check_range
 
 UNDECAYED = re.compile("bias|.*pos_embed.*|(cls|dist|reg)_token|attention_biases|relative_position_bias_table|"
@@ -24,7 +25,8 @@ class Optimizer:
 
     A module may have rules for its own parameters and those of all modules within, which multiply what is set here:
     the attributes ``learning_rate_factor`` and ``weight_decay_factor`` (the units of cross-stitch networks have both).
-    ``undecayed`` names parameters of its own that nothing may pull to zero, whatever is set.
+    ``undecayed`` names parameters of its own that nothing may pull to zero, whatever is set. A parameter may say that
+    it ``adapts`` pretrained weights, and how many ``layers_above`` it the backbone has.
     """
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -32,7 +34,15 @@ class Optimizer:
     learning_rate: float = 1e-3
     """Learning rate at the peak of the schedule."""
     backbone_scale: float = 1.0
-    """Multiplies the learning rate of the encoder (below 1 for pretrained weights)."""
+    """Multiplies the learning rate of the encoder (below 1 for pretrained weights), but not of its adapters."""
+    adapter_scale: float = 1.0
+    """Multiplies the learning rate of what an encoder adds to pretrained weights (low-rank updates, prompts, task
+    adapters)."""
+    decoder_scale: float = 1.0
+    """Multiplies the learning rate of the decoder."""
+    layer_decay: float = 1.0
+    """Multiplies the learning rate of the backbone's weights once for every layer above them (0.65 to 0.95 is usual for
+    pretrained transformers). Layers are those of timm: the embedding, every block, and one for all that follows."""
     weight_decay: float = 0.05
     """Weight decay. It does not apply to biases, normalization parameters, or a transformer's position tables and
     special tokens, unless decay-everything is set."""
@@ -48,8 +58,9 @@ class Optimizer:
     """Update all parameters in one kernel: the same arithmetic up to rounding, and several times faster on a CPU."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "backbone_scale", "weight_decay"):
+        for name in ("learning_rate", "backbone_scale", "adapter_scale", "decoder_scale", "weight_decay"):
             check_range(f"--optimizer.{name.replace('_', '-')}", getattr(self, name), 0)
+        check_range("--optimizer.layer-decay", self.layer_decay, 0, 1, do="1 gives all layers the same rate")
         for name in ("momentum", "beta2"):
             check_range(f"--optimizer.{name}", getattr(self, name), 0, 1, below=True)
         if self.kind == "sgd" and self.nesterov and self.momentum == 0:
@@ -69,11 +80,11 @@ class Optimizer:
         """Parameters by (learning rate, weight decay), in a fixed order, for any optimizer of PyTorch; a balancer's own
         stand last and are never decayed."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        factors = _factors(network)
+        factors, later = _factors(network), {id(p) for p in later_trained(network)}
         for name, parameter in network.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad or id(parameter) in later:
                 of_rate, of_decay = factors[id(parameter)]
-                rate = self.learning_rate * of_rate * (self.backbone_scale if name.startswith("encoder.") else 1.0)
+                rate = self.learning_rate * of_rate * self._scale(name, parameter)
                 decayed = self.decay_everything or decays(name, parameter)
                 decay = self.weight_decay * of_decay if decayed else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
@@ -83,6 +94,14 @@ class Optimizer:
             peak = self.learning_rate * getattr(balancer, "learning_rate_factor", 1.0)
             made.append({"params": own, "peak": peak, "lr": peak, "weight_decay": 0.0})
         return made
+
+
+    def _scale(self, name: str, parameter: nn.Parameter) -> float:
+        if not name.startswith("encoder."):
+            return self.decoder_scale
+        if getattr(parameter, "adapts", False):
+            return self.adapter_scale
+        return self.backbone_scale * self.layer_decay ** getattr(parameter, "layers_above", 0)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

@@ -27,7 +27,7 @@ class Passes:
         active: the tasks that have any.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[Tensor], Output], tasks: dict[str, Task],
+    def __init__(self, model: nn.Module, forward: Callable[..., Output], tasks: dict[str, Task],
                  micro_batches: Sequence[Batch], device: torch.device, memory_format: torch.memory_format,
                  autocast: Callable[[], torch.autocast]):
         # Counted where the loader left the masks: a device would have to be waited for.
@@ -61,7 +61,7 @@ class Passes:
 
     def _run(self, batch: Batch) -> tuple[dict[str, Tensor], Output]:
         with self._synchronized(batch is self._batches[-1]), self._autocast():
-            output = self._forward(batch.image)
+            output = self._forward(batch.image, batch.features) if batch.features else self._forward(batch.image)
         losses = {name: total_loss(task, name, output, batch, self._label_sums[name]).sum
                   for name, task in self._tasks.items()}
         losses = {name: loss * (distributed.world() / max(self.counts[name], 1)) for name, loss in losses.items()}

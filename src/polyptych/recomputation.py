@@ -49,7 +49,7 @@ def recompute(network: nn.Module) -> int:
     """Let the blocks of a network be computed twice; returns how many there are. The names of parameters stay."""
     there = blocks(network)
     for block in there:
-        block.__class__ = _recomputed(type(block))
+        block.__class__ = _recomputed(type(block))  # type: ignore[arg-type]
     return len(there)
 
 

@@ -38,6 +38,11 @@ class Loading:
     cache: Path | None = None
     """Folder for a memory-mapped cache of decoded samples, written at first use (default: read the files every
     time)."""
+    feature_views: int = 0
+    """Number of augmented views of each image of which the features of a frozen backbone are computed once, into the
+    cache folder; training then reads them (0: compute them anew at every step)."""
+    feature_type: Literal["float16", "bfloat16", "float32"] = "float16"
+    """How features are stored."""
     on_fault: Literal["stop", "skip"] = "stop"
     """What to do with an unreadable or invalid sample: stop and name it, or skip, count and report it."""
     check: int = 100
@@ -46,6 +51,7 @@ class Loading:
 
     def __post_init__(self) -> None:
         check_range("--loading.workers", self.workers, 0, do="0 reads in the training process")
+        check_range("--loading.feature-views", self.feature_views, 0, do="0 stores no features")
         check_range("--loading.check", self.check, 0, do="0 reads none")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import random
 import time
@@ -19,7 +20,7 @@ from polyptych import devices, distributed
 from polyptych.balancers._base import Balancer
 from polyptych.balancers._engine import undisturbed
 from polyptych.beginning import begin
-from polyptych.checkpoint import TrainingState, fitting, load_state, save_state, write_tensors
+from polyptych.checkpoint import TrainingState, fitting, load_state, save_state, step_of, write_tensors
 from polyptych.data.cache import cached
 from polyptych.data.loading import TrainingBatches, check
 from polyptych.data.order import hashed
@@ -27,12 +28,14 @@ from polyptych.datasets._base import Dataset, EmptySplit
 from polyptych.errors import InputError
 from polyptych.evaluation import Evaluator, evaluate
 from polyptych.evaluation_record import Evaluation
+from polyptych.feature_cache import with_features
 from polyptych.folder_lock import hold
+from polyptych.freezing import thaw, thaw_step, with_synchronized_norms
 from polyptych.host_memory import keep_freed_memory
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
 from polyptych.metrics._accumulation import shown_name
-from polyptych.networks import normalizing
+from polyptych.networks import Network, normalizing
 from polyptych.optim import set_learning_rate
 from polyptych.passes import EpochMeans, Passes
 from polyptych.progress import Display
@@ -42,7 +45,7 @@ from polyptych.reports.tables import terminal_table
 from polyptych.run import Facts, Run, buildable, numerics, read_run, write_run
 from polyptych.task_gradients import cost, look
 from polyptych.tasks._base import Task
-from polyptych.types import Batch
+from polyptych.types import Batch, Output
 
 SHARDED = 1_000_000  # parameters of a block from which on it is gathered by itself
 NOT_FINITE = "a loss that is not finite"
@@ -126,6 +129,8 @@ class Trainer:
     """
 
     started: str = ""
+    model: torch.nn.Module
+    forward: Callable[[Tensor], Output]
 
     def __init__(self, run: Run, folder: Path, resume: bool, *, examine: bool = False):
         self.run, self.folder, self.resume, self.held = run, folder, resume, ExitStack()
@@ -147,26 +152,38 @@ class Trainer:
         with buildable(folder / "run.json") if resume else nullcontext():
             self.state = self._build_state()
         self.balancer = cast(Balancer, self.state.balancer)
+        self.thaw_step = thaw_step(self.state.network)
+        if self.thaw_step and self.sharded:
+            raise InputError("--backbone.freeze-until", f"{self.thaw_step}, with --execution.shard", "one of the two",
+                             "leave one out")
+        if self.resumed and 0 < self.thaw_step < step_of(self.last):  # in time for a balancer that keeps gradients
+            thaw(self.state.network)
+        self.size = size
         self._measure_sharing(size)
         self.epoch = EpochMeans(tuple(self.tasks), self.device)
         if self.resumed:
             load_state(self.last, self.state)
             with fitting(self.last):
                 self.epoch.restore(self.state.progress["epoch"])
+        self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
+        samples: Dataset = dataset
+        if run.loading.feature_views:
+            samples = with_features(run, cast(Network, self.state.network), dataset, self.tasks, size,
+                                    self.display.say)
         self.batches = TrainingBatches(
-            dataset, self.tasks, run.augment, size, run.batch_size, run.seed,
+            samples, self.tasks, None if run.loading.feature_views else run.augment, size, run.batch_size, run.seed,
             start=self.state.step * run.accumulate, rank=distributed.rank(), world=distributed.world(),
             workers=run.loading.workers, pin_memory=devices.pins(self.device), on_fault=run.loading.on_fault)
         self.epoch_length = max(1, len(dataset) // (run.batch_size * run.accumulate * distributed.world()))
-        sharing = f"balancer {run.balancer.name}: {self.balancer.reach}"
+        sharing = self._described_sharing()
         self._spread()
         self.evaluator = Evaluator(run, self.tasks, self.device)
-        self.display = Display(run.steps, self.state.step, quiet=not distributed.is_main())
         loaded = dict.fromkeys(getattr(module, "loaded", "") for module in self.state.network.modules())
         for remark in (*remarks, *loaded, self.started):
             if remark:
                 self.display.say(remark)
-        self.display.say(sharing)
+        for line in sharing:
+            self.display.say(line)
         self._first_bad = torch.zeros(len(self.tasks), dtype=torch.long, device=self.device)
         self._prepare_folder(dataset)
         if dataset.title and not self.resumed and distributed.is_main():  # described by its user, perhaps wrongly
@@ -182,7 +199,7 @@ class Trainer:
         if run.start and not self.resumed:
             self.started = begin(network, self.tasks, run.start)
         if run.execution.sync_batch_norm and distributed.world() > 1:
-            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = with_synchronized_norms(network)
         # One that is going to be sharded may be too large for the device, and stays on the host until then.
         network.to("cpu" if self.sharded else self.device).to(memory_format=self.memory_format)
         balancer = run.build_balancer(self.tasks).to(self.device)
@@ -199,12 +216,12 @@ class Trainer:
         with undisturbed(network), normalizing(len(image), size):
             self.balancer.prepare(network, network(image))
 
-    def _spread(self) -> None:
+    def _spread(self, again: bool = False) -> None:
         """Compile or distribute the network, or let it save memory. A balancer that needs gradients of every task
         averages them over the processes itself, and gets a network that is compiled in parts, so that the graph still
         has the cut."""
         network, compiled = self.state.network, self.run.execution.compile
-        if self.run.execution.recompute:  # not so the moving average, which makes no gradients
+        if self.run.execution.recompute and not again:  # not so the moving average, which makes no gradients
             recompute(network)
         if self.sharded:
             self._shard()
@@ -220,6 +237,23 @@ class Trainer:
         if compiled:
             for part in network.children():  # encoder and decoder
                 part.compile()
+
+    def _thaw(self) -> None:
+        """Let everything learn from this step on."""
+        thaw(self.state.network)
+        del self.model, self.forward  # a wrapper for several processes keeps hooks on parameters while it lives
+        gc.collect()
+        self._measure_sharing(self.size)
+        sharing = self._described_sharing()
+        self._spread(again=True)
+        self.display.say(f"step {self.state.step}: the whole backbone learns")
+        for line in sharing:
+            self.display.say(line)
+
+    def _described_sharing(self) -> list[str]:
+        """Which parameters the balancer found to be shared, and what it makes of that where it is little."""
+        return [f"balancer {self.run.balancer.name}: {line}" for line in (self.balancer.reach, self.balancer.remark)
+                if line]
 
     @property
     def sharded(self) -> bool:
@@ -270,6 +304,8 @@ class Trainer:
     def step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
         """One optimizer step over all micro-batches; returns the mean losses and the weights of the tasks."""
         run, state = self.run, self.state
+        if state.step and state.step == self.thaw_step:
+            self._thaw()
         if distributed.world() > 1:
             # The checkpoint holds the random numbers of one process, and all would draw the same dropout.
             seed_everything(hashed(run.seed, distributed.rank(), state.step))
@@ -470,7 +506,8 @@ def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dat
     remarks = []
     for split, dataset in splits.items():
         number = min(run.loading.check, len(dataset))
-        labelled, read = set(), set()
+        labelled: set[str] = set()
+        read: set[str] = set()
         for position in range(number):
             try:
                 sample = dataset.read(position * len(dataset) // number)
@@ -505,7 +542,7 @@ def _clock() -> np.ndarray:
 def open_dataset(run: Run, split: str) -> Dataset:
     """One split of the run's data, through the cache if the run has one."""
     dataset = run.build_dataset(split)
-    if run.loading.cache is None:
+    if run.loading.cache is None or run.loading.feature_views:  # the features' labels are stored with them
         return dataset
     return cached(dataset, run.loading.cache, run.build_tasks(dataset.labels), run.loading.on_fault)
 

@@ -56,13 +56,15 @@ class Sample:
 
     ``image`` is uint8 RGB. ``target`` holds, per task, the
     label in the form the task states (:mod:`polyptych.tasks`); ``valid`` says where it may be trusted. A task
-    without a label for this sample is absent from both.
+    without a label for this sample is absent from both. ``features`` are the maps of a frozen backbone (c h w), where
+    they were computed before (:mod:`polyptych.feature_cache`); the image then has a size and no contents.
     """
 
     image: Tensor  # (3 h w)
     target: dict[str, Tensor]
     valid: dict[str, Bool[Tensor, "h w"]]
     info: SampleInfo
+    features: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -78,19 +80,22 @@ class Batch:
     target: dict[str, Tensor]
     valid: dict[str, Bool[Tensor, "b hl wl"]]
     info: list[SampleInfo]
+    features: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
         def move(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: value.to(device, non_blocking=True) for name, value in values.items()}
 
         image = self.image.to(device, non_blocking=True, memory_format=memory_format)
-        return replace(self, image=image, target=move(self.target), valid=move(self.valid))
+        features = tuple(x.to(device, non_blocking=True, memory_format=memory_format) for x in self.features)
+        return replace(self, image=image, target=move(self.target), valid=move(self.valid), features=features)
 
     def pin_memory(self) -> Batch:
         def pin(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: value.pin_memory() for name, value in values.items()}
 
-        return replace(self, image=self.image.pin_memory(), target=pin(self.target), valid=pin(self.valid))
+        return replace(self, image=self.image.pin_memory(), target=pin(self.target), valid=pin(self.valid),
+                       features=tuple(x.pin_memory() for x in self.features))
 
 
 @dataclass(frozen=True)

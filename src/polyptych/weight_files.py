@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _BESIDE_TENSORS = re.compile(
     r"(pytorch_lightning|lightning|lightning_fabric|yacs|numpy|argparse|easydict|omegaconf|mmcv|mmengine|addict|"
     r"torch\.optim|torch\.nn\.parallel|pathlib|collections|datetime)\.[\w.]+")
 """Packages whose objects may lie beside tensors."""
+_LIKE_DICTIONARIES = re.compile(r"\.(CfgNode|AttributeDict|EasyDict|ConfigDict|Config|Dict|defaultdict)$")
+"""Classes that are filled like dictionaries; the loader fills nothing else."""
 _MOST_STAND_INS = 64
 
 
@@ -109,7 +112,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _unpickled(path: Path) -> Any:
     """What torch.save wrote, old or new, by the restricted loader."""
-    stand_ins: list[tuple[type, str]] = []
+    stand_ins: list[Any] = []  # pairs of a class and the name that it stands for
     while True:
         try:
             with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
@@ -125,7 +128,8 @@ def _unpickled(path: Path) -> Any:
                                  "tensors, and objects of known training programs beside them",
                                  "do not open it otherwise unless you trust its author; ask for a file with the "
                                  "state_dict alone") from None
-            stand_ins.append((type("StandIn", (StandIn,), {}), name))
+            kind = OrderedDict if _LIKE_DICTIONARIES.search(name) else type("StandIn", (StandIn,), {})
+            stand_ins.append((kind, name))
 
 
 def _refused_name(error: Exception) -> str | None:

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyptych.backbones._own_layouts import block_order
+from polyptych.backbones._own_layouts import block_order, in_timms_names
+from polyptych.backbones.segnet import SegNet
 from polyptych.backbones.timm import Timm
+from polyptych.errors import InputError
 
 SWIN, VIT = "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"
 
@@ -31,7 +33,7 @@ def from_file(path: Path, model: str, **options: object) -> Timm:
 
 def same(one: Timm, other: Timm) -> None:
     for name, value in one.state_dict().items():
-        if not name.startswith("norms"):
+        if not name.startswith(("norms", "pyramid")):  # what timm does not have begins anew
             assert torch.equal(value, other.state_dict()[name]), name
 
 
@@ -185,6 +187,11 @@ def test_dinov2_in_chunks(tmp_path: Path) -> None:
     same(as_timm(state, tmp_path, model, **options), from_file(tmp_path / "dinov2.pth", model, **options))
 
 
+def test_stages_of_a_convolutional_network_are_no_chunks() -> None:
+    state = {"blocks.0.0.conv_dw.weight": torch.zeros(2), "blocks.1.0.conv_pw.weight": torch.zeros(2)}
+    assert in_timms_names(state) == (state, None, "")
+
+
 def test_dinov2_with_registers(tmp_path: Path) -> None:
     """The class token has a position of its own there; timm's class does not, so it is added."""
     model = "vit_small_patch14_reg4_dinov2"
@@ -198,6 +205,8 @@ def test_dinov2_with_registers(tmp_path: Path) -> None:
     one, other = (from_file(path, model, image_size=(64, 64)) for path in (tmp_path / "dinov2.pth",) * 2)
     expected = as_timm(state, tmp_path, model, image_size=(64, 64))
     for name, value in expected.state_dict().items():
+        if name.startswith("pyramid"):
+            continue
         torch.testing.assert_close(one.state_dict()[name], value)
     same(one, other)
 
@@ -217,3 +226,29 @@ def test_dinov3(tmp_path: Path) -> None:
     file |= {"rope_embed.periods": torch.ones(16), "mask_token": torch.zeros(1, 384)}
     torch.save(file, tmp_path / "dinov3.pth")
     same(as_timm(state, tmp_path, model), from_file(tmp_path / "dinov3.pth", model))
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_segnet_begins_as_torchvisions_vgg(norms: bool, tmp_path: Path) -> None:
+    from torchvision.models import vgg16, vgg16_bn
+
+    with torch.device("meta"):
+        whole = (vgg16_bn if norms else vgg16)()
+    torch.manual_seed(0)
+    features = whole.features.to_empty(device="cpu").eval()
+    for name, value in features.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape) * (0.02 if value.ndim == 4 else 1.0) + (0.5 if "var" in name else 0.0))
+    file = {f"features.{name}": value for name, value in features.state_dict().items()}
+    torch.save(file | {"classifier.6.weight": torch.zeros(3, 3)}, tmp_path / "vgg.pth")
+    backbone = SegNet(SegNet.Config(weights=tmp_path / "vgg.pth")).eval()
+    assert backbone.mean == Timm.mean and "VGG-16" in backbone.loaded
+    image = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone.run(image)[4].map, features(image), rtol=1e-4, atol=1e-4)
+
+
+def test_a_segnet_of_other_widths_is_no_vgg(tmp_path: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3), "features.0.bias": torch.zeros(64)}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="the 13 of torchvision"):
+        SegNet(SegNet.Config(weights=tmp_path / "x.pth"))

@@ -52,12 +52,13 @@ def test_a_level_that_would_do_nothing_is_refused(network, level, said) -> None:
     assert said in str(error.value) and not target
 
 
-def test_a_frozen_trunk_is_no_representation() -> None:
+def test_a_frozen_trunk_is_no_representation_and_the_method_goes_on_with_what_is_shared() -> None:
     network, image, target = problem()
     for part in (network.first, network.norm, network.second):
         part.requires_grad_(False)
-    with pytest.raises(InputError, match=r"representation, but the encoder shares no trained features"):
-        step(build(ConstantGram, level="representation"), network, image, target)
+    balancer = build(ConstantGram, level="representation")
+    step(balancer, network, image, target)
+    assert balancer.level != "representation" and balancer.remark
 
 
 def test_losses_alone_have_no_representation() -> None:

@@ -20,9 +20,16 @@ def train(root: Path, out: Path, *more: str) -> int:
     return main(["train", "nyuv2", "--dataset.root", str(root), "--out", str(out), *SMALL, *more])
 
 
-def test_whole_data_trains(tmp_path: Path) -> None:
-    assert train(write_folder(tmp_path / "data", "npy"), tmp_path / "run") == 0
-    result = json.loads((tmp_path / "run" / "evaluation" / "test.json").read_text())
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Whole data in ``data`` and what is trained on them in ``run``."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(write_folder(folder / "data", "npy"), folder / "run") == 0
+    return folder
+
+
+def test_whole_data_trains(trained: Path) -> None:
+    result = json.loads((trained / "run" / "evaluation" / "test.json").read_text())
     assert result["protocol"].startswith("nyuv2-40-48x64-folder") and result["skipped"] == []
 
 
@@ -64,11 +71,9 @@ def test_damaged_files_are_skipped_and_counted_when_asked(capsys, tmp_path: Path
     assert "1 of them skipped as unreadable" in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_the_cache_gives_the_same_start(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "data", "npy")
-    assert train(root, tmp_path / "files") == 0
-    assert train(root, tmp_path / "cached", "--loading.cache", str(tmp_path / "c")) == 0
-    losses = [[json.loads(line)["losses"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-               if '"train"' in line] for name in ("files", "cached")]
+def test_the_cache_gives_the_same_start(trained: Path, tmp_path: Path) -> None:
+    assert train(trained / "data", tmp_path / "cached", "--loading.cache", str(tmp_path / "c")) == 0
+    losses = [[json.loads(line)["losses"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+               if '"train"' in line] for folder in (trained / "run", tmp_path / "cached")]
     for task, value in losses[0][0].items():
         assert losses[1][0][task] == pytest.approx(value, rel=2e-2)  # float16 labels

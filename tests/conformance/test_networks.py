@@ -21,6 +21,8 @@ SIZE = (33, 70)  # odd, more than one position at the coarsest stride
 
 FAST = sorted({*((e, "heads") for e in names()), *(("shared", d) for d in DECODERS.names())})
 REST = [(e, d) for e in names() for d in DECODERS.names() if (e, d) not in FAST]
+# MTLoRA's common update in the last layer of the last block, which only the common features have that end there.
+UNUSED = {"mtlora": "encoder.backbone.stages.4.blocks.1.mlp.fc2.lora_shared_"}
 pairs = pytest.mark.parametrize(("encoder", "decoder"), [
     *FAST, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)])
 
@@ -59,8 +61,10 @@ def test_trains_at_odd_sizes_and_every_parameter_learns(encoder, decoder):
         assert all(x.shape[1] == CHANNELS[task] for task, x in extra.prediction.items())
     torch.manual_seed(2)
     sum((x * torch.randn_like(x)).mean() for x in predictions).backward()
-    assert [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
-    assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
+    learning = {name: p for name, p in network.named_parameters()
+                if p.requires_grad and not name.startswith(UNUSED.get(encoder, " "))}
+    assert [name for name, p in learning.items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in learning.values())
     assert all(x.requires_grad for x in output.shared)
     with torch.no_grad():
         alone = network(image())  # a batch of one, still in training

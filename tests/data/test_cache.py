@@ -140,8 +140,8 @@ def test_a_really_full_device_raises_an_error(noise, tmp_path, monkeypatch):
     """The same without a fake: every file of the copy is /dev/full."""
     dataset, tasks = noise(size=(200, 200))
     real = cache.Path.open
-    monkeypatch.setattr(cache.Path, "open", lambda self, mode="r": real(cache.Path("/dev/full"), mode)
-                        if mode == "wb" else real(self, mode))
+    monkeypatch.setattr(cache.Path, "open", lambda self, mode="r", **options: real(cache.Path("/dev/full"), mode)
+                        if mode == "wb" else real(self, mode, **options))
     with pytest.raises(InputError, match="No space left on device"):
         cached(dataset, tmp_path, tasks)
     assert copies(tmp_path) == []

@@ -126,19 +126,22 @@ def test_a_type_that_does_not_exist(tmp_path: Path, place: int, value: int) -> N
         read_mat(tmp_path / "a.mat", "mask")
 
 
-def test_any_changed_byte_is_read_or_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("one_in", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_any_changed_byte_is_read_or_refused(tmp_path: Path, one_in: int) -> None:
     """Each byte of a small file as each type of element and a few others: the process lives on."""
     path = tmp_path / "a.mat"
     good = written(path, {"mask": MASK})
     refused = 0
     for place in range(120, len(good)):
-        for value in (*range(20), 48, 128, 255):
+        for number, value in enumerate((*range(20), 48, 128, 255)):
+            if (place + number) % one_in:
+                continue
             path.write_bytes(good[:place] + bytes([value]) + good[place + 1:])
             try:
                 read_mat(path, "mask")
             except InputError:
                 refused += 1
-    assert refused > 200
+    assert refused > 200 / one_in
 
 
 @pytest.mark.parametrize(("wrong", "said"), [

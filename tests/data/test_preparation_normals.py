@@ -82,7 +82,7 @@ def test_a_pixel_alone_has_no_normal() -> None:
     assert not normals_from_depth(np.full(SIZE, 2.0), valid, CAMERA, PlaneFit(window=5, stride=1))[1].any()
 
 
-@pytest.mark.parametrize("size", [(128, 160), (240, 320)])
+@pytest.mark.parametrize("size", [(128, 160), pytest.param((240, 320), marks=pytest.mark.slow)])
 def test_rooms_are_within_a_degree(size: tuple[int, int]) -> None:
     """Rendered rooms with their exact depth; curved things, creases and thin legs are what is left of the error."""
     rooms = Rooms.Config(size=size).build(split="val", tasks=("depth", "normals", "boundaries"))

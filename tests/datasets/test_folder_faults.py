@@ -39,7 +39,7 @@ TOML_FAULTS = [
     ('val = 0.2', "val = 2", "splits.val: got 2; needs a share"),
     ('val = 0.2', 'val = "sunday/"', "splits.val: got the folder 'sunday/'"),
     ('val = 0.2', 'val = "tuesday/"', "splits.val: got 'tuesday/03', which is in test too"),
-    ('"lists/test.txt"', '"lists/tset.txt"', "tset.txt: got no such file"),
+    ('"lists/test.txt"', '"lists/tset.txt"', "splits.test: got 'lists/tset.txt', and there is no file"),
     ('files = "classes/{id}.png"', 'fils = "classes/{id}.png"', "tasks.semseg.fils: got an unknown field"),
     ('files = "classes/{id}.png"', 'files = "classes/{id}.tif"', "tasks.semseg.files: got 'classes/{id}.tif', which"),
     ('["stone", "wood"]', '["stone"]', "tasks.material.colors: got 2 entries; needs 1"),

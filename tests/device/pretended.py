@@ -9,7 +9,8 @@ Every storage carries the device that it pretends to be on. A function mode answ
 the device would: tensors of two devices in one operator (but for 0-dim numbers of the host), ``.numpy()`` without
 ``.cpu()``, a generator of another device, float64 where the kind has none. Each device draws from a state of its own.
 
-Not modeled: kernels that a device lacks, streams, memory, the lists of its autocast.
+Not modeled: kernels of torch that a device lacks (of torchvision's it is known), streams, memory, the lists of its
+autocast.
 """
 
 from __future__ import annotations
@@ -56,7 +57,14 @@ def where_called(inside: str) -> str:
     return "torch"
 
 
-class Generator(torch.Generator):
+class _Any(type(torch.Generator)):
+    """Modules that are imported meanwhile keep the class in their hints: any generator must be one for them later."""
+
+    def __instancecheck__(cls, other: object) -> bool:
+        return isinstance(other, torch._C.Generator)
+
+
+class Generator(torch.Generator, metaclass=_Any):
     """One that says where it is."""
 
     def __new__(cls, device: Any = "cpu") -> Generator:
@@ -369,6 +377,7 @@ class _Function(TorchFunctionMode):
     def _make(self, function, name, args, kwargs, here):
         """A function that may be a factory."""
         machine, explicit = self.machine, None
+        kwargs.pop("pin_memory", None)
         if kwargs.get("device") is not None:
             explicit = machine.resolve(kwargs["device"])
             if machine.is_there(explicit):
@@ -381,7 +390,7 @@ class _Function(TorchFunctionMode):
         elif name == "new_tensor" and machine.is_there(here):
             machine.wait("new_tensor on a device")
         generator = kwargs.get("generator")
-        if isinstance(generator, Generator) and generator.pretended.type != (explicit or here).type:
+        if hasattr(generator, "pretended") and generator.pretended.type != (explicit or here).type:
             raise RuntimeError(f"Expected a '{(explicit or here).type}' device type for generator but found "
                                f"'{generator.pretended.type}'")
         there = any(machine.is_there(machine.of(x)) for x in _tensors(args, list(kwargs.values())))
@@ -429,6 +438,9 @@ class _Dispatch(TorchDispatchMode):
         blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)) if name == "copy_" else True
         device = self._device(function, name, given, devices, blocking)
         there = machine.is_there(device)
+        if there and function.namespace == "torchvision" and not torch._C._dispatch_has_kernel_for_dispatch_key(
+                f"torchvision::{name}", machine.kind.upper()):
+            raise NotImplementedError(f"torchvision::{name} has no kernel for {machine.kind}")
         if there and (name in WAITING or (name.startswith("linalg_") and "norm" not in name)):
             machine.wait(name)
         elif there and name in INDEXING and any(x.dtype == torch.bool for x in given[1:]):

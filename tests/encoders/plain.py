@@ -10,7 +10,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.backbones.wide_resnet import WideResNet
 
 RESNET = Timm.Config(model="test_resnet")
-HRNET = Timm.Config(model="hrnet_w18_small_v2")
+HRNET = Timm.Config(model="hrnet_w18_small")
 VIT = Timm.Config(model="test_vit")
 SEGNET = SegNet.Config(width=4, bottom_width=6)
 WIDE = WideResNet.Config(depth=10, width=1)

@@ -25,7 +25,7 @@ SLOW = ["resnet18", "resnetv2_18", "convnextv2_atto", "efficientnet_b0", "test_e
         "vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch16_dinov3", "twins_pcpvt_small",
         "mobilevit_xxs", "mobilenetv4_conv_small", "dpn68", "focalnet_tiny_srf", "pvt_v2_b0", "xception41",
         "test_maxvit", "vgg11", "ghostnet_050", "cspresnet50", "repvgg_a0", "edgenext_xx_small", "poolformer_s12"]
-WHOLE = {"twins_pcpvt_small", "xception41", "vit_small_patch16_dinov3"}  # families that cannot be cut
+WHOLE = {"twins_pcpvt_small", "xception41"}  # families that cannot be cut
 families = pytest.mark.parametrize("model", [*FAST, *(pytest.param(m, marks=pytest.mark.slow) for m in SLOW)])
 PAIRS = [(encoder, model) for encoder in CATALOG.names() for model in (*FAST, *SLOW)]
 QUICK = {(encoder, FAST[(number + more) % 4]) for number, encoder in enumerate(CATALOG.names()) for more in (0, 2)}
@@ -44,8 +44,10 @@ def test_two_sizes_and_every_parameter_learns(encoder, model):
         assert {task: tuple(x.shape) for task, x in output.final.items()} == {"a": (2, 2, *size), "b": (2, 1, *size)}
         check_branches(output.shared)
     sum((x * torch.randn_like(x)).mean() for x in output.final.values()).backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None] == []
-    assert all(p.grad.isfinite().all() for p in network.parameters())
+    learning = {name: p for name, p in network.named_parameters() if p.requires_grad
+                and not (encoder == "mtlora" and "fc2.lora_shared_" in name)}  # the last one only feeds what ends there
+    assert [name for name, p in learning.items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in learning.values())
 
 
 @families
@@ -66,8 +68,10 @@ def test_cutting_stages_changes_nothing(model):
 
 
 @pytest.mark.parametrize(("model", "halved"), [
-    ("resnet18", {1, 2, 3, 4}), ("test_convnext", {2, 3, 4}), ("swin_tiny_patch4_window7_224", {1, 2, 3, 4}),
-    ("hrnet_w18_small_v2", {1, 3, 4}), ("regnety_002", {3, 4}), ("twins_pcpvt_small", set())])
+    ("resnet18", {1, 2, 3, 4}), ("test_convnext", {2, 3, 4}), ("hrnet_w18_small_v2", {1, 3, 4}),
+    ("regnety_002", {3, 4}),
+    pytest.param("swin_tiny_patch4_window7_224", {1, 2, 3, 4}, marks=pytest.mark.slow),
+    pytest.param("twins_pcpvt_small", set(), marks=pytest.mark.slow)])
 def test_which_stages_come_apart(model, halved):
     assert StageTrunk(Timm.Config(model=model).build()).halved == halved
 

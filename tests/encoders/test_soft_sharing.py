@@ -173,7 +173,8 @@ def test_units_have_a_learning_rate_of_their_own(config, decay):
      NYUV2, 24_981_069 + 24_980_289 + 24_980_419 + 27),
 ], ids=["stitch-r50", "stitch-r18", "nddr-r50", "nddr-r18", "stitch-segnet"])
 def test_published_numbers_of_parameters(config, backbone, head, channels, expected):
-    assert count(Network.build(backbone, config, head, {f"task{i}": c for i, c in enumerate(channels)})) == expected
+    with torch.device("cpu" if isinstance(config, Nddr.Config) else "meta"):  # NDDR's weights begin as given numbers
+        assert count(Network.build(backbone, config, head, {f"task{i}": c for i, c in enumerate(channels)})) == expected
 
 
 @pytest.mark.parametrize(("config", "said"), [

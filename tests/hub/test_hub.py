@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub.constants as constants
 import numpy as np
 import pytest
 import torch
-from hub_server import Hub, serving
 from PIL import Image
 
 import polyptych
+from hub_server import Hub, serving, use
 from polyptych import hub as client
 from polyptych.backbones.timm import Timm
 from polyptych.beginning import begin
@@ -48,11 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A server, and a client that knows no other and has an empty cache."""
     with serving() as hub:
-        for module_constant, value in {
-            "ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "home/hub"),
-            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}"}.items():
-            monkeypatch.setattr(constants, module_constant, value)
-        monkeypatch.setenv("HF_TOKEN", "hf_token")
+        use(hub, tmp_path / "home", monkeypatch)
         yield hub
 
 
@@ -108,19 +103,19 @@ def test_without_a_connection_what_was_fetched_serves(run: Path, server: Hub, mo
     there = polyptych.load(f"hf://{NAME}").network
     monkeypatch.setattr(client, "reachable", lambda url: False)
     assert torch.equal(polyptych.load(f"hf://{NAME}").network.std, there.std)
-    assert "no connection" in refused(capsys, "predict", "hf://anna/other", "x.png")
+    assert "no connection" in refused(capsys, "evaluate", "hf://anna/other")
     monkeypatch.setattr("polyptych.pushing.reachable", lambda url: False)
     assert "no connection" in refused(capsys, "push", str(run), NAME)
 
 
 def test_names_that_are_not_there(run: Path, server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "or a private one" in refused(capsys, "predict", "hf://anna/none", "x.png")
-    assert "no address" in refused(capsys, "predict", "hf://anna", "x.png")
+    assert "or a private one" in refused(capsys, "evaluate", "hf://anna/none")
+    assert "no address" in refused(capsys, "evaluate", "hf://anna")
     assert "OWNER/NAME" in refused(capsys, "push", str(run), "anna")
     server.repositories["anna/empty"] = {"README.md": b"nothing"}
-    assert "without run.json" in refused(capsys, "predict", "hf://anna/empty", "x.png")
+    assert "without run.json" in refused(capsys, "evaluate", "hf://anna/empty")
     assert main(["push", str(run), NAME]) == 0
-    assert "no revision 'x'" in refused(capsys, "predict", f"hf://{NAME}@x", "x.png")
+    assert "no revision 'x'" in refused(capsys, "evaluate", f"hf://{NAME}@x")
     server.faults = {"closed"}
     assert "nobody who is logged in" in refused(capsys, "push", str(run), NAME)
     server.faults = {"full"}
@@ -134,12 +129,12 @@ def test_downloads_that_break_off_or_are_something_else(run: Path, server: Hub, 
     assert main(["push", str(run), NAME]) == 0
     for fault, says in (("cut", "broke off"), ("other", "contents with hash")):
         server.faults = {fault}
-        assert says in refused(capsys, "predict", f"hf://{NAME}", "x.png")
+        assert says in refused(capsys, "evaluate", f"hf://{NAME}")
     server.faults = set()
     assert polyptych.load(f"hf://{NAME}").tasks.keys() == {"semseg", "depth"}
     server.repositories[NAME]["run.json"] = b"[]"
     shutil.rmtree(tmp_path / "home")
-    assert "run.json that is none" in refused(capsys, "predict", f"hf://{NAME}", "x.png")
+    assert "run.json that is none" in refused(capsys, "evaluate", f"hf://{NAME}")
 
 
 def test_start_reads_them_too(run: Path, server: Hub) -> None:

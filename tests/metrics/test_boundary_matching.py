@@ -213,7 +213,7 @@ def brute_force(prediction: np.ndarray, truth: np.ndarray, radius: float) -> tup
     return int(real.sum()), int(cost[i, j][real].sum())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0, 6), st.booleans())
 def test_matching_is_optimal(seed: int, radius: float, thinned: bool) -> None:
     prediction = random_map(seed)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from polyptych.cli import main
+from polyptych.errors import InputError
 from polyptych.metrics.saliency import SaliencyF
 from polyptych.metrics.saliency_folders import evaluate_saliency_maps
 
@@ -129,6 +130,13 @@ def test_a_place_that_cannot_be_written_is_known_first(folders, capsys):
     assert main(["evaluate-saliency", *map(str, folders), "--out", str(blocked)]) == 2
     said = capsys.readouterr()
     assert not said.out and said.err.count("\n") == 1
+
+
+def test_predictions_are_not_their_own_truth(folders) -> None:
+    link = folders[0].parent / "link"
+    link.symlink_to(folders[0])
+    with pytest.raises(InputError, match="link: got the folder of the predictions"):
+        evaluate_saliency_maps(folders[0], link)
 
 
 def test_two_folders_are_needed(capsys):

@@ -20,10 +20,12 @@ SAID: dict[str, dict[str, Any]] = {
     "m_emanet_small": {"size": (64, 96)},
     "invpt_small": {"size": (64, 128)},
     "taskprompter_small": {"size": (64, 96), "assume": {"chan_nheads": 4}},
+    "pgt_small": {"size": (96, 128)},
+    "tit_small": {"size": (96, 128)},
 }
 FIXTURES = ("emanet_small", "m_emanet_small", "padnet", "papnet", "mtinet", "mtan_segnet", "survey_hps_resnet18",
             "survey_mtan_resnet18", "survey_crossstitch_resnet18", "survey_nddr_resnet18", "demt_swin_t", "invpt_small",
-            "taskprompter_small")
+            "taskprompter_small", "mtlora_small", "pgt_small", "tit_small")
 
 
 def outputs(name: str, output: Output, size: tuple[int, int]) -> dict[str, Tensor]:

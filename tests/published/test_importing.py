@@ -16,6 +16,7 @@ from test_twins import NAMES, SEGNET, THREE, shared, theirs
 from torch import Tensor
 
 import polyptych
+from hub_server import serving, use
 from polyptych.cli import main
 from polyptych.importing import load_published
 
@@ -59,7 +60,8 @@ def test_the_run_says_what_it_is(imported: Path) -> None:
     assert network.mean.flatten().tolist() == [0, 0, 0] and network.std.flatten().tolist() == [1, 1, 1]
 
 
-def test_it_evaluates_predicts_exports_profiles_and_continues(imported: Path, tmp_path: Path) -> None:
+def test_it_evaluates_predicts_exports_profiles_goes_out_and_continues(
+        imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["evaluate", str(imported)]) == 0
     found = json.loads((imported / "evaluation/test.json").read_text())
     assert found["protocol"].startswith("nyuv2-13") and list(found["tasks"]) == NAMES
@@ -68,9 +70,17 @@ def test_it_evaluates_predicts_exports_profiles_and_continues(imported: Path, tm
     assert main(["predict", str(imported), str(photo), "--out", str(tmp_path / "out"), "--arrays"]) == 0
     assert main(["export", str(imported), "--format", "torch", "--out", str(tmp_path / "model.pt2")]) == 0
     assert main(["predict", str(tmp_path / "model.pt2"), str(photo), "--out", str(tmp_path / "out2"), "--arrays"]) == 0
+    with serving() as hub:
+        use(hub, tmp_path / "home", monkeypatch)
+        assert main(["push", str(imported), "anna/split"]) == 0
+        assert main(["predict", "hf://anna/split", str(photo), "--out", str(tmp_path / "out3"), "--arrays"]) == 0
+    assert "lorenmt/mtan" in hub.repositories["anna/split"]["README.md"].decode()
+    assert json.loads(hub.repositories["anna/split"]["evaluation/test.json"])["tasks"] == found["tasks"]
     for task in NAMES:
-        ours, exported = (np.load(tmp_path / folder / f"photo_{task}.npy") for folder in ("out", "out2"))
+        ours, exported, fetched = (np.load(tmp_path / folder / f"photo_{task}.npy") for folder in (
+            "out", "out2", "out3"))
         np.testing.assert_allclose(ours, exported, atol=1e-4)
+        assert np.array_equal(ours, fetched)
     assert main(["profile", str(imported), "--seconds", "0.1", "--repeats", "1"]) == 0
     record = json.loads((imported / "run.json").read_text())
     record["run"] |= {"steps": 1, "batch_size": 2}

@@ -14,6 +14,9 @@ from torch import Tensor
 
 import polyptych
 from polyptych.importing import Said, converted
+from polyptych.ops.resize import resize
+from polyptych.published._base import Seen
+from polyptych.published.multi_task_transformer import invpt_with_one_logit
 
 THREE = {"semseg": 13, "depth": 1, "normals": 3}
 SEGNET = {"backbone_width": 4, "backbone_bottom_width": 6, "decoder": "heads", "decoder_head": "linear",
@@ -148,6 +151,34 @@ def wide_resnet(tasks: list[str]) -> Renamer:
     return name
 
 
+AUXILIARY = {"semseg": 40, "normals": 3, "boundaries": 1, "depth": 1}
+"""The survey's NYUD with two tasks that only help the others."""
+PAD_NET = table(
+    *within(r"encoder\.backbone\.", "backbone.0.", HRNET), (r"decoder\.fuse\.mix\.", "backbone.1.last_layer."),
+    (r"decoder\.initial\.(\w+)\.refine\.", r"initial_task_prediction_heads.layers.\1."),
+    (r"decoder\.initial\.(\w+)\.predict\.", r"initial_task_prediction_heads.conv_out.\1."),
+    (r"decoder\.distill\.gate\.(\w+)\.(\w+)\.",
+     r"multi_modal_distillation.self_attention.\1.\2.attention.0."),
+    (r"decoder\.distill\.message\.(\w+)\.(\w+)\.", r"multi_modal_distillation.self_attention.\1.\2.conv."),
+    (r"decoder\.heads\.(\w+)\.refine\.", r"heads.\1."), (r"decoder\.heads\.(\w+)\.predict\.", r"heads.\1.2."))
+
+
+def mti_net(key: str) -> str:
+    if found := re.fullmatch(r"decoder\.initial\.propagate\.(\d)\.(.*)", key):
+        rest = re.sub(r"excite\.(\w+)\.([13])", lambda at: f"se.{at[1]}.squeeze.{int(at[2]) - 1}", found[2])
+        rest = rest.replace("mask.", "non_linear.").replace("join.", "dimensionality_reduction.")
+        return f"fpm_scale_{int(found[1]) + 1}.{rest}"
+    return table(
+        *within(r"encoder\.backbone\.", "backbone.", HRNET),
+        (r"decoder\.initial\.refine\.(\d)\.(\w+)\.", r"scale_\1.refinement.\2."),
+        (r"decoder\.initial\.predict\.(\d)\.(\w+)\.", r"scale_\1.decoders.\2."),
+        (r"decoder\.distill\.(\d)\.gate\.(\w+)\.(\w+)\.",
+         r"distillation_scale_\1.self_attention.\2.\3.attention.0."),
+        (r"decoder\.distill\.(\d)\.message\.(\w+)\.(\w+)\.",
+         r"distillation_scale_\1.self_attention.\2.\3.conv."),
+        *with_groups(r"decoder\.heads\.(\w+)\.", r"heads.\1.", FUSED))(key)
+
+
 NAMES = list(THREE)
 TWINS: dict[str, tuple[str, dict[str, int], dict[str, Any], Renamer, Said]] = {
     "mtan, split": ("segnet", THREE, SEGNET, shared(NAMES), Said()),
@@ -169,6 +200,12 @@ TWINS: dict[str, tuple[str, dict[str, int], dict[str, Any], Renamer, Said]] = {
     "ema_net, single tasks": ("hrnet_w18_small_v2", {"semseg": 19, "depth": 1}, {"encoder": "single"}, table(
         *with_groups(r"encoder\.backbones\.(\w+)\.", r"backbones.\1.", HRNET),
         *with_groups(r"decoder\.heads\.(\w+)\.", r"heads.\1.", FUSED)), Said(repository="ema_net")),
+    "survey, PAD-Net with auxiliary tasks": ("hrnet_w18_small_v2", AUXILIARY, {
+        "decoder": "pad_net", "decoder_gate": "source", "decoder_auxiliary_tasks": ("normals", "boundaries")}, PAD_NET,
+        Said()),
+    "survey, MTI-Net with auxiliary tasks": ("hrnet_w18_small_v2", AUXILIARY, {
+        "decoder": "mti_net", "decoder_softmax": "published", "decoder_auxiliary_tasks": ("normals", "boundaries")},
+        mti_net, Said()),
     "demt, HRNet": ("hrnet_w18_small_v2", {"semseg": 40, "depth": 1}, {
         "backbone_pad": False, "decoder": "demt", "decoder_attention": "pixel", "decoder_offsets": "published",
         "decoder_depth": 2, "decoder_width": 32}, table(*within(r"encoder\.backbone\.", "backbone.", HRNET), *DEMT),
@@ -193,8 +230,9 @@ def theirs(ours: dict[str, Tensor], name: Renamer, tasks: list[str]) -> dict[str
             numbers = torch.zeros(4 if way == "encoder" else 5, len(tasks), dtype=torch.float64)
             file.setdefault(f"cs_unit_{way}", numbers)[row] = tensor[0, :, 0]
         else:
-            linear = name(key).startswith("linear.") and tensor.ndim == 4
-            file[name(key)] = tensor.flatten(1) if linear else tensor
+            their = re.sub(r"\bboundaries\b", "edge", name(key))
+            linear = (their.startswith("linear.") or ".squeeze." in their) and tensor.ndim == 4
+            file[their] = tensor.flatten(1) if linear else tensor
     return file
 
 
@@ -211,6 +249,8 @@ def test_our_network_under_the_authors_names_comes_back(twin: str) -> None:
     file = theirs(network.state_dict(), name, list(channels))
     if twin == "mtan, dense":  # the shared network's last block, which nothing reads
         file |= {f"decoder_block.0.{n}.weight": torch.zeros(13, 4, 3, 3) for n in (0, 3)}
+    if twin.startswith("survey"):  # its training wraps the network
+        file = {f"module.{key}": value for key, value in file.items()}
     found = converted(file, Path("file.pth"), said)
     assert not found.left_over and found.repository.component_name() == twin.partition(",")[0]
     image = torch.rand(1, 3, 64, 96, dtype=torch.float64)
@@ -219,4 +259,26 @@ def test_our_network_under_the_authors_names_comes_back(twin: str) -> None:
     with torch.inference_mode():
         expected, got = network(image).final, found.network()(image).final
     for task, own in zip(channels, found.run.tasks, strict=True):
-        torch.testing.assert_close(got[own], expected[task], rtol=0, atol=float(expected[task].abs().max()) * 1e-9)
+        same_size = resize(got[own], (64, 96))  # classifications keep the decoder's resolution
+        torch.testing.assert_close(same_size, expected[task], rtol=0, atol=float(expected[task].abs().max()) * 1e-9)
+
+
+def test_invpt_with_two_channels_of_saliency_is_one_with_a_logit() -> None:
+    """Also inside, where the preliminary prediction is read onward."""
+    options: dict[str, Any] = {"backbone_image_size": (64, 64), "backbone_vit_pyramid": "taps", "decoder": "invpt",
+                               "decoder_width": 64}
+    torch.manual_seed(0)
+    two = polyptych.network("vit_tiny_patch16_224", {"semseg": 3, "saliency": 2}, **options).double().eval()
+    one = polyptych.network("vit_tiny_patch16_224", {"semseg": 3, "saliency": 1}, **options).double().eval()
+    tensors = dict(two.state_dict())
+    seen = Seen("file", {}, None, {})
+    seen.tasks = {"semseg": "semseg", "sal": "saliency"}
+    invpt_with_one_logit(tensors, seen)
+    one.load_state_dict(tensors)
+    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        of_two, of_one = two(image), one(image)
+    torch.testing.assert_close(of_one["semseg"], of_two["semseg"])
+    for got, expected in ((of_one.final, of_two.final),
+                          (of_one.auxiliary[0].prediction, of_two.auxiliary[0].prediction)):
+        torch.testing.assert_close(got["saliency"], expected["saliency"][:, 1:] - expected["saliency"][:, :1])

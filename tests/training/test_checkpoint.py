@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+import resource
+import signal
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,23 +112,16 @@ def test_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     """A real limit of the operating system on file size stands in for the full disk: the write itself fails."""
     path = tmp_path / "last.safetensors"
-    program = f"""
-import resource, signal, torch
-from pathlib import Path
-from polyptych.checkpoint import write_tensors
-from polyptych.errors import InputError
-path = Path({str(path)!r})
-write_tensors(path, {{"a": torch.zeros(10)}}, {{"step": 1}})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-try:
-    write_tensors(path, {{"a": torch.zeros(100_000)}}, {{"step": 2}})
-except InputError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "'File too large' while writing; needs free, writable disk" in done.stdout
-    assert "what was there before is untouched" in done.stdout
+    write_tensors(path, {"a": torch.zeros(10)}, {"step": 1})
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(InputError, match="'File too large' while writing; needs free, writable disk") as refusal:
+            write_tensors(path, {"a": torch.zeros(100_000)}, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "what was there before is untouched" in str(refusal.value)
     tensors, values = read_tensors(path)
     assert values["step"] == 1 and tensors["a"].sum() == 0
     assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polyptych.backbones._freezing import freeze, number_stages
 from polyptych.backbones._states import maps_of
 from polyptych.component import Catalog, Component
+from polyptych.errors import InputError
+from polyptych.ranges import check_range
 from polyptych.types import Features, FeatureSpec
 
 CATALOG: Catalog[Backbone] = Catalog("backbone", "polyptych.backbones")
@@ -37,8 +40,30 @@ class Backbone(nn.Module, Component, ABC):
     class Config(Component.Config):
         catalog = CATALOG
 
+        freeze: Literal["none", "all", "all_but_norms", "stages", "blocks"] = "none"
+        """What stands still while the rest is trained: nothing, the whole backbone, all but its normalization layers,
+        or its first stages or blocks with the stem. What stands still stays in evaluation mode (batch statistics,
+        dropout), but for all_but_norms. A pyramid or norms that are added to trained weights always learn."""
+        freeze_first: int = 0
+        """Number of stages or blocks that stand still."""
+        freeze_until: int = 0
+        """Number of steps after which everything learns (0: never)."""
+
+        def __post_init__(self) -> None:
+            check_range("--backbone.freeze-until", self.freeze_until, 0, do="0 keeps it frozen")
+            if self.freeze_first and self.freeze not in ("stages", "blocks"):
+                raise InputError("--backbone.freeze-first", str(self.freeze_first), "--backbone.freeze stages or "
+                                 "blocks, whose number it is", "add that, or leave it out")
+            if self.freeze_until and self.freeze == "none":
+                raise InputError("--backbone.freeze-until", f"{self.freeze_until}, but nothing is frozen",
+                                 "what it is to hold until then", "add --backbone.freeze all, or leave it out")
+
         def build(self) -> Backbone:
-            return self.owner(self)
+            backbone: Backbone = self.owner(self)
+            number_stages(backbone)
+            if self.freeze != "none":
+                freeze(backbone, self.freeze, self.freeze_first, self.freeze_until)
+            return backbone
 
         def without_weights(self) -> Backbone.Config:
             """The same network, not fetching any weights, for when a checkpoint is about to fill it."""
@@ -66,6 +91,14 @@ class Backbone(nn.Module, Component, ABC):
             state = stage(state)
             states.append(state)
         return states
+
+    def trunk_maps(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        """What the stages give, without what is added to them: :meth:`finish` makes the pyramid of it."""
+        return self.features(self.run(image)).maps
+
+    def finish(self, maps: tuple[Tensor, ...]) -> Features:
+        """The pyramid, of :meth:`trunk_maps`."""
+        return Features(maps)
 
     def grids(self, state: Any) -> list[Tensor]:
         """The maps of a state that lie on a grid over the image: its first ones, usually all."""

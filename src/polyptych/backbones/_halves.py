@@ -56,7 +56,7 @@ def _take_off(stage: nn.Module) -> Halves | None:
                                            ChannelsFirst(inner[1], stage.leaves_last, stage.leaves_last))
     if isinstance(stage, TokenBlocks):
         *rest, last = stage.blocks
-        return (TokenBlocks(rest), TokenBlocks([last], stage.norm)) if rest else None
+        return (TokenBlocks(rest, rope=stage.rope), TokenBlocks([last], stage.norm, stage.rope)) if rest else None
     if isinstance(stage, HighResolutionStage):
         modules = stage.branches
         if not isinstance(modules, nn.Sequential) or len(modules) < 2:

@@ -107,24 +107,28 @@ class OwnLayout:
         sign: the end of a key that only this layout has.
         rules: names to timm's; whatever else the file has is left as it is called.
         before: done to all tensors first.
+        for_timm: timm's own conversion comes after, which brings tables of positions and patches to other sizes.
     """
 
     name: str
     sign: str
     rules: tuple[Rename, ...]
     before: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    for_timm: bool = False
 
 
 LAYOUTS = (
     OwnLayout("mmsegmentation's names of Swin", "patch_embed.projection.weight", SWIN_MMSEG),
     OwnLayout("mmsegmentation's names of ResNetV1c", "stem.7.running_var", RESNET_V1C),
-    OwnLayout("JAX's names of a vision transformer", "embedding.kernel", JAX_VIT, before=_unstacked),
+    OwnLayout("JAX's names of a vision transformer", "embedding.kernel", JAX_VIT, before=_unstacked,
+              for_timm=True),
 )
+CHUNKS = OwnLayout("DINOv2's chunks of blocks", "", (), for_timm=True)
 _CHUNK = re.compile(r"^(.*\bblocks)\.\d+\.(\d+\..*)$")
 
 
-def in_timms_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, str]:
-    """Tensors by timm's names, the layout that they had (empty: none of these) and what stood before their names."""
+def in_timms_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], OwnLayout | None, str]:
+    """Tensors by timm's names, the layout that they had, if it is one of these, and what stood before their names."""
     dotted = {key.replace("/", "."): tensor for key, tensor in state.items()}
     for layout in LAYOUTS:
         key = next((key for key in dotted if key == layout.sign or key.endswith(f".{layout.sign}")), None)
@@ -135,8 +139,8 @@ def in_timms_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, st
         if layout.before is not None:
             inside = layout.before(inside)
         found, left = renamed(inside, layout.rules, {}, {})
-        return found | {key: inside[key] for key in left if key not in found}, layout.name, prefix
-    if any("blocks." in key for key in state) and all(_CHUNK.match(key) for key in state if "blocks." in key):
-        # DINOv2's training keeps blocks in chunks: blocks.CHUNK.NUMBER.
-        return {(_CHUNK.sub(r"\1.\2", key)): tensor for key, tensor in state.items()}, "DINOv2's chunks of blocks", ""
-    return state, "", ""
+        return found | {key: inside[key] for key in left if key not in found}, layout, prefix
+    if any(key.endswith("0.0.attn.qkv.weight") and _CHUNK.match(key) for key in state):
+        # DINOv2's training keeps blocks in chunks: blocks.CHUNK.NUMBER. (EfficientNet counts its stages so.)
+        return {(_CHUNK.sub(r"\1.\2", key)): tensor for key, tensor in state.items()}, CHUNKS, ""
+    return state, None, ""

@@ -1,8 +1,9 @@
 """Cutting a timm feature extractor into stages whose states are maps (b c h w), or lists of them.
 
 Four kinds are cut: timm's lists of modules (ResNet, ConvNeXt, Swin, RegNet, DenseNet, ...), the EfficientNet and
-MobileNet extractors, HRNet, and plain vision transformers. Whatever else timm has (hierarchical transformers with a
-``forward_intermediates`` of their own) becomes one stage that runs the whole.
+MobileNet extractors, HRNet, and plain vision transformers, those with rotary positions (EVA, DINOv3) too. Whatever else
+timm has (hierarchical transformers with a ``forward_intermediates`` of their own) becomes one stage that runs the
+whole.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeGuard, cast
 from jaxtyping import Float
 from timm.models._features import FeatureGetterNet, FeatureInfo, FeatureListNet
 from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.eva import Eva
 from timm.models.hrnet import HighResolutionNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 from timm.models.vision_transformer import VisionTransformer
@@ -183,7 +185,10 @@ class HighResolutionStage(nn.Module):
 # -- plain vision transformers ---------------------------------------------------------------------------------------
 
 
-def _is_plain_transformer(model: nn.Module) -> TypeGuard[VisionTransformer]:
+def _is_plain_transformer(model: nn.Module) -> TypeGuard[VisionTransformer | Eva]:
+    if isinstance(model, Eva):  # rotary angles that are learned for every depth, and dropped patches, stay inside
+        return (type(model).forward_intermediates is Eva.forward_intermediates and model.patch_drop is None
+                and not getattr(model, "rope_mixed", False))
     return (isinstance(model, VisionTransformer)
             and type(model).forward_intermediates is VisionTransformer.forward_intermediates)
 
@@ -214,47 +219,88 @@ class QuarterTaps(FeatureGetterNet):
         return [*maps, network.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.norm else last]
 
 
-def _cut_transformer(model: VisionTransformer, taps: bool) -> Cut:
+def _cut_transformer(model: VisionTransformer | Eva, taps: bool) -> Cut:
     """The embedding and four groups of blocks."""
     blocks = list(model.blocks)
     groups = [blocks[a:b] for a, b in pairwise(_quarters(len(blocks)))]
     norm, model.norm = model.norm, nn.Identity()  # it belongs to the last stage
-    stages = [TokenEmbedding(model), *(TokenBlocks(group) for group in groups[:-1]), TokenBlocks(groups[-1], norm)]
+    rope = Rotations(model) if isinstance(model, Eva) and model.rope is not None else None
+    if isinstance(model, Eva):
+        model.rope = None  # type: ignore[assignment]
+    stages = [TokenEmbedding(model), *(TokenBlocks(group, rope=rope) for group in groups[:-1]),
+              TokenBlocks(groups[-1], norm, rope)]
     info: Any = model.feature_info[-1]
     tapped = tuple(range(1, len(stages))) if taps else (len(stages) - 1,)
     return Cut(stages, tapped, [info["num_chs"]] * len(tapped), [info["reduction"]] * len(tapped), plain=True)
+
+
+class Rotations(nn.Module):
+    """The angles by which a transformer's queries and keys are turned, from the size of the map alone. Every stage has
+    them: only maps pass from one to the next."""
+
+    def __init__(self, model: Eva):
+        super().__init__()
+        self.rope, self.any_size = model.rope, model.dynamic_img_size or not hasattr(model.rope, "feat_shape")
+
+    def forward(self, height: int, width: int) -> Tensor:
+        rope: Any = self.rope
+        return rope.get_embed(shape=(height, width)) if self.any_size else rope.get_embed()
 
 
 class TokenEmbedding(nn.Module):
     """Image to tokens, as a map (b c h w). Class and register tokens are a second map (b c 1 p), so that whatever acts
     on the channels of a state acts on them too."""
 
-    def __init__(self, model: VisionTransformer):
+    def __init__(self, model: VisionTransformer | Eva):
         super().__init__()
         self.model = model
         model.blocks = nn.Sequential()  # they belong to the stages that follow
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Tensor | list[Tensor]:
-        model = self.model
-        tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+        model: Any = self.model
+        tokens = model._pos_embed(model.patch_embed(image))
+        if isinstance(tokens, tuple):  # with rotary positions, which are not there any more
+            tokens = tokens[0]
+        if model.patch_drop is not None:
+            tokens = model.patch_drop(tokens)
+        tokens = model.norm_pre(tokens)
         height, width = model.patch_embed.dynamic_feat_size((image.shape[-2], image.shape[-1]))
         return _to_maps(tokens, height, width, model.num_prefix_tokens)
 
 
 class TokenBlocks(nn.Module):
-    """Some transformer blocks; after the last ones a norm, and only the map goes on."""
+    """Some transformer blocks; after the last ones a norm, and only the map goes on. An encoder that runs blocks by
+    itself does so as :meth:`forward` does."""
 
-    def __init__(self, blocks: list[nn.Module], norm: nn.Module | None = None):
+    def __init__(self, blocks: list[nn.Module], norm: nn.Module | None = None, rope: Rotations | None = None):
         super().__init__()
         self.blocks, self.norm = nn.Sequential(*blocks), norm
+        self.rope = rope
 
     def forward(self, state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        tokens = self.to_tokens(state)
+        if self.rope is None:
+            tokens = self.blocks(tokens)
+        else:
+            for block in self.blocks:
+                tokens = block(tokens, rope=self.rotations(state))
+        return self.to_state(tokens, state)
+
+    def to_tokens(self, state: Tensor | list[Tensor]) -> Float[Tensor, "b n c"]:
+        """Class and register tokens, then patches."""
         grid, prefix = (state, None) if isinstance(state, Tensor) else state
         tokens = grid.flatten(2).transpose(1, 2)
-        if prefix is not None:
-            tokens = cat([prefix.flatten(2).transpose(1, 2), tokens], dim=1)
+        return tokens if prefix is None else cat([prefix.flatten(2).transpose(1, 2), tokens], dim=1)
+
+    def rotations(self, state: Tensor | list[Tensor]) -> Tensor | None:
+        """What attention needs beside tokens."""
+        grid = state if isinstance(state, Tensor) else state[0]
+        return None if self.rope is None else self.rope(grid.shape[2], grid.shape[3])
+
+    def to_state(self, tokens: Float[Tensor, "b n c"], state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """The state after the blocks, from their tokens and the state before them."""
+        grid, prefix = (state, None) if isinstance(state, Tensor) else state
         count = 0 if prefix is None else prefix.shape[-1]
-        tokens = self.blocks(tokens)
         if self.norm is None:
             return _to_maps(tokens, grid.shape[2], grid.shape[3], count)
         maps = _to_maps(self.norm(tokens), grid.shape[2], grid.shape[3], count)

@@ -74,14 +74,14 @@ def load_file(network: nn.Module, path: Path, model: str,
     of_extractor = ("feature_location", "out_indices", "feature_cls")
     whole = timm.create_model(model, **{name: v for name, v in options.items() if name not in of_extractor})
     content = read(path)
-    state, layout, prefix = in_timms_names(content)
     norms = _norms_of_maps(content)
-    if layout:
-        stored = tuple(state)
-    else:
+    state, own, prefix = in_timms_names(content)
+    if own is None:
         state, prefix = without_prefix(state, whole.state_dict())
-        stored = tuple(state)
-        state, layout = _converted(state, whole, path)
+    stored, layout = tuple(state), own.name if own else ""
+    if own is None or own.for_timm:
+        state, timms = _converted(state, whole, path)
+        layout = layout or timms
     needed = {name: tensor for name, tensor in network.state_dict().items()
               if not name.endswith("num_batches_tracked")}
     found = _names_in_extractor(state, needed)

@@ -36,6 +36,20 @@ def shift_every_second_block(network: nn.Module) -> None:
             block.__class__ = ShiftedWindows
 
 
+def shift_as_published(network: nn.Module) -> None:
+    """Let the Swin blocks of a network made for images of one size have the windows of Microsoft's code: where the
+    shorter side of a map is not larger than the window, that side is the window, in both directions, and nothing
+    shifts. (timm decides for rows and columns by themselves.) A map is padded before it is shifted."""
+    shift_every_second_block(network)
+    for module in network.modules():
+        if isinstance(module, ShiftedWindows):
+            block: Any = module
+            shorter = min(block.input_resolution)
+            if shorter == min(block.window_size):  # timm made it no larger than that side
+                block.window_size, block.shift_size, block.window_area = (shorter, shorter), (0, 0), shorter**2
+                block.attn.set_window_size(block.window_size)
+
+
 def cut_windows(block: Any, x: Float[Tensor, "b h w c"]) -> tuple[Float[Tensor, "n p c"], Tensor]:
     """The block's windows, image after image, and the shifted, padded map that they were cut from."""
     rows, columns = block.window_size

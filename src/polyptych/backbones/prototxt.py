@@ -61,6 +61,7 @@ class Prototxt(Backbone):
         """Contents of the file, recorded so that the network can be rebuilt without it."""
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if self.file is not None and not self.text.startswith(self._origin()):
                 object.__setattr__(self, "text", self._origin() + read_text(self.file))
 

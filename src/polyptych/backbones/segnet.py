@@ -6,11 +6,13 @@ arXiv 1803.10704
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypeAlias, cast
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from polyptych.errors import InputError
 from polyptych.ops import exporting
 from polyptych.ops.winograd import Convolution3x3
 from polyptych.types import Features, FeatureSpec
+from polyptych.weight_files import read_weights
 
 LAYERS = (2, 2, 3, 3, 3)  # convolutions of VGG-16 between two poolings
 
@@ -71,6 +74,15 @@ class SegNet(Backbone):
         initialization: Literal["normal", "uniform"] = "normal"
         """Distribution of the initial weights (Glorot and Bengio): MTAN's code uses the uniform one in its cross-stitch
         and dense networks."""
+        weights: Path | None = None
+        """Initialize the way down from a file with torchvision's vgg16_bn or vgg16; images are then normalized as
+        ImageNet's."""
+
+        def without_weights(self) -> SegNet.Config:
+            return replace(self, weights=None)
+
+    loaded: str = ""
+    """What was begun with, where a file was given."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -90,11 +102,45 @@ class SegNet(Backbone):
             for module in self.stages.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.xavier_uniform_(module.weight)
+        if config.weights is not None:
+            self._begin_as_vgg(config.weights)
         self.spec = FeatureSpec((config.width,), (1,))
         self.attention = Attention(tuple(
             [Point((c,), (c,), (2**i,), bottom=32 if i == len(LAYERS) - 1 else 0) for i, c in enumerate(widths)]
             + [Point((b,), (a,), (2**i,)) for i, (a, b) in reversed(list(enumerate(zip(above, widths, strict=True))))]),
             form="plain")
+
+    def _begin_as_vgg(self, path: Path) -> None:
+        """The thirteen convolutions of a VGG-16 into those of the way down, with their norms; a VGG without norms gets
+        ones that change nothing.
+
+        Raises:
+            InputError: the file is none of torchvision's VGG-16, or this network has other widths.
+        """
+        state = read_weights(path)
+        found = sorted({int(name.split(".")[-2]) for name, value in state.items()
+                        if re.fullmatch(r"(.*\.)?features\.\d+\.weight", name) and value.ndim == 4})
+        prefix = next((name.partition("features.")[0] for name in state if "features." in name), "")
+        layers: list[Any] = [layer for block in self.stages[:len(LAYERS)] for layer in block.modules()
+                             if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+        pairs = list(zip(found, layers[::2], layers[1::2], strict=False))
+        shapes = [tuple(layer.weight.shape) for layer in layers[::2]]
+        if len(found) != len(shapes) or shapes != [
+                tuple(state[f"{prefix}features.{n}.weight"].shape) for n in found]:
+            raise InputError(path, f"{len(found)} convolutions under 'features'", "the 13 of torchvision's vgg16_bn or "
+                             "vgg16, in a SegNet of the published widths", "use such a file, and leave "
+                             "--backbone.width, --backbone.bottom-width and --backbone.doubled out")
+        for number, convolution, norm in pairs:
+            convolution.load_state_dict({
+                end: state[f"{prefix}features.{number}.{end}"] for end in ("weight", "bias")})
+            own = {name: state.get(f"{prefix}features.{number + 1}.{name}") for name in (
+                "weight", "bias", "running_mean", "running_var")}
+            if all(value is not None for value in own.values()):
+                norm.load_state_dict(own, strict=False)
+            else:
+                nn.init.constant_(norm.weight, (1 + norm.eps) ** 0.5)
+        self.mean, self.std = Backbone.mean, Backbone.std
+        self.loaded = f"way down from VGG-16 in {path}"
 
     def features(self, states: list[Pooled]) -> Features:
         return Features((states[-1].map,))

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from polyptych.backbones._base import Backbone
 from polyptych.backbones._feature_pyramid import SimpleFeaturePyramid
+from polyptych.backbones._freezing import arguments, number_as_timm
 from polyptych.backbones._high_resolution import exchange
-from polyptych.backbones._stages import cut, leave_inputs_alone, options_of_taps, put_channels_first
+from polyptych.backbones._stages import TokenBlocks, cut, leave_inputs_alone, options_of_taps, put_channels_first
 from polyptych.backbones._states import maps_of
 from polyptych.backbones._weights import create_pretrained, load_file, positions_resampled
-from polyptych.backbones._windows import shift_every_second_block
+from polyptych.backbones._windows import shift_as_published, shift_every_second_block
 from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec
 
@@ -53,6 +54,9 @@ class Timm(Backbone):
     class Config(Backbone.Config):
         model: str = "resnet18"
         """Name of any timm model, for example resnet50, hrnet_w18_small_v2, swin_tiny_patch4_window7_224."""
+        architecture: str = ""
+        """Further arguments of the timm model, for networks of other sizes than those that have a name:
+        embed_dim=16, depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 8)."""
         pretrained: bool = False
         """Initialize from timm's weights (cached or downloaded)."""
         weights: Path | None = None
@@ -66,9 +70,10 @@ class Timm(Backbone):
         hrnet_fusion: Literal["bilinear", "nearest"] = "bilinear"
         """How HRNet's branches are upsampled before they are added: bilinear, as in the dense prediction literature, or
         nearest, as in timm."""
-        swin_windows: Literal["dense", "timm"] = "dense"
-        """How Swin shifts its windows: in every second block, on padded maps, as in networks for dense prediction; or
-        as in timm, whose last stage never shifts them (:mod:`polyptych.backbones._windows`)."""
+        swin_windows: Literal["dense", "timm", "published"] = "dense"
+        """How Swin shifts its windows: in every second block, on padded maps, as in networks for dense prediction; as
+        in timm, whose last stage never shifts them; or as in Microsoft's code for images of image_size, where a map
+        whose shorter side is not larger than the window has one of that side (:mod:`polyptych.backbones._windows`)."""
         image_size: tuple[int, int] | None = None
         """Height and width of the images for which a vision transformer's position table is made (default: the model's
         own). For other sizes, each forward pass resamples it. Weights loaded from a file may be of this size."""
@@ -99,6 +104,9 @@ class Timm(Backbone):
         if config.batch_norm_momentum is not None and not 0 < config.batch_norm_momentum <= 1:
             raise InputError("backbone.batch_norm_momentum", str(config.batch_norm_momentum), "a share in (0, 1]",
                              "change --backbone.batch-norm-momentum")
+        if config.swin_windows == "published" and config.image_size is None:
+            raise InputError("backbone.swin_windows", "published without an image size", "the size of the images, on "
+                             "which those windows depend", "add --backbone.image-size")
         if config.position_resampling == "plain" and config.image_size is None:
             raise InputError("backbone.position_resampling", "plain without an image size",
                              "the size to which the table of positions is brought when weights are loaded",
@@ -136,13 +144,40 @@ class Timm(Backbone):
             self.loaded += ", with the norms of its maps"
 
     def features(self, states: list[Any]) -> Features:
+        return self.finish(self._taps_of(states))
+
+    def trunk_maps(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        return self._taps_of(self.run(image))
+
+    def _taps_of(self, states: list[Any]) -> tuple[Tensor, ...]:
         maps = states[-1] if self._taps is None else [self._tapped(states[i]) for i in self._taps]
+        return tuple(maps if self.pyramid is None else maps[-1:])
+
+    def finish(self, maps: tuple[Tensor, ...]) -> Features:
         maps = maps if self.pyramid is None else self.pyramid(maps[-1])
         return Features(tuple(self.normed(level, x) for level, x in enumerate(maps)))
 
     def normed(self, level: int, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """A map of the pyramid after its LayerNorm, if maps have one, for encoders that run the stages themselves."""
         return x if self.norms is None else self.norms[level](x)
+
+    def name_of_today(self, name: str) -> str:
+        """EVA and DINOv3 ran in one piece in version 0.1."""
+        old = "stages.0.network.model."
+        if not name.startswith(old) or not isinstance(self.stages[-1], TokenBlocks):
+            return name
+        inner = name.removeprefix(old)
+        if inner.startswith("norm."):
+            return f"stages.{len(self.stages) - 1}.{inner}"
+        if not inner.startswith("blocks."):
+            return f"stages.0.model.{inner}"
+        _, number, rest = inner.split(".", 2)
+        index, groups = int(number), [len(stage.blocks) for stage in self.stages[1:]]  # type: ignore[arg-type]
+        for group, size in enumerate(groups, start=1):
+            if index < size:
+                return f"stages.{group}.blocks.{index}.{rest}"
+            index -= size
+        return name
 
     def grids(self, state: Any) -> list[Tensor]:
         """Without the prefix tokens of a transformer, which come second."""
@@ -199,7 +234,7 @@ class Timm(Backbone):
 def _create(config: Timm.Config) -> tuple[nn.Module, str, dict[str, Tensor]]:
     """timm's feature extractor with its weights loaded, what a file with weights was recognized as, and the LayerNorms
     of the maps that the file has."""
-    loaded, norms = "", {}
+    loaded, norms = "", dict[str, Tensor]()
     if not timm.is_model(config.model):
         close = get_close_matches(config.model, timm.list_models(), n=5, cutoff=0.4)
         raise InputError("backbone.model", f"'{config.model}', which timm {timm.__version__} does not know",
@@ -217,6 +252,9 @@ def _create(config: Timm.Config) -> tuple[nn.Module, str, dict[str, Tensor]]:
     exchange(network, config.hrnet_fusion)
     if config.swin_windows == "dense":
         shift_every_second_block(network)
+    elif config.swin_windows == "published":
+        shift_as_published(network)
+    number_as_timm(network, config.model, config.architecture)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and config.batch_norm_momentum is not None:
             module.momentum = config.batch_norm_momentum
@@ -228,7 +266,7 @@ def _create(config: Timm.Config) -> tuple[nn.Module, str, dict[str, Tensor]]:
 
 def _options(config: Timm.Config) -> dict[str, Any]:
     """Arguments of ``timm.create_model`` that this model accepts, found by trials without memory or weights."""
-    asked: dict[str, Any] = {}
+    asked: dict[str, Any] = arguments(config.architecture)
     if config.output_stride != 32:
         asked["output_stride"] = config.output_stride
     if config.drop_path:

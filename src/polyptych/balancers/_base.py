@@ -39,6 +39,7 @@ class Balancer(nn.Module, Component, ABC):
         tasks: all tasks of the run, in order.
         reach: who uses which parameters, once that was measured.
         fallbacks: steps so far that had equal weights because the method's were not finite, or what it needs was not.
+        remark: what this network keeps from the method, in one line; empty where it has all that it needs.
         diagnostics: what is worth watching of the last step, by name (``gradient_norm/depth``, ``fallbacks``).
         one_backward: whether gradients come from one ordinary backward pass, which DistributedDataParallel may average;
             where not, the balancer averages them itself and takes the bare network.
@@ -71,6 +72,7 @@ class Balancer(nn.Module, Component, ABC):
         self.steps, self.seed = 0, torch.initial_seed() % 2**31
         self.fallbacks: int | Tensor = 0
         self.reach: Reach | None = None
+        self.remark = ""
 
     @abstractmethod
     def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output | None = None,

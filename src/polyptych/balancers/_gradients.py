@@ -59,6 +59,8 @@ class GramBalancer(Balancer):
 
     Attributes:
         needs_gram: whether ``solve`` looks at inner products; where not, it gets zeros at the cost of equal weights.
+        level: where gradients are taken: as configured, or what is left of it in a network with frozen parts; None
+            where tasks share nothing that learns.
         preferring: ``losses``, ``problem`` or ``never``: how preferences enter.
         wishes: the preferences of the tasks in this step, where they stand in the problem.
     """
@@ -113,6 +115,7 @@ class GramBalancer(Balancer):
         self._sharing = Sharing()
         self._rows: Rows | None = None
         self._scaled = False
+        self.level: Level | None = config.level
         self.weighing: LossBalancer | None = None
         self.wishes: dict[str, float | Tensor] = {}
         check_known("preferences", config.preferences, self.tasks)
@@ -204,13 +207,29 @@ class GramBalancer(Balancer):
         found = self._sharing.follow(network, {task: ends.get(task, []) for task in self.tasks}, cut)
         if found is not before:
             if self.needs_gram:
-                self._refuse_nothing(found)
-                if self.config.level == "representation":
+                self._find_level(network, found)
+                if self.level == "representation":
                     check_branches(cut)
             self.reach = found
             if found.shared:
                 self.allocate(sum(p.numel() for p in found.shared), found.shared[0].device)
         return found
+
+    def _find_level(self, network: nn.Module, found: Reach) -> None:
+        """Where something is frozen, the level may have nothing left: then gradients of the parameters that tasks still
+        share are compared, those of an interacting decoder, or, where there are none, tasks have equal weights."""
+        self.level, self.remark = self.config.level, ""
+        if all(p.requires_grad for p in network.parameters()):
+            self._refuse_nothing(found)
+        elif not found.shared:
+            self.level = None
+            self.remark = "all that tasks share is frozen, so there is nothing to balance: every task has weight 1"
+        elif (self.level == "representation" and not found.trunk) or (self.level == "layer" and not found.layer):
+            self.level = "parameters"
+            self.remark = f"nothing that learns is left at --balancer.level {self.config.level}: those of all " \
+                          "parameters that tasks still share are compared"
+        else:
+            self._refuse_nothing(found)
 
     def _refuse_nothing(self, found: Reach) -> None:
         """On a level on which this network has nothing, a method would silently do nothing."""
@@ -475,8 +494,9 @@ class Step:
         self.config = balancer.config
         self.tasks = tuple(task for task in balancer.tasks if active is None or task in active)
         self.losses: dict[str, Tensor] = {}
-        self.weights: dict[str, float] | dict[str, Tensor] = {}
+        self.weights: dict[str, Any] = {}  # numbers, or where the device decides about them tensors
         self._reach: Reach | None = None
+        self.level: Level | None = balancer.level
         self._followed: dict[str, Tensor] | None = None
 
     @property
@@ -491,7 +511,7 @@ class Step:
         while True:
             for parameter in self.network.parameters():
                 parameter.grad = None
-            self.passes, self.losses, self._reach = passes, {}, None
+            self.passes, self.losses, self._reach, self.level = passes, {}, None, self.balancer.level
             try:
                 self._by_level()
                 break
@@ -505,13 +525,15 @@ class Step:
     def _by_level(self) -> None:
         if not self.tasks:
             self._backward_nothing()
+        elif self.level is None:
+            self._backward_weighted([1.0] * len(self.tasks))
         elif (kept := self.balancer.kept(self.tasks)) is not None:
             self._backward_weighted(kept)
         elif not self.balancer.needs_gram:
             self._by_survey()
-        elif self.config.level == "parameters":
+        elif self.level == "parameters":
             self._by_rows()
-        elif self.config.level == "representation" and (len(self.passes) == 1
+        elif self.level == "representation" and (len(self.passes) == 1
                                                         or isinstance(self.balancer, JacobianBalancer)):
             self._through_the_cut()
         else:
@@ -534,7 +556,7 @@ class Step:
             # A task without labels in this pass may have a constant loss: its prediction says what it would reach.
             ends = {task: [loss] if loss.requires_grad else made.get(task, []) for task, loss in losses.items()}
             found = self.balancer.follow(self.network, ends, output.shared if output is not None else ())
-            if self._reach is not None and found is not self._reach:
+            if (self._reach is not None and found is not self._reach) or self.balancer.level != self.level:
                 raise _ReachGrew
             self._reach = found
         return losses, output
@@ -604,11 +626,12 @@ class Step:
                                                                 self.tasks)
             self._set(weights)
             return [(x * scale).to(z.dtype) for x, z in zip(combined, cut, strict=True)]
-        self._set(self.balancer.weights_of(self._inner(maps), self._mean_losses(), self.tasks))
+        found = self.balancer.weights_of(self._inner(maps), self._mean_losses(), self.tasks)
+        self._set(found)
         for of_tasks in maps:
-            first = of_tasks[0].mul_(self.weights[self.tasks[0]])
-            for task, x in zip(self.tasks[1:], of_tasks[1:], strict=True):
-                first.add_(x, alpha=self.weights[task])
+            first = of_tasks[0].mul_(found[0])
+            for weight, x in zip(found[1:], of_tasks[1:], strict=True):
+                first.add_(x, alpha=weight)
         return [of_tasks[0] for of_tasks in maps]
 
     def _cut(self, output: Output | None) -> list[Tensor]:
@@ -640,7 +663,7 @@ class Step:
                 inner = sum((self._survey(*self._forward(run)) for run in self.passes[1:]),
                             self._survey(*self._forward(self.passes[0])))
             again = list(self.passes)
-        if self.config.level == "layer" and self.balancer.needs_gram:
+        if self.level == "layer" and self.balancer.needs_gram:
             rows = distributed.mean(inner)
             inner = self._unscaled(gram(list(rows)))
         weights = self.balancer.weights_of(inner, self._mean_losses(), self.tasks)
@@ -653,7 +676,7 @@ class Step:
         if not self.balancer.needs_gram:
             size, first = len(self.tasks), losses[self.tasks[0]]
             return torch.zeros(size, size, dtype=devices.widest(first.device), device=first.device)
-        layer = self.config.level == "layer"
+        layer = self.level == "layer"
         ends = list(self.reach.layer) if layer else self._cut(output)
         gradients = [self._gradients(losses[task], ends) for task in self.tasks]
         if not layer:
@@ -675,7 +698,7 @@ class Step:
             if self.config.weight_heads:
                 whole.backward()
                 continue
-            at_cut = self.balancer.needs_gram and self.config.level == "representation"
+            at_cut = self.balancer.needs_gram and self.level == "representation"
             weighed = self.reach.trunk if at_cut else self.reach.shared
             inside = {id(p) for p in weighed}
             rest = [p for p in self.reach.all if id(p) not in inside]
@@ -704,7 +727,8 @@ class Step:
         return distributed.mean(torch.stack([self.losses[task] for task in self.tasks]))
 
     def _set(self, weights: Sequence[float] | Sequence[Tensor]) -> None:
-        self.weights = dict(zip(self.tasks, weights, strict=True))
+        named: dict[str, Any] = dict(zip(self.tasks, weights, strict=True))
+        self.weights = named
 
     def _average(self) -> None:
         distributed.average_gradients(self.reach.all)

@@ -62,12 +62,12 @@ def cached(dataset: Dataset, folder: Path, tasks: Mapping[str, Task],
         InputError: a faulty sample, samples of different sizes, a value that float16 cannot hold, or a disk
             that is full or not writable. Nothing is left behind.
     """
-    final = Path(folder) / _key(dataset)
+    final = Path(folder) / name_of_copy(dataset)
     if not (final / _INDEX).is_file():
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             title = f"caching {dataset.config.name} {dataset.split}"
-            with _lock(final), _progress(progress, title) as report:
+            with locked(final), reporting(progress, title) as report:
                 if not (final / _INDEX).is_file():
                     _make(dataset, tasks, final, on_fault, report)
         except OSError as error:
@@ -88,11 +88,12 @@ class CachedDataset(Dataset):
         self.folder = folder
         self._samples: list[dict[str, Any]] = index["samples"]
         self._size: tuple[int, int] = tuple(index["size"])
-        self._images = _Rows(folder / "image.bin", (*self._size, 3), "uint8")
+        images = folder / "image.bin"
+        self._images = Rows(images, (*self._size, 3), "uint8") if images.exists() else None
         mask_bytes = -(-self._size[0] * self._size[1] // 8)
-        self._masks = {name: _Rows(folder / f"{name}.valid.bin", (mask_bytes,), "uint8")
+        self._masks = {name: Rows(folder / f"{name}.valid.bin", (mask_bytes,), "uint8")
                        for name in index["labels"]}
-        self._dense = {name: _Rows(folder / f"{name}.bin", tuple(how["shape"]), how["stored"])
+        self._dense = {name: Rows(folder / f"{name}.bin", tuple(how["shape"]), how["stored"])
                        for name, how in index["labels"].items() if how["dense"]}
         self._ragged = {name: np.memmap(folder / f"{name}.bin", how["stored"], "r")
                         for name, how in index["labels"].items() if not how["dense"]}
@@ -116,7 +117,10 @@ class CachedDataset(Dataset):
         for name, label in sample["labels"].items():
             target[name] = self._target(name, label)
             valid[name] = self._mask(name, label["row"])
-        image = self._images[sample["row"]].permute(2, 0, 1)
+        if self._images is None:
+            image = torch.zeros((), dtype=torch.uint8).expand(3, *self._size)
+        else:
+            image = self._images[sample["row"]].permute(2, 0, 1)
         return Sample(image, target, valid, SampleInfo(sample["id"], self._size, self._size))
 
     def _target(self, name: str, label: dict[str, Any]) -> Tensor:
@@ -131,7 +135,7 @@ class CachedDataset(Dataset):
         return torch.from_numpy(bits.view(bool)).reshape(self._size)
 
 
-class _Rows:
+class Rows:
     """Equal arrays one after the other in a file; an item is copied out of it."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], stored: str):
@@ -142,9 +146,9 @@ class _Rows:
         shape = (rows, count)
         self._rows = np.memmap(path, stored, "r", shape=shape) if rows else np.empty(shape, stored)
 
-    def __reduce__(self) -> tuple[type[_Rows], tuple[Path, tuple[int, ...], str]]:
+    def __reduce__(self) -> tuple[type[Rows], tuple[Path, tuple[int, ...], str]]:
         """A process that is not forked maps the file itself; numpy would send it all of it."""
-        return _Rows, self._made_of
+        return Rows, self._made_of
 
     def __getitem__(self, row: int) -> Tensor:
         return torch.from_numpy(np.array(self._rows[row])).reshape(self._shape)
@@ -166,9 +170,9 @@ def _make(dataset: Dataset, tasks: Mapping[str, Task], final: Path, on_fault: st
                 writer.add(dataset, index, tasks, on_fault)
                 report(index + 1, len(dataset))
             writer.finish(dataset)
-        _sync(partial)
+        sync_folder(partial)
         os.rename(partial, final)
-        _sync(final.parent)
+        sync_folder(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -197,8 +201,9 @@ class _Writer:
             self._samples.append({"fault": [error.where, error.got, error.needs, error.do]})
             return
         self._check_size(sample)
-        # Interleaved, as decoders give it: torchvision resizes uint8 images of this form twice as fast.
-        self._write("image.bin", sample.image.permute(1, 2, 0).numpy())
+        if not getattr(dataset, "without_images", False):
+            # Interleaved, as decoders give it: torchvision resizes uint8 images of this form twice as fast.
+            self._write("image.bin", sample.image.permute(1, 2, 0).numpy())
         labels = {name: self._label(name, target, sample.valid[name], sample.info.id, dataset)
                   for name, target in sample.target.items()}
         self._samples.append({"id": sample.info.id, "row": self._images, "labels": labels})
@@ -232,7 +237,8 @@ class _Writer:
     def _label(self, name: str, target: Tensor, valid: Tensor, sample: str,
                dataset: Dataset) -> dict[str, Any]:
         if name not in self._labels:
-            self._labels[name] = _Stored.of(target, valid, len(dataset.labels[name].classes))
+            self._labels[name] = _Stored.of(target, valid, len(dataset.labels[name].classes),
+                                            getattr(dataset, "exact_labels", False))
         stored = self._labels[name]
         label = stored.place(target)
         self._write(f"{name}.bin", stored.encode(target, valid, f"label '{name}' of sample {sample}"))
@@ -258,11 +264,11 @@ class _Stored:
     values: int = 0
 
     @staticmethod
-    def of(target: Tensor, valid: Tensor, classes: int) -> _Stored:
+    def of(target: Tensor, valid: Tensor, classes: int, exact: bool) -> _Stored:
         type_name = str(target.dtype).removeprefix("torch.")
         dense = target.shape[-2:] == valid.shape
         stored = type_name
-        if dense and target.is_floating_point():
+        if dense and target.is_floating_point() and not exact:
             stored = "float16"
         elif dense and 0 < classes <= 256:
             stored = "uint8"
@@ -294,20 +300,22 @@ class _Stored:
         return exact.numpy().astype(self.stored)
 
 
-def _key(dataset: Dataset) -> str:
+def name_of_copy(dataset: Dataset) -> str:
+    """The folder of a dataset's decoded copy."""
     config = dataset.config
     # A relative path means another place in another working folder.
     choices = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     choices = {name: value.resolve() if isinstance(value, Path) else value for name, value in choices.items()}
     facts = {"version": VERSION, "dataset": config.name, "config": choices, "protocol": dataset.protocol,
-             "split": dataset.split, "tasks": sorted(dataset.tasks), "length": len(dataset)}
+             "split": dataset.split, "tasks": sorted(dataset.tasks), "length": len(dataset),
+             **getattr(dataset, "cache_facts", {})}
     text = json.dumps(facts, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     return f"{config.name}-{dataset.split}-{digest}"
 
 
 @contextlib.contextmanager
-def _lock(final: Path) -> Iterator[None]:
+def locked(final: Path) -> Iterator[None]:
     """Held by one process at a time; the system frees it when that process ends, however it ends."""
     with final.with_name(f"{final.name}.lock").open("w", encoding="utf-8") as file:
         said = False
@@ -320,7 +328,7 @@ def _lock(final: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(given: Callable[[int, int], None] | None, title: str) -> Iterator[Callable[[int, int], None]]:
+def reporting(given: Callable[[int, int], None] | None, title: str) -> Iterator[Callable[[int, int], None]]:
     if given is not None:
         yield given
         return
@@ -330,7 +338,7 @@ def _progress(given: Callable[[int, int], None] | None, title: str) -> Iterator[
         yield lambda done, total: bar.update(line, completed=done, total=total)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     if sys.platform == "win32":  # which opens no folders, and writes their entries through
         return
     descriptor = os.open(folder, os.O_RDONLY)

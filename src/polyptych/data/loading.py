@@ -118,6 +118,7 @@ class TrainingBatches(Batches):
     within a batch.
 
     Args:
+        augment: random changes; None where samples have had theirs.
         size: (h, w) of the batches.
         seed: of order and augmentation.
         start: the first batch to give, to resume a run.
@@ -131,7 +132,7 @@ class TrainingBatches(Batches):
         InputError: while iterating, for a faulty sample.
     """
 
-    def __init__(self, dataset: Dataset, tasks: Mapping[str, Task], augment: Augment, size: tuple[int, int],
+    def __init__(self, dataset: Dataset, tasks: Mapping[str, Task], augment: Augment | None, size: tuple[int, int],
                  batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1, workers: int = 0,
                  pin_memory: bool = False, on_fault: OnFault = "stop"):
         super().__init__(dataset, tasks, batch_size, rank, world, workers, pin_memory, on_fault)
@@ -149,7 +150,9 @@ class TrainingBatches(Batches):
         for candidate in range(position, position + _TRIES):
             index = self.dataset.index_at(candidate, self.seed)
             with faults.at(index):
-                return augment(self._read(index), self.tasks, self.size, generator, self.augment)
+                sample = self._read(index)
+                return sample if self.augment is None else augment(sample, self.tasks, self.size, generator,
+                                                                   self.augment)
         raise InputError(f"{self.dataset.split} split of {self.dataset.config.name}",
                          f"{_TRIES} faulty samples in a row", "samples that can be read",
                          f"repair the dataset; for instance {faults.seen[-1][1]}")

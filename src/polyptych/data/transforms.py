@@ -136,7 +136,8 @@ def collate(samples: Sequence[Sample], tasks: Mapping[str, Task]) -> Batch:
     for row, sample in zip(batch, samples, strict=True):
         height, width = _size(sample.image)
         row[:, :height, :width] = sample.image
-    return Batch(batch, target, valid, [sample.info for sample in samples])
+    features = tuple(torch.stack(maps) for maps in zip(*(sample.features for sample in samples), strict=True))
+    return Batch(batch, target, valid, [sample.info for sample in samples], features)
 
 
 def _position(room: int, draw: float) -> int:

@@ -33,12 +33,12 @@ class Decoder(nn.Module, Component, ABC):
 
         def ablation(self) -> dict[str, Decoder.Config]:
             """What remains of this decoder without its parts: a description and a configuration for every step, from
-            the least to the whole, then variations of the whole. Empty where its paper takes nothing apart."""
+            the least to the whole, then variations of the whole. Empty where its paper has no ablation."""
             return {}
 
     def own_head(self, task: str) -> nn.Module | None:
-        """All that makes the prediction of this task, which trained weights can be copied from or into; None where
-        tasks interact."""
+        """The module that makes this task's prediction, so that trained weights can be copied from or into it; None
+        where tasks interact."""
         return None
 
     @abstractmethod

@@ -245,7 +245,7 @@ class BottleneckHead(nn.Module):
 
 
 class Distillation(nn.Module):
-    """Every target's features plus what gates let through of the other tasks'; 3x3 convolutions without bias.
+    """Every target's features plus what the gates let through from the other tasks; 3x3 convolutions without bias.
 
     Xu, Ouyang, Wang, Sebe, CVPR 2018, arXiv 1805.04409 (PAD-Net, module C). With features F and one message
     convolution W_{ta} for every pair, target t becomes

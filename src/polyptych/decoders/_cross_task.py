@@ -4,8 +4,8 @@ Sinodinos and Armanfard, WACV 2025, arXiv 2401.11124. With g_s(i) the feature of
 length, V_t a projection of task t's features, and K_t[i], b_t[i] a k x k filter over tasks and its bias *of every
 position* i, task t receives
 
-    A_s[i, p] = g_s(i) . g_s(p)                                  how alike two positions are for task s
-    M_t[i, p] = b_t[i] + sum_s sum_d K_t[i, s, d] A_s[i, p + d]  a filter over the map of what position i resembles
+    A_s[i, p] = g_s(i) . g_s(p)                                  how similar two positions are for task s
+    M_t[i, p] = b_t[i] + sum_s sum_d K_t[i, s, d] A_s[i, p + d]  a filter over the map of similarities to position i
     O_t(i)    = sum_p V_t(p) M_t[i, p]                           values gathered from the whole image
     X_t       = gamma O_t + (1 - gamma) F_t
 
@@ -82,7 +82,7 @@ class CrossTaskConfig(Decoder.Config):
         self.require("width", self.width > 0 and self.width % 4 == 0, "a positive multiple of 4")
 
     def parts(self) -> dict[str, str]:
-        """What the paper's ablation adds one after the other, and the option that does it."""
+        """The parts that the paper's ablation adds one by one, and the option for each."""
         return {"CTAL": "affinity", "deep supervision": "deep_supervision"}
 
     def ablation(self) -> dict[str, Decoder.Config]:
@@ -138,7 +138,7 @@ class PositionwiseFilters(nn.Module):
 
 
 class CrossTaskAffinity(nn.Module):
-    """CTAL: every task's features, enriched by what other positions hold that all tasks find alike.
+    """CTAL: every task's features, enriched by those of other positions that all tasks judge similar.
 
     The affinities are computed on a grid ``ratio`` times coarser than the features (averages of ratio x ratio
     positions); their result is brought back before it is blended, so that the features keep their detail. From unit

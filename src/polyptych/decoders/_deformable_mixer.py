@@ -1,4 +1,4 @@
-"""DeMT's deformable mixer: 1x1 convolutions mix channels, deformed samples mix places.
+"""DeMT's deformable mixer: 1x1 convolutions mix channels, deformed samples mix positions.
 
 Source: Xu, Yang, Zhang, AAAI 2023, arXiv 2301.03461
 """

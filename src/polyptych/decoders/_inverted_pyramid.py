@@ -131,8 +131,8 @@ def _to_stage(channels: int, stride: int, target: int, width: int) -> nn.Module:
 
 
 def maps_of_stages(count: int, stages: int) -> list[list[int]]:
-    """Which maps of a pyramid each stage gets: the coarsest map is what the preliminary decoder reads, the others go,
-    coarse to fine, to one stage after the other; the last stage gets all that are left."""
+    """Which maps of a pyramid each stage gets: the preliminary decoder reads the coarsest, the others go to the stages
+    in turn, coarse to fine; the last stage gets all that are left."""
     left = list(range(count - 2, -1, -1))
     return [left[i:] if i == stages - 1 else left[i:i + 1] for i in range(stages)]
 

@@ -111,7 +111,8 @@ class ATRC(Decoder):
 
         def ablation(self) -> dict[str, Decoder.Config]:
             """The paper's baselines, one kind for all pairs, and this one."""
-            return {kind.replace("_", " "): replace(self, contexts=kind) for kind in KINDS} | {"as chosen": self}
+            kinds: dict[str, Decoder.Config] = {kind.replace("_", " "): replace(self, contexts=kind) for kind in KINDS}
+            return kinds | {"as chosen": self}
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()
@@ -136,7 +137,8 @@ class ATRC(Decoder):
             source: Mixture(width, own=source == target, rate=config.search_rate) if searching
             else context_of(self.contexts[target][source], width)
             for source in tasks if searching or self.contexts[target][source] != NONE}) for target in tasks})
-        taking = {task: len(pairs) for task, pairs in self.pairs.items() if len(pairs)}
+        taking = {task: len(list(pairs.children())) for task, pairs in self.pairs.items()}
+        taking = {task: number for task, number in taking.items() if number}
         self.join = nn.ModuleDict({task: _joined(n * (width // 2), width, config.gain) for task, n in taking.items()})
         self.finish = nn.ModuleDict({task: nn.Sequential(
             *convolution(2 * width if task in taking else width, width, 1),
@@ -174,7 +176,7 @@ class ATRC(Decoder):
         if not self.searching or not self.training:
             return TEMPERATURES[1], None
         done = min(float(self.passes) / self.search_passes, 1.0)
-        self.passes += 1
+        self.passes.add_(1)
         temperature, weight = (first + done * (last - first) for first, last in (TEMPERATURES, ENTROPIES))
         entropies = [pair.entropy() for pairs in self.pairs.values() for pair in pairs.values()]
         return temperature, weight * torch.stack(entropies).mean()
@@ -325,7 +327,7 @@ class Choice(nn.Module):
             return torch.where(self.settled.any(), self.settled, self.preference.softmax(0))
         first, second = self.preference.detach().softmax(0).topk(2).values
         best = F.one_hot(self.preference.argmax(), len(self.preference))
-        self.settled += best * ((first - second >= DECIDED) & ~self.settled.any())
+        self.settled.add_(best * ((first - second >= DECIDED) & ~self.settled.any()))
         return torch.where(self.settled.any(), self.settled, F.gumbel_softmax(self.preference, temperature))
 
 

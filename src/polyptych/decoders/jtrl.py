@@ -25,10 +25,10 @@ from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
 class JTRL(Decoder):
     """One sequence of states, for every scale from coarse to fine and every task in the order of the run:
 
-        u_{s,t} = what the task said at the coarser scale, enlarged, with the backbone's map x_s
+        u_{s,t} = the task's state at the coarser scale, enlarged, with the backbone's map x_s
         h_{s,t} = TaskAttention(h_{s,1} ... h_{s,t-1}, u_{s,t}, u_{s,t+1} ...)
 
-    So a task sees what those before it have just said, and what those after it said at the coarser scale. At the
+    So a task sees the new states of the tasks before it, and the coarser states of those after it. At the
     coarsest scale u is a 1x1 convolution of x_s, at the others a residual block of concat(up(h_{s+1,t}), x_s). Every
     state is a prediction: the finest is ``final``, the others are auxiliary, at the resolution of their scale.
 

@@ -22,7 +22,7 @@ from polyptych.decoders._cross_task import grid_of
 from polyptych.errors import InputError
 from polyptych.ops import exporting, without_autocast
 from polyptych.ops.resize import resize
-from polyptych.types import FeatureSpec, Output, TaskFeatures
+from polyptych.types import Features, FeatureSpec, Output, TaskFeatures
 
 STRIDE = 4  # of the predictions, or that of the finest map
 NEVER = -1e10  # the logit of an expert that does not take part
@@ -117,8 +117,10 @@ class MLoRE(Decoder):
         first = next(iter(features.values())).maps[0]
         size = (first.shape[-2], first.shape[-1])
         for level, (enter, mixtures) in enumerate(zip(self.enter, self.mixtures, strict=True)):
-            entered = for_each_pyramid(lambda pyramid, enter=enter, level=level: resize(
-                enter(pyramid.maps[level]), size), features)
+            def entered_map(pyramid: Features, enter: Any = enter, level: int = level) -> Tensor:
+                return resize(enter(pyramid.maps[level]), size)
+
+            entered = for_each_pyramid(entered_map, features)
             x = {task: entered[task] for task in mixed}
             for mixture in mixtures:
                 x, gates = mixture(x)

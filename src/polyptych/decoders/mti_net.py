@@ -1,4 +1,4 @@
-"""MTI-Net: tasks are predicted, and refine each other, at every scale.
+"""MTI-Net: at every scale, tasks make predictions and refine each other.
 
 Source: Vandenhende, Georgoulis, Van Gool, ECCV 2020, arXiv 2001.06902
 """

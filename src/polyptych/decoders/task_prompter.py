@@ -1,4 +1,4 @@
-"""TaskPrompter's heads: small convolutions on every level, and tasks' features mixed as their prompts attended.
+"""TaskPrompter's heads: small convolutions at every level, and features mixed as the tasks' prompts attended.
 
 Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda
 """

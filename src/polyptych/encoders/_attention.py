@@ -1,4 +1,4 @@
-"""The two blocks of MTAN: masks of a task's own, and the refinement between points that all tasks share.
+"""MTAN's two building blocks: masks for each task, and the refinement between points, which all tasks share.
 
 Source: Liu, Johns, Davison, CVPR 2019, arXiv 1803.10704; the residual form as in the survey of Vandenhende et al.,
 TPAMI 2021, arXiv 2004.13379
@@ -61,10 +61,10 @@ def refinement(channels_in: int, channels: int, form: Form) -> nn.Module:
 
 
 class Way(nn.Module):
-    """From one attended map to the size and channels of the next point, the same for all tasks.
+    """Takes an attended map to the size and channels of the next point; shared by all tasks.
 
-    Downwards refinement comes before max-pooling, upwards after enlarging (align_corners=True, as published); where
-    the trunk passes a bottom on the way (SegNet), first the one and then the other.
+    On the way down, refinement precedes max pooling; on the way up, it follows enlarging (align_corners=True, as
+    published). Between the last point down and the first one up (SegNet's bottom), both happen, in that order.
     """
 
     def __init__(self, channels_in: int, stride: int, channels: int, next_stride: int, bottom: int, form: Form):
@@ -86,8 +86,8 @@ class Way(nn.Module):
 
 
 class Step(nn.Module):
-    """The ways from one point to the next. Where branches run in parallel, each of the next point continues the branch
-    of the same number, and a new one the last of them."""
+    """The paths from one point to the next. Where branches run in parallel, each branch at the next point continues the
+    one with the same index, and a new branch continues the last one."""
 
     def __init__(self, point: Point, following: Point, form: Form):
         super().__init__()

@@ -40,9 +40,18 @@ class Encoder(nn.Module, Component, ABC):
     std: tuple[float, float, float]
 
     def own_backbone(self, task: str) -> Backbone | None:
-        """The backbone that runs for this task alone, which trained weights can be copied from or into; None where
+        """The backbone that runs for this task alone, so that trained weights can be copied from or into it; None where
         tasks share one."""
         return None
+
+    def frozen_maps(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        """What a frozen backbone makes of an image, of which :meth:`from_frozen_maps` makes the features with all that
+        learns. An encoder whose own parts stand before or between those of the backbone has no such cut."""
+        raise NotImplementedError
+
+    def from_frozen_maps(self, maps: tuple[Tensor, ...]) -> TaskFeatures:
+        """The features, of :meth:`frozen_maps`."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:

@@ -31,12 +31,12 @@ from polyptych.encoders._task_prompts import (
 )
 
 
-class PromptedSwinBlock(Lent, SwinTransformerBlock):
-    """timm's block that prompts go through."""
+class PromptedSwinBlock(Lent, SwinTransformerBlock):  # type: ignore[misc]  # Lent.forward calls what it is given
+    """timm's block, with prompts passing through it."""
 
 
-class PromptedShiftedWindows(Lent, ShiftedWindows):
-    """Our block that prompts go through."""
+class PromptedShiftedWindows(Lent, ShiftedWindows):  # type: ignore[misc]
+    """Our own block, with prompts passing through it."""
 
 
 class PromptedSwin(PromptedStages):
@@ -61,7 +61,7 @@ class PromptedSwin(PromptedStages):
 
     def __init__(self, stages: nn.ModuleList, options: PromptOptions):
         stem: Any = stages[0]
-        groups = [list(_inside(stage).blocks) for stage in stages[1:]]
+        groups = [list(inside(stage).blocks) for stage in stages[1:]]
         widths = [group[-1].dim for group in groups]
         (height, width), (rows, columns) = options.size, stem.stage.patch_size
         grids = [(-(-height // (rows << i)), -(-width // (columns << i))) for i in range(len(groups))]
@@ -70,7 +70,7 @@ class PromptedSwin(PromptedStages):
     @staticmethod
     def fits(stages: nn.ModuleList) -> bool:
         """timm's Swin transformer (the first one, with its own blocks)."""
-        stem, *layers = (_inside(stage) for stage in stages)
+        stem, *layers = (inside(stage) for stage in stages)
         return isinstance(stem, PatchEmbed) and all(type(layer) is SwinTransformerStage and all(
             type(block) in (SwinTransformerBlock, ShiftedWindows) and type(block.attn) is WindowAttention
             and cast(int, block.dim) % block.attn.num_heads == 0 for block in layer.blocks) for layer in layers)
@@ -80,7 +80,7 @@ class PromptedSwin(PromptedStages):
         prompts = self.prompts.expand(x.shape[0], -1, -1)
         levels = []
         for number, (stage, modules) in enumerate(zip(stages[1:], self.channels, strict=True)):
-            layer = _inside(stage)
+            layer = inside(stage)
             x = layer.downsample(x)
             if number:
                 prompts = self.between[number - 1](prompts)
@@ -88,7 +88,8 @@ class PromptedSwin(PromptedStages):
                 x, prompts, found = block(self._block, channels, x, prompts, last=index == len(modules) - 1)
             head = block.attn.qkv.out_features // 3 // block.attn.num_heads
             assert found is not None
-            levels.append(Level(x.permute(0, 3, 1, 2), *found, head, channels.pixels))
+            spatial, channel, affinities = found
+            levels.append(Level(x.permute(0, 3, 1, 2), spatial, channel, affinities, head, channels.pixels))
         return levels
 
     def _block(self, block: Any, channels: ChannelPrompts, x: Float[Tensor, "b h w c"],
@@ -119,7 +120,7 @@ class PromptedSwin(PromptedStages):
         return x, prompts, (spatial, channel, scores(queries[one, :, :count], keys[one, :, :count]))
 
 
-def _inside(stage: nn.Module) -> Any:
+def inside(stage: nn.Module) -> Any:
     """timm's part of a stage of the backbone."""
     return stage.stage if isinstance(stage, ChannelsFirst) else stage
 

@@ -25,12 +25,12 @@ from polyptych.encoders._task_prompts import (
 )
 
 
-class PromptedBlock(Lent, Block):
-    """A block that prompts go through."""
+class PromptedBlock(Lent, Block):  # type: ignore[misc]  # Lent.forward calls the code it is given
+    """A block with prompts passing through it."""
 
 
 class PromptedViT(PromptedStages):
-    """Prompts stand before class and register tokens and patches in every block's attention, without a position."""
+    """In every block's attention, prompts precede class tokens, register tokens and patches; they have no position."""
 
     lent: ClassVar = {Block: PromptedBlock}
 
@@ -67,7 +67,8 @@ class PromptedViT(PromptedStages):
             norm: Any = stage.norm
             x = _map(patches if norm is None else norm(patches), height, width)
             assert found is not None
-            levels.append(Level(x, *found, block.attn.head_dim, channels.pixels))
+            spatial, channel, affinities = found
+            levels.append(Level(x, spatial, channel, affinities, block.attn.head_dim, channels.pixels))
         return levels
 
     def _block(self, block: Any, channels: ChannelPrompts, tokens: Tensor, height: int, width: int,

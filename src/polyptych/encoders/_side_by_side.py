@@ -37,7 +37,7 @@ class SideBySide(OwnBackbones):
 
     @abstractmethod
     def unit(self, channels: int, tasks: int) -> nn.Module:
-        """A module that takes a list of maps (b c h w), one per task, and gives such a list."""
+        """A module that takes a list of maps (b c h w), one per task, and returns such a list."""
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         backbones: list[Any] = list(self.backbones.values())
@@ -53,7 +53,7 @@ class SideBySide(OwnBackbones):
                              in zip(self.backbones, backbones, histories, strict=True)})
 
     def finish(self, task: str, backbone: Backbone, states: list[Any]) -> Features:
-        """A task's pyramid from its states, which have gone through the units."""
+        """A task's pyramid, from its states after the units."""
         return backbone.features(states)
 
 
@@ -64,7 +64,7 @@ def exchange(units: nn.ModuleList, states: list[Any]) -> list[Any]:
 
 
 def start_weights(own: float, tasks: int) -> Float[Tensor, "t t"]:
-    """``own`` for a task's own features, the rest to 1 in equal parts for the others. A task alone has all."""
+    """``own`` for a task's own features, the rest split equally among the others. A single task gets all of it."""
     if tasks == 1:
         return torch.ones(1, 1)
     identity = torch.eye(tasks)

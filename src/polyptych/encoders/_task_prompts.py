@@ -1,4 +1,4 @@
-"""What task prompts are, whatever the transformer: learned tokens, and their part that attends over channels."""
+"""Task prompts for any transformer: learned tokens, and the module that attends over channels."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def scores(queries: Float[Tensor, "b heads t d"], keys: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b heads t n"]:
-    """Raw: neither divided nor through a softmax."""
+    """Raw scores: neither scaled nor passed through a softmax."""
     with full_precision(queries):
         return widened(queries) @ widened(keys).transpose(-2, -1)
 
@@ -110,7 +110,7 @@ class ChannelPrompts(nn.Module):
     Linear layers fix the grid, h0 x w0. On another grid, c is resized to it and c' back, and R is multiplied by the
     ratio of their pixels, so that scores mean the same at every resolution.
 
-    Source: Ye, Xu, ICLR 2023. Their code computes c' and throws it away: ``published`` updates with Linear_2(c_t).
+    Source: Ye, Xu, ICLR 2023. Their code computes c' and discards it: ``published`` updates with Linear_2(c_t).
 
     Args:
         width: channels D of prompts and map.
@@ -164,10 +164,13 @@ class ChannelPrompts(nn.Module):
 
 class Lent(nn.Module):
     """A block of a backbone that others compute with: ``block(function, ...)`` is ``function(block, ...)``. Called so
-    and not taken apart from outside, it may be sharded or computed twice as any other block."""
+    and not taken apart from outside, it may be sharded or computed twice as any other block. Of a tensor it is itself.
+    """
 
-    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
-        return function(self, *args)
+    def forward(self, first: Tensor | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if isinstance(first, Tensor):
+            return super().forward(first, *args, **kwargs)
+        return first(self, *args, **kwargs)
 
 
 class PromptedStages(nn.Module, ABC):
@@ -194,7 +197,7 @@ class PromptedStages(nn.Module, ABC):
         self.options = options
         self.heads = tuple(blocks[-1].attn.num_heads for blocks in stages)
         for block in (block for blocks in stages for block in blocks):
-            block.__class__ = self.lent[type(block)]
+            block.__class__ = self.lent.get(type(block), type(block))  # others may have lent them before
         self.prompts = new_prompts(options.tasks, widths[0])
         # Drawn before the channel attention: the order of the draws is what a seed's initial weights depend on.
         self.between = nn.ModuleList(nn.Sequential(nn.LayerNorm(before), nn.Linear(before, after))

@@ -19,8 +19,8 @@ from polyptych.encoders._side_by_side import SideBySide, check_start, start_weig
 class CrossStitch(SideBySide):
     """After a stage, task i continues with x_i' = sum_j w_ij x_j, where w is learned.
 
-    The paper begins with networks that were trained for one task each (``--start RUN``, a run of ``single``); from
-    scratch is possible, but not what was published. With ``own`` 1 the networks begin as those of ``single``, to the
+    The paper starts from networks that were trained for one task each (``--start RUN``, a run of ``single``); from
+    scratch is possible, but not what was published. With ``own`` 1, the networks start as those of ``single``, to the
     bit.
 
     The survey (Vandenhende et al., TPAMI 2021, arXiv 2004.13379) mixes after the four layers of a ResNet, not after its

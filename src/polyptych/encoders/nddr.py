@@ -23,10 +23,10 @@ from polyptych.types import Features
 
 class Nddr(SideBySide):
     """After a stage, task i continues with ReLU(BatchNorm(W_i [x_1; ...; x_T])), where W_i is a 1x1 convolution without
-    bias from T times the channels to the channels. W_i begins as multiples of the identity: cross-stitch with its
+    bias from T times the channels back to the channels. W_i begins as multiples of the identity: cross-stitch with its
     channels connected.
 
-    The paper begins with networks that were trained for one task each (``--start RUN``, a run of ``single``). Weight
+    The paper starts from networks that were trained for one task each (``--start RUN``, a run of ``single``). Weight
     decay of W, which the paper counts as a part of the layer, is the optimizer's, as for any convolution; the authors
     train by SGD at 1e-3, 100 times that for the units, with a decay of 2.5e-4.
 

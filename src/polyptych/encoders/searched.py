@@ -22,13 +22,13 @@ from polyptych.types import TaskFeatures
 
 
 class Searched(Encoder):
-    """What tasks share is shared once, what they do not is there for each of them, and nothing else is left.
+    """What tasks share exists once, what they do not share exists once per task, and nothing else is left.
 
     The backbone is built (with its weights), captured and compacted; every copy of a part begins with the backbone's
     weights. Without a policy everything is shared. The tasks of the run must be those of the policy, in any order.
 
-    ``shared`` are the values that all tasks have in common and from where they part; with tasks that part step by step,
-    those before the first parting and those that reach the end in common.
+    ``shared`` are the values at which the tasks part; where they part step by step, those before the first parting and
+    those that all tasks still have in common at the end.
 
     Raises:
         InputError: the policy is missing, not one, or of another backbone or other tasks.

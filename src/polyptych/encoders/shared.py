@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyptych.backbones._base import Backbone
 from polyptych.encoders._base import Encoder
-from polyptych.types import TaskFeatures
+from polyptych.types import Features, TaskFeatures
 
 
 class Shared(Encoder):
@@ -25,6 +25,13 @@ class Shared(Encoder):
 
     def own_backbone(self, task: str) -> Backbone | None:
         return self.backbone if self.tasks == (task,) else None
+
+    def frozen_maps(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        return self.backbone.trunk_maps(image)
+
+    def from_frozen_maps(self, maps: tuple[Tensor, ...]) -> TaskFeatures:
+        features = Features(tuple(x.view_as(x) for x in self.backbone.finish(maps).maps))
+        return TaskFeatures(dict.fromkeys(self.tasks, features), shared=features.maps)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         features = self.backbone(image)

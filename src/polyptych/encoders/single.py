@@ -1,4 +1,4 @@
-"""A backbone of its own for every task: the single-task reference.
+"""A separate backbone for every task: the single-task reference.
 
 With plain heads and equal weights the tasks train as if each had a run of its own (they see the same batches), which
 is what delta_mtl compares with.

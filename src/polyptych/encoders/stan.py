@@ -1,4 +1,4 @@
-"""STAN: single-task networks with attention, what MTAN is compared with to tell sharing from capacity.
+"""STAN: single-task networks with attention, the control that separates MTAN's sharing from its added capacity.
 
 Source: Liu, Johns, Davison, CVPR 2019, arXiv 1803.10704
 """
@@ -15,7 +15,7 @@ from polyptych.types import TaskFeatures
 
 
 class Stan(Encoder):
-    """An MTAN of its own for every task; nothing is shared, so ``shared`` is empty."""
+    """A separate MTAN for every task; nothing is shared, so ``shared`` is empty."""
 
     def __init__(self, config: Encoder.Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__()

@@ -6,7 +6,7 @@ Source: Ye, Xu, ICLR 2023, https://openreview.net/forum?id=-CwPopPJda
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -121,7 +121,7 @@ def _build(config: Backbone.Config) -> tuple[Timm, type[PromptedViT | PromptedSw
     where = f"backbone '{config.name}'"
     if isinstance(config, Timm.Config):
         where = f"backbone.model '{config.model}'"
-        backbone = Timm(replace(config, vit_pyramid="taps"))
+        backbone = cast(Timm, replace(config, vit_pyramid="taps").build())
         for runner in RUNNERS:
             if runner.fits(backbone.stages):
                 return backbone, runner

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from polyptych.encoders._low_rank import merge
 from polyptych.errors import InputError, first_line
 from polyptych.export.comparison import Difference, compare
 from polyptych.export.formats import FORMATS, FormatName, not_installed
@@ -48,6 +49,7 @@ def export(folder: Path, *, format: FormatName = "onnx", size: Size | None = Non
     """
     check(format, size, dynamic, out, tolerance)
     run, tasks, network, step = load_network(folder, weights)
+    merge(network)
     fixed = None if dynamic else size or run.size
     facts = read_run(folder)[1]
     mean, std = ((float(a), float(b), float(c)) for a, b, c in (network.mean.flatten(), network.std.flatten()))

@@ -33,9 +33,11 @@ def pair_files(predictions: Path, truths: Path, images: Path | None = None,
         suffixes: of predictions and of ground truth; where a name has several files, the first of these.
 
     Raises:
-        InputError: no folder, no files, or a name without its counterpart.
+        InputError: no folder, no files, one folder for both, or a name without its counterpart.
     """
     found = [_files(folder, own) for folder, own in zip((predictions, truths), suffixes, strict=True)]
+    if predictions.samefile(truths):
+        raise InputError(truths, "the folder of the predictions", "a folder of ground truth", "correct the path")
     if images is not None:
         names = list(dict.fromkeys(read_lines(images)))
         if not names:

@@ -14,6 +14,7 @@ Source: Gu, Dao, arXiv 2312.00752 (Mamba); Liu et al., NeurIPS 2024, arXiv 2401.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -102,9 +103,9 @@ def _scan(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Tens
     with without_autocast(u.device):
         inputs = [x.to(kind) for x in (u, dt, a, b, c)]
         if method == "plain" or (method == "auto" and exporting()):
-            return _walked(_in_chunks, *inputs, there, back)
+            return _walked(_in_chunks, inputs, there, back)
         if method == "loop":
-            return _walked(_loop, *inputs, there, back)
+            return _walked(_loop, inputs, there, back)
         training = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         y: Tensor = blocked_scan(*inputs, there, training)[0]
         return y
@@ -154,7 +155,7 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None
     *inputs, order, states = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a gradient that will be differentiated
         wanted = [x for x in inputs if x.requires_grad]
-        y = _walked(_in_chunks, *inputs, order, order.argsort(-1))
+        y = _walked(_in_chunks, inputs, order, order.argsort(-1))
         found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
         return *(next(found) if x.requires_grad else None for x in inputs), None, None
     return *_blocked_backward(gradient, *inputs, order, states), None, None
@@ -166,15 +167,15 @@ blocked_scan.register_autograd(_differentiate, setup_context=_keep)
 # -- forms in ordinary operations --------------------------------------------------------------------------------------
 
 
-def _walked(scan: Any, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, there: Tensor, back: Tensor) -> Tensor:
+def _walked(scan: Any, inputs: Sequence[Tensor], there: Tensor, back: Tensor) -> Tensor:
     """The sum over the paths of ``scan`` of the sequences along each, all of them at once."""
+    u, dt, a, b, c = inputs
     k = dt.shape[0]
 
-    def along(parts: list[Tensor]) -> Tensor:
+    def along(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat([x.index_select(1, order) for x, order in zip(parts, there.unbind(), strict=True)])
 
-    walked = scan(along([u] * k), along(list(dt.unbind())), a.flatten(0, 1), along(list(b.unbind())),
-                  along(list(c.unbind())))
+    walked = scan(along([u] * k), along(dt.unbind()), a.flatten(0, 1), along(b.unbind()), along(c.unbind()))
     parts = zip(walked.chunk(k), back.unbind(), strict=True)
     return torch.stack([x.index_select(1, order) for x, order in parts]).sum(0)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from polyptych.data.arrays import write_npy
 from polyptych.errors import InputError, nearest
 from polyptych.prediction.point_cloud import FIELD_OF_VIEW, PointCloud, find_camera, unproject
-from polyptych.reports.panels import strip
+from polyptych.reports.panels import cell_size, fitted, strip
 from polyptych.tasks._base import Task
 from polyptych.tasks._pictures import Legend
 
@@ -105,7 +105,9 @@ class Scene:
     def panel(self, task: str | None = None) -> UInt8[np.ndarray, "_ _ 3"]:
         """A picture: of one task, as large as the image; or the image and all tasks side by side, with their names."""
         if task is None:
-            return strip(self.image, self.painted(), caption=self.name)
+            # One after the other: the pictures of all tasks of a large image would fill the memory.
+            size = cell_size(self.image)
+            return strip(self.image, {name: fitted(self.panel(name), size) for name in self.tasks}, caption=self.name)
         return self._known(task).paint(self.decoded[task], self.image)
 
     def layer(self, task: str) -> UInt8[np.ndarray, "h w 4"]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.tasks._base import Task
 
 Raw = Callable[[Tensor], dict[str, Tensor]]
@@ -90,7 +91,7 @@ def slide(raw: Raw, tasks: Mapping[str, Task], image: UInt8[Tensor, "3 h w"], wi
             if name not in blends:
                 blends[name] = _Blend(task, finish, (height, width), means)
             for (i, j), mean in zip(chosen, means, strict=True):
-                weight = (down.weights[i][:, None] * across.weights[j]).to(mean.device)
+                weight = devices.sent(down.weights[i][:, None] * across.weights[j], mean.device)
                 if task.dense:
                     top, left = down.starts[i], across.starts[j]
                     bottom, right = min(height - top, window[0]), min(width - left, window[1])

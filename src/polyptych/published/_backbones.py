@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import timm
 import torch
@@ -60,7 +61,9 @@ def _same(seen: Seen, candidates: Iterable[str], shapes: Mapping[str, tuple[int,
     """The timm network with exactly these tensors."""
     shapes = {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
     for name in candidates:
-        options = {"feature_location": "", "out_indices": (1, 2, 3, 4)} if name.startswith("hrnet_") else {}
+        options: dict[str, Any] = {}
+        if name.startswith("hrnet_"):
+            options = {"feature_location": "", "out_indices": (1, 2, 3, 4)}
         with torch.device("meta"):
             network = timm.create_model(name, features_only=True, **options)
         if shapes == {key: tuple(value.shape) for key, value in network.state_dict().items()

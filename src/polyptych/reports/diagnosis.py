@@ -26,6 +26,8 @@ from polyptych.reports.tables import ABSENT, MINUS, escape_markdown, is_number
 from polyptych.task_gradients import WHOLE, Look
 
 AGREE, CONFLICT = COLORS[0], COLORS[4]
+MUCH = 0.25  # of what a task's own step takes off its loss: as much of another task's step has the full color
+LITTLE = 0.05  # of the same: less is not worth a word, however sure
 LARGER = 4.0  # so many times another one is worth a word
 MOST_WORDS = 6  # lines on what stands out
 MOST_COLUMNS = 40  # of a picture over time; neighbors are averaged
@@ -144,7 +146,8 @@ class Findings:
     def _harm(self) -> Iterable[str]:
         grid, error = self.affinity.values, self.affinity_error
         found = [(grid[i, j], task, other) for i, task in enumerate(self.tasks) for j, other in enumerate(self.tasks)
-                 if i != j and grid[i, j] < 0 and (not math.isfinite(error[i, j]) or grid[i, j] < -2 * error[i, j])]
+                 if i != j and grid[i, j] < min(0, -LITTLE * grid[j, j])
+                 and (not math.isfinite(error[i, j]) or grid[i, j] < -2 * error[i, j])]
         for value, task, other in sorted(found)[:2]:
             own = grid[self.tasks.index(other), self.tasks.index(other)]
             beside = f" (a step for {other} itself lowers it by {own:.2g} %)" if own > 0 else ""
@@ -292,15 +295,15 @@ def _heat(grid: Grid, name: str, page: bool, *, digits: int = 2, scale: float | 
     """Colored cells with their numbers: blue above zero, red below, the stronger the farther from it.
 
     Args:
-        scale: the number of full color; None takes the largest one off the diagonal.
+        scale: the number of full color; None takes a quarter of what stands on the diagonal.
         gap: so many last columns stand apart.
     """
     rows, columns = grid.values.shape
     numbers = columns <= 12
     wide = max(map(len, grid.rows), default=1) * 0.062 + columns * (0.62 if numbers else 0.14) + 0.3
     if scale is None:
-        apart = np.abs(grid.values[~np.eye(rows, dtype=bool)])
-        scale = float(np.nanmax(apart)) if np.isfinite(apart).any() else 1.0
+        own = np.abs(grid.values.diagonal())
+        scale = MUCH * float(np.nanmean(own)) if np.isfinite(own).any() else 1.0
     with style.figure((min(wide, 8.5), 0.45 + 0.24 * rows), text=8, axes=False) as drawing:
         axes: Axes = drawing.subplots()
         for i, j in np.ndindex(rows, columns):

@@ -232,14 +232,15 @@ def _draw(headers: Sequence[str], size: tuple[int, int], rows: Sequence[_Row]) -
             if isinstance(cell, _Note):
                 picture = _note_picture(cell, size, place.text)
             else:
-                picture = Image.fromarray(_fitted(cell, size))
+                picture = Image.fromarray(fitted(cell, size))
                 # Around the picture, not on it: a white boundary map would melt into the ground.
                 draw.rectangle((left - 1, top - 1, left + width, top + height), outline=LINE)
             canvas.paste(picture, (left, top))
     return np.array(canvas)
 
 
-def _fitted(picture: Picture, size: tuple[int, int]) -> Picture:
+def fitted(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A picture as large as a cell (h, w)."""
     _check(picture)
     factor = size[0] // picture.shape[0]
     if factor >= 1 and (picture.shape[0] * factor, picture.shape[1] * factor) == size:

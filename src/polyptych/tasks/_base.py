@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.component import Catalog, Component
 from polyptych.data.geometry import Geometry
 from polyptych.metrics._base import FinalMetric, Metric
@@ -244,3 +245,9 @@ def mirror_order(labels: LabelInfo) -> list[int]:
     for left, right in labels.mirror:
         order[left], order[right] = right, left
     return order
+
+
+def in_mirror(prediction: Float[Tensor, "b c h w"], labels: LabelInfo) -> Float[Tensor, "b c h w"]:
+    """Raw predictions, one channel for each type, of the mirrored image. (An index that is a list would be waited for
+    on a device.)"""
+    return prediction[:, devices.sent(mirror_order(labels), prediction.device)].flip(-1)

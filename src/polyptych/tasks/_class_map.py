@@ -17,7 +17,7 @@ from polyptych.errors import InputError
 from polyptych.metrics._accumulation import Accumulation
 from polyptych.metrics._base import Metric, accumulated
 from polyptych.metrics.confusion import Absent, ConfusionMatrix
-from polyptych.tasks._base import Task, Trivial, mirror_order
+from polyptych.tasks._base import Task, Trivial, in_mirror
 from polyptych.tasks._pictures import UNLABELLED, Legend, Stored, class_colors, class_legend
 from polyptych.types import LabelInfo, Likelihood, Loss
 
@@ -126,7 +126,7 @@ class ClassMap(Task):
 
     def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Left is right and right is left for the classes that ``labels.mirror`` pairs."""
-        return prediction[:, mirror_order(self.labels)].flip(-1)
+        return in_mirror(prediction, self.labels)
 
     def to_mean(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Probabilities."""

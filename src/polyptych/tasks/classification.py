@@ -16,7 +16,7 @@ from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.accuracy import Accuracy
-from polyptych.tasks._base import Task, Trivial, mirror_order
+from polyptych.tasks._base import Task, Trivial, in_mirror
 from polyptych.tasks._pictures import UNLABELLED, class_colors
 from polyptych.types import LabelInfo, Likelihood, Loss
 
@@ -138,7 +138,7 @@ class Classification(Task):
 
     def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Turn left is turn right in the mirror, where ``labels.mirror`` says so."""
-        return prediction[:, mirror_order(self.labels)].flip(-1)
+        return in_mirror(prediction, self.labels)
 
     def move(self, target: Int[Tensor, ""], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:

@@ -16,7 +16,7 @@ from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.keypoints import KeypointError, peaks, visible_points
-from polyptych.tasks._base import Task, Trivial, mirror_order
+from polyptych.tasks._base import Task, Trivial, in_mirror, mirror_order
 from polyptych.tasks._pictures import UNLABELLED, Legend, class_colors, class_legend
 from polyptych.types import LabelInfo, Likelihood, Loss
 
@@ -205,7 +205,7 @@ class Keypoints(Task):
 
     def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Left is right and right is left for the types that ``labels.mirror`` pairs."""
-        return prediction[:, mirror_order(self.labels)].flip(-1)
+        return in_mirror(prediction, self.labels)
 
     def to_mean(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Probabilities for ``focal``; the raw prediction otherwise: a window alone does not know the probability of

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from polyptych import devices
 from polyptych.data.geometry import Geometry
 from polyptych.metrics._accumulation import Accumulation
 from polyptych.metrics._base import Metric, accumulated
@@ -107,7 +108,7 @@ class Normals(Task):
 
     def mirrored(self, prediction: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """A mirror negates x."""
-        return prediction.flip(-1) * prediction.new_tensor([-1, 1, 1])[:, None, None]
+        return prediction.flip(-1) * devices.sent([-1, 1, 1], prediction.device, prediction.dtype)[:, None, None]
 
     def to_mean(self, prediction: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Unit vectors; decoding makes their mean one again."""

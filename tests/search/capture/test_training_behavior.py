@@ -46,6 +46,7 @@ class Part(nn.Module):
     def __init__(self, what: str):
         super().__init__()
         self.what, self.conv = what, nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
         self.register_buffer("mean", torch.zeros(4))
         self.register_buffer("variance", torch.ones(4))
         self.register_buffer("seen", torch.zeros(4))
@@ -86,6 +87,13 @@ class Part(nn.Module):
     def other_weights(self, x, y):
         return y * (self.variance if self.training else self.mean + 1).view(-1, 1, 1)
 
+    def frozen_layer(self, x, y):
+        self.norm.eval()
+        return self.norm(y)
+
+    def by_gradient_mode(self, x, y):
+        return y * 2 + x if torch.is_grad_enabled() else y
+
     def reversal(self, x, y):
         return reverse(y)
 
@@ -109,7 +117,8 @@ class Part(nn.Module):
 
 
 KEPT = ["dropout", "dropout_by_a_function", "alpha_dropout", "batch_norm", "instance_norm", "drop_path", "noise",
-        "layer_drop", "counts", "other_weights", "reversal", "tensor_hook", "no_gradient", "own_checkpoint"]
+        "layer_drop", "counts", "other_weights", "frozen_layer", "by_gradient_mode", "reversal", "tensor_hook",
+        "no_gradient", "own_checkpoint"]
 
 
 def network(what: str) -> nn.Sequential:

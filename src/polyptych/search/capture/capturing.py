@@ -186,10 +186,15 @@ class _Attempts:
             for training in (False, True):
                 with in_evaluation(self.root, training), behavior.random_numbers_kept():
                     modes[training] = behavior.watch(self.root, tracer.opened, found.image, training)
+            with in_evaluation(self.root), behavior.random_numbers_kept():  # as the graph was traced
+                traced = behavior.watch(self.root, tracer.opened, found.image, training=False, gradients=False)
             reasons |= dict.fromkeys(modes[True].drawing, behavior.DRAWS)
             for path in modes[True].called:
                 if modes[True].called[path] != modes[False].called[path]:
                     reasons[path] = behavior.MODE
+                elif modes[False].called[path] != traced.called[path] and path not in modes[True].hooked:
+                    reasons[path] = behavior.GRADIENTS
+            reasons |= dict.fromkeys(modes[True].switching, behavior.SWITCHES)
             reasons |= dict.fromkeys(behavior.hooked_modules(tracer.opened), behavior.HOOKS)
             if reasons.pop("", "") and not self.remarks:
                 self.remarks.append("its own code does otherwise in training; captured is what it does in evaluation")

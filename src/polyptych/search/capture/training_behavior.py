@@ -24,6 +24,8 @@ from polyptych.search.capture.node_values import tensors_in
 
 DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 MODE = "it does otherwise in training, by code of its own"
+SWITCHES = "it sets the mode of its layers itself"
+GRADIENTS = "it does otherwise where gradients are computed, by code of its own"
 DRAWS = "it draws random numbers by code of its own"
 BACKWARD = "its gradients are those of a function of its own (torch.autograd.Function)"
 HOOKS = "hooks change its gradients"
@@ -35,6 +37,7 @@ class Watch(TorchFunctionMode):
     Attributes:
         called: for every opened module, the functions that its own code calls, with what they are called with.
         drawing: opened modules whose own code draws random numbers.
+        switching: opened modules whose own code changes between training and evaluation (``self.norm.eval()``).
         own_backward: opened modules in which a function with a backward of its own runs.
         hooked: opened modules that give hooks to tensors.
     """
@@ -46,10 +49,11 @@ class Watch(TorchFunctionMode):
         self.tensors = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
         self.opened = set(opened) | {""}
         self.called: dict[str, list[Any]] = {path: [] for path in self.opened}
-        self.drawing, self.own_backward, self.hooked = set[str](), set[str](), set[str]()
+        self.drawing, self.switching, self.own_backward, self.hooked = set[str](), set[str](), set[str](), set[str]()
+        self._modules = tuple(root.modules())
         self._stack: list[str | None] = []  # None: within a layer
         self._seen: set[Any] = set()  # of the autograd graph; held, because torch makes a new object for a lost one
-        self._state = _random_state()
+        self._state, self._modes = _random_state(), [module.training for module in self._modules]
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Watch]:
@@ -68,26 +72,30 @@ class Watch(TorchFunctionMode):
             nn.Module.__call__ = original  # type: ignore[method-assign]
 
     def _call(self, run: Callable[[], Any], module: nn.Module) -> Any:
-        self._note_draws()
+        self._note_state()
         path = self.paths.get(id(module))
         inside = bool(self._stack) and self._stack[-1] is None
         self._stack.append(None if inside or path not in self.opened else path)
         try:
             result = run()
-            self._note_draws()
+            self._note_state()
             self._note_backward(result)
         finally:
             self._stack.pop()
         return result
 
-    def _note_draws(self) -> None:
+    def _note_state(self) -> None:
+        """What changed since the last look is the work of the module that is running."""
         if not self.training:
             return
         with torch._C.DisableTorchFunction():  # looking at the state is no call of the network
-            state = _random_state()
-        if state != self._state and self._stack and self._stack[-1] is not None:
-            self.drawing.add(self._stack[-1])
-        self._state = state
+            state, modes = _random_state(), [module.training for module in self._modules]
+        if self._stack and self._stack[-1] is not None:
+            if state != self._state:
+                self.drawing.add(self._stack[-1])
+            if modes != self._modes:
+                self.switching.add(self._stack[-1])
+        self._state, self._modes = state, modes
 
     def _note_backward(self, result: Any) -> None:
         """The functions behind a result that were not there before belong to the module that gave it."""
@@ -153,10 +161,10 @@ def random_numbers_kept(seed: int = 0) -> Iterator[None]:
             np.random.set_state(array)
 
 
-def watch(root: nn.Module, opened: Collection[str], image: Tensor, training: bool) -> Watch:
+def watch(root: nn.Module, opened: Collection[str], image: Tensor, training: bool, gradients: bool = True) -> Watch:
     """Run a network in the mode that it is in, and see what its opened modules do."""
     found = Watch(root, opened, training)
-    with torch.enable_grad(), found.watching():
+    with torch.set_grad_enabled(gradients), found.watching():
         root(image)
     return found
 

@@ -65,9 +65,10 @@ class Judge:
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Running statistics as the mean over some batches, with the weights as they are. Everything but batch norm is in
-    evaluation mode: no dropout, no stochastic depth."""
+    evaluation mode: no dropout, no stochastic depth. What is frozen keeps its statistics."""
     network.eval()
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
+             and getattr(module, "frozen", "") != "all"]
     momenta = [module.momentum for module in norms]
     for module in norms:
         module.reset_running_stats()

@@ -1,1 +1,1 @@
-"""What there is to choose from: the units of a captured network, policies, spaces of policies, and budgets."""
+"""What a search chooses from: the units of a captured network, policies, spaces of policies, and budgets."""

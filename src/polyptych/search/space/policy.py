@@ -21,7 +21,7 @@ Row = tuple[str, ...]  # the choice of every task at a unit
 
 @dataclass(frozen=True)
 class Compilation:
-    """How a backbone was made into units; needed to find the same ones again.
+    """How a backbone was divided into units; needed to find the same ones again.
 
     Attributes:
         granularity: of the units.
@@ -38,7 +38,7 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Policy:
-    """Who shares what.
+    """Which tasks share which units.
 
     A choice is ``own`` (a copy of the unit that no other task uses), ``skip`` (the task leaves the unit out), or the
     name of a group: tasks that name the same group at a unit use the same weights there. The group ``shared`` has the

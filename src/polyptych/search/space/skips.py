@@ -1,4 +1,4 @@
-"""What a task computes in place of a unit that it leaves out.
+"""What a task computes in place of a unit that it skips.
 
 AutoMTL (Zhang, Liu, Guan, NeurIPS 2022) leaves out single convolutions: the input goes on as it is where the shapes
 allow that, otherwise through a 1x1 convolution and BatchNorm of the task's own. Where the convolution keeps the size

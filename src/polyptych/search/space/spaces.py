@@ -129,11 +129,11 @@ class Space(ABC):
         return self.bottom_shared(len(self.units))
 
     def all_own(self) -> Policy:
-        """Every task with its own of every unit, as single networks have it (not of the space ``skip_only``)."""
+        """Every task with its own copy of every unit, as in single-task networks (not in the space ``skip_only``)."""
         return self.bottom_shared(0)
 
     def bottom_shared(self, count: int) -> Policy:
-        """The first units shared by all, every other one of each task's own."""
+        """The first units shared by all tasks; of every other unit, each task has its own copy."""
         return self.policy([(SHARED if i < count else OWN,) * len(self.tasks) for i in range(len(self.units))])
 
     def baselines(self) -> Iterator[tuple[str, Policy]]:
@@ -362,5 +362,5 @@ def make_space(name: str, units: Units, tasks: tuple[str, ...], compilation: Com
 
 
 def _class(row: Row, task: int) -> object:
-    """What a task does at a unit: tasks with the same class do the same."""
+    """A label for what a task does at a unit: tasks with equal labels do the same."""
     return (OWN, task) if row[task] == OWN else row[task]

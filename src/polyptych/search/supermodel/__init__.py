@@ -1,1 +1,1 @@
-"""One network that holds every choice: execution plans, weights, soft choices, costs, and compact networks from it."""
+"""The supermodel, one network that holds every choice: execution plans, weights, soft choices, costs, extraction."""

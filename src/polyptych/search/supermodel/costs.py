@@ -127,7 +127,7 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
 
 
 def _whole(root: nn.Module, image: Tensor, place: torch.device, repeats: int, seconds: float) -> float:
-    """Seconds of the backbone in one go."""
+    """Seconds that the backbone takes as a whole."""
     with torch.inference_mode():
         return latency(partial(root, image), place, repeats, 10 * seconds).median
 
@@ -288,7 +288,7 @@ def _peak(plan: ExecutionPlan, rows: list[NodeCost]) -> int:
 
 
 def threads_in_words(setting: Conditions) -> str:
-    """The device of a table, for people."""
+    """The device of a table, in words."""
     cores = os.cpu_count() or 1
     about = f", {setting.threads} of {cores} threads" if setting.device == "cpu" else ""
     return f"{setting.hardware or setting.device}{about}, torch {setting.torch}"

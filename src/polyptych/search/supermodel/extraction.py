@@ -15,7 +15,7 @@ from polyptych.types import Features, TaskFeatures
 
 
 class Compact(nn.Module):
-    """A multi-task network without anything of the search.
+    """A multi-task network with no trace of the search.
 
     Weights of the backbone keep their names under ``body``; those of other banks lie under ``body.copies``.
 

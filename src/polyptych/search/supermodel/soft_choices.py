@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from polyptych import devices
 from polyptych.search.capture.capturing import Capture
 from polyptych.search.capture.dataflow import Dataflow
 from polyptych.search.capture.node_values import carries_tensors
@@ -67,7 +68,8 @@ def gumbel_softmax(logits: Float[Tensor, "t c"], temperature: float, hard: bool 
                    generator: torch.Generator | None = None) -> Float[Tensor, "t c"]:
     """softmax((logits + g) / temperature), g = -log(-log(u)), u uniform; one-hot with its gradient where ``hard``."""
     # Away from 0 and 1, where the logarithms are infinite: one such draw would make all logits of the table NaN.
-    uniform = torch.rand(logits.shape, generator=generator).to(logits).clamp_(1e-20, 1 - 1e-7)
+    uniform = devices.sent(torch.rand(logits.shape, generator=generator), logits.device, logits.dtype)
+    uniform = uniform.clamp_(1e-20, 1 - 1e-7)
     soft = ((logits - (-uniform.log()).log()) / temperature).softmax(-1)
     if not hard:
         return soft

@@ -167,7 +167,13 @@ def copied(value: Any, memo: dict[Any, Any]) -> Any:
         for tensor in vars(module).values():
             if isinstance(tensor, Tensor) and not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
-    return copy.deepcopy(value, memo)
+    originals = list(value.parameters()) if isinstance(value, nn.Module) else [value]
+    made = copy.deepcopy(value, memo)
+    for original in originals:  # torch copies parameters without what the optimizer wants to know of them
+        for name in ("layers_above", "adapts"):
+            if hasattr(original, name) and id(original) in memo:
+                setattr(memo[id(original)], name, getattr(original, name))
+    return made
 
 
 def tied_copy(module: nn.Module) -> nn.Module:

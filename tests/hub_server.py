@@ -13,7 +13,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub.constants as constants
+import pytest
 
 COMMIT = "c" * 40
 
@@ -138,6 +142,15 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return _answer(self, 200, content, **headers)
 
     return Handler
+
+
+def use(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client know this server only, and have an empty cache."""
+    for constant, value in {
+        "ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"),
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}"}.items():
+        monkeypatch.setattr(constants, constant, value)
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
 
 
 @contextmanager

@@ -1,0 +1,204 @@
+"""Features of a frozen backbone, computed once for so many augmented views of each image and read from then on.
+
+What is stored belongs to the weights themselves (by a digest), to the backbone's options, the views and the precision.
+So runs with other seeds, decoders and balancers find it, and a changed backbone does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polyptych.data.cache import CachedDataset, Rows, cached, locked, name_of_copy, reporting, sync_folder
+from polyptych.data.files import read_json
+from polyptych.data.views import Views
+from polyptych.datasets._base import Dataset
+from polyptych.encoders._base import Encoder
+from polyptych.errors import InputError
+from polyptych.freezing import thaw_step
+from polyptych.networks import Network
+from polyptych.record import encode
+from polyptych.run import Run
+from polyptych.tasks._base import Task
+from polyptych.types import Sample
+
+VERSION = 1
+STORED = {"float16": "float16", "bfloat16": "uint16", "float32": "float32"}  # numpy has no bfloat16
+BATCH = 8  # images at a time, while features are computed
+
+
+def check_constant(run: Run, network: Network) -> None:
+    """Make sure that the features of an image are always the same.
+
+    Raises:
+        InputError: something before the decoder learns or is random, or there is no folder for the features.
+    """
+    if run.loading.cache is None:
+        raise InputError("--loading.feature-views", "no folder for the features", "a folder on a local disk",
+                         "add --loading.cache DIR")
+    if run.backbone.freeze != "all" or thaw_step(network):
+        raise InputError("--loading.feature-views", "a backbone that learns", "one that is frozen for good, whose "
+                         "features are the same in every epoch", "add --backbone.freeze all, without "
+                         "--backbone.freeze-until")
+    if type(network.encoder).frozen_maps is Encoder.frozen_maps:
+        raise InputError("--loading.feature-views", f"encoder '{run.encoder.name}', whose features are not those of "
+                         "the frozen backbone alone", "an encoder without parts of its own", "use --encoder shared")
+
+
+def with_features(run: Run, network: Network, dataset: Dataset, tasks: dict[str, Task], size: tuple[int, int],
+                  say: Callable[[object], None]) -> FeatureDataset:
+    """The augmented views of a dataset with their labels and features, both computed now if they are not there yet.
+
+    Raises:
+        InputError: the features are not constant, a sample is faulty, or the disk has no room.
+    """
+    check_constant(run, network)
+    folder = run.loading.cache
+    assert folder is not None
+    device = next(network.parameters()).device
+    views = Views(dataset, tasks, run.augment, size, run.loading.feature_views)
+    was_training = network.training
+    network.eval()
+    try:
+        example = _maps(run, network, torch.zeros(1, 3, *size, dtype=torch.uint8), device)
+        shapes = [tuple(x.shape[1:]) for x in example]
+        final = Path(folder) / f"{name_of_copy(views)}-{_digest(run, network)}"
+        if not (final / "index.json").is_file():
+            _announce(run, len(views), shapes, final, say)
+        labels = cached(views, folder, tasks, run.loading.on_fault)
+        if not (final / "index.json").is_file():
+            try:
+                with locked(final), reporting(None, "computing features") as report:
+                    if not (final / "index.json").is_file():
+                        _make(run, network, views, labels, final, shapes, device, report)
+            except OSError as error:
+                raise InputError(folder, f"{error.strerror or error} while writing features", "a writable folder on a "
+                                 "disk with room for them", "free some space, or lower --loading.feature-views"
+                                 ) from error
+    finally:
+        network.train(was_training)
+    return FeatureDataset(labels, final)
+
+
+class FeatureDataset(Dataset):
+    """Views with their labels and features; the images themselves are not there, but for their size."""
+
+    def __init__(self, labels: CachedDataset, folder: Path):
+        self.labels, self.protocol, self.doubts = labels.labels, labels.protocol, labels.doubts
+        super().__init__(labels.config, split=labels.split, tasks=labels.tasks)
+        self.inner = labels
+        index: dict[str, Any] = read_json(folder / "index.json", "the index of stored features")
+        self._type = getattr(torch, index["type"])
+        self._rows = [Rows(folder / f"{i}.bin", tuple(shape), STORED[index["type"]])
+                      for i, shape in enumerate(index["shapes"])]
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def labelled(self, task: str) -> int:
+        return self.inner.labelled(task)
+
+    def index_at(self, position: int, seed: int) -> int:
+        return self.inner.index_at(position, seed)
+
+    def read(self, index: int) -> Sample:
+        sample = self.inner.read(index)
+        return replace(sample, features=tuple(rows[index].view(self._type) for rows in self._rows))
+
+
+def _maps(run: Run, network: Network, images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """What is stored, as the run computes it."""
+    precision = getattr(torch, run.execution.precision)
+    layout = torch.channels_last if run.execution.channels_last else torch.contiguous_format
+    with torch.no_grad(), torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+        image = images.to(device, memory_format=layout)
+        return network.encoder.frozen_maps(network.pad(network.normalize(image)))
+
+
+def _digest(run: Run, network: nn.Module) -> str:
+    """Of everything that the features of a view depend on."""
+    said = {"version": VERSION, "backbone": encode(run.backbone.without_weights()), "encoder": run.encoder.name,
+            "precision": run.execution.precision, "type": run.loading.feature_type}
+    found = hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=8)
+    for name, value in network.state_dict().items():
+        if name in ("mean", "std") or (name.startswith("encoder.") and ".stages." in name):
+            found.update(name.encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _announce(run: Run, views: int, shapes: Sequence[tuple[int, ...]], final: Path,
+              say: Callable[[object], None]) -> None:
+    """Say how much will be written, before it begins.
+
+    Raises:
+        InputError: the disk has less room.
+    """
+    width = np.dtype(STORED[run.loading.feature_type]).itemsize
+    needed = views * sum(int(np.prod(shape)) for shape in shapes) * width
+    existing = next(place for place in (final, *final.absolute().parents) if place.exists())
+    room = shutil.disk_usage(existing).free
+    maps = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    if needed > room:
+        raise InputError(str(final.parent), f"{room / 2**30:.1f} GiB of free disk", f"{needed / 2**30:.1f} GiB for the "
+                         f"features of {views:,} views ({maps} in {run.loading.feature_type})",
+                         "lower --loading.feature-views, or name another --loading.cache")
+    say(f"features of {views:,} views ({maps} in {run.loading.feature_type}): {needed / 2**30:.2f} GiB in {final}")
+
+
+def _make(run: Run, network: Network, views: Views, labels: CachedDataset, final: Path,
+          shapes: Sequence[tuple[int, ...]], device: torch.device, report: Callable[[int, int], None]) -> None:
+    # The lock is ours, so whatever carries this name was left by a process that was killed.
+    for leftover in final.parent.glob(f"{final.name}.partial-*"):
+        shutil.rmtree(leftover)
+    partial = Path(tempfile.mkdtemp(prefix=f"{final.name}.partial-", dir=final.parent))
+    type_, stored = getattr(torch, run.loading.feature_type), np.dtype(STORED[run.loading.feature_type])
+    try:
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context((partial / f"{i}.bin").open("wb")) for i in range(len(shapes))]
+            for start in range(0, len(views), BATCH):
+                indices = range(start, min(start + BATCH, len(views)))
+                maps = _maps(run, network, torch.stack([_image(views, i, labels) for i in indices]), device)
+                for file, x in zip(files, maps, strict=True):
+                    values = x.to(type_).cpu().contiguous()
+                    if not bool(values.isfinite().all()):
+                        raise InputError("--loading.feature-type", f"{run.loading.feature_type}, which does not hold "
+                                         f"features as large as {float(x.abs().max()):.3g}", "a type of a wider range",
+                                         "use --loading.feature-type bfloat16")
+                    file.write(values.view(torch.int16 if type_ is torch.bfloat16 else type_).numpy().view(stored).data)
+                report(indices[-1] + 1, len(views))
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        (partial / "index.json").write_text(json.dumps({"version": VERSION, "type": run.loading.feature_type,
+                                                        "shapes": shapes}))
+        sync_folder(partial)
+        os.rename(partial, final)
+        sync_folder(final.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _image(views: Views, index: int, labels: CachedDataset) -> Tensor:
+    """The image of a view; black where it cannot be read, which reading its labels says."""
+    try:
+        return views.read(index).image
+    except InputError:
+        with contextlib.suppress(InputError):
+            labels.read(index)
+            raise
+        return torch.zeros(3, *views.size, dtype=torch.uint8)
+
