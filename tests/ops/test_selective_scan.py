@@ -151,7 +151,7 @@ def test_memory_of_training_is_linear_and_a_tenth_of_autograd():
     """What the forward and the backward pass of blocks allocate, all inside them, against autograd over the loop."""
     def peaks(rows: int) -> tuple[int, int]:
         size = (rows, 32)
-        tensors = inputs(1, 1, size, 32, 16, dtype=torch.float32)
+        tensors = inputs(1, 1, size, 128, 16, dtype=torch.float32)
         u, dt, a, b, c = (x.flatten(1, 2) if x.ndim == 5 else x for x in tensors[:5])
         order = paths(*size, u.device)[0]
         arguments = (u[0], dt, a, b, c, order)
@@ -186,9 +186,9 @@ def test_exports_for_any_length(tmp_path):
         u, dt, a, b, c, skip = inputs(2, 1, (1, length), 3, 2, 20.0, torch.float32)
         return u[:, 0], dt[0, :, 0], a[0, 0], b[0, :, 0], c[0, :, 0], skip[0, 0]
 
-    length = torch.export.Dim("length", min=2, max=10_000)
-    along = {1: length}
-    program = torch.export.export(Scan(), sequence(40), dynamic_shapes=(along, along, None, along, along, None))
+    along = {1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(Scan(), sequence(40), dynamic_shapes=(along, along, None, along, along, None),
+                                  strict=False, prefer_deferred_runtime_asserts_over_guards=True)
     path = tmp_path / "scan.onnx"
     torch.onnx.export(program, dynamo=True, verbose=False).save(str(path))
     session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])

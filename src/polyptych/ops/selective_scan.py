@@ -168,14 +168,16 @@ blocked_scan.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _walked(scan: Any, inputs: Sequence[Tensor], there: Tensor, back: Tensor) -> Tensor:
-    """The sum over the paths of ``scan`` of the sequences along each."""
+    """The sum over the paths of ``scan`` of the sequences along each, all of them at once."""
     u, dt, a, b, c = inputs
-    y = torch.zeros_like(u)
-    for k in range(dt.shape[0]):
-        walked = scan(*(x.index_select(1, there[k]) for x in (u, dt[k])), a[k],
-                      *(x.index_select(1, there[k]) for x in (b[k], c[k])))
-        y = y + walked.index_select(1, back[k])
-    return y
+    k = dt.shape[0]
+
+    def along(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([x.index_select(1, order) for x, order in zip(parts, there.unbind(), strict=True)])
+
+    walked = scan(along([u] * k), along(dt.unbind()), a.flatten(0, 1), along(b.unbind()), along(c.unbind()))
+    parts = zip(walked.chunk(k), back.unbind(), strict=True)
+    return torch.stack([x.index_select(1, order) for x, order in parts]).sum(0)
 
 
 def _loop(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[Tensor, "p n d"], b: Float[Tensor, "p l n"],
@@ -199,11 +201,13 @@ def _in_chunks(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[T
     length = u.shape[1]
     chunks = (length + CHUNK - 1) // CHUNK
 
-    def cut(x: Tensor) -> Tensor:  # steps of length zero at the end leave the states alone
-        filled = torch.cat([x, x.new_zeros(x.shape[0], chunks * CHUNK - length, x.shape[2])], dim=1)
-        return filled.reshape(x.shape[0], chunks, CHUNK, x.shape[2])
+    steps = torch.arange(chunks * CHUNK, device=u.device)
 
-    dt, b, c, x = cut(dt), cut(b), cut(c), cut(dt * u)
+    def cut(x: Tensor) -> Tensor:  # by indexing, which has the same form whether or not anything is missing at the end
+        return x.index_select(1, steps.clamp(max=length - 1)).reshape(x.shape[0], chunks, CHUNK, x.shape[2])
+
+    inside = (steps < length).to(dt.dtype).reshape(chunks, CHUNK, 1)
+    dt, b, c, x = cut(dt) * inside, cut(b), cut(c), cut(dt * u) * inside  # steps of length zero leave states alone
     rates = a[:, None]
 
     def step(i: int, state: Tensor) -> Tensor:
