@@ -50,6 +50,7 @@ class Balancer(nn.Module, Component, ABC):
     tasks: tuple[str, ...]
     steps: int
     seed: int
+    remark: str
     one_backward: bool = True
     wants_after_step: bool = False
     learning_rate_factor: float = 1.0
