@@ -140,8 +140,9 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: it is missing or is not JSON; the message names the line.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise InputError(path, "no plain file", "a file written by polyptych", "remove it, and restore the file")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(path, "a pipe, a socket, or a device",  # reading would wait for a writer
+                         "a file written by polyptych", "remove it, and restore the file")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -37,6 +37,11 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     options = parse(Arguments, arguments, "export")
+    if options.quantize:
+        from polyptych.export.quantization import check_quantized
+
+        check_quantized(options.format, options.size, options.dynamic, options.out, options.tolerance,
+                        options.calibration)
     if options.quantize or options.root is not None:
         from polyptych.run import require_data
 

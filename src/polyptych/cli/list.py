@@ -10,13 +10,14 @@ from polyptych.cli._parsing import parse
 from polyptych.component import Catalog, Component, Summary
 from polyptych.errors import InputError, nearest
 
-KINDS = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "balancers", "protocols", "published")
+ALL = ("recipes", "tasks", "datasets", "backbones", "encoders", "decoders", "balancers", "protocols")
+KINDS = (*ALL, "published")  # the last tells more than a line of each, which takes importing them
 
 
 @dataclass(frozen=True)
 class Arguments:
-    kinds: tyro.conf.Positional[tuple[str, ...]] = field(default=KINDS)
-    """Catalogs to list (default: all)."""
+    kinds: tyro.conf.Positional[tuple[str, ...]] = field(default=ALL)
+    """Catalogs to list (default: all but `published`, the networks whose checkpoints can be imported)."""
 
 
 def main(arguments: list[str]) -> None:

@@ -68,6 +68,16 @@ class Quantized:
         return table
 
 
+def check_quantized(format: str, size: Size | None, dynamic: bool, out: Path | None, tolerance: float,
+                    calibration: int) -> None:
+    """What can be said against a quantized export before any file is read."""
+    if format != "onnx":
+        raise InputError("--quantize", f"--format {format}", "--format onnx", "leave --format out")
+    if calibration < 1:
+        raise InputError("--calibration", str(calibration), "1 or more", "raise it")
+    check(format, size, dynamic, out, tolerance)
+
+
 def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size | None = None, dynamic: bool = False,
              out: Path | None = None, tolerance: float = 1e-4, weights: str = "", calibration: int = 32) -> Quantized:
     """Export in float32, compare, quantize, and measure both on the validation split.
@@ -78,11 +88,7 @@ def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size |
     Raises:
         InputError: as :func:`polyptych.export.exporting.export`; another format than ONNX; the data is not there.
     """
-    if format != "onnx":
-        raise InputError("--quantize", f"--format {format}", "--format onnx", "leave --format out")
-    if calibration < 1:
-        raise InputError("--calibration", str(calibration), "1 or more", "raise it")
-    check(format, size, dynamic, out, tolerance)
+    check_quantized(format, size, dynamic, out, tolerance, calibration)
     run = read_run(folder)[0]
     try:
         length = len(run.build_dataset("val"))
