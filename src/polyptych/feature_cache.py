@@ -182,8 +182,8 @@ def _make(run: Run, network: Network, views: Views, labels: CachedDataset, final
             for file in files:
                 file.flush()
                 os.fsync(file.fileno())
-        (partial / "index.json").write_text(json.dumps({"version": VERSION, "type": run.loading.feature_type,
-                                                        "shapes": shapes}))
+        index = {"version": VERSION, "type": run.loading.feature_type, "shapes": shapes}
+        (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
         sync_folder(partial)
         os.rename(partial, final)
         sync_folder(final.parent)

@@ -35,8 +35,11 @@ def test_it_is_the_network_of_a_run_with_the_same_names() -> None:
                                                      strict=True))
 
 
+OF_TRANSFORMERS = ("task_prompter", "lora", "mtlora", "pgt", "tit")
+
+
 @pytest.mark.parametrize("encoder, decoder", [
-    *((name, "heads") for name in ENCODERS.names() if name not in ("searched", "task_prompter")),
+    *((name, "heads") for name in ENCODERS.names() if name not in ("searched", *OF_TRANSFORMERS)),
     *(("shared", name) for name in DECODERS.names() if name not in ("heads", "task_prompter"))])
 def test_copies_and_pickles_predict_the_same(encoder: str, decoder: str) -> None:
     network = polyptych.network("test_resnet", TASKS, encoder=encoder, decoder=decoder).eval()
@@ -45,7 +48,8 @@ def test_copies_and_pickles_predict_the_same(encoder: str, decoder: str) -> None
         assert {task: value.shape for task, value in expected.items()} == {
             task: (2, channels, 40, 56) for task, channels in TASKS.items()}
         for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-            assert all(torch.equal(value, expected[task]) for task, value in other(IMAGE).items())
+            for task, value in other(IMAGE).items():  # a copy made in inference mode may take other kernels
+                torch.testing.assert_close(value, expected[task])
 
 
 def test_outputs_read_as_a_mapping_keep_what_belongs_to_them() -> None:

@@ -102,7 +102,7 @@ def test_half_an_image(tmp_path) -> None:
 def test_what_is_no_model(tmp_path, name: str, got: str) -> None:
     if not name.startswith("gone"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=f"{got}; needs a run folder or an exported model"):
+    with pytest.raises(InputError, match=f"{got}; needs a run folder, hf://OWNER/NAME, or an exported model"):
         polyptych.load(tmp_path / name)
 
 

@@ -33,6 +33,7 @@ def outputs(name: str, output: Output, size: tuple[int, int]) -> dict[str, Tenso
     found = {}
     for task, raw in output.final.items():
         if name == "mtan_segnet":  # their program returns more than the raw scores
+            found["semseg/scores" if task == "semseg" else f"{task}/raw"] = raw
             raw = {"semseg": raw.log_softmax(1), "normals": raw / raw.norm(dim=1, keepdim=True)}.get(task, raw)
         found[THEIRS.get(task, task)] = raw
     if name == "taskprompter_small":

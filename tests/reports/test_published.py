@@ -20,8 +20,8 @@ def test_the_rows_of_the_protocol_below_ones_own() -> None:
     table = published_table("CAG", OWN, {"CAG": ["a note"]})
     assert table is not None
     # Only numbers that both have, and the printed aggregate; normals were not measured here.
-    assert table.columns == ("semseg mIoU ↑", "semseg pixel accuracy ↑", "depth abs_per_batch ↓",
-                             "depth rel_per_batch ↓", "delta_m %, as printed ↓")
+    assert table.columns == ("semseg mIoU ↑", "semseg pixel accuracy ↑", "depth abs per batch ↓",
+                             "depth rel per batch ↓", "delta_m %, as printed ↓")
     assert table.rows[0].own and table.rows[0].cells == ("41.23", "66.00", "0.5000", "–", "–")
     nash = next(row for row in table.rows if row.method == "Nash-MTL")
     assert nash.cells == ("40.13", "65.93", "0.5261", "0.2171", "−4.04")

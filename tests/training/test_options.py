@@ -21,6 +21,8 @@ REFUSED = [
     ("clip", (-1.0, NAN, INF)), ("ema", (-0.1, 1.0, NAN)), ("seed", (-1,)), ("steps", (0,)), ("batch_size", (0,)),
     ("accumulate", (-1,)), ("size", ((0, 3), (10**6, 3))),
     ("optimizer.learning_rate", (-1.0, NAN, INF)), ("optimizer.backbone_scale", (-1.0, NAN)),
+    ("optimizer.adapter_scale", (-1.0, NAN)), ("optimizer.decoder_scale", (-1.0, NAN)),
+    ("optimizer.layer_decay", (-0.1, 1.1, NAN)),
     ("optimizer.weight_decay", (-0.1, NAN)), ("optimizer.momentum", (-0.1, 1.0, NAN)),
     ("optimizer.beta2", (1.5, 1.0, NAN)),
     ("schedule.warmup", (-1,)), ("schedule.power", (-1.0, NAN)), ("schedule.period", (0, -3)),

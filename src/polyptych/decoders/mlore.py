@@ -248,7 +248,8 @@ class _Kernels:
     def of(self, mixture: Mixture) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """By task, (c c 3 3) and (c), and of ``experts``, (k c c 3 3) and (k c)."""
         sources = [mixture.down.weight, mixture.down.bias, mixture.up.weight, mixture.offset, *mixture.own.parameters()]
-        state = tuple((x.data_ptr(), x._version, x.dtype) for x in sources)
+        # Weights that were made in inference mode have no version; nothing changes them in place either.
+        state = tuple((x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype) for x in sources)
         if state != self.made_of:
             with without_autocast(sources[0].device):
                 self._make(mixture)

@@ -6,6 +6,7 @@ import random
 import re
 from copy import deepcopy
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -136,7 +137,9 @@ def trained(run, root, seed):
 
 
 @pytest.mark.parametrize("what", [*KEPT, "detached", "no_dropout"])
-def test_a_training_step_is_that_of_the_network(what):
+def test_a_training_step_is_that_of_the_network(what, request):
+    jaxtyping.config.update("jaxtyping_disable", True)  # the checks of lists draw from Python's random numbers
+    request.addfinalizer(lambda: jaxtyping.config.update("jaxtyping_disable", False))
     root = network(what)
     before, state = deepcopy(root.state_dict()), torch.get_rng_state()
     captured = capture(root)
