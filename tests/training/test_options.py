@@ -27,7 +27,7 @@ REFUSED = [
     ("optimizer.beta2", (1.5, 1.0, NAN)),
     ("schedule.warmup", (-1,)), ("schedule.power", (-1.0, NAN)), ("schedule.period", (0, -3)),
     ("schedule.factor", (0.0, 0.5, -2.0, NAN, INF)), ("schedule.final", (-0.1, 1.1, NAN)),
-    ("loading.workers", (-1,)), ("loading.check", (-1,)), ("monitoring.log_every", (0,)),
+    ("loading.workers", (-1,)), ("loading.check", (-1,)), ("loading.feature_views", (-1,)), ("monitoring.log_every", (0,)),
     ("monitoring.validate_every", (0,)), ("monitoring.diagnose", (-0.1, 1.5, NAN)),
     ("monitoring.save_every", (-1,)), ("monitoring.examples", (-1,)), ("monitoring.trivial_samples", (0,)),
     ("execution.device", ("foo", "cuda:x", "meta", "")),
