@@ -89,6 +89,7 @@ def load_state(path: Path, state: TrainingState) -> None:
             index, _, key = name.partition(".")
             entries.setdefault(int(index), {})[key] = value
         _check_optimizer(state.optimizer, entries)
+        _lay_out(state.optimizer, entries)
         state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": entries})
         if values["scaler"]:  # empty where the weights come from a search, which scales no loss: a fresh scale
             _check_scaler(values["scaler"])
@@ -231,6 +232,17 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, entries: dict[int, dict[s
                 isinstance(value, Tensor) and value.shape == shape and value.is_floating_point())
             if not right:
                 raise ValueError(f"optimizer state {index}.{name} that is not of its parameter's shape and kind")
+
+
+def _lay_out(optimizer: torch.optim.Optimizer, entries: dict[int, dict[str, Any]]) -> None:
+    """Moments in the memory order of their parameters. A file holds them in plain order, and a fused update walks
+    through the memory of both side by side: with weights in channels-last order it would pair wrong numbers."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, entry in entries.items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor) and value.ndim:
+                entry[name] = torch.empty_like(parameters[index], dtype=value.dtype, device=value.device,
+                                               requires_grad=False).copy_(value)
 
 
 def _random_tensors(device: torch.device) -> dict[str, Tensor]:
