@@ -12,6 +12,8 @@ matched, of ``tasks`` (our names, in the order of the network) and of what a net
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -124,14 +126,37 @@ def _values(rule: Rename, key: str, names: Mapping[str, str]) -> dict[str, Any] 
 def _filled(template: str, values: Mapping[str, Any]) -> str:
     """The right side of a row for what was matched."""
     def one(found: re.Match[str]) -> str:
-        # The tables are constants of this package, so an expression in them is code of ours, not of a file.
         try:
-            return str(eval(found[1], {"__builtins__": {}}, dict(values)))
+            return str(_value(ast.parse(found[1], mode="eval").body, values))
         except (IndexError, ValueError, KeyError):
             raise InputError("a table of names", f"{template} for {values}", "as many tasks as there are heads",
                              "use a whole file") from None
 
     return re.sub(r"\{([^}]*)\}", one, template).replace("*", values.get("rest", ""))
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
+    """What an expression of a right side gives. A table needs no more than these forms, so nothing else runs."""
+    match node:
+        case ast.Constant(int() as number):
+            return number
+        case ast.Name(name):
+            return values[name]
+        case ast.BinOp(left, symbol, right) if type(symbol) in _OPERATORS:
+            return _OPERATORS[type(symbol)](_value(left, values), _value(right, values))
+        case ast.Subscript(whole, entry):
+            return _value(whole, values)[_value(entry, values)]
+        case ast.Call(ast.Name(name), arguments, []):
+            return values[name](*(_value(argument, values) for argument in arguments))
+        case ast.Call(ast.Attribute(whole, "index"), [entry], []):
+            return _value(whole, values).index(_value(entry, values))
+    raise AssertionError(f"{ast.unparse(node)}: a table of names has no such expression")
 
 
 # -- transformations ---------------------------------------------------------------------------------------------------
