@@ -26,20 +26,22 @@ from polyptych import distributed
 from polyptych.backbones.timm import Timm
 from polyptych.balancers._base import CATALOG
 from polyptych.datasets.rooms import Rooms
+from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.decoders.heads import Heads
 from polyptych.optim import Optimizer, Schedule
 from polyptych.recipes.rooms import rooms
 from polyptych.run import Execution, Loading, Monitoring, with_components, with_tasks
 from polyptych.training import Trainer
 
-out, batch_size, balancer, head, model, encoder, until = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+out, batch_size, balancer, decoder, model, encoder, until = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+decoder = DECODERS.load(decoder).Config() if decoder in DECODERS.names() else Heads.Config(head=decoder)
 frozen = {"freeze": "all", "freeze_until": int(until)} if until else {}
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)  # or rounding grows from step to step until nothing could be compared
 tasks = ["semseg", "depth", "parts", "saliency"]
 run = replace(with_tasks(with_components(rooms(), {"encoder": encoder}), tasks), size=(48, 64),
               dataset=Rooms.Config(size=(48, 64), val_frames=3), backbone=Timm.Config(model=model, **frozen),
-              decoder=Heads.Config(head=head), balancer=CATALOG.load(balancer).Config(), batch_size=batch_size, steps=3,
+              decoder=decoder, balancer=CATALOG.load(balancer).Config(), batch_size=batch_size, steps=3,
               accumulate=2,
               optimizer=Optimizer(kind="sgd", learning_rate=0.1, weight_decay=0.0, momentum=0.9),
               schedule=Schedule(kind="constant"), loading=Loading(), execution=Execution(device="cpu"))
@@ -61,21 +63,24 @@ with distributed.group(torch.device("cpu")):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("balancer", "head", "model", "encoder", "until"), [
+@pytest.mark.parametrize(("balancer", "decoder", "model", "encoder", "until"), [
     ("equal", "fused", "test_resnet", "shared", ""),
     ("equal", "aspp", "hrnet_w18_small", "shared", ""),  # three of its four maps, and what makes only them, are unused
     ("nash_mtl", "fused", "test_resnet", "shared", ""),
     ("equal", "fused", "test_resnet", "shared", "1"),  # frozen for a step
     ("equal", "fused", "test_vit", "mtlora", ""),
     ("nash_mtl", "fused", "test_vit", "mtlora", ""),
+    ("equal", "atrc", "test_resnet", "shared", ""),
+    ("equal", "mlore", "test_resnet", "shared", ""),
+    ("equal", "mtmamba", "test_resnet", "shared", ""),
 ])
-def test_two_processes_equal_one(balancer: str, head: str, model: str, encoder: str, until: str,
+def test_two_processes_equal_one(balancer: str, decoder: str, model: str, encoder: str, until: str,
                                  tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    choices = [balancer, head, model, encoder, until]
+    choices = [balancer, decoder, model, encoder, until]
     subprocess.run([sys.executable, tmp_path / "program.py", tmp_path / "one", "4", *choices], check=True,
                    env=environment, timeout=240)
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",

@@ -209,8 +209,8 @@ class Mixture(nn.Module):
         weights = torch.cat(list(gates.values()))
         of_channels = torch.cat([weights[:, k:k + 1].expand(-1, rank) for k, rank in enumerate(self.ranks)], dim=1)
         experts = self.up(self.down(together) * of_channels[..., None, None]) + (weights @ self.offset)[..., None, None]
-        parts = experts.chunk(len(entered))
-        shared = self.shared(together.detach()).chunk(len(entered))
+        parts = experts.unflatten(0, (len(entered), -1)).unbind()  # not chunk: a batch of any size exports
+        shared = self.shared(together.detach()).unflatten(0, (len(entered), -1)).unbind()
         return {task: self.norm_experts[task](part) + scales[task][..., None, None] * self.own[task](entered[task]) + g
                 for task, part, g in zip(entered, parts, shared, strict=True)}
 

@@ -176,7 +176,7 @@ def _walked(scan: Any, inputs: Sequence[Tensor], there: Tensor, back: Tensor) ->
         return torch.cat([x.index_select(1, order) for x, order in zip(parts, there.unbind(), strict=True)])
 
     walked = scan(along([u] * k), along(dt.unbind()), a.flatten(0, 1), along(b.unbind()), along(c.unbind()))
-    parts = zip(walked.chunk(k), back.unbind(), strict=True)
+    parts = zip(walked.unflatten(0, (k, -1)).unbind(), back.unbind(), strict=True)
     return torch.stack([x.index_select(1, order) for x, order in parts]).sum(0)
 
 
