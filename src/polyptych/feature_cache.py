@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyptych.data.cache import CachedDataset, Rows, cached, locked, name_of_copy, reporting, sync_folder
+from polyptych.data.cache import INDEX, CachedDataset, Rows, cached, is_made, make_once, name_of_copy
 from polyptych.data.files import read_json
 from polyptych.data.views import Views
 from polyptych.datasets._base import Dataset
@@ -75,18 +75,14 @@ def with_features(run: Run, network: Network, dataset: Dataset, tasks: dict[str,
         example = _maps(run, network, torch.zeros(1, 3, *size, dtype=torch.uint8), device)
         shapes = [tuple(x.shape[1:]) for x in example]
         final = Path(folder) / f"{name_of_copy(views)}-{_digest(run, network)}"
-        if not (final / "index.json").is_file():
+        if not is_made(final):
             _announce(run, len(views), shapes, final, say)
         labels = cached(views, folder, tasks, run.loading.on_fault)
-        if not (final / "index.json").is_file():
-            try:
-                with locked(final), reporting(None, "computing features") as report:
-                    if not (final / "index.json").is_file():
-                        _make(run, network, views, labels, final, shapes, device, report)
-            except OSError as error:
-                raise InputError(folder, f"{error.strerror or error} while writing features", "a writable folder on a "
-                                 "disk with room for them", "free some space, or lower --loading.feature-views"
-                                 ) from error
+        try:
+            make_once(final, partial(_write, run, network, views, labels, shapes, device), "computing features")
+        except OSError as error:
+            raise InputError(folder, f"{error.strerror or error} while writing features", "a writable folder on a disk "
+                             "with room for them", "free some space, or lower --loading.feature-views") from error
     finally:
         network.train(was_training)
     return FeatureDataset(labels, final)
@@ -99,7 +95,7 @@ class FeatureDataset(Dataset):
         self.labels, self.protocol, self.doubts = labels.labels, labels.protocol, labels.doubts
         super().__init__(labels.config, split=labels.split, tasks=labels.tasks)
         self.inner = labels
-        index: dict[str, Any] = read_json(folder / "index.json", "the index of stored features")
+        index: dict[str, Any] = read_json(folder / INDEX, "the index of stored features")
         self._type = getattr(torch, index["type"])
         self._rows = [Rows(folder / f"{i}.bin", tuple(shape), STORED[index["type"]])
                       for i, shape in enumerate(index["shapes"])]
@@ -158,38 +154,28 @@ def _announce(run: Run, views: int, shapes: Sequence[tuple[int, ...]], final: Pa
     say(f"features of {views:,} views ({maps} in {run.loading.feature_type}): {needed / 2**30:.2f} GiB in {final}")
 
 
-def _make(run: Run, network: Network, views: Views, labels: CachedDataset, final: Path,
-          shapes: Sequence[tuple[int, ...]], device: torch.device, report: Callable[[int, int], None]) -> None:
-    # The lock is ours, so whatever carries this name was left by a process that was killed.
-    for leftover in final.parent.glob(f"{final.name}.partial-*"):
-        shutil.rmtree(leftover)
-    partial = Path(tempfile.mkdtemp(prefix=f"{final.name}.partial-", dir=final.parent))
+def _write(run: Run, network: Network, views: Views, labels: CachedDataset,
+           shapes: Sequence[tuple[int, ...]], device: torch.device, folder: Path,
+           report: Callable[[int, int], None]) -> None:
     type_, stored = getattr(torch, run.loading.feature_type), np.dtype(STORED[run.loading.feature_type])
-    try:
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context((partial / f"{i}.bin").open("wb")) for i in range(len(shapes))]
-            for start in range(0, len(views), BATCH):
-                indices = range(start, min(start + BATCH, len(views)))
-                maps = _maps(run, network, torch.stack([_image(views, i, labels) for i in indices]), device)
-                for file, x in zip(files, maps, strict=True):
-                    values = x.to(type_).cpu().contiguous()
-                    if not bool(values.isfinite().all()):
-                        raise InputError("--loading.feature-type", f"{run.loading.feature_type}, which does not hold "
-                                         f"features as large as {float(x.abs().max()):.3g}", "a type of a wider range",
-                                         "use --loading.feature-type bfloat16")
-                    file.write(values.view(torch.int16 if type_ is torch.bfloat16 else type_).numpy().view(stored).data)
-                report(indices[-1] + 1, len(views))
-            for file in files:
-                file.flush()
-                os.fsync(file.fileno())
-        index = {"version": VERSION, "type": run.loading.feature_type, "shapes": shapes}
-        (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
-        sync_folder(partial)
-        os.rename(partial, final)
-        sync_folder(final.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context((folder / f"{i}.bin").open("wb")) for i in range(len(shapes))]
+        for start in range(0, len(views), BATCH):
+            indices = range(start, min(start + BATCH, len(views)))
+            maps = _maps(run, network, torch.stack([_image(views, i, labels) for i in indices]), device)
+            for file, x in zip(files, maps, strict=True):
+                values = x.to(type_).cpu().contiguous()
+                if not bool(values.isfinite().all()):
+                    raise InputError("--loading.feature-type", f"{run.loading.feature_type}, which does not hold "
+                                     f"features as large as {float(x.abs().max()):.3g}", "a type of a wider range",
+                                     "use --loading.feature-type bfloat16")
+                file.write(values.view(torch.int16 if type_ is torch.bfloat16 else type_).numpy().view(stored).data)
+            report(indices[-1] + 1, len(views))
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    index = {"version": VERSION, "type": run.loading.feature_type, "shapes": shapes}
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
 def _image(views: Views, index: int, labels: CachedDataset) -> Tensor:

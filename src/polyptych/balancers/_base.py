@@ -22,27 +22,27 @@ CATALOG: Catalog[Balancer] = Catalog("balancer", "polyptych.balancers")
 Pass = Callable[[], tuple[dict[str, Tensor], Output | None]]
 """One forward pass: the losses of a micro-batch and the network's output. Each call computes them anew."""
 
-NO_SUM = 1e-12  # weights whose sum is not above this cannot be scaled to another one
+NO_SUM = 1e-12  # weights whose sum is at most this cannot be scaled to another sum
 
 
 class Balancer(nn.Module, Component, ABC):
-    """How tasks are weighted.
+    """Weights the tasks and computes their gradients.
 
-    State belongs into buffers and parameters, so that it is saved, resumed and moved with everything else; the number
-    of steps done, the seed and the number of fallbacks are kept here. Parameters (learned weights) are optimized in a
-    group of their own, without weight decay.
+    A subclass keeps its state in buffers and parameters, so that it is saved, resumed, and moved with everything else;
+    this class keeps the numbers of steps and fallbacks, and the seed. Parameters (learned weights) form their own
+    group in the optimizer, without weight decay.
 
     A task is *active* in a step if any process has a valid label for it. The loss of an inactive task is exactly zero;
-    it enters no solver and its state does not move.
+    it enters no solver, and its state does not change.
 
     Attributes:
         tasks: all tasks of the run, in order.
-        reach: who uses which parameters, once that was measured.
-        fallbacks: steps so far that had equal weights because the method's were not finite, or what it needs was not.
-        remark: what this network keeps from the method, in one line; empty where it has all that it needs.
-        diagnostics: what is worth watching of the last step, by name (``gradient_norm/depth``, ``fallbacks``).
+        reach: which task uses which parameters, once measured.
+        fallbacks: steps so far with equal weights because the method's weights, or its inputs, were not finite.
+        remark: one line on what the method cannot do with this network; empty if there is nothing to say.
+        diagnostics: values of the last step worth watching, by name (``gradient_norm/depth``, ``fallbacks``).
         one_backward: whether gradients come from one ordinary backward pass, which DistributedDataParallel may average;
-            where not, the balancer averages them itself and takes the bare network.
+            if not, the balancer averages them itself and takes the bare network.
         wants_after_step: whether :meth:`after_step` needs to be called (it costs a forward pass).
         learning_rate_factor: multiplies the optimizer's learning rate for this balancer's own parameters.
     """
@@ -54,7 +54,7 @@ class Balancer(nn.Module, Component, ABC):
     one_backward: bool = True
     wants_after_step: bool = False
     learning_rate_factor: float = 1.0
-    lazy_buffers: ClassVar[tuple[str, ...]] = ()  # registered when their shape is known; loading a state makes them
+    lazy_buffers: ClassVar[tuple[str, ...]] = ()  # registered once their shape is known, or by loading a state
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Component.Config):
@@ -62,8 +62,8 @@ class Balancer(nn.Module, Component, ABC):
 
         def build(self, *, standard_weights: dict[str, float],
                   likelihoods: Mapping[str, Likelihood] | None = None) -> Balancer:
-            """``standard_weights`` maps every task of the run to the weight that is usual in the field;
-            ``likelihoods`` to what its loss is the negative log likelihood of, for balancers that ask for it."""
+            """``standard_weights`` maps every task of the run to its usual weight in the field; ``likelihoods`` maps it
+            to the distribution whose negative log-likelihood is its loss, for balancers that need it."""
             return self.owner(self, standard_weights=standard_weights)
 
     def __init__(self, config: Config | None = None, *, standard_weights: dict[str, float] | None = None):
@@ -78,16 +78,16 @@ class Balancer(nn.Module, Component, ABC):
     @abstractmethod
     def backward(self, losses: dict[str, Float[Tensor, ""]], network: nn.Module, output: Output | None = None,
                  scale: float | Tensor = 1.0) -> dict[str, float | Tensor]:
-        """Add the gradients of the weighed losses to ``.grad`` of the network's parameters.
+        """Add the gradients of the weighted losses to ``.grad`` of the network's parameters.
 
         Args:
-            losses: one scalar per task. Of several processes, each gives its own; the mean over processes is the loss.
-            network: the network that made them.
+            losses: one scalar per task. Each process passes its own; the loss is their mean.
+            network: the network that computed them.
             output: its output; ``output.shared`` is the cut between shared and private parts.
             scale: multiplies every gradient (loss scaling of float16 training).
 
         Returns:
-            The weight that each task had.
+            The weight of each task.
         """
 
     def accumulate(self, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor = 1.0,
@@ -95,12 +95,12 @@ class Balancer(nn.Module, Component, ABC):
         """:meth:`backward` for a step of several micro-batches, whose losses add up.
 
         Args:
-            passes: one for every micro-batch. A balancer may run one twice, the first time without lasting effect on
-                random numbers and batch statistics.
-            active: the active tasks; None stands for all.
+            passes: one per micro-batch. A balancer may run one twice; the first run has no lasting effect on random
+                numbers and batch statistics.
+            active: the active tasks; None means all.
 
         Returns:
-            The summed losses, detached, and the weight that each task had.
+            The summed losses, detached, and the weight of each task.
         """
         total: dict[str, Tensor] = {}
         weights: dict[str, float | Tensor] = {}
@@ -111,8 +111,8 @@ class Balancer(nn.Module, Component, ABC):
         return total, weights
 
     def prepare(self, network: nn.Module, output: Output) -> None:
-        """Learn from an output with its graph which parameters are shared, before the first step. Needed where that
-        cannot be seen later (a compiled network) and before a state is loaded into a fresh balancer.
+        """Learn before the first step, from an output with its graph, which parameters are shared. Needed if later
+        graphs do not show it (a compiled network), and before a state is loaded into a fresh balancer.
 
         Raises:
             InputError: the balancer needs something that this network does not have.
@@ -120,8 +120,8 @@ class Balancer(nn.Module, Component, ABC):
         self.reach = reach(network, predictions(output), output.shared)
 
     def after_step(self, again: Callable[[], dict[str, Tensor]]) -> None:
-        """Called after the optimizer's step, if ``wants_after_step``. ``again()`` gives the losses of the same batch
-        under the new parameters, over all processes, without gradients or effect on batch statistics."""
+        """Called after the optimizer's step, if ``wants_after_step``. ``again()`` returns the losses of the same batch
+        under the new parameters, over all processes, without gradients or an effect on batch statistics."""
 
     def on_epoch_end(self, losses: dict[str, float]) -> None:
         """Called after every pass through the data with the mean training losses over valid pixels and processes; a
@@ -131,17 +131,17 @@ class Balancer(nn.Module, Component, ABC):
         """Called after every validation with the metrics of each task, by name."""
 
     def random(self) -> torch.Generator:
-        """Random numbers (on the CPU) that depend on the seed and the step only: the same in every process and after a
-        resume. Each call starts anew."""
+        """A generator (on the CPU) that depends only on the seed and the step, so that its numbers are the same in
+        every process and after a resume. Each call starts anew."""
         return torch.Generator().manual_seed(self.seed * 2_147_483_629 + self.steps)
 
     def begin(self) -> None:
-        """The first thing in a step: processes agree on the seed."""
+        """Begin a step: at the first one, processes agree on the seed."""
         if self.steps == 0 and distributed.world() > 1:
             self.seed = int(distributed.from_main(torch.tensor(self.seed)))
 
     def checked(self, run: Pass, active: Collection[str] | None) -> tuple[dict[str, Tensor], Output | None]:
-        """A forward pass whose losses are scalars, one for every task that takes part, in the order of the tasks.
+        """Run a forward pass and check that its losses are scalars, one for each task that takes part.
 
         Raises:
             InputError: they are not, or a task is unknown or missing.
@@ -150,25 +150,25 @@ class Balancer(nn.Module, Component, ABC):
         return scalars(losses, self.tasks, active), output
 
     def check_active(self, active: Collection[str] | None) -> Collection[str] | None:
-        """Refuse an active task that is none of this balancer."""
+        """Refuse an active task that this balancer does not have."""
         for task in active or ():
             if task not in self.tasks:
                 raise InputError("active", f"'{task}'", nearest(task, self.tasks), "name tasks of the balancer")
         return active
 
     def to(self, *args: Any, **kwargs: Any) -> Balancer:
-        """As of any module. A device without float64 gets the state in float32."""
+        """As for any module, but a device without float64 gets the state in float32."""
         device = torch._C._nn._parse_to(*args, **kwargs)[0]
         if device is not None and devices.widest(torch.device(device)) != torch.float64:
             self.float()
         return super().to(*args, **kwargs)
 
     def places(self, tasks: Sequence[str], like: Tensor) -> Tensor:
-        """:meth:`positions` as an index of a state on the device: one that is a list would be waited for."""
+        """:meth:`positions` as an index into a state on the device; with a list, the host would wait."""
         return devices.sent(self.positions(tasks), like.device)
 
     def positions(self, tasks: Sequence[str]) -> list[int]:
-        """Where tasks stand among all tasks: the rows of a state that belong to them."""
+        """The positions of tasks among all tasks, which are their rows in a state."""
         return [self.tasks.index(task) for task in tasks]
 
     def get_extra_state(self) -> Tensor:
@@ -185,18 +185,18 @@ class Balancer(nn.Module, Component, ABC):
 
 
 def add(total: dict[str, Tensor], losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Losses of one more micro-batch, detached, added to those before."""
+    """Add the losses of one more micro-batch, detached, to those before."""
     return {task: total[task] + loss.detach() if task in total else loss.detach() for task, loss in losses.items()}
 
 
 def scalars(losses: Mapping[str, Tensor], tasks: Sequence[str], active: Collection[str] | None) -> dict[str, Tensor]:
-    """The losses of a pass with the shape (), in the order that they came in.
+    """The losses of a pass as tensors of shape (), in their order.
 
-    A shape of ones, as some losses have it, is taken for a scalar: weights of shape (1,) would broadcast against each
-    other. A task may be absent where ``active`` says so.
+    A loss of shape (1,) or (1, 1), as some are, counts as a scalar; left alone, weights of shape (1,) would broadcast
+    against each other. A task that is not in ``active`` may be absent.
 
     Raises:
-        InputError: a loss is no scalar, or of an unknown task, or there is none of a task that takes part.
+        InputError: a loss is not a scalar, belongs to an unknown task, or is missing.
     """
     for task in losses:
         if task not in tasks:

@@ -1,4 +1,4 @@
-"""Where gradients come from: which parameters tasks share, gradient rows in one flat buffer, and their products."""
+"""What gradient balancers work with: shared parameters, gradient rows in one flat buffer, and inner products."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Reach:
     """Which parameters the gradients of each task reach.
 
     Attributes:
-        shared: those of several tasks (with one task: of that task before the cut, or all).
-        trunk: those that lead to the cut, ``Output.shared``; empty without a cut.
-        private: those of one task alone, by task.
-        heads: those after the cut that gradients of a task reach, by task; interacting tasks have some in common.
-        unused: trainable, but reached by no task.
-        layer: of the layers of more than one dimension that all tasks share, the one that runs last.
+        shared: parameters of several tasks (with one task: its parameters before the cut, or all of them).
+        trunk: parameters that lead to the cut, ``Output.shared``; empty without a cut.
+        private: by task, parameters of that task alone.
+        heads: by task, parameters after the cut that its gradients reach; interacting tasks have some in common.
+        unused: trainable parameters that no task reaches.
+        layer: among the parameters of more than one dimension that all tasks share, the one used last.
     """
 
     shared: tuple[nn.Parameter, ...]
@@ -60,7 +60,7 @@ class Reach:
 
 
 def reach(network: nn.Module, ends: Mapping[str, Sequence[Tensor]], cut: Sequence[Tensor]) -> Reach:
-    """Measure who uses what in one graph.
+    """Measure which task uses which parameters in one graph.
 
     Args:
         ends: by task, the tensors that its gradients start from: predictions or losses.
@@ -70,15 +70,15 @@ def reach(network: nn.Module, ends: Mapping[str, Sequence[Tensor]], cut: Sequenc
 
 
 class Sharing:
-    """Who uses which parameters, as seen in all graphs so far.
+    """Which task uses which parameters, as seen in all graphs so far.
 
-    Parameters are frozen and unfrozen during training, and some are first used after a thousand steps. A parameter that
-    is missing here would get no gradient, so the graph of every step is walked, once for all tasks (a few tenths of a
-    millisecond for a ResNet-50, without touching the device). What one graph lacks, another one may have (a task
-    without labels, a layer that is skipped at random), so the answers of all graphs are joined until the trainable
-    parameters change hands or :meth:`measure` starts anew.
+    Training freezes and unfreezes parameters, and may first use some after a thousand steps. A parameter missing here
+    would get no gradient, so :meth:`follow` walks the graph of every step once for all tasks (a few tenths of a
+    millisecond for a ResNet-50, without touching the device). One graph may lack what another has (a task without
+    labels, a layer skipped at random), so the findings of all graphs are joined until the trainable parameters change
+    or :meth:`measure` starts anew.
 
-    Sets of parameters are the bits of integers here, which are quick to join and to compare.
+    A set of parameters is stored as the bits of an integer, which is quick to join and compare.
     """
 
     def __init__(self) -> None:
@@ -90,15 +90,16 @@ class Sharing:
         self.reach: Reach | None = None
 
     def measure(self, network: nn.Module, ends: Mapping[str, Sequence[Tensor]], cut: Sequence[Tensor]) -> Reach:
-        """From this graph alone."""
+        """The reach according to this graph alone."""
         self.__init__()  # type: ignore[misc]
         return self.follow(network, ends, cut)
 
     def follow(self, network: nn.Module, ends: Mapping[str, Sequence[Tensor]], cut: Sequence[Tensor]) -> Reach:
-        """From this graph and those before. The same object as before where nothing is new.
+        """The reach according to this graph and those before; the same object as before if nothing is new.
 
         Raises:
-            InputError: this graph does not show who uses what, or only this one of several processes sees a change.
+            InputError: this graph does not show which task uses which parameters, or it shows a first use, on which
+                several processes could disagree.
         """
         trainable = tuple(p for p in network.parameters() if p.requires_grad)
         same = len(trainable) == len(self._trainable) and all(map(operator.is_, trainable, self._trainable))
@@ -138,7 +139,7 @@ class Sharing:
         return self.reach
 
     def _rename(self, trainable: tuple[nn.Parameter, ...]) -> None:
-        """What is known of the parameters that stay, with the bits of the new ones."""
+        """Translate what is known of the remaining parameters to their new bits."""
         bit_of = {id(p): 1 << k for k, p in enumerate(trainable)}
         moves = [(1 << k, bit_of[id(p)]) for k, p in enumerate(self._trainable) if id(p) in bit_of]
 
@@ -190,7 +191,7 @@ def check_whole(network: nn.Module) -> None:
 
 
 def predictions(output: Output) -> dict[str, list[Tensor]]:
-    """By task, everything that is predicted for it, auxiliary predictions included."""
+    """All predictions of each task, including auxiliary ones."""
     ends = {task: [prediction] for task, prediction in output.final.items()}
     for extra in output.auxiliary:
         for task, prediction in extra.prediction.items():
@@ -199,7 +200,7 @@ def predictions(output: Output) -> dict[str, list[Tensor]]:
 
 
 def check_branches(cut: Sequence[Tensor]) -> None:
-    """Refuse a cut where the gradient by one tensor would run through another, and count twice.
+    """Refuse a cut in which the gradient of one tensor would run through another and count twice.
 
     Raises:
         InputError: one tensor of the cut was computed from another.
@@ -212,7 +213,7 @@ def check_branches(cut: Sequence[Tensor]) -> None:
 
 
 def _nodes(roots: Iterable, stop: Set = frozenset()) -> Iterator:
-    """The nodes of the graph under some of its nodes, these included; not those to stop at, nor what is under them."""
+    """The given nodes and all nodes below them, except those to stop at and what is only below those."""
     waiting, seen = [node for node in roots if node is not None], set()
     while waiting:
         node = waiting.pop()
@@ -224,8 +225,8 @@ def _nodes(roots: Iterable, stop: Set = frozenset()) -> Iterator:
 
 
 def _bits(roots: Iterable, bit_of: Mapping[int, int], stop: Set = frozenset()) -> tuple[dict[Any, int], set[str]]:
-    """For every node of the graph the parameters under it, and the names of the kinds of nodes. Below first, so that
-    each node is visited once however many tasks and paths lead to it."""
+    """For every node of the graph, the parameters below it; and the names of the kinds of nodes. The walk is bottom-up,
+    so that it visits each node once, however many tasks and paths lead there."""
     found: dict[Any, int] = {}
     kinds: set[type] = set()
     waiting: list[tuple[Any, list | None]] = [(node, None) for node in roots]
@@ -253,7 +254,7 @@ def _union(under: Mapping[Any, int], nodes: Iterable) -> int:
 
 
 def _last_uses(roots: Iterable, bit_of: Mapping[int, int]) -> dict[int, int]:
-    """When each parameter was used last: nodes are numbered in the order in which operations ran."""
+    """When each parameter was last used, as the number of its node; autograd numbers nodes in execution order."""
     last: dict[int, int] = {}
     for node in _nodes(roots):
         for below, _ in node.next_functions:
@@ -264,7 +265,7 @@ def _last_uses(roots: Iterable, bit_of: Mapping[int, int]) -> dict[int, int]:
 
 
 def _entered_apart(ends: Mapping[str, Sequence[Tensor]]) -> bool:
-    """Whether tasks read different results of one compiled part: its graph does not say what each of them uses."""
+    """Whether tasks read different results of one compiled part, whose graph does not show what each of them uses."""
     entries: dict[Any, dict[str, set[int]]] = {}  # by compiled part and task, which of its results are read
     for task, tensors in ends.items():
         edges = {edge for node in _nodes(x.grad_fn for x in tensors) for edge in node.next_functions}
@@ -275,10 +276,10 @@ def _entered_apart(ends: Mapping[str, Sequence[Tensor]]) -> bool:
 
 
 class Rows:
-    """Gradients of several tasks by the same parameters: one flat buffer (k p), and a view for every parameter.
+    """Gradients of several tasks with respect to the same parameters: one flat buffer (k p) and a view per parameter.
 
-    The buffer stays allocated from step to step. Backward passes add into it, without a copy; the combination is made
-    in its first row, from where the optimizer reads it.
+    The buffer stays allocated from step to step. Backward passes add to it without a copy; the combined gradient
+    replaces its first row, where the optimizer reads it.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], count: int):
@@ -293,16 +294,16 @@ class Rows:
         self._views = [self._view(row) for row in self.flat]
 
     def fit(self, parameters: Sequence[nn.Parameter], count: int) -> bool:
-        """Whether these are rows for those parameters, as they are now."""
+        """Whether these rows fit the parameters as they are now."""
         return (self.parameters is parameters and len(self.flat) == count
                 and (self.flat.dtype, self.flat.device) == (parameters[0].dtype, parameters[0].device))
 
     def _view(self, row: Float[Tensor, " p"]) -> list[Tensor]:
         views, offset = [], row.storage_offset()
         for parameter in self.parameters:
-            # Of the parameter's own strides, as fast optimizers want it; where its memory has gaps or overlaps these
-            # would reach beyond the places that belong to it here, and autograd wants contiguous gradients.
-            strides = torch.empty_like(parameter, device="meta").stride()  # dense ones, its own where they are
+            # Fast optimizers want the parameter's own strides. If its memory has gaps or overlaps, these would reach
+            # beyond its part of the row, and autograd wants contiguous gradients.
+            strides = torch.empty_like(parameter, device="meta").stride()  # dense; its own where those are dense
             if strides != parameter.stride():
                 strides = torch.empty(parameter.shape, device="meta").stride()
             views.append(row.as_strided(parameter.shape, strides, offset))
@@ -322,19 +323,19 @@ class Rows:
                 parameter.grad = gradient
 
     def combine(self, coefficients: Sequence[float]) -> None:
-        """The weighed sum of the rows, in the first row; the rows are lost."""
+        """Replace the first row with the weighted sum of all rows."""
         first = self.flat[0].mul_(coefficients[0])
         for row, coefficient in zip(self.flat[1:], coefficients[1:], strict=True):
             first.add_(row, alpha=coefficient)
 
     def hand_over(self) -> None:
-        """The first row becomes ``.grad``."""
+        """Make the first row ``.grad``."""
         for parameter, view in zip(self.parameters, self._views[0], strict=True):
             parameter.grad = view
 
 
 def gram(rows: Sequence[Float[Tensor, " p"]]) -> Float[Tensor, "k k"]:
-    """Inner products in float64 (:func:`devices.widest`), of rows in any precision, without a copy of the whole."""
+    """Inner products of rows in any precision, in float64 (:func:`devices.widest`), without a copy of all rows."""
     wide = devices.widest(rows[0].device)
     result = torch.zeros(len(rows), len(rows), dtype=wide, device=rows[0].device)
     for start in range(0, rows[0].numel(), CHUNK):
@@ -343,9 +344,28 @@ def gram(rows: Sequence[Float[Tensor, " p"]]) -> Float[Tensor, "k k"]:
     return result
 
 
+def gram_of_maps(maps: Sequence[Iterable[Tensor]], scale: float | Tensor = 1.0) -> Float[Tensor, "k k"]:
+    """Inner products of the tasks' gradients with respect to the shared features, sample by sample, summed over
+    samples, maps, and processes.
+
+    Args:
+        maps: by feature map, the gradient of each task (b c h w) in this process, times the scale of the losses.
+    """
+    local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in maps]).sum(0)
+    return unscaled(distributed.total(local), scale, distributed.world())
+
+
+def unscaled(inner: Float[Tensor, "k k"], scale: float | Tensor, processes: int = 1) -> Float[Tensor, "k k"]:
+    """Inner products of gradients that carry the scale of the losses and are not yet averaged over processes. A scale
+    on the device stays there; its square may be beyond float32."""
+    if isinstance(scale, Tensor):
+        return inner / scale / scale / processes**2
+    return inner / (processes * scale) ** 2
+
+
 def product_of_batches(rows: Float[Tensor, "*s t p"]) -> Float[Tensor, "t t"]:
-    """Inner products of the tasks' gradients in one batch with those in another, independent one: of the first two of
-    three parts of a step (s t p), or of one batch that stands for both (t p)."""
+    """Inner products of the tasks' gradients in one batch with those in another, independent batch: the first two of
+    the three parts of a step (s t p), or one batch that stands for both (t p)."""
     if rows.ndim == 2:
         return gram([*rows])
     first, second, _ = rows
@@ -353,8 +373,8 @@ def product_of_batches(rows: Float[Tensor, "*s t p"]) -> Float[Tensor, "t t"]:
 
 
 def keep_graphs() -> None:
-    """Let several backward passes go through a network that is compiled from now on: its graph may then not give its
-    memory away in the first."""
+    """Allow several backward passes through networks compiled from now on: the first pass must not give away the
+    memory of the graph."""
     settings = torch._functorch.config
     if hasattr(settings, "donated_buffer"):
         settings.donated_buffer = False
@@ -362,8 +382,8 @@ def keep_graphs() -> None:
 
 @contextlib.contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Run the network without lasting effect: afterwards its buffers (batch statistics) and the random numbers are what
-    they were. Graphs made inside must be used inside."""
+    """Run the network without a lasting effect: restore its buffers (batch statistics) and the random state afterward.
+    Use graphs from inside the context only inside it."""
     before = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
     try:
         with devices.same_random({p.device: None for p in network.parameters()}):

@@ -1,11 +1,11 @@
-"""Balancers that compare the gradients of the tasks."""
+"""Balancers that compare the gradients of tasks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyptych import devices, distributed
-from polyptych.balancers._base import NO_SUM, Balancer, Pass, add
+from polyptych.balancers._base import NO_SUM, Balancer, Pass
 from polyptych.balancers._engine import (
     Reach,
     Rows,
@@ -21,54 +21,50 @@ from polyptych.balancers._engine import (
     check_branches,
     check_whole,
     gram,
+    gram_of_maps,
     keep_graphs,
     predictions,
-    undisturbed,
+    unscaled,
 )
-from polyptych.balancers._task_numbers import check_known, check_number, numbers
-from polyptych.balancers._weighing import LossBalancer
+from polyptych.balancers._gradient_steps import Step
+from polyptych.balancers._preferences import PreferredPasses, PreferringBalancer, weighing_config
+from polyptych.balancers._task_numbers import numbers
 from polyptych.errors import InputError
-from polyptych.record import chosen
 from polyptych.types import Likelihood, Output
 
 Level = Literal["parameters", "representation", "layer"]
 
 
-class GramBalancer(Balancer):
+class GramBalancer(PreferringBalancer):
     """Weights are a function of the inner products of the tasks' gradients (the Gram matrix).
 
-    Where the gradients are taken is the *level*; K tasks, F forward, H all heads backward, T trunk backward:
+    The *level* says where the gradients are taken. Its cost for K tasks is counted in forward passes (F), backward
+    passes through all heads (H), and backward passes through the trunk (T):
 
-    - ``parameters``: of all parameters that several tasks share. Exact, F + H + K T, K rows of memory.
-    - ``representation``: of the features at the cut ``Output.shared``, sample by sample. An approximation (it leaves
-      out the Jacobian of the trunk), F + H + T, hardly more than equal weights.
-    - ``layer``: of the last layer that all tasks share. An approximation, F + 2 H + T and a little.
+    - ``parameters``: all parameters that several tasks share. Exact; F + H + K T, and K rows of memory.
+    - ``representation``: the features at the cut ``Output.shared``, sample by sample. An approximation that leaves out
+      the Jacobian of the trunk; F + H + T, hardly more than equal weights.
+    - ``layer``: the last layer that all tasks share. An approximation; slightly more than F + 2 H + T.
 
-    Heads (parameters of one task) get gradients with the task's weight, or as they are without ``weight_heads``. With
-    gradient accumulation the levels ``representation`` and ``layer`` run every micro-batch twice, because the weights
-    of the first one depend on the last one. A step whose inner products or weights are not finite has equal weights and
-    is counted in ``fallbacks``. Where losses are scaled (float16) it is the scaler's business if gradients overflow: it
-    leaves the step out and lowers its scale, so that is no failure, and norms that say nothing are not shown.
+    Heads (parameters of one task) get weighted gradients, or unweighted ones without ``weight_heads``. With gradient
+    accumulation, the levels ``representation`` and ``layer`` run every micro-batch twice, because the weights of the
+    first depend on the last. A step whose inner products or weights are not finite uses equal weights and counts in
+    ``fallbacks``. Gradients that overflow under loss scaling (float16) are no such failure: the scaler skips the step
+    and lowers its scale, and the diagnostics omit the norms.
 
     State stays on the CPU, whatever ``to`` says: the problems are as small as K x K.
 
-    **Preferences** are factors of the tasks, given (``preferences``) or found at every step by a balancer of losses
-    (``weighing``); of both, the product. How they enter is the method's: they multiply the losses before their
-    gradients are taken, heads included; or they stand in its equations; or the method gives the same step whatever the
-    scale of a loss, and refuses them.
-
     Attributes:
-        needs_gram: whether ``solve`` looks at inner products; where not, it gets zeros at the cost of equal weights.
-        level: where gradients are taken: as configured, or what is left of it in a network with frozen parts; None
-            where tasks share nothing that learns.
-        preferring: ``losses``, ``problem`` or ``never``: how preferences enter.
-        wishes: the preferences of the tasks in this step, where they stand in the problem.
+        needs_gram: whether ``solve`` reads the inner products; if not, it gets zeros, at the cost of equal weights.
+        combines_gradients: whether the method needs the gradients themselves.
+        level: where gradients are taken: the configured level, or what remains possible in a network with frozen
+            parts; None if tasks share nothing that learns.
     """
 
     one_backward = False
     needs_gram: bool = True
+    combines_gradients: bool = False
     splits: int = 1
-    preferring: Literal["losses", "problem", "never"] = "losses"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Balancer.Config):
@@ -97,9 +93,10 @@ class GramBalancer(Balancer):
             made = super().build(standard_weights=standard_weights, likelihoods=likelihoods)
             assert isinstance(made, GramBalancer)
             if self.preferences or self.weighing:
-                made.refuse_preferences()
+                made.refuse_preferences("weighing" if self.weighing else "preferences")
             if self.weighing:
-                made.weigh_by(weighing_of(self).build(standard_weights=standard_weights, likelihoods=likelihoods))
+                weighing = weighing_config(self.weighing, self.weighing_options)
+                made.weigh_by(weighing.build(standard_weights=standard_weights, likelihoods=likelihoods))
             return made
 
         def __post_init__(self) -> None:
@@ -116,45 +113,10 @@ class GramBalancer(Balancer):
         self._rows: Rows | None = None
         self._scaled = False
         self.level: Level | None = config.level
-        self.weighing: LossBalancer | None = None
-        self.wishes: dict[str, float | Tensor] = {}
-        check_known("preferences", config.preferences, self.tasks)
-        for task, value in config.preferences.items():
-            check_number(f"preferences of '{task}'", value, value > 0, "a number above 0")
-        self.register_buffer("kept_weights", numbers(self.tasks, torch.inf))  # inf: took no part in the computation
+        self.prefer(config.preferences)
+        self.register_buffer("kept_weights", numbers(self.tasks, torch.inf))  # inf: not part of the last computation
 
     kept_weights: Tensor
-
-    def weigh_by(self, weighing: Balancer) -> None:
-        """Take the weights of a balancer of losses as preferences."""
-        assert isinstance(weighing, LossBalancer)
-        self.weighing, self.learning_rate_factor = weighing, weighing.learning_rate_factor
-        self.wants_after_step = weighing.wants_after_step
-
-    def after_step(self, again: Callable[[], dict[str, Tensor]]) -> None:
-        if self.weighing is not None:
-            self.weighing.after_step(again)
-
-    def on_epoch_end(self, losses: dict[str, float]) -> None:
-        if self.weighing is not None:
-            self.weighing.on_epoch_end(losses)
-
-    def on_validation(self, metrics: dict[str, dict[str, float]]) -> None:
-        if self.weighing is not None:
-            self.weighing.on_validation(metrics)
-
-    def refuse_preferences(self) -> None:
-        """Raises:
-            InputError: preferences would change nothing.
-        """
-        if self.preferring == "never":
-            raise InputError("balancer.weighing" if self.config.weighing else "balancer.preferences",
-                             f"preferences for {type(self).__name__}", "a method whose step depends on the scale of "
-                             "the losses", "leave them out, or choose another method, such as pcgrad or cagrad")
-
-    def wished(self, tasks: Sequence[str]) -> Float[Tensor, " t"]:
-        """The preferences that stand in the problem; ones unless given."""
-        return torch.tensor([float(self.wishes.get(task, 1.0)) for task in tasks], dtype=torch.float64)
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
@@ -189,16 +151,16 @@ class GramBalancer(Balancer):
         self.begin()
         self._scaled = isinstance(scale, Tensor) or scale != 1
         passes = [partial(self.checked, run, active) for run in passes]
-        wished = Preferring(self, passes, network, scale, active)
-        step = Step(self, wished.passes, network, scale, active)
+        preferred = PreferredPasses(self, passes, network, scale, active)
+        step = Step(self, preferred.passes, network, scale, active)
         step.run()
         self.steps += 1
         self.diagnostics["fallbacks"] = self.fallbacks
         weights: dict[str, float | Tensor] = {task: step.weights.get(task, 0.0) for task in step.losses}
-        return wished.finish(step.losses, weights)
+        return preferred.finish(step.losses, weights)
 
     def follow(self, network: nn.Module, ends: dict[str, list[Tensor]], cut: Sequence[Tensor]) -> Reach:
-        """Which parameters are shared, now that there is the graph of one more pass."""
+        """Which parameters are shared, given the graph of one more pass."""
         before = self.reach
         if before is None and (missing := [task for task in self.tasks
                                            if not any(x.requires_grad for x in ends.get(task, ()))]):
@@ -216,8 +178,8 @@ class GramBalancer(Balancer):
         return found
 
     def _find_level(self, network: nn.Module, found: Reach) -> None:
-        """Where something is frozen, the level may have nothing left: then gradients of the parameters that tasks still
-        share are compared, those of an interacting decoder, or, where there are none, tasks have equal weights."""
+        """Freezing may leave the level without parameters. The method then compares gradients of the parameters that
+        tasks still share (those of an interacting decoder); if there are none, tasks have equal weights."""
         self.level, self.remark = self.config.level, ""
         if all(p.requires_grad for p in network.parameters()):
             self._refuse_nothing(found)
@@ -232,7 +194,7 @@ class GramBalancer(Balancer):
             self._refuse_nothing(found)
 
     def _refuse_nothing(self, found: Reach) -> None:
-        """On a level on which this network has nothing, a method would silently do nothing."""
+        """Refuse a level at which this network has nothing to compare: the method would silently do nothing."""
         level = self.config.level
         if not found.shared:
             raise InputError("--balancer.level", f"{level}, but no trainable parameter is shared by two tasks",
@@ -249,10 +211,10 @@ class GramBalancer(Balancer):
                              "choose --balancer.level parameters")
 
     def allocate(self, parameters: int, device: torch.device) -> None:
-        """Called when the number of shared parameters is known, before the first step, and when they are others."""
+        """Called before the first step, once the number of shared parameters is known, and whenever they change."""
 
     def clear_rows(self, parameters: tuple[nn.Parameter, ...], count: int) -> None:
-        """Zeros in ``rows``, the buffer that stays from step to step."""
+        """Fill ``rows``, the buffer that lasts from step to step, with zeros."""
         if self._rows is None or not self._rows.fit(parameters, count):
             self._rows = None  # frees before it allocates
             self._rows = Rows(parameters, count)
@@ -268,7 +230,7 @@ class GramBalancer(Balancer):
 
     def weights_of(self, inner: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
                    tasks: tuple[str, ...]) -> list[float]:
-        """:meth:`solve` with its guards and diagnostics, on the scale that was asked for."""
+        """:meth:`solve` with its guards and diagnostics, on the requested scale."""
         size = len(tasks)
         host = torch.cat([inner.flatten(), losses.to(inner)]).cpu().double()  # the only copy to the host
         inner, losses = host[:-size].reshape(size, size), host[-size:]
@@ -288,13 +250,42 @@ class GramBalancer(Balancer):
         self.kept_weights[self.positions(tasks)] = found
         return found.tolist()
 
+    def merge_rows(self, scale: float | Tensor, losses: Float[Tensor, " t"],
+                   tasks: tuple[str, ...]) -> list[float] | list[Tensor]:
+        """Combine the gradients in ``rows``, which carry the scale of the losses, in the first row.
+
+        Returns:
+            The weights of the tasks.
+        """
+        weights = self.weights_of(unscaled(gram(list(self.rows.flat)), scale), losses, tasks)
+        self.rows.combine(weights)
+        return weights
+
+    def merge_maps(self, cut: Sequence[Tensor], maps: Sequence[list[Tensor]], scale: float | Tensor,
+                   losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> tuple[list[Tensor], list[float]]:
+        """Combine the gradients of the shared features.
+
+        Args:
+            cut: the features.
+            maps: by feature map, the gradient of each task, times the scale of the losses. May be written to.
+
+        Returns:
+            The combined gradient of every map, on the same scale, and the weights of the tasks.
+        """
+        weights = self.weights_of(gram_of_maps(maps, scale), losses, tasks)
+        for of_tasks in maps:
+            first = of_tasks[0].mul_(weights[0])
+            for weight, x in zip(weights[1:], of_tasks[1:], strict=True):
+                first.add_(x, alpha=weight)
+        return [of_tasks[0] for of_tasks in maps], weights
+
     def promised(self, count: int) -> float | None:
-        """What the weights of so many active tasks sum to, or None where that is free."""
+        """The required sum of the weights of ``count`` active tasks, or None if it is free."""
         return {"native": None, "mean": 1.0, "sum": float(count)}[self.config.sum_to]
 
     def kept(self, tasks: tuple[str, ...]) -> list[float] | None:
         """The weights of the last step that computed them, scaled to the promised sum if only some of its tasks are
-        active; None if it is time to compute them, or if there are none for these tasks."""
+        active; None if new ones are due, or if a task has none."""
         found, promised = self.kept_weights[self.positions(tasks)], self.promised(len(tasks))
         if self.steps % self.config.every == 0 or not bool(found.isfinite().all()):
             return None
@@ -305,7 +296,7 @@ class GramBalancer(Balancer):
         return found.tolist()
 
     def _overflowed(self, inner: Float[Tensor, "t t"], losses: Float[Tensor, " t"]) -> bool:
-        """Whether scaling made gradients too large for float16, which the scaler will see too."""
+        """Whether loss scaling made gradients overflow float16, which the scaler will notice too."""
         return self._scaled and bool(losses.isfinite().all()) and not bool(inner.isfinite().all())
 
     def _fall_back(self, tasks: tuple[str, ...]) -> list[float]:
@@ -320,20 +311,20 @@ class GramBalancer(Balancer):
                              for j, b in enumerate(tasks) if i < j}
 
     def _apply(self, fn: Any, recurse: bool = True) -> GramBalancer:
-        if self.weighing is not None:  # computes with losses, where these are
+        if self.weighing is not None:  # computes with losses, on their device
             self.weighing._apply(fn, recurse)
-        return self  # see the docstring: state stays where it was made
+        return self  # see the docstring: state stays on the CPU
 
 
 class JacobianBalancer(GramBalancer):
-    """Methods that need the gradients themselves and not only their inner products.
+    """Methods that need the gradients themselves, not only their inner products.
 
-    On the level ``representation`` :meth:`combine_maps` gets the features and their gradients; it runs for every
-    micro-batch and process by itself. The level ``layer`` does not exist here.
+    At the level ``representation``, :meth:`combine_maps` gets the features and their gradients, separately for every
+    micro-batch and process. The level ``layer`` does not exist here.
 
     Attributes:
-        splits: the step is divided into this many independent parts, micro-batches in turn, and ``combine`` gets rows
-            (splits t p). ``--accumulate`` must then be a multiple of it.
+        splits: number of independent parts of a step, to which micro-batches go in turn. If more than one, ``combine``
+            gets rows (splits t p), and ``--accumulate`` must be a multiple of it.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -349,12 +340,14 @@ class JacobianBalancer(GramBalancer):
                 raise InputError("--balancer.sum-to", self.sum_to, "native, because this method computes a "
                                  "direction, not weights", "leave it out")
 
+    combines_gradients = True
+
     def combine(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
-        """The gradient of the shared parameters, and a weight for every task's own ones (and for the log).
+        """The gradient of the shared parameters, and a weight for each task's own parameters and the log.
 
         Args:
-            rows: gradients of the active tasks, on the device, averaged over processes. Not to be written to.
+            rows: gradients of the active tasks, on the device, averaged over processes. Do not write to them.
             losses: float64 on the CPU.
         """
         raise NotImplementedError(f"{type(self).__name__} has no combine")
@@ -362,18 +355,18 @@ class JacobianBalancer(GramBalancer):
     def combine_maps(self, maps: Sequence[Float[Tensor, "b _ _ _"]], rows: Sequence[Float[Tensor, "t b _ _ _"]],
                      losses: Float[Tensor, " t"],
                      tasks: tuple[str, ...]) -> tuple[list[Tensor], Float[Tensor, " t"]]:
-        """The same for the shared features: one gradient for every map. Sums over the batch that must span processes
-        go through :func:`polyptych.distributed.total`."""
+        """:meth:`combine` for the shared features: one gradient for every map. Use
+        :func:`polyptych.distributed.total` for sums over the batch that must span processes."""
         raise InputError("--balancer.level", "representation", "parameters, because this method keeps gradients "
                          "across steps, and features differ from step to step", "use --balancer.level parameters")
 
     def direction(self, rows: Float[Tensor, "r p"], losses: Float[Tensor, " t"],
                   tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float] | list[Tensor]]:
-        """:meth:`combine` with its guards and diagnostics; the plain sum where something is not finite."""
+        """:meth:`combine` with its guards and diagnostics; the plain sum if something is not finite."""
         size, inner = len(tasks), gram(list(rows[:len(tasks)]))
         parts = rows.unflatten(0, (self.splits, size)) if self.splits > 1 else rows
         asked = self.ask(parts, losses, tasks)
-        # The only copy to the host; it is waited for.
+        # The only copy to the host, which waits for it.
         host = torch.cat([inner.flatten(), losses.to(inner), asked.flatten().to(inner)]).cpu().double()
         inner, losses, asked = host[:size**2].reshape(size, size), host[size**2:][:size], host[size**2 + size:]
         if self._overflowed(inner, losses):
@@ -386,15 +379,29 @@ class JacobianBalancer(GramBalancer):
                 return self._finite(found, weights, rows, tasks)
         return rows.sum(0), self._fall_back(tasks)
 
+    def merge_rows(self, scale: float | Tensor, losses: Float[Tensor, " t"],
+                   tasks: tuple[str, ...]) -> list[float] | list[Tensor]:
+        rows = self.rows.flat
+        direction, weights = self.direction(rows.div_(scale), losses, tasks)
+        rows[0].copy_(direction).mul_(scale)
+        return weights
+
+    def merge_maps(self, cut: Sequence[Tensor], maps: Sequence[list[Tensor]], scale: float | Tensor,
+                   losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> tuple[list[Tensor], list[float]]:
+        rows = [torch.stack(of_tasks) / scale for of_tasks in maps]
+        combined, weights = self.direction_of_maps([z.detach() for z in cut], rows, losses, tasks)
+        return [(x * scale).to(z.dtype) for x, z in zip(combined, cut, strict=True)], weights
+
     def ask(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Tensor:
-        """Numbers that :meth:`combine` needs on the host (it finds them in ``answer``, flat and in float64). They
-        travel with the inner products, so that the host waits once. The rows may not be finite: no state moves."""
+        """Numbers that :meth:`combine` needs on the host, where it finds them in ``answer`` (flat, float64). They
+        travel with the inner products, so that the host waits only once. Do not change state here: the rows may not be
+        finite."""
         return rows.new_zeros(0)
 
     def _finite(self, found: Float[Tensor, " p"], weights: Float[Tensor, " t"], rows: Float[Tensor, "r p"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float] | list[Tensor]]:
-        """Equal weights instead where the combination is not finite. A device decides that by itself: the weights are
-        then tensors that the host does not look at."""
+        """Replace a combination that is not finite with equal weights. An accelerator decides this by itself: the
+        weights are then tensors, and the host does not wait for them."""
         good = torch.isfinite(found).all()
         if found.device.type == "cpu":
             return (found, weights.tolist()) if bool(good) else (rows.sum(0), self._fall_back(tasks))
@@ -405,8 +412,7 @@ class JacobianBalancer(GramBalancer):
     def direction_of_maps(self, maps: Sequence[Tensor], rows: Sequence[Tensor], losses: Float[Tensor, " t"],
                           tasks: tuple[str, ...]) -> tuple[list[Tensor], list[float]]:
         """:meth:`combine_maps` with the same guards."""
-        local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in rows]).sum(0)
-        size, inner = len(tasks), distributed.total(local) / distributed.world() ** 2
+        size, inner = len(tasks), gram_of_maps(rows)
         host = torch.cat([inner.flatten(), losses.to(inner)]).cpu().double()  # the only copy to the host
         inner, losses = host[:-size].reshape(size, size), host[-size:]
         if self._overflowed(inner, losses):
@@ -416,346 +422,3 @@ class JacobianBalancer(GramBalancer):
             found, weights = self.combine_maps(maps, rows, losses, tasks)
             return found, weights.tolist()
         return [of_tasks.sum(0) for of_tasks in rows], self._fall_back(tasks)
-
-
-class Preferring:
-    """The passes of a step with losses times preferences, where these enter there, and what the step gave without
-    them.
-
-    Attributes:
-        passes: for the step; those that were given where nothing was preferred.
-    """
-
-    def __init__(self, balancer: GramBalancer, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor,
-                 active: Collection[str] | None):
-        self.balancer, self.scale, self.active = balancer, scale, active
-        self._factors: dict[str, float | Tensor] | None = None
-        self._losses: dict[int, dict[str, Tensor]] = {}
-        self.passes, weighing = passes, balancer.weighing
-        if weighing is None and not balancer.config.preferences:
-            return
-        if weighing is not None:
-            weighing.begin()
-            if len(passes) > 1 and weighing.needs_losses:
-                with undisturbed(network), torch.no_grad():
-                    self._decide(reduce(add, (run()[0] for run in passes), {}))
-        self.passes = [partial(self._run, number, run) for number, run in enumerate(passes)]
-
-    def _run(self, number: int, run: Pass) -> tuple[dict[str, Tensor], Output | None]:
-        losses, output = run()
-        self._losses[number] = {task: loss.detach() for task, loss in losses.items()}
-        factors = self._factors if self._factors is not None else self._decide(losses)
-        if self.balancer.preferring == "problem":
-            return losses, output
-        return {task: loss * factors[task] for task, loss in losses.items()}, output
-
-    def _decide(self, losses: dict[str, Tensor]) -> dict[str, float | Tensor]:
-        """Once in a step, however often its passes run."""
-        given, weighing = self.balancer.config.preferences, self.balancer.weighing
-        factors: dict[str, float | Tensor] = {task: given.get(task, 1.0) for task in losses}
-        if weighing is not None:
-            found = weighing._weights(losses, self.scale, self.active)
-            factors = {task: factor * found[task] for task, factor in factors.items()}
-            weighing.steps += 1
-        self._factors = factors
-        if self.balancer.preferring == "problem":
-            self.balancer.wishes = factors
-        return factors
-
-    def finish(self, losses: dict[str, Tensor],
-               weights: dict[str, float | Tensor]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
-        """The losses as they were, and by what each was weighed in all."""
-        if self._factors is None:
-            return losses, weights
-        losses = reduce(add, (self._losses[number] for number in sorted(self._losses)), {})
-        if self.balancer.preferring == "losses":
-            weights = {task: weight * self._factors[task] for task, weight in weights.items()}
-        if self.balancer.weighing is not None:
-            self.balancer.diagnostics |= {f"preference/{task}": value if isinstance(value, float) else value.detach()
-                                          for task, value in self._factors.items()}
-        return losses, weights
-
-
-class Step:
-    """The micro-batches of one step, and what is known of it so far.
-
-    Each process has its own part of the batch; losses and gradients of the step are means over processes. A process
-    whose part has no label for a task takes part in every exchange with zeros.
-
-    Attributes:
-        tasks: the active ones.
-        losses: the sums over the micro-batches so far, detached.
-        weights: of the active tasks, once they are known.
-    """
-
-    def __init__(self, balancer: GramBalancer, passes: Sequence[Pass], network: nn.Module, scale: float | Tensor,
-                 active: Collection[str] | None):
-        self.balancer, self.passes, self.network, self.scale = balancer, passes, network, scale
-        self.config = balancer.config
-        self.tasks = tuple(task for task in balancer.tasks if active is None or task in active)
-        self.losses: dict[str, Tensor] = {}
-        self.weights: dict[str, Any] = {}  # numbers, or where the device decides about them tensors
-        self._reach: Reach | None = None
-        self.level: Level | None = balancer.level
-        self._followed: dict[str, Tensor] | None = None
-
-    @property
-    def reach(self) -> Reach:
-        assert self._reach is not None
-        return self._reach
-
-    def run(self) -> None:
-        """Add the gradients of the step to ``.grad``."""
-        before = [(p, p.grad.clone()) for p in self.network.parameters() if p.grad is not None]
-        passes = self.passes
-        while True:
-            for parameter in self.network.parameters():
-                parameter.grad = None
-            self.passes, self.losses, self._reach, self.level = passes, {}, None, self.balancer.level
-            try:
-                self._by_level()
-                break
-            except _ReachGrew:  # what was added up so far lacks parameters; reach only grows, so this comes to an end
-                continue
-        if self.tasks and self.config.clip_shared:
-            self._clip(self.config.clip_shared)
-        for parameter, gradient in before:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-
-    def _by_level(self) -> None:
-        if not self.tasks:
-            self._backward_nothing()
-        elif self.level is None:
-            self._backward_weighted([1.0] * len(self.tasks))
-        elif (kept := self.balancer.kept(self.tasks)) is not None:
-            self._backward_weighted(kept)
-        elif not self.balancer.needs_gram:
-            self._by_survey()
-        elif self.level == "parameters":
-            self._by_rows()
-        elif self.level == "representation" and (len(self.passes) == 1
-                                                        or isinstance(self.balancer, JacobianBalancer)):
-            self._through_the_cut()
-        else:
-            self._by_survey()
-
-    def _backward_nothing(self) -> None:
-        """No task is active: zeros, so that optimizer and loss scaling have something to look at."""
-        for run in self.passes:
-            losses, _ = self._forward(run)
-            if ends := [loss for loss in losses.values() if loss.requires_grad]:
-                (torch.stack(ends).sum() * 0).backward()
-        self._average()
-
-    def _forward(self, run: Pass) -> tuple[dict[str, Tensor], Output | None]:
-        losses, output = run()
-        self.losses = add(self.losses, losses)
-        if losses is not self._followed:
-            self._followed = losses
-            made = predictions(output) if output is not None else {}
-            # A task without labels in this pass may have a constant loss: its prediction says what it would reach.
-            ends = {task: [loss] if loss.requires_grad else made.get(task, []) for task, loss in losses.items()}
-            found = self.balancer.follow(self.network, ends, output.shared if output is not None else ())
-            if (self._reach is not None and found is not self._reach) or self.balancer.level != self.level:
-                raise _ReachGrew
-            self._reach = found
-        return losses, output
-
-    # -- parameters ----------------------------------------------------------------------------------------------
-
-    def _by_rows(self) -> None:
-        """Rows of all micro-batches, their inner products, and their weighed sum without another backward pass."""
-        balancer = self.balancer
-        for number, run in enumerate(self.passes):
-            self._add_rows(run, number)
-        rows, scale = balancer.rows, self.scale
-        distributed.average_([rows.flat])
-        if isinstance(balancer, JacobianBalancer):
-            direction, weights = balancer.direction(rows.flat.div_(scale), self._mean_losses(), self.tasks)
-            rows.flat[0].copy_(direction).mul_(scale)
-        else:
-            weights = balancer.weights_of(self._unscaled(gram(list(rows.flat))), self._mean_losses(), self.tasks)
-            rows.combine(weights)
-        rows.hand_over()
-        self._set(weights)
-        for task in self.tasks:
-            found = [p.grad for p in self.reach.private[task] if p.grad is not None]
-            weight = self.weights[task]
-            if found and self.config.weight_heads and (isinstance(weight, Tensor) or weight != 1):
-                torch._foreach_mul_(found, weight)
-        distributed.average_gradients([p for task in self.tasks for p in self.reach.private[task]])
-
-    def _add_rows(self, run: Pass, number: int) -> None:
-        losses, _ = self._forward(run)
-        size, split = len(self.tasks), number % self.balancer.splits
-        if number == 0:
-            self.balancer.clear_rows(self.reach.shared, self.balancer.splits * size)
-        present = [task for task in self.tasks if losses[task].requires_grad]
-        for task in present:
-            with self.balancer.rows.filling(split * size + self.tasks.index(task)):
-                (losses[task] * self.scale).backward(inputs=[*self.reach.shared, *self.reach.private[task]],
-                                                     retain_graph=task != present[-1])
-
-    # -- representation ------------------------------------------------------------------------------------------
-
-    def _through_the_cut(self) -> None:
-        """Each task's gradient goes as far as the cut, and one combined gradient from there."""
-        for run in self.passes:
-            losses, output = self._forward(run)
-            cut = self._cut(output)
-            ends = {task: [*cut, *self.reach.heads[task]] for task in self.tasks}
-            found = {task: self._gradients(losses[task], ends[task]) for task in self.tasks}
-            self._refuse_bypassed(losses, [x for of_task in found.values() for x in of_task[:len(cut)]])
-            maps = [[_or_zero(found[task][k], z) for task in self.tasks] for k, z in enumerate(cut)]
-            combined = self._combine_maps(cut, maps)
-            for task in self.tasks:
-                factor = self.weights[task] if self.config.weight_heads else 1.0
-                for parameter, gradient in zip(ends[task][len(cut):], found[task][len(cut):], strict=True):
-                    if gradient is not None:
-                        gradient = gradient if factor == 1 else gradient * factor
-                        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-            del losses, output, found, maps  # the heads' memory is free while the trunk needs its own
-            torch.autograd.backward(cut, combined)
-        self._average()
-
-    def _combine_maps(self, cut: list[Tensor], maps: list[list[Tensor]]) -> list[Tensor]:
-        if isinstance(self.balancer, JacobianBalancer):
-            scale = self.scale
-            rows = [torch.stack(of_tasks) / scale for of_tasks in maps]
-            combined, weights = self.balancer.direction_of_maps([z.detach() for z in cut], rows, self._mean_losses(),
-                                                                self.tasks)
-            self._set(weights)
-            return [(x * scale).to(z.dtype) for x, z in zip(combined, cut, strict=True)]
-        found = self.balancer.weights_of(self._inner(maps), self._mean_losses(), self.tasks)
-        self._set(found)
-        for of_tasks in maps:
-            first = of_tasks[0].mul_(found[0])
-            for weight, x in zip(found[1:], of_tasks[1:], strict=True):
-                first.add_(x, alpha=weight)
-        return [of_tasks[0] for of_tasks in maps]
-
-    def _cut(self, output: Output | None) -> list[Tensor]:
-        """The tensors at the cut through which gradients reach the trunk."""
-        return [z for z in output.shared if z.requires_grad] if output is not None else []
-
-    def _inner(self, maps: list[list[Tensor]]) -> Tensor:
-        """Inner products sample by sample, added up over samples, maps and processes."""
-        local = torch.stack([gram([x.flatten() for x in of_tasks]) for of_tasks in maps]).sum(0)
-        return self._unscaled(distributed.total(local), distributed.world())
-
-    def _unscaled(self, inner: Float[Tensor, "t t"], processes: int = 1) -> Float[Tensor, "t t"]:
-        """Inner products of gradients that were scaled and not yet averaged. A scale on the device stays there; its
-        square may be beyond float32."""
-        if isinstance(self.scale, Tensor):
-            return inner / self.scale / self.scale / processes**2
-        return inner / (processes * self.scale) ** 2
-
-    # -- weights first, then one backward pass -------------------------------------------------------------------
-
-    def _by_survey(self) -> None:
-        """Inner products of all micro-batches first, then one backward pass with the weights."""
-        if len(self.passes) == 1:
-            losses, output = self._forward(self.passes[0])
-            inner = self._survey(losses, output)
-            again: list[Pass] = [lambda: (losses, output)]  # the graph is still there
-        else:
-            with undisturbed(self.network):
-                inner = sum((self._survey(*self._forward(run)) for run in self.passes[1:]),
-                            self._survey(*self._forward(self.passes[0])))
-            again = list(self.passes)
-        if self.level == "layer" and self.balancer.needs_gram:
-            rows = distributed.mean(inner)
-            inner = self._unscaled(gram(list(rows)))
-        weights = self.balancer.weights_of(inner, self._mean_losses(), self.tasks)
-        self.passes, self.losses = again, {}
-        self._backward_weighted(weights)
-
-    def _survey(self, losses: dict[str, Tensor], output: Output | None) -> Tensor:
-        """What adds up over micro-batches: inner products at the cut, or the rows of the last shared layer. (Nothing
-        where the losses are all that is asked for.)"""
-        if not self.balancer.needs_gram:
-            size, first = len(self.tasks), losses[self.tasks[0]]
-            return torch.zeros(size, size, dtype=devices.widest(first.device), device=first.device)
-        layer = self.level == "layer"
-        ends = list(self.reach.layer) if layer else self._cut(output)
-        gradients = [self._gradients(losses[task], ends) for task in self.tasks]
-        if not layer:
-            self._refuse_bypassed(losses, [x for of_task in gradients for x in of_task])
-        found = [[_or_zero(x, end) for x, end in zip(of_task, ends, strict=True)] for of_task in gradients]
-        if layer:
-            return torch.stack([torch.cat([x.flatten() for x in row]) for row in found])
-        return self._inner([list(of_tasks) for of_tasks in zip(*found, strict=True)])
-
-    def _backward_weighted(self, weights: list[float]) -> None:
-        """One ordinary backward pass for every micro-batch. (Two through the heads if these are not weighed.)"""
-        self._set(weights)
-        for run in self.passes:
-            losses, _ = self._forward(run)
-            present = {task: losses[task] * self.scale for task in self.tasks if losses[task].requires_grad}
-            if not present:
-                continue
-            whole = torch.stack([self.weights[task] * loss for task, loss in present.items()]).sum()
-            if self.config.weight_heads:
-                whole.backward()
-                continue
-            at_cut = self.balancer.needs_gram and self.level == "representation"
-            weighed = self.reach.trunk if at_cut else self.reach.shared
-            inside = {id(p) for p in weighed}
-            rest = [p for p in self.reach.all if id(p) not in inside]
-            if weighed:
-                whole.backward(inputs=weighed, retain_graph=bool(rest))
-            if rest:
-                torch.stack(list(present.values())).sum().backward(inputs=rest)
-        self._average()
-
-    # -- parts ---------------------------------------------------------------------------------------------------
-
-    def _refuse_bypassed(self, losses: dict[str, Tensor], gradients: Sequence[Tensor | None]) -> None:
-        """In a network that is compiled as a whole, losses do not come from the tensors of the cut, but from the one
-        node that made these too. The trunk would get gradients of zero."""
-        if all(x is None for x in gradients) and any(losses[task].requires_grad for task in self.tasks):
-            raise InputError("Output.shared", "features that no loss was computed from, as in a network that is "
-                             "compiled as a whole", "the features that the heads read", "compile the network's parts "
-                             "(network.encoder.compile(), ...), or choose --balancer.level parameters")
-
-    def _gradients(self, loss: Tensor, ends: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        if not loss.requires_grad:
-            return [None] * len(ends)
-        return torch.autograd.grad(loss * self.scale, ends, retain_graph=True, allow_unused=True)
-
-    def _mean_losses(self) -> Tensor:
-        return distributed.mean(torch.stack([self.losses[task] for task in self.tasks]))
-
-    def _set(self, weights: Sequence[float] | Sequence[Tensor]) -> None:
-        named: dict[str, Any] = dict(zip(self.tasks, weights, strict=True))
-        self.weights = named
-
-    def _average(self) -> None:
-        distributed.average_gradients(self.reach.all)
-
-    def _clip(self, largest: float) -> None:
-        found = [p.grad for p in self.reach.shared if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(found) / self.scale
-        torch.nn.utils.clip_grads_with_norm_(self.reach.shared, largest, norm)
-
-
-def weighing_of(config: GramBalancer.Config) -> LossBalancer.Config:
-    """The balancer of losses behind ``weighing``, with its options.
-
-    Raises:
-        InputError: there is none of that name, or it does not have such an option.
-    """
-    options = {name: int(value) if value == value // 1 else value for name, value in config.weighing_options.items()}
-    found = chosen(Balancer.Config, config.weighing, options, "balancer.weighing")
-    if not isinstance(found, LossBalancer.Config):
-        raise InputError("balancer.weighing", config.weighing, "a balancer that weighs losses", "choose for instance "
-                         "fixed, dwa, uncertainty or famo")
-    return found
-
-
-def _or_zero(gradient: Tensor | None, end: Tensor) -> Tensor:
-    return torch.zeros_like(end) if gradient is None else gradient
-
-
-class _ReachGrew(Exception):
-    """A later micro-batch of a step uses parameters that the earlier ones did not."""

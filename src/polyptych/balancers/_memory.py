@@ -13,12 +13,12 @@ from polyptych.errors import InputError
 
 
 class RememberingBalancer(JacobianBalancer):
-    """``memory`` (k p) holds one row for every task of the run. It is zero in the beginning, lives beside the
-    parameters, and is saved with the balancer; rows of tasks without a label in a step are for the subclass not to
-    touch. It costs as much memory as the gradients themselves.
+    """``memory`` (k p) holds one row for every task of the run. It starts at zero, lives on the parameters' device, and
+    is saved with the balancer. A subclass leaves the rows of tasks without a label in a step alone. The memory takes as
+    much space as the gradients themselves.
 
     Raises:
-        InputError: a state was loaded that belongs to another network.
+        InputError: a loaded state belongs to another network.
     """
 
     lazy_buffers = ("memory",)
@@ -39,18 +39,18 @@ class RememberingBalancer(JacobianBalancer):
                              else before.to(like))
 
     def _moved(self, before: Float[Tensor, "k q"]) -> Float[Tensor, "k p"]:
-        """The memory after parameters were frozen or joined: each keeps its columns, new ones begin with zero."""
+        """The memory after parameters were frozen or joined: each keeps its columns, and new ones start at zero."""
         assert self.reach is not None
         kept = dict(zip(map(id, self._columns), before.split([p.numel() for p in self._columns], 1), strict=True))
         return torch.cat([kept[id(p)] if id(p) in kept else before.new_zeros(len(before), p.numel())
                           for p in self.reach.shared], 1)
 
     def remembered_gram(self, tasks: tuple[str, ...]) -> Float[Tensor, "t t"]:
-        """Inner products of the rows of some tasks, in float64 on the CPU; the host waits for them."""
+        """Inner products of some tasks' rows, in float64 on the CPU; the host waits for them."""
         return gram([self.memory[k] for k in self.positions(tasks)]).cpu().double()
 
     def weighed_memory(self, weights: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " p"]:
-        """The weighed sum of the rows of some tasks, on the device."""
+        """The weighted sum of some tasks' rows, on the device."""
         every = torch.zeros(len(self.tasks), dtype=weights.dtype)
         every[self.positions(tasks)] = weights
         return devices.sent(every, self.memory.device, self.memory.dtype) @ self.memory

@@ -1,4 +1,4 @@
-"""Numbers that a balancer keeps for every task of the run, where a step may concern only some of the tasks."""
+"""Numbers that a balancer keeps for every task of the run, although a step may involve only some of them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from polyptych.errors import InputError, nearest
 
-SMALLEST = 1e-8  # losses are taken as at least this where they are divided by or their logarithm is taken
+SMALLEST = 1e-8  # the least value of a loss in a quotient or a logarithm
 
 
 def numbers(tasks: Iterable[str], value: float = 0.0) -> Tensor:
-    """One number per task (t), in float64: it is little, and a ratio of long averages keeps its digits. Infinity stands
-    for "not known yet" (it equals itself, unlike NaN, so that states can be compared)."""
+    """One number per task (t), in float64, which costs little and keeps the digits of ratios of long averages. Infinity
+    means "not known yet": unlike NaN it equals itself, so that states can be compared."""
     return torch.full((len(tuple(tasks)),), value, dtype=torch.float64)
 
 
 def check_known(option: str, named: Iterable[str], tasks: tuple[str, ...]) -> None:
-    """Refuse an option that names a task which the run does not have.
+    """Refuse an option that names a task the run does not have.
 
     Raises:
         InputError: naming the option and the task.
@@ -32,10 +32,10 @@ def check_known(option: str, named: Iterable[str], tasks: tuple[str, ...]) -> No
 
 
 def check_number(option: str, value: float, right: bool, needs: str) -> None:
-    """Refuse a number that is not right, NaN and infinity included.
+    """Refuse a number that is out of range, NaN, or infinite.
 
     Raises:
-        InputError: naming the option, the number and what it needs to be.
+        InputError: naming the option, the number, and the requirement.
     """
     if not (right and math.isfinite(value)):
         raise InputError(f"balancer.{option}", f"{value:g}", needs, "change the option")

@@ -1,4 +1,4 @@
-"""Balancers that weigh losses and make one ordinary backward pass."""
+"""Balancers that weight losses and run one ordinary backward pass."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class LossBalancer(Balancer):
     """Weights are a function of the losses: ``sum_t weight_t * loss_t``. A subclass implements :meth:`weigh`, or, if it
     learns parameters, :meth:`objective`.
 
-    The weights belong to the losses of the whole step. With gradient accumulation these are known only after the last
-    forward pass, so every micro-batch runs twice, the first time without gradients; a subclass whose weights do not
-    depend on the current losses sets ``needs_losses`` to False and is spared that. Several processes agree on the
-    weights, because each sees the mean of all losses.
+    The weights depend on the losses of the whole step. With gradient accumulation these are known only after the last
+    forward pass, so every micro-batch runs twice, the first time without gradients. A subclass whose weights do not
+    depend on the current losses sets ``needs_losses`` to False, which saves the first run. Processes agree on the
+    weights because each sees the mean of all losses.
     """
 
     needs_losses: bool = True
@@ -42,15 +42,15 @@ class LossBalancer(Balancer):
         """Constant weights for a step.
 
         Args:
-            losses: of the active tasks, detached, float32 or float64, on the device, the same in every process. (If
-                not ``needs_losses``: those of the first micro-batch only.)
+            losses: of the active tasks, detached, float32 or float64, on the device, the same in every process;
+                without ``needs_losses``, those of the first micro-batch only.
             tasks: their names.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither weigh nor objective")
 
     def objective(self, losses: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
-        """What is minimized, as a differentiable function of the losses of the active tasks and of this balancer's
-        parameters. Its derivatives by the losses are the weights. By default the sum that :meth:`weigh` weighs."""
+        """The objective, a differentiable function of the losses of the active tasks and of this balancer's parameters.
+        Its derivatives with respect to the losses are the weights. By default, the sum weighted by :meth:`weigh`."""
         vector = torch.stack(list(losses.values()))
         return (self.weigh(vector.detach(), tuple(losses)) * vector).sum()
 
@@ -82,7 +82,8 @@ class LossBalancer(Balancer):
 
     def _weights(self, losses: dict[str, Tensor], scale: float | Tensor,
                  active: Collection[str] | None) -> dict[str, Tensor]:
-        """The derivatives of the objective by the losses; those by this balancer's parameters go to ``.grad``."""
+        """The derivatives of the objective with respect to the losses; those with respect to this balancer's parameters
+        go to ``.grad``."""
         tasks = tuple(task for task in losses if active is None or task in active)
         none = {task: torch.zeros_like(loss.detach()) for task, loss in losses.items()}
         if not tasks:
@@ -104,6 +105,6 @@ class LossBalancer(Balancer):
         return none | dict(zip(tasks, torch.where(finite, weights, torch.ones_like(weights)).unbind(), strict=True))
 
     def _count(self, finite: Tensor) -> None:
-        """Steps with equal weights because the method's were not finite, counted where the tensors are."""
+        """Count a step with equal weights because the method's were not finite, on the device of the tensors."""
         self.fallbacks = self.fallbacks + (~finite).long()
         self.diagnostics["fallbacks"] = self.fallbacks

@@ -17,15 +17,15 @@ from polyptych.balancers._task_numbers import check_number
 
 
 class AlignedMTL(GramBalancer):
-    """``w = B p`` with ``B = s V S^(-1/2) V^T``, where ``G = V S V^T`` are the inner products of the gradients in their
-    eigenvectors, and s is the smallest singular value of the gradients: their condition number becomes 1.
+    """``w = B p`` with ``B = s V S^(-1/2) V^T``, where ``G = V S V^T`` is the eigendecomposition of the inner
+    products of the gradients, and s is their smallest singular value: their condition number becomes 1.
 
     p are the preferences, 1 unless given.
 
-    Singular values below ``floor`` times the largest count as zero. The paper has no floor but rounding; gradients are
-    float32 here, whose inner products do not tell smaller ones from noise, and with the scale of the smallest one the
-    step would shrink to that noise. LibMTL's version does not run on torch 2; torchjd takes the mean of the aligned
-    gradients, this and LibMTL the sum.
+    Singular values below ``floor`` times the largest count as zero. The paper has no floor but rounding. Here gradients
+    are float32, so their inner products do not distinguish smaller values from noise, and scaling by the smallest value
+    would shrink the step to that noise. LibMTL's version does not run on torch 2. torchjd takes the mean of the aligned
+    gradients; this code and LibMTL take the sum.
 
     Scale: the method's own; K for orthogonal gradients of one length, less otherwise. Heads get unweighted gradients.
     Cost per step: by level.

@@ -21,9 +21,9 @@ class CAGrad(GramBalancer):
     |g_0| g_w / |g_w|``, where ``g_w = sum_t w_t g_t`` and w on the simplex minimizes ``g_w . g_0 + c |g_0| |g_w|``.
 
     The step is ``K d / (1 + c^2)``: the paper's rescaling, and the factor by which the authors' code makes it
-    comparable with the sum of losses. Like it, the shared gradient is clipped to norm 1. Their solver (SLSQP on the
-    gradients as they are) has a tolerance that depends on their scale; this one is exact. LibMTL: c 0.5, no factor K,
-    no clipping.
+    comparable with the sum of losses. As in that code, the shared gradient is clipped to norm 1. The authors' solver
+    (SLSQP on unscaled gradients) has a tolerance that depends on the scale of the gradients; this one is exact.
+    LibMTL: c 0.5, no factor K, no clipping.
 
     Scale: K, times ``(1 + c |g_0| / |g_w|) / (1 + c^2)``. Heads get unweighted gradients. Cost per step: by level.
 

@@ -22,13 +22,13 @@ from polyptych.errors import InputError, nearest
 class CRMOGM(GramBalancer):
     """``w <- a w + (1 - a) v`` with v the weights that ``method`` finds in this step; the step is ``sum_t w_t g_t``.
 
-    Any method will do that finds weights from inner products (``mgda``, ``cagrad``, ``nash_mtl``, ...); the options for
-    level, heads, scale and clipping are those given here, whatever that method's defaults are. The paper lets a rise
-    toward 1 while the learning rate falls; here it is constant, 0.9, as in torchjd. A task's average begins with its
-    first weight, not with ``1 / K`` (torchjd had both): the weights of some methods are far from that.
+    Any method that finds weights from inner products will do (``mgda``, ``cagrad``, ``nash_mtl``, ...). The options for
+    level, heads, scale, and clipping are those of this balancer, whatever the method's defaults are. In the paper, a
+    rises toward 1 as the learning rate falls; here it is constant, 0.9, as in torchjd. A task's average starts with its
+    first weight, not with ``1 / K`` (torchjd has had both): the weights of some methods are far from that.
 
-    A task without a label in a step keeps its average. Where the method's weights have a fixed sum, the others' are
-    scaled to it for the step, and share what they had of it.
+    A task without a label in a step keeps its average. If the method's weights have a fixed sum, the averages of the
+    other tasks are scaled to it for the step, and share only their previous part of it afterward.
 
     Scale: that of the method. Heads get unweighted gradients. Cost per step: by level.
 

@@ -24,7 +24,7 @@ class DBMTL(RememberingBalancer):
     takes no part in that step.
 
     Scale: the method's own: K vectors of the length of the longest. Heads get gradients of the logarithm of their
-    task's loss: their weight, the one that is shown, is ``1 / loss_t``. Cost per step: that of the level
+    task's loss: their weight, which is the one logged, is ``1 / loss_t``. Cost per step: that of the level
     ``parameters``, and one more row of memory per task.
 
     Raises:

@@ -23,17 +23,18 @@ LEAST, MOST = 0.01, 0.99  # an indicator outside gives an infinite weight, or no
 class DTP(LossBalancer):
     """``w_t = -(1 - k_t)^gamma log k_t``, the focal loss of a performance indicator k in (0, 1].
 
-    The indicator is a metric of the task on the validation split, a share that is 1 when all is right: mIoU, maxF,
-    delta < 1.25, the share of normals within 11.25 degrees, odsF or F of boundaries, PCK, top-1 accuracy, in percent as
-    tasks report them. It is smoothed,
-    ``k <- a new + (1 - a) k``, and kept within [0.01, 0.99]. Weights change after every validation and are 1 before
-    the first, so ``--monitoring.validate-every`` sets the pace; with a handful of validations raise ``smoothing``.
+    The indicator is a metric of the task on the validation split that is a share, 1 at best: mIoU, maxF, delta < 1.25,
+    the share of normals within 11.25 degrees, odsF or F of boundaries, PCK, or top-1 accuracy, in percent as tasks
+    report them. It is smoothed, ``k <- a new + (1 - a) k``, and kept within [0.01, 0.99]. Weights are 1 before the
+    first validation and change after each, so ``--monitoring.validate-every`` sets the pace; with only a few
+    validations, raise ``smoothing``.
 
-    Tasks that have no such metric, and all of them with ``--balancer.signal loss``, fall back on the paper's
-    ``k = min(l, l_before) / l_before`` of mean losses l in successive epochs, which is the reverse of a share: a task
-    that makes no progress has k near 1 and hardly any weight. A metric or loss that is not finite leaves k as it was.
+    Tasks without such a metric, and all tasks with ``--balancer.signal loss``, fall back on the paper's
+    ``k = min(l, l_before) / l_before`` of mean losses l in successive epochs. It points the other way: a task that
+    makes no progress has k near 1 and hardly any weight. A metric or loss that is not finite leaves k unchanged.
 
-    The paper keeps k by training step [recall; also gamma of 1 to 2 and a of 0.1 to 1]; there is no published code.
+    The paper updates k at every training step [recall; also gamma of 1 to 2 and a of 0.1 to 1]; there is no published
+    code.
 
     Scale: the sum of the weights is free, and near 0 for tasks that are solved; ``normalize`` makes it K. Heads get
     weighted gradients. Cost per step: one backward pass, and no more validation than the run has.

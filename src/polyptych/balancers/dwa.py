@@ -22,9 +22,9 @@ class DWA(LossBalancer):
     window before it.
 
     A window is an epoch, as in the paper: weights change once per epoch, and are 1 for the first two. With
-    ``--balancer.window n`` it is the last n steps, and the n before them, and weights change at every step; that is
-    what the tables of Nash-MTL, FAMO and their successors call DWA (n = 25, from step 26 on, with ones where no loss
-    was seen yet; here r is 1 until 2 n losses were seen). A task without a label in a window keeps what it had.
+    ``--balancer.window n`` the windows are the last n steps and the n before them, and weights change at every step.
+    The tables of Nash-MTL, FAMO, and their successors call this DWA (n = 25, from step 26 on, with ones for losses not
+    yet seen; here r is 1 until 2 n losses have been seen). A task without a label in a window keeps its state.
 
     Scale: the weights sum to K. Heads get weighted gradients. Cost per step: one backward pass.
 

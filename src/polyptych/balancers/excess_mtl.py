@@ -24,11 +24,10 @@ class ExcessMTL(RememberingBalancer):
     plus 1e-7, as a share of what it was in the beginning; then ``w_t <- w_t exp(eta e_t)``, scaled to sum to K. The
     step is ``sum_t w_t g_t``.
 
-    The beginning is the mean over a task's first ``warmup`` steps, in which its weight stays: three epochs in the
-    paper. Without a warm-up torchjd, and it says the authors' code too, moves the weights in the first step by the
-    excess as it is. h only grows, so what the method reacts to fades as training goes on. eta is 1e-2 in LibMTL, 1 in
-    torchjd. A task without a label in a step, or without a gradient in the beginning, keeps its weight; the others
-    share the rest.
+    The beginning is the mean over a task's first ``warmup`` steps, during which its weight stays constant: three epochs
+    in the paper. torchjd (and the authors' code, it says) has no warm-up and moves the weights in the first step by the
+    unscaled excess. h only grows, so the signal fades as training goes on. eta is 1e-2 in LibMTL and 1 in torchjd. A
+    task without a label in a step, or without a gradient in the beginning, keeps its weight; the others share the rest.
 
     Scale: the weights sum to K. Heads get weighted gradients. Cost per step: that of the level ``parameters``, and
     one more row of memory per task.

@@ -20,11 +20,11 @@ RIDGE = 1e-8  # of the diagonal; without it gradients that cancel exactly have n
 class FairGrad(GramBalancer):
     """``G a = a^(-1 / alpha)`` with ``a > 0``; the step is ``K sum_t a_t g_t``, with the factor K of the authors' code.
 
-    alpha is 1 for proportional fairness (Nash-MTL but for scale), it tends to the plain sum near 0 and to the worst
-    task for large values. The authors' experiments have 2, and clip the shared gradient to norm 1. They solve the
-    equations by nonlinear least squares; here it is Newton's method on the same convex problem as in Nash-MTL. LibMTL
-    differs: alpha 1, neither factor nor clipping, heads with weighted gradients. A task whose gradient is zero takes
-    no part and has weight 1.
+    alpha is 1 for proportional fairness (Nash-MTL up to scale); the method tends to the plain sum near 0 and to the
+    worst task for large values. The authors' experiments use 2 and clip the shared gradient to norm 1. They solve the
+    equations by nonlinear least squares; this code uses Newton's method on the same convex problem as in Nash-MTL.
+    LibMTL differs: alpha 1, neither factor nor clipping, and weighted gradients for heads. A task whose gradient is
+    zero takes no part and has weight 1.
 
     Scale: the method's own; weights go with the gradients' size to the power of ``-2 alpha / (alpha + 1)``. Heads get
     unweighted gradients. Cost per step: by level.

@@ -22,13 +22,14 @@ class FAMO(LossBalancer):
     """One step on ``c sum_t p_t log d_t`` with ``p = softmax(x)`` and ``d_t = loss_t - lowest_t + 1e-8``; the constant
     ``c = 1 / sum_t (p_t / d_t)`` makes the weights ``c p_t / d_t`` sum to 1.
 
-    After the step the losses of the same batch are measured again, and x moves against ``delta_t = log d_t(before) -
-    log d_t(after)``, by Adam on the gradient ``(dp / dx)^T delta + decay x``: a task that got better loses weight.
+    After the step, the losses of the same batch are measured again, and Adam moves x against ``delta_t =
+    log d_t(before) - log d_t(after)``, on the gradient ``(dp / dx)^T delta + decay x``: a task that improves loses
+    weight.
 
-    The second measure is one more forward pass per step, without gradients and without touching the statistics of
-    normalization layers (LibMTL updates them twice). ``lazy`` does without it: the next batch's losses stand for
-    ``after``, which adds the noise between batches to delta. A task without a label in a step keeps its x and its
-    moments. The authors clip the gradient of shared parameters to norm 1: ``--clip 1`` is the nearest here.
+    The second measurement is one more forward pass per step, without gradients and without touching the statistics of
+    normalization layers (LibMTL updates them twice). ``lazy`` avoids it by using the next batch's losses as ``after``,
+    which adds the noise between batches to delta. A task without a label in a step keeps its x and its moments. The
+    authors clip the gradient of shared parameters to norm 1; ``--clip 1`` comes closest here.
 
     Scale: the weights sum to 1. Heads get weighted gradients. Cost per step: one backward and two forward passes, or
     one of each if lazy.

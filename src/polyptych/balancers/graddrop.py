@@ -21,11 +21,11 @@ class GradDrop(JacobianBalancer):
     """With ``p = (1 + sum_t g_t / sum_t |g_t|) / 2`` and a random number u from 0 to 1, element by element: gradients
     above zero stay where ``u < p``, those below zero where ``u > p``, and the rest is dropped (but for a task's leak).
 
-    On the level of the representation, as in the paper, g is the gradient of the shared features z times sign(z),
-    summed over the batch; what it decides holds for every sample. Where p is 0 / 0 there is nothing to keep. The
-    level ``parameters`` takes gradients of parameters as they are, as torchjd does. Chance is a function of the seed,
-    the step and the place, so it is the same in every process and micro-batch; with gradient accumulation each
-    micro-batch decides by its own gradients.
+    At the level of the representation, as in the paper, g is the gradient of the shared features z times sign(z),
+    summed over the batch; its decision holds for every sample. Where p is 0 / 0, there is nothing to keep. The level
+    ``parameters`` uses the gradients of parameters unchanged, as torchjd does. Random numbers are a function of the
+    seed, the step, and the element, so they are the same in every process and micro-batch; with gradient accumulation,
+    each micro-batch decides by its own gradients.
 
     Scale: the sum, less what is dropped. Heads get their gradients in full; the weights are 1. Cost per step: by level.
 

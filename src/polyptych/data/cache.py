@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -37,7 +38,7 @@ from polyptych.types import Sample, SampleInfo
 
 VERSION = 1  # of the format below; a change makes old caches unused
 
-_INDEX = "index.json"
+INDEX = "index.json"  # written last
 _LOOK_EVERY = 0.2  # seconds, while another process makes the copy
 
 
@@ -63,17 +64,13 @@ def cached(dataset: Dataset, folder: Path, tasks: Mapping[str, Task],
             that is full or not writable. Nothing is left behind.
     """
     final = Path(folder) / name_of_copy(dataset)
-    if not (final / _INDEX).is_file():
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            title = f"caching {dataset.config.name} {dataset.split}"
-            with locked(final), reporting(progress, title) as report:
-                if not (final / _INDEX).is_file():
-                    _make(dataset, tasks, final, on_fault, report)
-        except OSError as error:
-            raise InputError(folder, f"{error.strerror or error} while writing the cache",
-                             "a writable folder on a disk with room for the decoded dataset",
-                             "free some space, name another folder, or train without a cache") from error
+    try:
+        make_once(final, functools.partial(_write, dataset, tasks, on_fault),
+                  f"caching {dataset.config.name} {dataset.split}", progress)
+    except OSError as error:
+        raise InputError(folder, f"{error.strerror or error} while writing the cache",
+                         "a writable folder on a disk with room for the decoded dataset",
+                         "free some space, name another folder, or train without a cache") from error
     return CachedDataset(dataset, final)
 
 
@@ -84,7 +81,7 @@ class CachedDataset(Dataset):
         self.labels, self.protocol, self.doubts = dataset.labels, dataset.protocol, dataset.doubts
         super().__init__(dataset.config, split=dataset.split, tasks=dataset.tasks)
         self._original = dataset
-        index: dict[str, Any] = read_json(folder / _INDEX, "the index of a decoded copy of a dataset")
+        index: dict[str, Any] = read_json(folder / INDEX, "the index of a decoded copy of a dataset")
         self.folder = folder
         self._samples: list[dict[str, Any]] = index["samples"]
         self._size: tuple[int, int] = tuple(index["size"])
@@ -157,25 +154,49 @@ class Rows:
 # -- making a copy -----------------------------------------------------------------------------------------
 
 
-def _make(dataset: Dataset, tasks: Mapping[str, Task], final: Path, on_fault: str,
-          report: Callable[[int, int], None]) -> None:
-    # The lock is ours, so whatever carries the name of this copy was left by a process that was killed.
-    for leftover in final.parent.glob(f"{final.name}.partial-*"):
-        shutil.rmtree(leftover)
-    partial = Path(tempfile.mkdtemp(prefix=f"{final.name}.partial-", dir=final.parent))
-    try:
-        with contextlib.ExitStack() as files:
-            writer = _Writer(partial, files)
-            for index in range(len(dataset)):
-                writer.add(dataset, index, tasks, on_fault)
-                report(index + 1, len(dataset))
-            writer.finish(dataset)
-        sync_folder(partial)
-        os.rename(partial, final)
-        sync_folder(final.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+def is_made(final: Path) -> bool:
+    """Whether a copy is complete."""
+    return (final / INDEX).is_file()
+
+
+def make_once(final: Path, fill: Callable[[Path, Callable[[int, int], None]], None], title: str,
+              progress: Callable[[int, int], None] | None = None) -> None:
+    """Make the folder ``final`` unless it is there. It appears only when it is complete; after an error nothing is left
+    behind. A second process waits for the first.
+
+    Args:
+        fill: writes the files into the folder that it is given, the index among them, and reports progress.
+        title: of the progress bar.
+        progress: called with (samples done, samples in all); by default a bar on a terminal.
+    """
+    if is_made(final):
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(final), _reporting(progress, title) as report:
+        if is_made(final):
+            return
+        # The lock is ours, so whatever carries the name of this copy was left by a process that was killed.
+        for leftover in final.parent.glob(f"{final.name}.partial-*"):
+            shutil.rmtree(leftover)
+        partial = Path(tempfile.mkdtemp(prefix=f"{final.name}.partial-", dir=final.parent))
+        try:
+            fill(partial, report)
+            _sync_folder(partial)
+            os.rename(partial, final)
+            _sync_folder(final.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _write(dataset: Dataset, tasks: Mapping[str, Task], on_fault: str, folder: Path,
+           report: Callable[[int, int], None]) -> None:
+    with contextlib.ExitStack() as files:
+        writer = _Writer(folder, files)
+        for index in range(len(dataset)):
+            writer.add(dataset, index, tasks, on_fault)
+            report(index + 1, len(dataset))
+        writer.finish(dataset)
 
 
 class _Writer:
@@ -219,7 +240,7 @@ class _Writer:
             os.fsync(file.fileno())
         index = {"version": VERSION, "size": self._size, "samples": self._samples,
                  "labels": {name: stored.describe() for name, stored in self._labels.items()}}
-        with (self._folder / _INDEX).open("w", encoding="utf-8") as text:
+        with (self._folder / INDEX).open("w", encoding="utf-8") as text:
             json.dump(index, text)
             text.flush()
             os.fsync(text.fileno())
@@ -315,7 +336,7 @@ def name_of_copy(dataset: Dataset) -> str:
 
 
 @contextlib.contextmanager
-def locked(final: Path) -> Iterator[None]:
+def _locked(final: Path) -> Iterator[None]:
     """Held by one process at a time; the system frees it when that process ends, however it ends."""
     with final.with_name(f"{final.name}.lock").open("w", encoding="utf-8") as file:
         said = False
@@ -328,7 +349,7 @@ def locked(final: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reporting(given: Callable[[int, int], None] | None, title: str) -> Iterator[Callable[[int, int], None]]:
+def _reporting(given: Callable[[int, int], None] | None, title: str) -> Iterator[Callable[[int, int], None]]:
     if given is not None:
         yield given
         return
@@ -338,7 +359,7 @@ def reporting(given: Callable[[int, int], None] | None, title: str) -> Iterator[
         yield lambda done, total: bar.update(line, completed=done, total=total)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     if sys.platform == "win32":  # which opens no folders, and writes their entries through
         return
     descriptor = os.open(folder, os.O_RDONLY)

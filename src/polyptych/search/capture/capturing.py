@@ -1,7 +1,7 @@
 """Capture: any module as a pure graph of its layers, checked against the module bit for bit.
 
-A module that cannot be opened becomes one node, with the reason; what is captured always equals the module, for every
-size of image and any number of images, or says for which.
+A module that cannot be opened becomes one node, with the reason. The graph always equals the module, for images of any
+size and number, or says for which it does.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from polyptych.search.capture.replay import replay
 from polyptych.search.capture.structure import Structure, take_apart
 from polyptych.search.capture.whole_modules import OPERATIONS, has_random_drops, is_leaf, reads_training
 
-LARGEST = 0.5  # of all layers: a module with more of them is not closed for the sake of other sizes
+LARGEST = 0.5  # share of all layers; a module with more stays open even if that fixes the image size
 
 
 @dataclass(frozen=True)
 class Closed:
-    """A module that is one node of the graph although it has layers inside.
+    """A module that is one node of the graph although it contains layers.
 
     Attributes:
-        path: of the module.
-        kind: its class.
+        path: path of the module.
+        kind: name of its class.
         reason: why it could not be opened.
-        layers: convolutions and linear layers inside, which a policy cannot tell apart.
+        layers: number of convolutions and linear layers inside, which a policy cannot treat separately.
     """
 
     path: str
@@ -54,12 +54,12 @@ class Capture:
     Attributes:
         root: the network itself; nodes name its modules, parameters and buffers.
         graph: one placeholder (the image, b 3 h w), pure nodes, and the output: a tuple of tensors.
-        structure: how the network's result is made of these tensors.
-        constants: tensors that its code made from nothing, by the name of their nodes.
-        shape: of the example image (b c h w).
-        any_size: whether the graph was seen to hold for another size too.
+        structure: how these tensors make up the network's result.
+        constants: tensors that the network's code creates, by the name of their nodes.
+        shape: shape of the example image (b c h w).
+        any_size: whether the graph was shown to hold for another size, too.
         closed: modules that could not be opened.
-        notes: what else a reader must know.
+        notes: what else a user must know.
     """
 
     root: nn.Module
@@ -72,7 +72,7 @@ class Capture:
     notes: tuple[str, ...]
 
     def remarks(self) -> list[str]:
-        """What a user must know, in lines: which modules stay whole and why, and the notes."""
+        """What a user must know, line by line: which modules stay whole and why, and the notes."""
         groups: dict[tuple[str, str], list[Closed]] = {}
         for closed in self.closed:
             groups.setdefault((closed.kind, closed.reason), []).append(closed)
@@ -84,27 +84,27 @@ class Capture:
         return [*lines, *self.notes]
 
     def __call__(self, image: Float[Tensor, "b c h w"]) -> Any:
-        """What the network gives, computed by the graph."""
+        """The network's result, computed by the graph."""
         return self.structure.build(list(replay(self.graph, self.root, self.constants, image)))
 
 
 def capture(root: nn.Module, *, size: tuple[int, int] | None = None, whole: Sequence[str] = (),
             any_size: bool = True) -> Capture:
-    """Trace a network and check what came out.
+    """Trace a network and check the graph.
 
-    Modules' ``inplace`` flags are switched off and stay off. Everything else about the network stays as it is, its
-    mode and buffers included.
+    This switches off the modules' ``inplace`` flags for good. Everything else about the network stays as it is,
+    including its mode and buffers.
 
     Args:
         root: takes an image (b 3 h w); returns a tensor, or lists, tuples, dicts or Features of tensors.
-        size: height and width of the example image; by default small, or the size that the network wants.
-        whole: patterns of paths (``blocks.*``) of modules to be left whole.
-        any_size: whether modules whose structure depends on the size of the image (windows that are padded only
-            where needed) stay whole, so that the graph holds for every size. Otherwise they are opened, and the graph
-            checks that their decisions still hold.
+        size: height and width of the example image; by default small, or the size that the network requires.
+        whole: patterns of paths (``blocks.*``) of modules to leave whole.
+        any_size: whether modules whose structure depends on the image size (windows padded only when needed) stay
+            whole, so that the graph holds for every size. Otherwise they are opened, and the graph checks that their
+            decisions still hold.
 
     Raises:
-        InputError: the network itself cannot be traced: its own ``forward`` does what no graph can.
+        InputError: the network itself cannot be traced, because its own ``forward`` does what no graph can.
     """
     for module in root.modules():
         if getattr(module, "inplace", False) is True:
@@ -129,7 +129,7 @@ def capture(root: nn.Module, *, size: tuple[int, int] | None = None, whole: Sequ
 
 
 class _Attempts:
-    """Traces again, with one more module closed, until the graph equals the network."""
+    """Traces again and again, with more modules closed, until the graph equals the network."""
 
     def __init__(self, root: nn.Module, whole: Sequence[str], any_size: bool):
         self.root, self.want_any_size = root, any_size
@@ -176,8 +176,8 @@ class _Attempts:
                        found.resized and not kept, tuple(self._report(graph)), tuple(notes))
 
     def _learns_alike(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
-        """Whether the graph does in training what the network does. Modules in the way are closed; what the network's
-        own code does cannot be, and is said."""
+        """Whether the graph does in training what the network does. Otherwise the modules responsible are closed; the
+        network's own code cannot be, so a remark says what differs."""
         self.remarks = []
         if reads_training(type(self.root)):
             self.remarks.append("its own code asks for self.training; captured is what it does in evaluation")
@@ -198,8 +198,8 @@ class _Attempts:
             reasons |= dict.fromkeys(behavior.hooked_modules(tracer.opened), behavior.HOOKS)
             if reasons.pop("", "") and not self.remarks:
                 self.remarks.append("its own code does otherwise in training; captured is what it does in evaluation")
-            # Only a function with a backward of its own, or a hook, can make the gradients of the graph other ones.
-            # Many such functions only save memory (timm's activations): where the gradients agree they are opened.
+            # Only a function with its own backward, or a hook, can make the gradients of the graph differ. Many such
+            # functions only save memory (timm's activations); their modules stay open if the gradients agree.
             suspects = dict.fromkeys(modes[True].own_backward, behavior.BACKWARD) | dict.fromkeys(
                 modes[True].hooked, behavior.HOOKS)
             if not reasons and suspects and not self._same_gradients(graph, tracer, found):
@@ -222,8 +222,8 @@ class _Attempts:
         return len(results[0]) == len(results[1]) and behavior.agree(*results)
 
     def _record(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> None:
-        """What sizes are for the examples, and for one that no stride divides where the graph takes it: there values
-        part that are the same for even sizes, such as a half rounded up and a half rounded down."""
+        """Record values for the examples and, if the graph takes it, for an image whose size no stride divides. There,
+        values differ that are equal for even sizes, such as a half rounded up and a half rounded down."""
         height, width = found.image.shape[-2:]
         odd = found.image.new_zeros(3, found.image.shape[1], height + 45, width + 23)
         runs = []
@@ -237,7 +237,11 @@ class _Attempts:
         record(graph, runs)
 
     def _holds_for_other_sizes(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
-        """Whether the graph is final. Runs it on another size; what stands in the way is closed or checked for."""
+        """Run the graph on another size, and close or check the modules whose structure depends on the size.
+
+        Returns:
+            Whether the graph is final; if not, modules were closed.
+        """
         failed, outputs = None, list[Tensor]()
         shapes: dict[fx.Node, Any] = {}
         try:
@@ -265,7 +269,7 @@ class _Attempts:
         return True
 
     def _takes_any_number(self, graph: fx.Graph, tracer: tracing.Tracer, found: Examples) -> bool:
-        """Whether the graph, which holds for one size, holds for another number of images."""
+        """Whether the graph, which holds for one size only, holds for another number of images."""
         try:
             outputs = replay(graph, self.root, tracer.constants, found.image[:1])
         except Exception:

@@ -1,4 +1,4 @@
-"""How activations flow through a captured graph: which nodes carry them, who dominates whom, what a join closes."""
+"""How activations flow through a captured graph: which nodes carry them, their dominators, and the regions of joins."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from polyptych.search.capture.node_values import carries_tensors
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """What lies between a fork and a join: every way to ``join`` leads through ``entry``.
+    """The nodes between a fork and a join: every path to ``join`` leads through ``entry``.
 
     Attributes:
-        entry: the value that enters; not itself inside.
-        join: the node where the ways meet; inside.
-        inside: all nodes on ways from entry to join.
+        entry: the value that enters; not inside.
+        join: the node where the paths meet; inside.
+        inside: all nodes on paths from entry to join.
     """
 
     entry: fx.Node
@@ -30,8 +30,8 @@ class Dataflow:
 
     Attributes:
         order: position of each node in the graph.
-        inputs: for each node that depends on the image through tensors, the nodes it does so by (shapes do not count).
-        readers: the inverse.
+        inputs: for each node that depends on the image through tensors, its inputs that do, too (shapes do not count).
+        readers: the inverse of ``inputs``.
     """
 
     def __init__(self, graph: fx.Graph):
@@ -53,11 +53,11 @@ class Dataflow:
         return node in self.inputs
 
     def _dominators(self) -> None:
-        """The last node that every way from the image to a node leads through.
+        """Find each node's immediate dominator: the last node on every path from the image to the node.
 
-        That of a node with several inputs is the nearest common ancestor of the inputs in the tree of dominators, found
-        by climbing from the deeper one (Cooper, Harvey, Kennedy, 2001). One pass is enough: the graph has no cycle and
-        its nodes come after their inputs, so the dominators of all inputs are final.
+        For a node with several inputs, it is the nearest common ancestor of the inputs in the dominator tree, found by
+        climbing from the deeper one (Cooper, Harvey, Kennedy, 2001). One pass is enough: the graph has no cycle and its
+        nodes come after their inputs, so the dominators of all inputs are final.
         """
         self.dominator: dict[fx.Node, fx.Node | None] = {}
         depth: dict[fx.Node, int] = {}
@@ -85,7 +85,7 @@ class Dataflow:
         return found
 
     def between(self, entry: fx.Node, end: fx.Node) -> set[fx.Node]:
-        """All nodes on ways from ``entry`` to ``end``, without the first and with the last."""
+        """All nodes on paths from ``entry`` (excluded) to ``end`` (included)."""
         inside, waiting = {end}, [end]
         while waiting:
             for below in self.inputs[waiting.pop()]:
@@ -95,8 +95,8 @@ class Dataflow:
         return inside
 
     def nearest(self, start: fx.Node, wanted: Iterable[fx.Node]) -> fx.Node | None:
-        """The last of the wanted nodes, in the order of the graph, from which a way leads to ``start`` that meets no
-        other wanted node."""
+        """The last of the wanted nodes, in the order of the graph, from which a path leads to ``start`` without passing
+        another wanted node."""
         goals, seen, waiting, found = set(wanted), {start}, [start], []
         while waiting:
             for below in self.inputs.get(waiting.pop(), ()):

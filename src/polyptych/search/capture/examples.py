@@ -1,4 +1,4 @@
-"""Example images that a network takes, and what it gives for them."""
+"""Example images that a network accepts, and its results for them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from polyptych.backbones._base import Backbone
 from polyptych.errors import InputError
 from polyptych.search.capture.structure import Structure, take_apart
 
-PROBE = 64  # pixels; the image that a network of any size is captured with is at least as large
+PROBE = 64  # pixels; the least size of the example image for a network that takes any size
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Two images of different sizes (of one where the network takes no other) and numbers.
+    """Two batches of images, different in number and, if the network takes more than one size, in size.
 
     Attributes:
         image, other: (2 3 h w) and (1 3 h w).
-        expected, expected_other: the tensors that the network gives for them in evaluation mode.
-        structure: how its result is made of them.
+        expected, expected_other: the tensors that the network returns for them in evaluation mode.
+        structure: how these tensors make up its result.
     """
 
     image: Tensor
@@ -42,10 +42,10 @@ class Examples:
 def examples(root: nn.Module, size: tuple[int, int] | None) -> Examples:
     """
     Args:
-        size: of the first image; by default small, or else what the network says that it wants.
+        size: size of the first image; by default small, or else the size that the network states.
 
     Raises:
-        InputError: the network takes no such image, or returns what is not made of tensors.
+        InputError: the network accepts no such image, or its result is not made of tensors.
     """
     steps = (32, 64)
     sizes: list[tuple[int, int]] = [size] if size is not None else [(PROBE, PROBE)]
@@ -89,8 +89,8 @@ def _image(root: nn.Module, batch: int, height: int, width: int) -> Tensor:
 
 @contextmanager
 def in_evaluation(root: nn.Module, training: bool = False) -> Iterator[None]:
-    """In evaluation (or training) mode and without gradient checkpointing; afterwards all modules are as they were:
-    mode, attributes, buffers, and what their code remembers."""
+    """Set evaluation (or training) mode without gradient checkpointing, and restore all modules afterward: mode,
+    attributes, buffers, and what their code remembers."""
     found = [(module, {k: dict(v) if isinstance(v, dict) and k in ("_buffers", "_parameters") else v
                        for k, v in vars(module).items()}) for module in root.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in root.buffers()]
@@ -111,7 +111,7 @@ def in_evaluation(root: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    """Bit for bit; NaN equals NaN."""
+    """Whether tensors are equal bit for bit; NaN equals NaN."""
     return len(one) == len(other) and all(
         x.shape == y.shape and x.dtype == y.dtype and bool(((x == y) | ((x != x) & (y != y))).all())
         for x, y in zip(one, other, strict=True))

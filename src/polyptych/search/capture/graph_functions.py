@@ -1,6 +1,6 @@
-"""Functions that stand in a captured graph: pure forms of what writes in place, and the check of a baked fact.
+"""Functions in captured graphs: pure forms of in-place operations, and the check that a fact from tracing still holds.
 
-Nothing here is needed to *search*; compact networks call these functions, so this file imports nothing of the search.
+Compact networks call these functions without the search, so this file imports nothing of the search.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def with_item(values: Tensor, index: Any, item: Any) -> Tensor:
-    """``values[index] = item`` on a copy."""
+    """A copy of ``values`` after ``values[index] = item``."""
     copy = values.clone()
     copy[index] = item
     return copy
 
 
 def filled(values: Tensor, other: Any) -> Tensor:
-    """``values.copy_(other)``, ``values.fill_(other)`` on a copy."""
+    """The result of ``values.copy_(other)`` or ``values.fill_(other)`` as a new tensor."""
     return torch.empty_like(values).copy_(other) if isinstance(other, Tensor) else torch.full_like(values, other)
 
 
 @has_side_effect  # or torch.fx would delete it as dead code: nothing reads its result
 def require(value: Any, expected: Any, place: str) -> None:
-    """What the structure of the graph was made from still holds.
+    """Check that a fact on which the structure of the graph rests still holds.
 
     Raises:
-        InputError: it does not: the network was captured for another size of image.
+        InputError: it does not, because the network was captured for another image size.
     """
     if value != expected:
         value = tuple(value) if isinstance(value, tuple) else value

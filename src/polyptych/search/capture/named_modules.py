@@ -1,7 +1,7 @@
-"""The last way to capture a network: modules that the user names, in the order in which they run.
+"""The last resort of capture: modules that the user names, in the order in which they run.
 
-For networks whose own code no tracer can follow. The network must do nothing to tensors between the named modules: the
-first takes the image, each takes what another gave, and what the network returns is what some of them gave.
+This serves networks whose own code no tracer can follow. The network must do nothing to tensors between the named
+modules: the first takes the image, each takes results of others, and the network returns results of some of them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def chain(root: nn.Module, patterns: Sequence[str], image: Tensor) -> fx.Graph:
     """The graph of the named modules.
 
     Args:
-        patterns: of paths; of nested modules that match, the outermost count.
+        patterns: patterns of paths; among nested modules that match, the outermost counts.
 
     Raises:
-        InputError: something between the modules is not one of them.
+        InputError: the network does something between the modules.
     """
     named: list[str] = []
     for path, _ in root.named_modules():
@@ -71,7 +71,7 @@ def _remember(known: list[tuple[Tensor, fx.Node]], value: Tensor, node: fx.Node,
 
 
 def _nodes(value: Any, known: Sequence[tuple[Tensor, fx.Node]], where: str) -> Any:
-    """The same value with nodes in the places of tensors."""
+    """The value with its tensors replaced by nodes."""
     if isinstance(value, Tensor):
         for tensor, node in reversed(known):
             if tensor is value:

@@ -1,5 +1,5 @@
-"""What the nodes of a captured graph remember of their values for the example (shapes, types, plain numbers), and which
-plain numbers depend on the size or the number of images: found by running the graph on others."""
+"""What the nodes of a captured graph store about their values for the example (shapes, types, plain numbers), and which
+plain numbers depend on the size or number of images, found by running the graph on other images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polyptych.search.capture.traced_values import SHAPE
 
 
 def describe(node: fx.Node, value: Any) -> None:
-    """Remember on a node what it gives: the shape and type of a tensor, or a plain value."""
+    """Store on a node what it returns: the shape and type of a tensor, or a plain value."""
     if isinstance(value, Tensor):
         node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
     elif isinstance(value, bool | int | float | torch.Size):
@@ -24,10 +24,10 @@ def describe(node: fx.Node, value: Any) -> None:
 
 
 def record(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]]) -> None:
-    """Remember on every node its shape, or its plain value, for images of several sizes and numbers.
+    """Store on every node its shape or plain value for images of several sizes and numbers.
 
     Args:
-        runs: for each of them what the nodes gave: shapes of tensors, other values as they are.
+        runs: the results of the nodes in each run: shapes of tensors, other values as they are.
     """
     for node in graph.nodes:
         if node.op == "output":
@@ -39,8 +39,8 @@ def record(graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]]) -> None:
 
 
 def recorded(node: fx.Node) -> Any:
-    """What a node was for all recorded images, equal for nodes that can stand in for each other; None where nothing was
-    recorded."""
+    """The values of a node for all recorded images, equal for nodes that can replace each other; None without a
+    record."""
     seen = node.meta.get("record")
     return None if seen is None else ("shape" in node.meta, node.meta.get("dtype"), seen)
 
@@ -52,7 +52,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def depends_on_data(node: fx.Node) -> bool:
-    """Whether a plain value was read out of a tensor's elements, not of its shape."""
+    """Whether a plain value comes from a tensor's elements rather than its shape."""
     waiting, seen = [node], set()
     while waiting:
         current = waiting.pop()
@@ -82,15 +82,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def carries_tensors(node: fx.Node) -> bool:
-    """Whether a node gives a tensor or a collection of tensors."""
+    """Whether a node returns a tensor or a collection of tensors."""
     return "shape" in node.meta or bool(node.meta.get("holds_tensors"))
 
 
 def depends_on_size(graph: fx.Graph, shapes: Mapping[fx.Node, Any]) -> set[fx.Node]:
-    """The nodes of plain values that depend on the size or the number of images.
+    """The nodes whose plain values depend on the size or number of images.
 
     Args:
-        shapes: of the tensors for another image. A dimension that differs from that of the example depends on it.
+        shapes: shapes of the tensors for another image; a dimension that differs from the example's depends on it.
     """
     varying: dict[fx.Node, tuple[bool, ...]] = {}  # by dimension; a plain value has one entry, a shape one for each
     for node in graph.nodes:
@@ -120,9 +120,9 @@ def depends_on_size(graph: fx.Graph, shapes: Mapping[fx.Node, Any]) -> set[fx.No
 
 
 def _varies_in_number(node: fx.Node, varying: Mapping[fx.Node, tuple[bool, ...]]) -> bool:
-    """Whether it depends on the size how many tensors a node gives."""
+    """Whether the number of tensors that a node returns depends on the size."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    rest = dict(zip(("sizes", "dim"), node.args[1:], strict=False)) | node.kwargs  # how many, or how large; where
+    rest = dict(zip(("sizes", "dim"), node.args[1:], strict=False)) | node.kwargs  # number or sizes; dimension
     along = rest.get("sizes" if name == "unbind" else "dim", rest.get("dim", 0))
     flags = varying[node.all_input_nodes[0]]
     if name in ("split", "split_with_sizes", "unbind") and isinstance(along, int):

@@ -1,5 +1,5 @@
-"""Temporary patches of Python and torch while a network is traced: an ``isinstance`` that looks at the traced value,
-constructors that take traced sizes, and a refusal of code that changes the precision or the gradient mode."""
+"""Temporary patches of Python and torch during tracing: an ``isinstance`` that looks at the traced value, constructors
+that accept traced sizes, and a refusal of code that changes the precision or the gradient mode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONSTRUCTORS = ("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "
 
 @contextlib.contextmanager
 def value_aware_isinstance(root: nn.Module) -> Iterator[None]:
-    """Let ``isinstance(traced, Tensor)`` be answered by the value, in the packages that the modules come from."""
+    """Make ``isinstance(traced, Tensor)`` look at the value, in the packages of the network's modules."""
     packages = {type(module).__module__.partition(".")[0] for module in root.modules()} - {"torch"}
 
     def value_aware(value: Any, kind: Any) -> bool:
@@ -43,7 +43,7 @@ def value_aware_isinstance(root: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def traceable_constructors(is_computing: Callable[[], bool]) -> Iterator[None]:
-    """Let ``torch.arange(traced)`` and the like be nodes; torch does not dispatch on their numbers.
+    """Record ``torch.arange(traced)`` and the like as nodes, because torch does not dispatch on their numbers.
 
     Args:
         is_computing: whether values are being computed rather than traced.
@@ -60,15 +60,15 @@ def traceable_constructors(is_computing: Callable[[], bool]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def modes_refused(refuse: Callable[[str], None]) -> Iterator[None]:
-    """Do not let code that is traced change the precision or the gradient mode: a graph has no such thing.
+    """Keep traced code from changing the precision or the gradient mode, which a graph cannot express.
 
     Args:
-        refuse: is told what the code does; raises if it is being traced.
+        refuse: takes a description of what the code does, and raises during tracing.
     """
     gradient = (torch.no_grad, torch.enable_grad, torch.inference_mode)
     entered: dict[Any, str] = {torch.autocast: "precision", **dict.fromkeys(gradient, "gradient mode")}
     originals = {kind: kind.__enter__ for kind in entered}
-    set_mode = torch.set_grad_enabled.__init__  # which sets the mode when it is made
+    set_mode = torch.set_grad_enabled.__init__  # whose constructor already sets the mode
 
     def set_checked(self: Any, mode: bool) -> None:
         refuse("its code sets the gradient mode itself")

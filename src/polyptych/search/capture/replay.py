@@ -14,12 +14,12 @@ from polyptych.search.capture.graph_functions import require
 def replay(graph: fx.Graph, root: nn.Module, constants: Mapping[str, Tensor], image: Tensor,
            shapes: dict[fx.Node, Any] | None = None, plain: dict[fx.Node, Any] | None = None,
            gradients: bool = False) -> tuple[Tensor, ...]:
-    """Run a graph node by node, without gradients unless they are asked for.
+    """Run a graph node by node, by default without gradients.
 
     Args:
-        shapes: takes the shape of each tensor (None for other values); checks are then left out, so that a graph can
-            be tried on a size that it was not made for.
-        plain: takes the shape of each tensor, and every other value as it is.
+        shapes: if given, receives the shape of each tensor (None for other values); the run then skips checks, so that
+            it can try a size that the graph was not made for.
+        plain: if given, receives the shape of each tensor, and every other value as it is.
     """
     with torch.set_grad_enabled(gradients):
         return _replay(graph, root, constants, image, shapes, plain)

@@ -1,4 +1,4 @@
-"""What a network returns, taken apart into tensors and put together again."""
+"""Takes the result of a network apart into tensors, and puts it together again."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Structure:
 
     Attributes:
         kind: the type of the nest; ``Tensor`` for a tensor, ``type(None)`` for a plain value.
-        parts: what it holds.
-        keys: of a dict.
+        parts: its elements.
+        keys: the keys of a dict.
         value: the plain value.
     """
 
@@ -29,7 +29,7 @@ class Structure:
     value: Any = None
 
     def build(self, tensors: Sequence[Any]) -> Any:
-        """The nest with these tensors in the places of its own."""
+        """The nest with these tensors in place of its own."""
         return self._build(iter(tensors))
 
     def _build(self, tensors: Iterator[Any]) -> Any:
@@ -46,10 +46,10 @@ class Structure:
 
 
 def take_apart(result: Any) -> tuple[list[Tensor], Structure]:
-    """The tensors of a result in order, and how it was made of them.
+    """The tensors of a result in order, and how they make up the result.
 
     Raises:
-        InputError: something that is neither a tensor nor a nest of tensors.
+        InputError: the result holds something that is neither a tensor nor a nest of tensors.
     """
     tensors: list[Tensor] = []
     return tensors, _take(result, tensors)

@@ -1,11 +1,10 @@
-"""Values that remember how they were made: what a module computes with while it is captured.
+"""Values that remember how they were computed, on which a module runs during capture.
 
-A :class:`Traced` stands for a node of the graph and holds what the node gives for the example image, so that shapes,
-branches and loops of the module's own Python code come out as they do in a real run. Every fact about a shape that
-Python code turned into a plain number or a decision is kept as a ``require`` node: the graph is right wherever they
-hold.
+A :class:`Traced` stands for a node of the graph and holds the node's value for the example image, so that shapes,
+branches, and loops of the module's own Python code behave as in a real run. Whenever Python code turns a fact about a
+shape into a plain number or a decision, a ``require`` node keeps that fact: the graph is correct wherever all hold.
 
-Reference: torch.fx (Reed et al., MLSys 2022, arXiv 2112.08429), whose proxies know no values.
+Reference: torch.fx (Reed et al., MLSys 2022, arXiv 2112.08429), whose proxies hold no values.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ PLACES = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 class Traced(fx.Proxy):
-    """A node of the graph being made, and its value for the example."""
+    """A node of the growing graph, and its value for the example."""
 
     def __init__(self, node: fx.Node, tracer: Any, value: Any):
         super().__init__(node, tracer)
         self.tracer: Any = tracer
         self.value = value
-        self.item_of: tuple[weakref.ref[Traced], Any] | None = None  # whose item it is, and which
+        self.item_of: tuple[weakref.ref[Traced], Any] | None = None  # the tensor that it is an item of, and its index
 
     def __repr__(self) -> str:
         return f"Traced({self.node.name})"
@@ -130,7 +129,7 @@ class Method:
 
 
 def concrete(value: Any) -> Any:
-    """The value with every traced part replaced by what it holds."""
+    """The value with every traced part replaced by its value."""
     if isinstance(value, Traced):
         return value.value
     if isinstance(value, list | tuple):
@@ -146,7 +145,7 @@ def concrete(value: Any) -> Any:
 
 
 def find(*values: Any) -> Iterator[Traced]:
-    """Every traced value inside."""
+    """All traced values inside the given values."""
     for value in values:
         if isinstance(value, Traced):
             yield value

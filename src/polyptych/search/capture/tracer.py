@@ -1,14 +1,14 @@
-"""The tracer: runs a module on an example and writes down a pure graph of what it does.
+"""The tracer: runs a module on an example and records a pure graph of what it does.
 
-Rules (measured on every family of timm):
+Rules (tested on every family of timm):
 
-- layers of torch and their subclasses are leaves (:mod:`polyptych.search.capture.whole_modules`), and so is what cannot
-  be opened;
-- every argument of ``forward`` but the image has its default;
-- evaluation mode; modules that ask for ``self.training`` and hold no layers are leaves, so that they stay random in
-  training;
-- parameters and buffers are nodes, whatever Python code does with them;
-- what writes in place becomes a pure function, and every name of the written value reads the new one.
+- Layers of torch and their subclasses are leaves (:mod:`polyptych.search.capture.whole_modules`), and so are modules
+  that cannot be opened.
+- Every argument of ``forward`` except the image has its default.
+- Tracing happens in evaluation mode; modules that read ``self.training`` and hold no layers are leaves, so that they
+  stay random in training.
+- Parameters and buffers are nodes, whatever Python code does with them.
+- In-place operations become pure functions, and every name of the written value refers to the new one.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class CannotOpen(Exception):
 
 
 class Tracer(fx.Tracer):
-    """Traces one module once. ``constants`` are tensors that its code made from nothing.
+    """Traces one module once. ``constants`` are tensors that its code creates.
 
     Args:
-        leaves: paths of modules to be left whole.
+        leaves: paths of modules to leave whole.
     """
 
     def __init__(self, leaves: frozenset[str]):
@@ -56,18 +56,18 @@ class Tracer(fx.Tracer):
         self._names: dict[int, str] = {}
         self._attributes: dict[str, Traced] = {}
         self._decisions: set[tuple[fx.Node, Any]] = set()
-        self._alive: dict[int, list[weakref.ref[Traced]]] = {}  # by storage, whoever has a view of it
+        self._alive: dict[int, list[weakref.ref[Traced]]] = {}  # by storage, the values that view it
         self._image: Tensor = torch.empty(0)
 
     def run(self, root: nn.Module, leaf: Callable[[nn.Module], bool], image: Tensor) -> fx.Graph:
-        """The graph of ``root(image)``; its output node holds the tensors of the result in order, and ``outputs`` what
-        they are for this image."""
+        """The graph of ``root(image)``; its output node holds the tensors of the result in order, and ``outputs`` their
+        values for this image."""
         self._leaf, self._image = leaf, image
-        # Functions to be wrapped are looked for in every file that modules come from, not only once one is called.
+        # torch.fx must look for functions to wrap in every file that defines a module, before any module is called.
         homes = {type(module).__module__ for module in root.modules()}
         self._autowrap_search += [sys.modules[name] for name in sorted(homes) if name in sys.modules]
-        # Names of parameters and buffers by identity: the modules' code hands them to functions as plain tensors, and
-        # create_arg must know which they are.
+        # Names of parameters and buffers by identity: the modules' code passes them to functions as plain tensors, and
+        # create_arg must recognize them.
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self._names = {id(tensor): name for name, tensor in tensors}
         with (torch.no_grad(), value_aware_isinstance(root), modes_refused(self._refuse),
@@ -115,7 +115,7 @@ class Tracer(fx.Tracer):
         return result
 
     def _run_hooks(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        """Let hooks of a leaf see what the network will see (timm collects features by hooks)."""
+        """Show a leaf's hooks the traced values (timm collects features with hooks)."""
         for key, hook in list(module._forward_hooks.items()):
             seen = (args, kwargs, result) if key in module._forward_hooks_with_kwargs else (args, result)
             if hook(module, *seen) is not None:  # running the module will do it again
@@ -177,7 +177,7 @@ class Tracer(fx.Tracer):
             self._computing -= 1
 
     def _compute(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
-        """The value, and the inputs that were written into."""
+        """The value, and the inputs that the call wrote to."""
         tensors = list(tensors_in((args, kwargs)))
         versions = [x._version for x in tensors]
         with self._untraced():
@@ -210,7 +210,7 @@ class Tracer(fx.Tracer):
 
     @contextlib.contextmanager
     def _at_start(self) -> Iterator[None]:
-        # A parameter may be read for the first time inside a module that a policy replaces; it stands before all.
+        # A module that a policy replaces may be the first to read a parameter, so parameters precede all other nodes.
         placeholder = next(iter(self.graph.nodes), None)
         if placeholder is None:
             yield
@@ -221,7 +221,7 @@ class Tracer(fx.Tracer):
     # -- writing in place ---------------------------------------------------------------------------------------------
 
     def _pure(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any, Traced | None]:
-        """The same without writing, and the value that would have been written."""
+        """The call in its pure form, and the value that it would have written to."""
         if kind == "call_function" and target in OPERATORS:
             whole = isinstance(concrete(args[0]), Tensor) and isinstance(args[0], Traced)
             return kind, OPERATORS[target], args, kwargs, args[0] if whole else None
@@ -243,7 +243,7 @@ class Tracer(fx.Tracer):
 
     def _on_a_copy(self, target: Any, args: Any, kwargs: Any, value: Any, changed: list[Tensor]
                    ) -> tuple[Any, Traced]:
-        """Arguments of a function that writes into one of them and returns it, with a copy in its place."""
+        """The arguments of a function that writes to one of them and returns it, with a copy in that one's place."""
         written = [x for x in args if isinstance(x, Traced) and any(x.value is y for y in changed)]
         if len(changed) != 1 or len(written) != 1 or value is not changed[0]:
             raise CannotOpen(self.scope.module_path, f"{getattr(target, '__name__', target)} writes into its input")
@@ -263,12 +263,12 @@ class Tracer(fx.Tracer):
         self._rewrite(values, new.node, new.value)
 
     def _rewrite(self, written: Traced, node: fx.Node, value: Any) -> None:
-        """Every name of the written value reads the new one.
+        """Make every name of the written value refer to the new one.
 
-        All names that Python code has for a value are one Traced object, so giving that object the new node renames
-        all of them at once. A view is another object on the same storage: a pure graph cannot write through it, so that
-        it would go on to read the old numbers. Hence a value with living views cannot be written to and the module
-        stays whole; the exception is an item of a tensor (``x[i] += y``), which is written back into the tensor.
+        All names that Python code has for a value are one Traced object, so giving that object the new node updates
+        them all. A view is another object on the same storage, which a pure graph cannot write through, so it would
+        keep the old numbers. Hence code must not write to a value with live views; such a module stays whole. The
+        exception is an item of a tensor (``x[i] += y``), which is written back to the tensor.
         """
         others = [x for x in (x() for x in self._alive.pop(_storage(written.value), ()))
                   if x is not None and x is not written]
@@ -289,9 +289,9 @@ class Tracer(fx.Tracer):
     def decide(self, traced: Traced, kind: Callable[[Any], Any] | None) -> Any:
         """The plain value of a traced fact, with a check that it still holds when the graph runs.
 
-        Python code turned the fact into a branch, a loop count or a size, and the graph has only what followed from its
-        value for the example. Facts of shapes are checked (``require``). Facts of the numbers in a tensor differ from
-        image to image, so a module that decides by them stays whole.
+        Python code turned the fact into a branch, a loop count, or a size, and the graph contains only what followed
+        from its value for the example. ``require`` checks facts about shapes. Facts about the elements of a tensor
+        differ from image to image, so a module that decides by them stays whole.
         """
         value = traced.value if kind is None else kind(traced.value)
         if isinstance(traced.value, Tensor) or depends_on_data(traced.node):
@@ -330,7 +330,7 @@ class Tracer(fx.Tracer):
 
 
 def find_in_order(value: Any) -> Iterator[Any]:
-    """The traced tensors (and constant ones) of a result, in the order of its structure."""
+    """The traced and constant tensors of a result, in the order of its structure."""
     if isinstance(value, Traced | Tensor):
         if isinstance(concrete(value), Tensor):
             yield value

@@ -1,10 +1,10 @@
-"""What a network does otherwise in training than a graph of its evaluation: found by running it, not by reading it.
+"""How a network's training differs from a graph of its evaluation, found by running it rather than reading its code.
 
-The graph is traced in evaluation mode. Layers are its nodes and keep their own code; what a module that was opened does
-by functions of its own is frozen to evaluation. So the network runs once in each mode, every function that an opened
-module calls is written down, and where the two lists differ the module has to stay whole: dropout, batch norm and
-stochastic depth in functional form, random numbers, another branch. A graph has no backward of its own either: modules
-whose gradients come from a ``torch.autograd.Function`` or from hooks stay whole where the gradients differ.
+The graph is traced in evaluation mode. Layers are its nodes and keep their own code, but the functions that an opened
+module calls itself are frozen in evaluation mode. So :func:`watch` runs the network in each mode and records every
+function that an opened module calls. If the two lists differ, the module must stay whole: functional dropout, batch
+norm, or stochastic depth, random numbers, another branch. A graph has no custom backward either: modules whose
+gradients come from a ``torch.autograd.Function`` or from hooks stay whole if the gradients differ.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Watch(TorchFunctionMode):
     """Watches a run of a network.
 
     Attributes:
-        called: for every opened module, the functions that its own code calls, with what they are called with.
+        called: for every opened module, the functions that its own code calls, with their arguments.
         drawing: opened modules whose own code draws random numbers.
         switching: opened modules whose own code changes between training and evaluation (``self.norm.eval()``).
-        own_backward: opened modules in which a function with a backward of its own runs.
-        hooked: opened modules that give hooks to tensors.
+        own_backward: opened modules that run a function with its own backward.
+        hooked: opened modules that register hooks on tensors.
     """
 
     def __init__(self, root: nn.Module, opened: Collection[str], training: bool):
@@ -52,12 +52,12 @@ class Watch(TorchFunctionMode):
         self.drawing, self.switching, self.own_backward, self.hooked = set[str](), set[str](), set[str](), set[str]()
         self._modules = tuple(root.modules())
         self._stack: list[str | None] = []  # None: within a layer
-        self._seen: set[Any] = set()  # of the autograd graph; held, because torch makes a new object for a lost one
+        self._seen: set[Any] = set()  # autograd nodes; kept alive, because torch would make new objects for lost ones
         self._state, self._modes = _random_state(), [module.training for module in self._modules]
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Watch]:
-        """Within it, calls of modules are seen."""
+        """Watch all calls of modules inside the context."""
         original = nn.Module.__call__
         watch = self
 
@@ -85,10 +85,10 @@ class Watch(TorchFunctionMode):
         return result
 
     def _note_state(self) -> None:
-        """What changed since the last look is the work of the module that is running."""
+        """Attribute changes since the last look to the running module."""
         if not self.training:
             return
-        with torch._C.DisableTorchFunction():  # looking at the state is no call of the network
+        with torch._C.DisableTorchFunction():  # reading the state is not a call of the network
             state, modes = _random_state(), [module.training for module in self._modules]
         if self._stack and self._stack[-1] is not None:
             if state != self._state:
@@ -98,7 +98,7 @@ class Watch(TorchFunctionMode):
         self._state, self._modes = state, modes
 
     def _note_backward(self, result: Any) -> None:
-        """The functions behind a result that were not there before belong to the module that gave it."""
+        """Attribute new autograd functions behind a result to the module that returned it."""
         waiting = [tensor.grad_fn for tensor in tensors_in(getattr(result, "maps", result))]
         while waiting:
             node = waiting.pop()
@@ -121,7 +121,7 @@ class Watch(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _sign(self, value: Any) -> Any:
-        """What a function is called with, as far as it can be compared between two runs."""
+        """The comparable part of an argument: what stays the same between two runs."""
         if isinstance(value, Tensor):
             return self.tensors.get(id(value), (tuple(value.shape), value.dtype))
         if isinstance(value, list | tuple):
@@ -148,7 +148,7 @@ def _random_state() -> Any:
 
 @contextlib.contextmanager
 def random_numbers_kept(seed: int = 0) -> Iterator[None]:
-    """The same random numbers each time within it; afterwards those go on that were there before."""
+    """Use the same random numbers each time inside the context, and restore the previous random state afterward."""
     python, array = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -162,7 +162,7 @@ def random_numbers_kept(seed: int = 0) -> Iterator[None]:
 
 
 def watch(root: nn.Module, opened: Collection[str], image: Tensor, training: bool, gradients: bool = True) -> Watch:
-    """Run a network in the mode that it is in, and see what its opened modules do."""
+    """Run a network in its current mode, and watch its opened modules."""
     found = Watch(root, opened, training)
     with torch.set_grad_enabled(gradients), found.watching():
         root(image)
@@ -170,7 +170,8 @@ def watch(root: nn.Module, opened: Collection[str], image: Tensor, training: boo
 
 
 def gradients(run: Callable[[Tensor], list[Tensor]], root: nn.Module, image: Tensor) -> list[Tensor | None]:
-    """Of a sum that weighs every number of the result differently, by the image and all parameters."""
+    """Gradients, with respect to the image and all parameters, of a sum that weights every element of the result
+    differently."""
     image = image.clone().requires_grad_()
     parameters = [p for p in root.parameters() if p.requires_grad]
     with torch.enable_grad():
@@ -183,7 +184,7 @@ def gradients(run: Callable[[Tensor], list[Tensor]], root: nn.Module, image: Ten
 
 
 def agree(one: list[Tensor | None], other: list[Tensor | None]) -> bool:
-    """Whether gradients are the same but for the order of sums. Another backward is off by a factor or a sign."""
+    """Whether gradients are equal up to the order of sums. A different backward is off by a factor or a sign."""
     def size(x: Tensor | None) -> float:
         return 0.0 if x is None else float(x.norm())
 
@@ -196,5 +197,5 @@ def agree(one: list[Tensor | None], other: list[Tensor | None]) -> bool:
 
 
 def hooked_modules(modules: Mapping[str, nn.Module]) -> set[str]:
-    """Those whose gradients hooks may change."""
+    """The modules whose gradients hooks may change."""
     return {path for path, module in modules.items() if module._backward_hooks or module._backward_pre_hooks}

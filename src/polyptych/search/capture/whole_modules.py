@@ -1,7 +1,7 @@
 """Which modules stay whole when a network is captured, and why.
 
-A leaf is one node of the graph. It keeps its own Python code, so it is right in training and evaluation, and for any
-size of image; what is inside it cannot be told apart by a policy.
+A leaf is one node of the graph. It keeps its own Python code, so it is correct in training and evaluation and for any
+image size; a policy cannot treat the layers inside it separately.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["NORMS", "OPERATIONS", "get_notrace_functions", "has_random_drops", "
 
 
 def is_leaf(module: nn.Module) -> str | None:
-    """Why the module is a leaf; ``""`` where it is a layer that has no inside, None where it is to be opened."""
+    """Why the module is a leaf; ``""`` for a layer with nothing inside, None for a module to open."""
     if isinstance(module, SIMPLE):
         return ""
     if isinstance(module, torch.jit.ScriptModule):
@@ -36,12 +36,12 @@ def is_leaf(module: nn.Module) -> str | None:
         return "a module of torch with layers inside" if any(True for _ in module.children()) else ""
     marked = kind in get_notrace_modules()  # by timm, because plain torch.fx cannot follow its code; we often can
     if (marked or reads_training(kind)) and not any(True for child in module.children() for _ in child.parameters()):
-        return ""  # stochastic depth, norms and "same" padding of their own
+        return ""  # for instance custom stochastic depth, norms, and "same" padding
     return None
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it normalizes: torch's norms and their subclasses, and modules that call themselves one."""
+    """Whether the module normalizes: torch's norms and their subclasses, and modules with "norm" in their name."""
     if isinstance(module, NORMS):
         return True
     words = type(module).__name__.lower()
@@ -50,7 +50,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def reads_training(kind: type[nn.Module]) -> bool:
-    """Whether ``forward`` itself asks for ``self.training``."""
+    """Whether ``forward`` itself reads ``self.training``."""
     return _mentions(getattr(inspect.unwrap(kind.forward), "__code__", None))
 
 
@@ -62,8 +62,8 @@ def _mentions(code: Any) -> bool:
 
 
 def has_random_drops(module: nn.Module) -> bool:
-    """Whether code of ``forward`` that asks for ``self.training`` may drop at random: a rate of its own or of a direct
-    child is positive. Captured in evaluation mode it would never drop."""
+    """Whether a ``forward`` that reads ``self.training`` may drop at random: its own rate or that of a direct child is
+    positive. Captured in evaluation mode, it would never drop."""
     rates = [value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
     rates += [child.p for child in module.children() if isinstance(child, _DropoutNd)]
     return any(rate > 0 for rate in rates)

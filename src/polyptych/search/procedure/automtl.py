@@ -1,16 +1,17 @@
-"""AutoMTL's search: weights and policy trained in turn on split data, a regularizer that favors sharing, sampling.
+"""AutoMTL's search: alternating training of weights and policy on split data, a term that favors sharing, sampling.
 
-Source: Zhang, Liu, Guan, NeurIPS 2022, arXiv 2110.13076. Its three phases are here
+Source: Zhang, Liu, Guan, NeurIPS 2022, arXiv 2110.13076. The three phases here:
 
-1. the warm-up: all choices of every unit with equal weights;
-2. in turn ``network_steps`` on the weights (with 80 % of the training images) and ``policy_steps`` on the policy (with
-   the other 20 %), both with Gumbel-softmax weights, temperature 5 and 0.965 times that after every 101 policy steps;
-3. policies sampled from the softmax of the logits, and trained like every other network (``encoder searched``).
+1. warm-up with equal weights on all choices of every unit;
+2. ``network_steps`` on the weights (with 80% of the training images) alternate with ``policy_steps`` on the policy
+   (with the other 20%), both with Gumbel-softmax weights; the temperature starts at 5 and is multiplied by 0.965 after
+   every 101 policy steps;
+3. policies are sampled from the softmax of the logits and trained like every other network (``encoder searched``).
 
-Differences to the authors' code: tasks see the same batch and take one step together, where theirs take one after the
-other with batches of their own; the optimizer of the weights is the recipe's, with a constant rate in phase 2 (theirs:
-SGD); what is sampled is chosen on a validation split (theirs: on test); skips that cannot give the right size do not
-exist (theirs fail); every network begins afresh (theirs reused trained heads).
+Differences from the authors' code: all tasks see the same batch and take one step together (theirs take turns, each
+with its own batches); the recipe's optimizer trains the weights, at a constant rate in phase 2 (theirs: SGD); the
+validation split chooses among the samples (theirs: test); skips that cannot give the right size do not exist (theirs
+fail); every network starts from fresh weights (theirs reuses trained heads).
 """
 
 from __future__ import annotations
@@ -46,21 +47,21 @@ from polyptych.types import Batch
 
 TEMPERATURE, COOLING, COOLED_EVERY = 5.0, 0.965, 101
 POLICY_SHARE = 5
-"""One block of training images of so many is for the policy."""
+"""One of this many blocks of training images is for the policy."""
 BLOCK = 20
 """Neighboring images that stay on one side of the split: they may show the same scene."""
 DECAY = 5e-4  # of the logits
 
 
 def temperature(policy_steps: int) -> float:
-    """Of the Gumbel-softmax after so many policy steps."""
+    """The temperature of the Gumbel-softmax after this many policy steps."""
     return TEMPERATURE * COOLING ** (policy_steps // COOLED_EVERY)
 
 
 def regularizer(weights: Sequence[Float[Tensor, "t c"]], choices: Sequence[Sequence[str]], units: Units, scale: float
                 ) -> Float[Tensor, ""]:
-    """``sum_t sum_l (D - d_l) / D sum_c ln(1 + exp(s (p_c - p_shared)))`` over all choices c but sharing; d is the
-    depth of a unit in operations, D that of the deepest. A choice that a unit does not have adds nothing."""
+    """``sum_t sum_l (D - d_l) / D sum_c ln(1 + exp(s (p_c - p_shared)))`` over all choices c except sharing; d is
+    the depth of a unit in operations, D that of the deepest. A choice that a unit does not have adds nothing."""
     deepest = max((unit.depth for unit in units), default=1)
     total = weights[0].new_zeros(())
     for unit, names, table in zip(units, choices, weights, strict=True):
@@ -73,7 +74,7 @@ def regularizer(weights: Sequence[Float[Tensor, "t c"]], choices: Sequence[Seque
 
 
 class PretrainTrainer(PhaseTrainer):
-    """Phase 1: the mean of all choices everywhere."""
+    """Phase 1: the mean of all choices at every unit."""
 
     def prepare_copies(self, encoder: SuperEncoder) -> None:
         encoder.supermodel.materialize()
@@ -132,7 +133,7 @@ class AlternatingTrainer(PretrainTrainer):
             encoder.weights = encoder.logits.sample(tau)
             found, _ = run()
             objective = torch.stack([self.balance(name) * loss for name, loss in found.items()]).sum()
-            if number == 0:  # once a step; with a draw of its own
+            if number == 0:  # once per step, with its own draw
                 fresh = encoder.logits.sample(tau)
                 objective = objective + self.search.regularizer * regularizer(
                     fresh, encoder.logits.choices, encoder.supermodel.units, self.search.scale)
@@ -148,16 +149,16 @@ class AlternatingTrainer(PretrainTrainer):
         return losses, {name: self.balance(name) for name in losses}
 
     def balance(self, task: str) -> float:
-        """Policy steps use the usual weights of the field."""
+        """The weight of a task in policy steps: the usual one in the field."""
         return self.tasks[task].standard_weight
 
 
 class Adam(nn.Module):
-    """Adam with L2 decay on tables of logits, its moments as buffers so that they are saved with the network.
+    """Adam with L2 decay on tables of logits. Its moments are buffers, so they are saved with the network.
 
-    Kingma and Ba, ICLR 2015, arXiv 1412.6980. Not torch's, which rounds otherwise (half of the logits differ in their
-    last bits after one step) and keeps its moments elsewhere: a search that version 0.1.0 began would not end in the
-    same numbers.
+    Kingma and Ba, ICLR 2015, arXiv 1412.6980. torch's Adam rounds differently (half of the logits differ in their last
+    bits after one step) and keeps its moments elsewhere, so a search begun by version 0.1.0 would end with other
+    numbers.
     """
 
     steps: Tensor
@@ -183,8 +184,8 @@ class Adam(nn.Module):
 
 
 class _InTurn:
-    """Batches of the policy's part of the training images for policy steps, of the other part for network steps, from
-    the trainer's step on."""
+    """Batches from the policy's part of the training images for policy steps and from the other part for network
+    steps, starting at the trainer's step."""
 
     def __init__(self, trainer: AlternatingTrainer):
         self.trainer = trainer
@@ -232,7 +233,7 @@ class Part(Dataset):
         return self.inner.read(self.position(index))
 
     def position(self, index: int) -> int:
-        """Where a sample of the part stands in the whole."""
+        """The position in the whole dataset of a sample of this part."""
         if self.policy:
             blocks, rest = divmod(index, self.block)
             return blocks * self.block * POLICY_SHARE + self.block * (POLICY_SHARE - 1) + rest
@@ -242,7 +243,7 @@ class Part(Dataset):
 
 
 def sample(logits: Logits, number: int, seed: int, share_first: int = 0) -> Iterator[Policy]:
-    """Policies drawn from the softmax of the logits, the first units shared by all."""
+    """Draw policies from the softmax of the logits; all tasks share the first ``share_first`` units."""
     for position in range(number):
         drawn = logits.draw(Random(f"{seed} sample {position}"))
         rows = [(SHARED,) * len(drawn.tasks) if i < share_first else row for i, row in enumerate(drawn.choices)]

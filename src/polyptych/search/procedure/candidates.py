@@ -1,4 +1,4 @@
-"""The networks that a searched one is compared with, at equal budgets and schedules."""
+"""The networks to compare a searched one with, at equal budgets and schedules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polyptych.search.supermodel.model import Supermodel
 
 DRAWS = 400
 FULL = 0.9
-"""A random policy uses at least this share of the budget, or the most of all that were drawn."""
+"""A random policy uses at least this share of the budget, or else the most among all draws."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Candidate:
     """One network to be trained.
 
     Attributes:
-        name: of its runs; unique.
+        name: the unique name of its runs.
         kind: searched, single, shared, bottom, tree, op or conflict.
-        policy: what it shares. The single networks do not use it, but have its cost.
+        policy: what it shares. The single networks do not use it but have its cost.
         note: what a reader must know.
-        same_as: name of the candidate whose runs are its own too, because it shares alike.
+        same_as: name of an earlier candidate that shares identically and whose runs therefore count for this one.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Candidate:
 
 def baselines(supermodel: Supermodel, search: Search, use: Callable[[Policy], float], conflicts: list[float],
               seed: int) -> Iterator[Candidate]:
-    """What the search asks for.
+    """The baselines that the search asks for.
 
     Args:
-        use: share of the budget that a policy takes; more than 1 breaks it.
-        conflicts: of every unit, :func:`polyptych.search.procedure.conflicts.count_conflicts`.
+        use: share of the budget that a policy uses; more than 1 exceeds it.
+        conflicts: for every unit, :func:`polyptych.search.procedure.conflicts.count_conflicts`.
     """
     space, chosen = supermodel.space, search.baselines
-    # Baselines share or own whole units; what a space wants besides (skips, norms per task) is not theirs.
+    # Baselines share or own whole units, without the other choices of a space (skips, norms per task).
     tree = make_space("tree", space.units, space.tasks, space.compilation, skip=False)
     partition = make_space("partition", space.units, space.tasks, space.compilation, skip=False)
     if "single" in chosen:

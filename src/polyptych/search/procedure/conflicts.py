@@ -56,7 +56,7 @@ def _parameters(root: nn.Module, target: str) -> list[nn.Parameter]:
 
 def _gradients(network: Network, tasks: Mapping[str, Task], batch: Batch, parameters: list[nn.Parameter]
                ) -> list[list[Tensor]]:
-    """Of every task that has labels in the batch."""
+    """The gradients of every task that has labels in the batch."""
     output = network(batch.image)
     found = []
     for name, task in tasks.items():
@@ -77,8 +77,8 @@ def _by_unit(one: list[Tensor], other: list[Tensor], units: list[list[nn.Paramet
 
 
 def most_conflicting_own(space: Space, scores: list[float], allowed: Callable[[Policy], bool]) -> Policy:
-    """Units from the most conflicting on become each task's own, those left out that would break the budget. (In a
-    tree, everything after such a unit is each task's own too.)"""
+    """Give each task its own copy of the units, most conflicting first, except those that would exceed the budget. (In
+    a tree, everything after such a unit is each task's own, too.)"""
     everyone = len(space.tasks)
     chosen: set[int] = set()
 

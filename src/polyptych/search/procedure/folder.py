@@ -1,13 +1,13 @@
-"""What a search keeps in its folder, and how it is read back. Every file appears whole or not at all.
+"""What a search keeps in its folder, and how to read it back. Every file appears whole or not at all.
 
-    search.json       every choice; continuing needs nothing else
+    search.json       every choice; resuming needs nothing else
     warmup/ sampling/ checkpoints and logs of the supermodel
     costs.json        what every node of the network costs
     conflicts.json    how often gradients conflict in every unit
-    ranking.json      every policy that was judged, in order
-    networks.json     what is trained, with costs and scores on the supermodel
-    policies/         the same as policy files
-    runs/             one ordinary run folder for every network and seed
+    ranking.json      every judged policy, in order
+    networks.json     the networks to train, with costs and scores on the supermodel
+    policies/         their policies as files
+    runs/             one ordinary run folder per network and seed
     results.json search.html search.md
 """
 
@@ -36,8 +36,8 @@ class SearchSetup:
     """All choices of a search.
 
     Attributes:
-        seeds: of the networks that it trains; the supermodel has the run's.
-        facts: what the dataset said of its labels.
+        seeds: seeds of the networks that it trains; the supermodel uses the run's seed.
+        facts: what the dataset reports about its labels.
     """
 
     run: Run
@@ -52,7 +52,7 @@ class SearchSetup:
                                             "facts": encode(self.facts)})
 
     def with_data_of(self, folder: Path, run: Run) -> SearchSetup:
-        """The same with the data of another run, written down for the search and for all that it has trained."""
+        """Point the search, and all that it has trained, to the data of another run, and save this."""
         for path in (folder / "search.json", *folder.rglob("run.json")):
             own = decode(Run, read_json(path)["run"], f"{path}: run")
             rewrite_run(path, dataclasses.replace(own, dataset=run.dataset))
@@ -75,7 +75,7 @@ class SearchSetup:
 
 
 def require_data(folder: Path, moved_to: Path | None) -> None:
-    """As :func:`polyptych.run.require_data`, for a search and all that it has trained so far."""
+    """:func:`polyptych.run.require_data` for a search and all that it has trained so far."""
     setup = SearchSetup.read(folder)
     run = located_data(setup.run, setup.facts, moved_to, f"data of {folder}", f"search resume {folder}")
     if run is not setup.run:
@@ -83,7 +83,7 @@ def require_data(folder: Path, moved_to: Path | None) -> None:
 
 
 def begin(setup: SearchSetup, folder: Path) -> None:
-    """Claim a folder.
+    """Claim a folder for a search.
 
     Raises:
         InputError: it holds something else, or a search with other choices.
@@ -117,7 +117,7 @@ def _words(value: Any) -> str:
 
 
 def discard(folder: Path) -> None:
-    """Give up a folder if it holds nothing but the settings and the costs: nothing was trained."""
+    """Remove a folder that holds only the settings and the costs, because nothing was trained."""
     files = list(folder.iterdir())
     if {file.name for file in files} <= {"search.json", "costs.json", LOCK}:
         with contextlib.suppress(PermissionError):  # Windows keeps the lock file while it is held
@@ -128,10 +128,10 @@ def discard(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """A candidate with what was found out about it before its training.
+    """A candidate with what is known about it before its training.
 
     Attributes:
-        scores: on the supermodel, the skill of every task.
+        scores: the skill of every task on the supermodel.
     """
 
     candidate: Candidate
@@ -160,7 +160,7 @@ def write_networks(folder: Path, networks: list[ScoredCandidate]) -> None:
 def read_networks(folder: Path) -> list[ScoredCandidate]:
     """
     Raises:
-        InputError: there are none yet, or the file is damaged.
+        InputError: there is no file yet, or it is damaged.
     """
     path = folder / "networks.json"
     found = []
@@ -175,14 +175,14 @@ def read_networks(folder: Path) -> list[ScoredCandidate]:
 
 @dataclass
 class Ranking:
-    """Judged policies in their order, with the skill of every task."""
+    """Judged policies in order, with the skill of every task."""
 
     path: Path
     scores: dict[Policy, dict[str, float]]
 
     @classmethod
     def read(cls, path: Path) -> Ranking:
-        """What was judged so far; empty where nothing was."""
+        """The policies judged so far; empty without a file."""
         scores = {}
         for entry in _listed(path) if path.exists() else ():
             scores[Policy.decode(entry.get("policy"), str(path))] = decode(
@@ -190,7 +190,7 @@ class Ranking:
         return cls(path, scores)
 
     def add(self, policy: Policy, scores: dict[str, float]) -> None:
-        """Note one more and write all."""
+        """Add a policy and save all."""
         self.scores[policy] = scores
         write_json(self.path, [{"policy": p.encode(), "scores": s} for p, s in self.scores.items()])
 

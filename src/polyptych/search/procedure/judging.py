@@ -1,9 +1,9 @@
 """Judging policies on the supermodel: batch statistics first, then the validation split.
 
-A supermodel's running statistics are those of whatever was sampled; used as they are, they make every evaluation noise.
-So the statistics of each policy are estimated anew from training batches (a cumulative average, as for averaged
-weights: Izmailov et al., UAI 2018, arXiv 1803.05407) before it is judged. The score is the mean skill on images of the
-validation split, which is carved out of train; the test split is not opened.
+A supermodel's running statistics come from whatever policies were sampled; with these, every evaluation would be noise.
+So the statistics of each policy are re-estimated from training batches before it is judged (a cumulative average, as
+for averaged weights: Izmailov et al., UAI 2018, arXiv 1803.05407). The score is the mean skill on images of the
+validation split, which is carved out of train; the test split stays unopened.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Judge:
 
     Args:
         calibration: number of training batches for batch statistics.
-        images: the most validation images.
+        images: maximum number of validation images.
     """
 
     def __init__(self, run: Run, tasks: dict[str, Task], device: torch.device, calibration: int, images: int):
@@ -50,7 +50,7 @@ class Judge:
         self.trivial = {name: metric.compute()[tasks[name].headline] for name, metric in trivial.items()}
 
     def score(self, network: Network, policy: Policy) -> dict[str, float]:
-        """The skill of every task under a policy, with batch statistics of its own."""
+        """The skill of every task under a policy, with the policy's own batch statistics."""
         encoder = encoder_of(network)
         encoder.supermodel.materialize([policy])
         network.to(self.device)
@@ -64,8 +64,8 @@ class Judge:
 
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
-    """Running statistics as the mean over some batches, with the weights as they are. Everything but batch norm is in
-    evaluation mode: no dropout, no stochastic depth. What is frozen keeps its statistics."""
+    """Replace running statistics by the mean over some batches, without changing weights. Everything except batch norm
+    is in evaluation mode: no dropout, no stochastic depth. Frozen layers keep their statistics."""
     network.eval()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
              and getattr(module, "frozen", "") != "all"]
@@ -84,7 +84,7 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
 
 
 class _First(Dataset):
-    """Evenly spaced samples of a dataset, at most so many."""
+    """At most ``number`` evenly spaced samples of a dataset."""
 
     def __init__(self, dataset: Dataset, number: int):
         self.inner = dataset

@@ -1,5 +1,5 @@
-"""The runs of the networks that a search chose: their encoders, and the first checkpoint of those that begin with what
-the supermodel learned."""
+"""The runs of the networks that a search chose: their encoders, and the first checkpoint of those that start from the
+supermodel's weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from polyptych.search.supermodel.extraction import extract
 from polyptych.tasks._base import Task
 
 LAST = Path("checkpoints") / "last.safetensors"
-"""In the folder of a run, what its training continues from."""
+"""The checkpoint in a run's folder from which training continues."""
 
 
 def encoder_for(candidate: Candidate) -> Any:
@@ -40,15 +40,15 @@ def encoder_for(candidate: Candidate) -> Any:
 
 def planned_runs(run: Run, candidates: Sequence[ScoredCandidate], folder: Path, seeds: Sequence[int]) -> list[Entry]:
     """Every candidate with every seed as a run for :func:`polyptych.comparison.runner.run_all`; a candidate that shares
-    like an earlier one has that one's runs."""
+    like an earlier one uses that one's runs."""
     methods = [Method(c.candidate.name, run.balancer.name, dataclasses.replace(run, encoder=encoder_for(c.candidate)))
                for c in candidates if not c.candidate.same_as]
     return [Entry(method, seed, run_folder(folder, method.network, seed)) for seed in seeds for method in methods]
 
 
 def write_inherited(run: Run, tasks: dict[str, Task], supernetwork: Network, policy: Policy, folder: Path) -> None:
-    """Make the folder of a run whose network is the compact one of a policy, with the supermodel's weights, batch
-    statistics and decoder. Training continues from there like from any checkpoint."""
+    """Make the folder of a run whose network is a policy's compact one, with the supermodel's weights, batch
+    statistics, and decoder. Training continues from there as from any checkpoint."""
     network = run.build_network(tasks, pretrained=False)
     encoder = network.encoder
     assert isinstance(encoder, Searched)

@@ -1,6 +1,6 @@
-"""Training of the supermodel in the ordinary loop: a warm-up with everything shared, then one random policy a step.
+"""Training the supermodel in the ordinary loop: a warm-up with everything shared, then one random policy per step.
 
-The warm-up makes the weights from which every copy begins. After it, each step draws a policy that keeps the budget
+The warm-up produces the weights from which every copy starts. After it, each step draws a policy within the budget
 (single-path sampling: Guo et al., ECCV 2020, arXiv 1904.00420), so that the weights fit all policies of the space
 equally. The policy is a function of (seed, step), so a resumed phase continues exactly.
 """
@@ -31,7 +31,7 @@ from polyptych.search.space.policy import Policy
 from polyptych.training import Trainer
 from polyptych.types import Batch
 
-TRIES = 200  # draws until a policy keeps the budget
+TRIES = 200  # maximum number of draws for a policy within the budget
 
 Allowed = Callable[[Policy], bool]
 
@@ -40,7 +40,7 @@ class PhaseTrainer(Trainer):
     """One phase of a search: the ordinary loop on the supermodel, without validation, test or report.
 
     Args:
-        after: a finished phase whose weights this one begins with; a subclass then makes all copies from them.
+        after: a finished phase whose weights this one starts from; a subclass then makes all copies from them.
     """
 
     def __init__(self, run: Run, search: Search, folder: Path, after: Path | None = None):
@@ -63,7 +63,7 @@ class PhaseTrainer(Trainer):
                              torch.amp.GradScaler(self.device.type, enabled=run.execution.precision == "float16"))
 
     def prepare_copies(self, encoder: SuperEncoder) -> None:
-        """Before the optimizer learns which parameters there are."""
+        """Called before the optimizer collects the parameters."""
 
     @property
     def encoder(self) -> SuperEncoder:
@@ -81,7 +81,7 @@ class SamplingTrainer(PhaseTrainer):
     """A random policy of the space at every step.
 
     Args:
-        allowed: whether a policy keeps the budget.
+        allowed: whether a policy is within the budget.
     """
 
     def __init__(self, run: Run, search: Search, folder: Path, after: Path, allowed: Allowed):
@@ -98,7 +98,7 @@ class SamplingTrainer(PhaseTrainer):
 
 
 def draw_allowed(draw: Callable[[Random], Policy], random: Random, allowed: Allowed) -> Policy:
-    """A random policy that keeps the budget; after many tries one that does not."""
+    """A random policy within the budget; after too many tries, one outside it."""
     policy = draw(random)
     for _ in range(TRIES):
         if allowed(policy):
@@ -108,12 +108,12 @@ def draw_allowed(draw: Callable[[Random], Policy], random: Random, allowed: Allo
 
 
 def load_phase(folder: Path, network: Network) -> None:
-    """The weights that a phase ended with, of all copies that it had."""
+    """Load the final weights of a phase, those of all its copies included."""
     path = folder / "checkpoints" / "last.safetensors"
     tensors = read_tensors(path)[0]
     if any(".banks.copies." in name for name in tensors):
         encoder_of(network).supermodel.materialize()
-    # What an optimizer of the phase kept is none of the network's.
+    # The state of the phase's policy optimizer does not belong to the network.
     fill(network, {name: value for name, value in tensors.items() if not name.startswith("network.policy_optimizer.")},
          "network.", path)
 
@@ -126,11 +126,11 @@ def phase_run(run: Run, steps: int) -> Run:
 
 
 def with_plain_balancer(run: Run) -> tuple[Run, str]:
-    """A balancer for the supermodel: the run's own where it needs nothing but losses, else constant weights. Methods
-    that look at gradients of shared parameters need these to be the same at every step.
+    """Choose a balancer for the supermodel: the run's own if it needs only losses, otherwise constant weights. Methods
+    that compare gradients of shared parameters need the same shared parameters at every step.
 
     Returns:
-        The run, and what to say about it; empty where nothing changed.
+        The run, and a message about the change; empty without one.
     """
     if run.build_balancer(run.build_tasks(run.build_dataset("train").labels)).one_backward:
         return run, ""
@@ -143,10 +143,10 @@ def train_phase(trainer: PhaseTrainer, name: str, command: str) -> None:
     """Run a phase to its end.
 
     Args:
-        command: that continues the search after an interruption.
+        command: the command that continues the search after an interruption.
 
     Raises:
-        Interrupted: everything is saved.
+        Interrupted: after saving everything.
     """
     if distributed.world() > 1:
         raise InputError("polyptych search", f"{distributed.world()} processes", "one",
@@ -165,7 +165,7 @@ def train_phase(trainer: PhaseTrainer, name: str, command: str) -> None:
 
 
 def finished_phase(folder: Path, steps: int) -> bool:
-    """Whether a phase has come to its end."""
+    """Whether a phase is finished."""
     path = folder / "checkpoints" / "last.safetensors"
     return path.exists() and read_tensors(path)[1].get("step") == steps
 

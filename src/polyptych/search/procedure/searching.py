@@ -1,11 +1,11 @@
-"""A search from beginning to end; whatever is finished in its folder is not repeated.
+"""A search from beginning to end, which does not repeat what its folder already holds.
 
-1. The supermodel is trained: a warm-up, then sampled policies (or, in the space ``automtl``, the paper's phases).
-2. Policies are judged on the validation split, with batch statistics of their own, under a hard budget; the highest
-   ranked are the finalists (``automtl``: samples of the soft policy).
-3. Finalists and baselines are trained like any other network, each with every seed, and tested once. Among finalists
-   the mean skill on the validation split over the seeds chooses.
-4. The report is written.
+1. Train the supermodel: a warm-up, then sampled policies (or, in the space ``automtl``, the paper's phases).
+2. Judge policies on the validation split, each with its own batch statistics, under a hard budget; the highest ranked
+   are the finalists (``automtl``: samples of the soft policy).
+3. Train finalists and baselines like any other network, each with every seed, and test them once. The finalist with the
+   highest mean skill on the validation split over the seeds wins.
+4. Write the report.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ CONFLICT_BATCHES = 20
 
 def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,), *, on: Where = "local",
            say: Callable[[object], None] = print) -> Path:
-    """Search, train, compare.
+    """Search, train, and compare.
 
     Args:
-        run: the recipe; its encoder is replaced by those of the networks that are compared.
-        folder: everything goes there; a folder that holds the same search continues it.
-        seeds: with which every network is trained.
-        on: where networks are trained: ``local``, one process per device; ``ray``, one Ray task per run.
+        run: the recipe; the encoders of the compared networks replace its own.
+        folder: where everything goes; a folder that holds the same search continues it.
+        seeds: the seeds to train every network with.
+        on: where to train networks: ``local``, one process per device; ``ray``, one Ray task per run.
 
     Returns:
         The path of the report.
 
     Raises:
-        InputError: something is not as needed, no policy keeps the budget, or another process is at this search.
+        InputError: bad input, no policy within the budget, or another process runs this search.
         Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call continues.
     """
     if on == "ray":
@@ -97,7 +97,7 @@ def resume(folder: Path, *, on: Where = "local", moved_to: Path | None = None,
     """Continue the search of a folder.
 
     Args:
-        moved_to: where its data lie now, if they moved.
+        moved_to: where its data is now, if it moved.
     """
     if on == "ray":
         on_ray.require_ray()
@@ -264,7 +264,7 @@ class _Search:
     # -- training what was chosen -------------------------------------------------------------------------------------
 
     def train_networks(self, candidates: list[ScoredCandidate]) -> None:
-        """Every network with every seed, by the runner of comparisons."""
+        """Train every network with every seed, with the runner for comparisons."""
         entries = planned_runs(self.run, candidates, self.folder, self.setup.seeds)
         waiting = [entry for entry in entries if not entry.finished]
         if not waiting:
@@ -275,7 +275,7 @@ class _Search:
             for entry in waiting:
                 if entry.method.network in policies and not (entry.folder / LAST).exists():
                     self.inherit(entry.run, policies[entry.method.network], entry.folder)
-        self.__dict__.pop("network", None)  # the supermodel's memory is for the networks now
+        self.__dict__.pop("network", None)  # frees the supermodel's memory for the networks
         try:
             failed = run_all(entries, on=self.on)
         except Interrupted:

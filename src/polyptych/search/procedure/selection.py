@@ -1,7 +1,8 @@
-"""Choosing policies under a hard budget: every distinct one where they are few, else evolution.
+"""Choosing policies under a hard budget: every distinct one if there are few, otherwise evolution.
 
-Regularized evolution (Real, Aggarwal, Huang, Le, AAAI 2019, arXiv 1802.01548) without ageing: parents are the best of a
-random few, children differ a little; a child that breaks the budget or was judged before is drawn again.
+Regularized evolution (Real, Aggarwal, Huang, Le, AAAI 2019, arXiv 1802.01548) without aging: a parent is the best of a
+few random policies, and a child differs a little from it; a child that exceeds the budget or was judged before is
+drawn again.
 """
 
 from __future__ import annotations
@@ -15,37 +16,37 @@ from polyptych.search.space.policy import Policy
 from polyptych.search.space.spaces import Space
 
 FIRST = 0.4
-"""Share of the policies that is drawn at random before evolution begins."""
+"""Share of the policies drawn at random before evolution begins."""
 PARENTS = 5
-"""From how many the better parent is taken."""
+"""Number of random policies from which the best becomes the parent."""
 TRIES = 400
-"""Draws in a row without a new policy that keeps the budget, after which the space counts as exhausted."""
+"""Consecutive draws without a new policy within the budget after which the space counts as exhausted."""
 
 
 @dataclass
 class Judged:
-    """Policies and their scores, in the order in which they were judged. Policies that share alike are one."""
+    """Policies and their scores, in the order of judging. Policies that share identically are one."""
 
     scores: dict[Policy, float] = field(default_factory=dict)
 
     def best(self, number: int) -> list[Policy]:
-        """Highest scores first; of equals the earlier."""
+        """The ``number`` best policies, highest scores first; the earlier of equals."""
         return sorted(self.scores, key=self.rank, reverse=True)[:number]
 
     def rank(self, policy: Policy) -> float:
-        """Its score; one that is not a number comes after all others, where plain comparison would put it anywhere."""
+        """Its score; one that is not finite ranks last, whereas plain comparison would put NaN anywhere."""
         score = self.scores[policy]
         return score if math.isfinite(score) else -math.inf
 
 
 def select(space: Space, allowed: Callable[[Policy], bool], judge: Callable[[Policy], float], number: int, seed: int,
            starts: Iterable[Policy] = (), judged: Judged | None = None) -> Judged:
-    """Judge ``number`` policies that keep the budget, or all where there are fewer.
+    """Judge ``number`` policies within the budget, or all if there are fewer.
 
     Args:
-        judge: the score of a policy, higher is better; the same policy is never judged twice.
-        starts: policies to begin with, those that keep the budget.
-        judged: what was judged before an interruption; the result is as without it.
+        judge: the score of a policy, higher is better; no policy is judged twice.
+        starts: policies to judge first, if they are within the budget.
+        judged: policies judged before an interruption; they do not change the result.
     """
     known = judged or Judged()
     done = Judged()
@@ -58,7 +59,7 @@ def select(space: Space, allowed: Callable[[Policy], bool], judge: Callable[[Pol
         if len(done.scores) < number and allowed(start):
             add(start.canonical())
     for position in range(len(done.scores), number):
-        random = Random(f"{seed} {position}")  # of its own for every position, so that a resumed choice is the same
+        random = Random(f"{seed} {position}")  # one per position, so that a resumed search chooses the same
         policy = _next(space, allowed, done, random, evolve=position >= FIRST * number)
         if policy is None:
             break

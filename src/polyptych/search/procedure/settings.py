@@ -1,4 +1,4 @@
-"""Every setting of a search except those of the runs that it makes."""
+"""Every setting of a search except those of its runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _names(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in words[0].split(",") if name not in ("", "none"))
 
 
-# On the command line, a list is one word with commas and an answer is yes or no, as they always were for a search.
+# On the command line of a search, a list has always been one word with commas, and an answer yes or no.
 YesOrNo = Annotated[bool, FlagConversionOff, PrimitiveConstructorSpec(
     nargs=1, metavar="yes|no", instance_from_str=_yes_or_no, is_instance=lambda value: isinstance(value, bool),
     str_from_instance=lambda value: ["yes" if value else "no"])]
@@ -39,7 +39,7 @@ Names = Annotated[tuple[str, ...], PrimitiveConstructorSpec(
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How to search for what to share. A number of steps that is 0 follows the steps of the recipe."""
+    """How to search for what to share. A step count of 0 follows the recipe's steps."""
 
     space: SpaceName = "tree"
     """tree: tasks branch off with depth, so the common trunk is computed once; automtl: the space of the AutoMTL paper;
@@ -99,7 +99,7 @@ class Search:
 
     @property
     def is_automtl(self) -> bool:
-        """Whether this is the procedure of the AutoMTL paper."""
+        """Whether to follow the procedure of the AutoMTL paper."""
         return self.space == "automtl"
 
     @property

@@ -19,16 +19,16 @@ from polyptych.types import TaskFeatures
 
 
 class SuperEncoder(Encoder):
-    """Runs whichever policy it is set to.
+    """Runs the current policy.
 
-    Running statistics of single streams are not saved: they come and go with the policies that are sampled, training
-    does not use them, and they are estimated anew before a policy is judged.
+    The running statistics of single streams are not saved: they come and go with the sampled policies, training does
+    not use them, and they are re-estimated before a policy is judged.
 
     Attributes:
-        supermodel: with its space.
-        policy: what runs.
-        weights: of a soft policy, which runs in its place where they are there.
-        logits: of the soft policy; no gradient unless someone asks for it.
+        supermodel: the supermodel with its space.
+        policy: the current policy.
+        weights: weights of a soft policy, which replaces the current one; None without one.
+        logits: logits of the soft policy, without gradients unless requested.
     """
 
     def __init__(self, search: Search, *, backbone: Backbone.Config, tasks: tuple[str, ...]):

@@ -1,7 +1,7 @@
-"""What came out of a search, in numbers: skills with intervals, the comparison with random trees, rank correlations.
+"""The results of a search in numbers: skills with intervals, the comparison with random trees, rank correlations.
 
-Everything that chose something was measured on the validation split, and so is what is compared here; numbers on the
-test split stand beside it and chose nothing.
+The validation split made every choice, and the comparisons here use it too; the numbers on the test split stand beside
+them and chose nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from polyptych.search.space.budget import KINDS, PolicyCost
 from polyptych.search.supermodel.costs import CostTable
 
 ENOUGH = 10
-"""Policies below which a rank correlation says little."""
+"""A rank correlation over fewer policies says little."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class TrainedNetwork:
     """One network of the comparison.
 
     Attributes:
-        label: its name; the winning finalist is ``searched``.
-        cost, relative: of the encoder, and each number in units of one shared backbone.
+        label: its name in the report; ``searched`` for the winning finalist.
+        cost, relative: cost of the encoder, and the same in units of one shared backbone.
         supermodel: skill on the supermodel.
-        skill, test: mean skill on the validation and on the test split, over seeds.
+        skill, test: mean skill on the validation and test splits, over seeds.
         delta: delta_mtl on the validation split against the single networks, over seeds; None without these.
-        headlines: of every task on the validation split, the mean over seeds.
-        same_as: name of the network whose runs are its own too.
+        headlines: headline metric of every task on the validation split, the mean over seeds.
+        same_as: name of the network whose runs also count for this one.
     """
 
     name: str
@@ -56,11 +56,11 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of the ranks on the supermodel with those after training, over different policies.
+    """Correlation of the ranks on the supermodel with those after training, over different policies.
 
     Attributes:
-        policies: how many.
-        spearman, kendall: -1 to 1; None where all values are equal.
+        policies: their number.
+        spearman, kendall: -1 to 1; None for fewer than three policies or equal values.
     """
 
     policies: int
@@ -70,15 +70,15 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Versus:
-    """The searched network against the median of the random trees, which take about the same budget.
+    """The searched network against the median of the random trees, which use about the same budget.
 
-    The winning finalist was chosen on the validation split, so that split flatters it; the test split chose nothing.
+    The validation split chose the winning finalist, so it flatters that network; the test split chose nothing.
 
     Attributes:
         split: val or test.
-        differences: of the mean skill, by seed.
-        better: seeds in which the searched one is better.
-        interval: 95 % of the mean difference; None for one seed.
+        differences: differences in mean skill, by seed.
+        better: number of seeds in which the searched network is better.
+        interval: half the 95% interval of the mean difference; None for one seed.
     """
 
     split: str
@@ -89,7 +89,7 @@ class Versus:
 
     @property
     def verdict(self) -> str:
-        """In words; a win is called one only where no seed says otherwise and there are three of them."""
+        """The verdict in words, which calls a win only if it holds in every one of at least three seeds."""
         seeds = len(self.differences)
         amount = f"{self.mean:+.4f} skill on the {self.split} split over {seeds} seed{'s' * (seeds != 1)}"
         if self.better == seeds and seeds >= 3:
@@ -104,7 +104,7 @@ class Versus:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything for the report."""
+    """All numbers of the report."""
 
     setup: SearchSetup
     table: CostTable
@@ -126,10 +126,10 @@ class Outcome:
 
 
 def gather(folder: Path) -> Outcome:
-    """The outcome of a search whose networks are trained.
+    """The outcome of a search whose networks are all trained.
 
     Raises:
-        InputError: a run is missing or not finished.
+        InputError: a run is missing or unfinished.
     """
     setup, networks = SearchSetup.read(folder), read_networks(folder)
     table = CostTable.read(folder / "costs.json")
@@ -147,7 +147,7 @@ def gather(folder: Path) -> Outcome:
 
 def winner(networks: list[ScoredCandidate], folder: Path, seeds: tuple[int, ...]) -> str:
     """The finalist with the highest mean skill on the validation split over all seeds. A finalist that shares like
-    another counts as that one. A skill that is not a number never wins."""
+    another counts as that one. A skill that is not finite loses to any that is."""
     skills = {}
     for network in networks:
         if network.candidate.kind == "searched":
@@ -157,7 +157,7 @@ def winner(networks: list[ScoredCandidate], folder: Path, seeds: tuple[int, ...]
 
 
 def _shared_cost(networks: list[ScoredCandidate]) -> PolicyCost:
-    """Of one shared backbone: the cheapest network without skips, or what costs least."""
+    """The cost of one shared backbone; without that network, the cost of the network with the fewest multiply-adds."""
     for network in networks:
         if network.candidate.kind == "shared":
             return network.cost
@@ -166,7 +166,7 @@ def _shared_cost(networks: list[ScoredCandidate]) -> PolicyCost:
 
 def _records(folder: Path, network: ScoredCandidate, seeds: tuple[int, ...], split: str
              ) -> dict[int, Evaluation]:
-    """By seed."""
+    """The evaluations of a network, by seed."""
     name = network.candidate.same_as or network.candidate.name
     return {seed: Evaluation.of_run(run_folder(folder, name, seed), split) for seed in seeds}
 

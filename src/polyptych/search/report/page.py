@@ -1,4 +1,4 @@
-"""The report of a search: one HTML page that needs nothing else, the same in Markdown, and the numbers as JSON."""
+"""The report of a search: one self-contained HTML page, the same in Markdown, and the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class SearchPage:
 
     @property
     def axis(self) -> CostKind:
-        """The cost that the picture is about: the first of the budget, or multiply-adds."""
+        """The cost on the axis of the plot: the first one in the budget, or multiply-adds."""
         limits = self.outcome.setup.search.limits.limits
         return KINDS[limits[0].name if limits else "flops"]
 
     @property
     def limit(self) -> float | None:
-        """The budget on the axis of the picture, in units of one shared backbone."""
+        """The budget on the axis of the plot, in units of one shared backbone."""
         limits = self.outcome.setup.search.limits.limits
         if not limits:
             return None
@@ -82,7 +82,7 @@ class SearchPage:
 
     @cached_property
     def columns(self) -> list[Column]:
-        """Cost, quality and the score on the supermodel of every network."""
+        """Cost, quality, and supermodel score of every network."""
         rows = self.networks
         relative = [exact(kind.title, [row.relative.get(kind.field, float("nan")) for row in rows],
                           lambda value: f"{value:.2f}", f"{TIMES} one backbone", False)
@@ -111,7 +111,7 @@ class SearchPage:
 
     @property
     def verdicts(self) -> list[str]:
-        """The comparison with random trees; that there is none, where there is none."""
+        """The comparisons with random trees, or a sentence that says there are none."""
         return [versus.verdict for versus in self.outcome.versus] or [
             "No random tree was trained, so whether the search was worth it is unknown."]
 
@@ -167,13 +167,13 @@ class SearchPage:
 
 
 def write_search_report(folder: Path) -> Path:
-    """Write ``search.html``, ``search.md``, ``results.json`` and the pictures of the Markdown.
+    """Write ``search.html``, ``search.md``, ``results.json``, and the pictures for the Markdown.
 
     Returns:
         The path of ``search.html``.
 
     Raises:
-        InputError: networks of the search are not trained yet.
+        InputError: some networks of the search are not trained yet.
     """
     outcome = gather(folder)
     policies = {network.candidate.name: network.candidate.policy for network in read_networks(folder)}

@@ -1,5 +1,5 @@
-"""Pictures of a search: quality against cost with the baselines on it, and ranks on the supermodel against ranks after
-training."""
+"""Plots of a search: quality against cost, with the baselines, and quality after training against the score on the
+supermodel."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Point:
     Attributes:
         kind: a key of KINDS.
         cost: in units of one shared backbone.
-        value: what is reached; higher is better.
-        half: half the interval of the value; None where there is none.
+        value: quality; higher is better.
+        half: half the interval of the value; None without one.
         other: the score on the supermodel.
     """
 
@@ -42,7 +42,7 @@ class Point:
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats at the same or a lower cost, the cheapest first."""
+    """The points that no other beats at the same or a lower cost, cheapest first."""
     best, found = -math.inf, []
     for point in sorted(points, key=lambda point: (point.cost, -point.value)):
         if point.value > best:
@@ -56,9 +56,9 @@ def tradeoff_svg(points: Sequence[Point], cost: str, value: str, limit: float | 
     """Quality against cost.
 
     Args:
-        cost, value: what the axes say.
-        limit: the budget, a vertical line.
-        page: transparent with the page's text color, else a white sheet.
+        cost, value: labels of the axes.
+        limit: the budget, drawn as a vertical line.
+        page: whether to draw in the page's text color on a transparent background, or else on white.
     """
     with style.figure(SIZE) as figure:
         axes = figure.subplots()
@@ -77,7 +77,7 @@ def tradeoff_svg(points: Sequence[Point], cost: str, value: str, limit: float | 
 
 
 def ranks_svg(points: Sequence[Point], value: str, *, page: bool = True) -> str:
-    """Score on the supermodel against quality after training."""
+    """Quality after training against the score on the supermodel."""
     with style.figure(SIZE) as figure:
         axes = figure.subplots()
         _points(axes, points, [point.other for point in points], [point.value for point in points], halves=False)

@@ -1,7 +1,7 @@
-"""Who shares what: a policy as a picture, one line per task through the units, and as a tree of text.
+"""Which tasks share which units: a policy as a picture, with one line per task, and as a tree of text.
 
-In the picture a box is one set of weights of a unit. Every task is a line through the boxes that it uses; lines in one
-box use the same weights, a hollow dot is a unit that a task leaves out.
+In the picture, a box is one set of weights of a unit, and every task is a line through the boxes that it uses. Lines in
+one box use the same weights; a hollow dot marks a unit that a task skips.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from polyptych.reports.style import COLORS
 from polyptych.search.space.policy import OWN, SKIP, Policy, Row
 
 Blocks = tuple[tuple[int, ...], ...]
-"""Tasks (by position) that use the same weights at a unit, or leave it out together."""
+"""Groups of tasks (by position) that use the same weights of a unit, or all skip it."""
 
 
 def blocks(row: Row) -> Blocks:
-    """In the order of their first tasks."""
+    """The groups of tasks at a unit, in the order of their first tasks."""
     found: dict[object, list[int]] = {}
     for i, choice in enumerate(row):
         found.setdefault((OWN, i) if choice == OWN else choice, []).append(i)
@@ -32,7 +32,7 @@ def blocks(row: Row) -> Blocks:
 
 
 def is_tree(policy: Policy) -> bool:
-    """Whether tasks that part never meet again (in the order of the units). Units that are left out tell nothing."""
+    """Whether tasks that part never meet again in the order of the units. Skipped units do not count."""
     partings: set[frozenset[int]] = set()
     for row in policy.choices:
         for group in blocks(row):
@@ -44,7 +44,7 @@ def is_tree(policy: Policy) -> bool:
 
 
 def lanes(policy: Policy) -> list[int]:
-    """Positions of the tasks from top to bottom such that those that share longest stand together."""
+    """Positions of the tasks from top to bottom, such that tasks that share longest are neighbors."""
     order = list(range(len(policy.tasks)))
 
     def key(task: int) -> list[int]:
@@ -55,7 +55,7 @@ def lanes(policy: Policy) -> list[int]:
 
 @contextmanager
 def drawn(policy: Policy, title: str = "") -> Iterator[Figure]:
-    """The picture."""
+    """The picture of a policy as a figure."""
     count, order = len(policy.units), lanes(policy)
     lane = {task: len(order) - 1 - place for place, task in enumerate(order)}
     width = min(16.0, max(5.0, 0.33 * count + 2.4))
@@ -82,7 +82,7 @@ def drawn(policy: Policy, title: str = "") -> Iterator[Figure]:
 
 
 def _box(axes: Axes, unit: int, places: Sequence[int]) -> None:
-    """Around neighboring lanes one box; parts of one group that are not neighbors are joined by a bar."""
+    """Draw one box around neighboring lanes, and a bar between parts of a group that are not neighbors."""
     shade, ground = "#3b4148", "white" if len(places) == 1 else "#dfe6ee"
     runs = [[at for _, at in run] for _, run in groupby(enumerate(places), lambda pair: pair[1] - pair[0])]
     for run in runs:
@@ -98,7 +98,7 @@ def _short(name: str) -> str:
 
 
 def svg(policy: Policy) -> str:
-    """For a page."""
+    """The picture as SVG for a page."""
     with drawn(policy) as figure:
         return style.svg(figure, "sharing", page=True)
 
@@ -109,7 +109,7 @@ def write_png(policy: Policy, path: Path, title: str = "") -> None:
 
 
 def tree_lines(policy: Policy) -> Iterator[str]:
-    """The policy as text: a tree where it is one, else a line for every stretch of units with the same sharing."""
+    """The policy as text: a tree if it is one, otherwise a line for every run of units with the same sharing."""
     if is_tree(policy):
         yield from _branch(policy, tuple(range(len(policy.tasks))), 0, "", "")
         return
@@ -118,7 +118,7 @@ def tree_lines(policy: Policy) -> Iterator[str]:
 
 
 def _branch(policy: Policy, tasks: tuple[int, ...], start: int, first: str, rest: str) -> Iterator[str]:
-    """The units that these tasks have in common, then the parts that they fall into."""
+    """The units that these tasks have in common, then the groups that they split into."""
     end = start
     while end < len(policy.units) and len(_parts(policy, tasks, end)) == 1:
         end += 1
