@@ -130,9 +130,16 @@ def vit(seen: Seen, prefix: str) -> tuple[Timm.Config, Size, int]:
     blocks in a quarter. Its table of positions is that of the file, never resampled."""
     width, _, patch, _ = seen.shape(f"{prefix}patch_embed.proj.weight")
     depth = seen.count(f"{prefix}blocks.{{n}}.norm1.weight", "n")
-    if (width, depth, patch) not in _VITS:
+    model, architecture = _VITS.get((width, depth, patch)), ""
+    if model is None or depth % 4:
         known = ", ".join(f"{w} channels in {d} blocks at patches of {p}" for w, d, p in _VITS)
-        raise InputError(seen.where, f"a vision transformer of {width} channels in {depth} blocks at patches of "
-                         f"{patch}", f"one of {known}", "use a file with one of these; others have no counterpart here")
+        if depth % 4 or "num_heads" not in seen.assumed:
+            raise InputError(seen.where, f"a vision transformer of {width} channels in {depth} blocks at patches of "
+                             f"{patch}", f"one of {known}, or with its heads a number of blocks that 4 divides",
+                             "add --assume num_heads=NUMBER, or use a file with one of these")
+        heads = int(seen.assume("num_heads", None, "the number of its heads"))
+        model, architecture = "vit_tiny_patch16_224", (f"patch_size={patch}, embed_dim={width}, depth={depth}, "
+                                                       f"num_heads={heads}")
     size = seen.grid(seen.shape(f"{prefix}pos_embed")[1] - 1, patch, _GRIDS)
-    return (Timm.Config(model=_VITS[width, depth, patch], image_size=size, vit_pyramid="taps"), size, depth // 4)
+    backbone = Timm.Config(model=model, architecture=architecture, image_size=size, vit_pyramid="taps")
+    return backbone, size, depth // 4
