@@ -1,4 +1,4 @@
-"""ATRC: the published network's numbers and sizes, the equations written out, the search, every option."""
+"""ATRC: published sizes, the equations written out, the search, every option."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from published_fixtures import Fixture, load
-from timm.models.hrnet import HighResolutionNetFeatures
 from torch import Tensor
 from transcription import (
     CHANNELS,
@@ -23,17 +21,15 @@ from transcription import (
     stacked,
 )
 
-from polyptych.backbones._high_resolution import exchange
 from polyptych.decoders.atrc import ATRC, Choice
 from polyptych.errors import InputError
 from polyptych.ops.neighborhood import neighborhood_attention
-from polyptych.types import Features, FeatureSpec, TaskFeatures
+from polyptych.types import FeatureSpec, TaskFeatures
 
 NYUD = {"semseg": 40, "depth": 1, "normals": 3, "boundaries": 1}
 OF_NYUD = {"depth": 40, "normals": 40, "boundaries": 2}
 SALIENCY_OF_TWO = {**PASCAL, "saliency": 2}
 HRNET48 = FeatureSpec((48, 96, 192, 384), (4, 8, 16, 32))
-BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 ALL_KINDS = "324 143 000"  # of semseg, depth and normals
 
 
@@ -61,74 +57,6 @@ def test_published_counts_on_nyud_of_the_large_backbone(contexts, parameters):
 def test_published_counts_on_pascal(contexts, parameters):
     decoder = built(ATRC.Config(contexts=contexts, regions={"normals": 40, "boundaries": 2}), SALIENCY_OF_TWO)
     assert count(decoder) - count(decoder.values) == parameters
-
-
-def layer(own: str, theirs: str) -> dict[str, str]:
-    return {f"{own}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}
-
-
-def normed(own: str, first: int, theirs: str) -> dict[str, str]:
-    """A convolution without bias and BatchNorm."""
-    return {f"{own}.{first}.weight": f"{theirs}.conv.weight"} | {
-        f"{own}.{first + 1}.{part}": f"{theirs}.bn.{part}" for part in BATCH_NORM}
-
-
-def names(decoder: ATRC) -> dict[str, str]:
-    """Ours to the published ones."""
-    found: dict[str, str] = {}
-    for task, pairs in decoder.pairs.items():
-        found |= normed(f"features.{task}", 0, f"head.bottleneck.{task}")
-        found |= layer(f"heads.{task}", f"head.final_logits.{task}")
-        found |= normed(f"finish.{task}", 0, f"head.atrc_module.bottleneck.{task}.0")
-        if task in decoder.regions:
-            found |= normed(f"regions.{task}", 0, f"head.aux_conv.{task}")
-            found |= layer(f"regions.{task}.3", f"head.aux_logits.{task}")
-        if task in decoder.join:
-            found |= normed(f"join.{task}", 0, f"head.atrc_module.out_proj.{task}")
-        for source in pairs:
-            theirs = f"head.atrc_module.cp_blocks.{task}.{source}"
-            for part in ("query", "key"):
-                for first, i in ((0, 0), (3, 1)):
-                    found |= normed(f"pairs.{task}.{source}.{part}", first, f"{theirs}.{part}_project.{i}")
-            found |= normed(f"pairs.{task}.{source}.value", 0, f"{theirs}.value_project")
-    return found
-
-
-def hrnet(widths: tuple[int, ...]) -> HighResolutionNetFeatures:
-    """One bottleneck of 8 channels, then one module of one block a branch."""
-    stages = {f"stage{i}": {"num_modules": 1, "num_branches": i, "block_type": "BASIC", "num_blocks": (1,) * i,
-                            "num_channels": widths[:i], "fuse_method": "SUM"} for i in (2, 3, 4)}
-    stages["stage1"] = {"num_modules": 1, "num_branches": 1, "block_type": "BOTTLENECK", "num_blocks": (1,),
-                        "num_channels": (8,), "fuse_method": "SUM"}
-    network = HighResolutionNetFeatures({"stem_width": 64, **stages}, feature_location="", out_indices=(1, 2, 3, 4))
-    exchange(network, "bilinear")
-    return network.double().eval()
-
-
-@pytest.mark.data
-def test_the_published_network():
-    fixture = Fixture("atrc_small")
-    of = fixture.config["channels"]
-    channels, genotype = {task: n["final"] for task, n in of.items()}, fixture.config["genotype"]
-    contexts = " ".join("".join(str(genotype[target][source]) for source in channels) for target in channels)
-    widths = (8, 12, 16, 28)
-    backbone = hrnet(widths)
-    backbone.load_state_dict({key: fixture.state[f"backbone.{key}"] for key in backbone.state_dict()})
-    # 0: without the values of regions, which are ours.
-    config = ATRC.Config(contexts=contexts, regions={task: n["aux"] for task, n in of.items()}, auxiliary_weight=0)
-    decoder = config.build(**everywhere(FeatureSpec(widths, (4, 8, 16, 32)), channels)).double().eval()
-    assert decoder.genotype() == contexts
-    load(decoder, fixture.state | {"passes": decoder.passes}, names(decoder) | {"passes": "passes"})
-    outputs: dict[str, Tensor] = {}
-    for task, layers in decoder.regions.items():
-        layers.register_forward_hook(lambda module, inputs, logits, task=task: outputs.update({f"aux/{task}": logits}))
-    with torch.no_grad():
-        maps = Features(tuple(backbone(fixture.image())))
-        final = decoder(TaskFeatures(dict.fromkeys(channels, maps))).final
-    outputs |= {f"final/{task}": x for task, x in final.items()}
-    assert set(outputs) == set(fixture.record["expect"])
-    size = tuple(fixture.record["input"]["shape"][2:])
-    fixture.agrees({name: F.interpolate(x, size, mode="bilinear") for name, x in outputs.items()})
 
 
 # -- the equations ----------------------------------------------------------------------------------------------------

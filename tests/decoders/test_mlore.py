@@ -8,19 +8,20 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from published_fixtures import Fixture, load
+from published_fixtures import Fixture
 from torch import Tensor
 from transcription import CHANNELS, NYUD_FOUR, PASCAL, built, conv, count, enlarge, everywhere, randomized
 
 from polyptych.decoders.mlore import Mixture, MLoRE, unevenness
 from polyptych.errors import InputError
+from polyptych.published.mlore import DECODER
+from polyptych.renaming import renamed
 from polyptych.types import Features, FeatureSpec, TaskFeatures
 
 SALIENCY_OF_TWO = {**PASCAL, "saliency": 2}
 PASCAL_L, PASCAL_B = MLoRE.Config(width=452), MLoRE.Config(width=640, task_rank=64)
 PASCAL_S = MLoRE.Config(width=192, ranks=tuple(range(8, 65, 4)), task_rank=32)
 NYUD_L = MLoRE.Config(width=768, ranks=tuple(range(16, 241, 16)), task_rank=16, renormalize=True, size=(448, 576))
-BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 SPEC = FeatureSpec((6, 6, 6), (16, 16, 16))
 SMALL = MLoRE.Config(width=8, ranks=(1, 2, 3), task_rank=2, active=2, size=(48, 64))
@@ -49,57 +50,10 @@ def test_published_counts_of_the_parts():
         1_023_780, 1_629_820, 1_023_780, 1_839_188, 622_260]
 
 
-def layer(own: str, theirs: str, parts: tuple[str, ...] = ("weight", "bias")) -> dict[str, str]:
-    return {f"{own}.{part}": f"{theirs}.{part}" for part in parts}
-
-
-ROUTER = {"enter": "0.conv1", "norm": "0.ln", "leave": "0.conv3", "weigh": "0.convsp", "norm_sums": "0.ln_sp",
-          "leave_sums": "0.conv2", "decide": "1"}
-
-
-def names(tasks: list[str], levels: int) -> dict[str, str]:
-    """Ours to the published ones, after :func:`stacked`."""
-    found: dict[str, str] = {}
-    for level in range(levels):
-        found |= layer(f"enter.{level}", f"backbone.fea_fuse.{level}")
-        for stack in (0, 1):
-            own, theirs = f"mixtures.{level}.{stack}", f"backbone.MLoRE_{stack + 1}.{level}"
-            found |= {f"{own}.{name}": f"{theirs}.{name}"
-                      for name in ("down.weight", "down.bias", "up.weight", "offset")}
-            found |= layer(f"{own}.shared", f"{theirs}.share_conv")
-            for task in tasks:
-                found |= layer(f"{own}.enter.{task}", f"{theirs}.conv1.{task}")
-                found |= layer(f"{own}.leave.{task}", f"{theirs}.conv3.{task}")
-                found |= layer(f"{own}.own.{task}.0", f"{theirs}.conv2.{task}.W")
-                found |= layer(f"{own}.own.{task}.1", f"{theirs}.conv2.{task}.M")
-                found |= layer(f"{own}.norm_experts.{task}", f"{theirs}.bn_all.{task}", BATCH_NORM)
-                found |= layer(f"{own}.norm.{task}", f"{theirs}.bn.{task}", BATCH_NORM)
-                for ours, part in ROUTER.items():
-                    found |= layer(f"{own}.route.{task}.{ours}", f"{theirs}.router_1.{task}.{part}")
-    for task in tasks:
-        for i, parts in ((0, ("weight", "bias")), (1, BATCH_NORM), (3, ("weight", "bias"))):
-            found |= layer(f"mask.{task}.{i}", f"backbone.task_mask.{task}.{i}", parts)
-        found |= layer(f"heads.{task}.0", f"heads.{task}.mt_proj.0")
-        found |= layer(f"heads.{task}.1", f"heads.{task}.mt_proj.1", BATCH_NORM)
-        found |= layer(f"heads.{task}.3", f"heads.{task}.linear_pred")
-    return found
-
-
-def stacked(state: dict[str, Tensor], levels: int, experts: int) -> dict[str, Tensor]:
-    """With the layers of all experts as one."""
-    state = dict(state)
-    for theirs in (f"backbone.MLoRE_{stack}.{level}" for level in range(levels) for stack in (1, 2)):
-        parts = {name: [state[f"{theirs}.lora_list_1.{i}.{name}"] for i in range(experts)]
-                 for name in ("W.weight", "W.bias", "M.weight", "M.bias")}
-        state |= {f"{theirs}.down.weight": torch.cat(parts["W.weight"]),
-                  f"{theirs}.down.bias": torch.cat(parts["W.bias"]),
-                  f"{theirs}.up.weight": torch.cat(parts["M.weight"], dim=1),
-                  f"{theirs}.offset": torch.stack(parts["M.bias"])}
-    return state
-
-
 @pytest.mark.data
 def test_the_published_network():
+    """With two channels of saliency, as there, and the weights of experts; tests/published has the network as it comes
+    in."""
     fixture = Fixture("mlore_small")
     of, channels = fixture.config["decoder"], fixture.config["tasks"]
     vit = fixture.config["backbone"]
@@ -114,7 +68,9 @@ def test_the_published_network():
                           active=of["topk"], renormalize=of["pre_softmax"], size=size)
     levels = [n - 1 for n in vit["after_blocks_1_based"]]
     decoder = config.build(**everywhere(taps(vit["embed_dim"]), channels)).double().eval()
-    load(decoder, stacked(fixture.state, len(levels), len(config.ranks)), names(list(channels), len(levels)))
+    tensors, left = renamed(fixture.state, DECODER, {task: task for task in channels}, {})
+    assert all(name.removeprefix("backbone.") in own for name in left)
+    decoder.load_state_dict(tensors)
     with torch.no_grad():
         *maps, last = backbone.forward_intermediates(fixture.image(), indices=levels, norm=False,
                                                      intermediates_only=True)

@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from published_fixtures import Fixture, load
+from published_fixtures import Fixture
 from torch import Tensor
 from transcription import CHANNELS, NYUD_FOUR, PASCAL, built, conv, count, enlarge, everywhere, norm, pyramid
 
 from polyptych.decoders.mtmamba import MTMamba
 from polyptych.errors import InputError
+from polyptych.published import mtmamba
+from polyptych.renaming import renamed
 from polyptych.types import Features, FeatureSpec, TaskFeatures
 
 PLUS = MTMamba.Config()
@@ -34,73 +36,18 @@ def test_published_counts(config, channels, parameters):
     assert count(built(config, channels, SWIN)) == parameters - SWIN_PARAMETERS
 
 
-def paths(own: str, theirs: str) -> dict[str, str]:
-    return {f"{own}.read": f"{theirs}.x_proj_weight", f"{own}.v": f"{theirs}.dt_projs_weight",
-            f"{own}.beta": f"{theirs}.dt_projs_bias", f"{own}.rate": f"{theirs}.A_logs", f"{own}.skip": f"{theirs}.Ds"}
-
-
-def layer(own: str, theirs: str, *parts: str) -> dict[str, str]:
-    return {f"{own}.{part}": f"{theirs}.{part}" for part in parts or ("weight", "bias")}
-
-
-def scanned(own: str, theirs: str) -> dict[str, str]:
-    return (layer(f"{own}.enter", f"{theirs}.in_proj", "weight") | layer(f"{own}.local.convolve", f"{theirs}.conv2d")
-            | paths(f"{own}.paths", theirs) | layer(f"{own}.scanned", f"{theirs}.out_norm"))
-
-
-def gated(own: str, norm: str, op: str, crossed: bool = False) -> dict[str, str]:
-    cross = layer(f"{own}.cross", f"{op}.in_proj_cross", "weight") if crossed else {}
-    return layer(f"{own}.norm", norm) | scanned(own, op) | layer(f"{own}.leave", f"{op}.out_proj", "weight") | cross
-
-
-def names(tasks: list[str], plus: bool) -> dict[str, str]:
-    """Ours to the published ones."""
-    found: dict[str, str] = {}
-    for s in range(3):
-        stage = f"stages.{s}"
-        for task in tasks:
-            found |= layer(f"{stage}.expand.{task}.linear", f"expand_layers.{task}_{s}.expand", "weight")
-            found |= layer(f"{stage}.expand.{task}.norm", f"expand_layers.{task}_{s}.norm")
-            found |= layer(f"{stage}.reduce.{task}", f"concat_layers.{task}_{s}")
-            for i in (0, 1):
-                theirs = f"block_stm.{task}_{s}.{i}" if plus else f"block_{i + 1}.{task}_{s}"
-                found |= gated(f"{stage}.blocks.{i}.tasks.{task}", f"{theirs}.norm", f"{theirs}.op")
-            own = f"{stage}.blocks.2.tasks.{task}"
-            if plus:
-                theirs = f"block_ctm.{s}.0"
-                found |= gated(own, f"{theirs}.norm.{task}", f"{theirs}.op.{task}", crossed=True)
-            else:
-                theirs = f"block_3.{s}"
-                found |= layer(f"{own}.norm", f"{theirs}.norm.{task}") | scanned(f"{own}.own", f"{theirs}.op.{task}")
-                found |= layer(f"{own}.gate", f"{theirs}.in_proj.{task}", "weight")
-                found |= layer(f"{own}.leave", f"{theirs}.out_proj.{task}", "weight")
-        if plus:
-            found |= layer(f"{stage}.blocks.2.norm", f"block_ctm.{s}.0.norm_share")
-            found |= {key: value for i in (0, 1) for key, value in
-                      layer(f"{stage}.blocks.2.share.{i}", f"block_ctm.{s}.0.conv_share.{i}").items()}
-        else:
-            found |= layer(f"{stage}.blocks.2.norm", f"block_3.{s}.norm_share")
-            found |= scanned(f"{stage}.blocks.2.shared", f"block_3.{s}.op_share")
-    for task in tasks:
-        if plus:
-            found |= layer(f"heads.{task}.0", f"final_expand.{task}.0")
-            found |= layer(f"heads.{task}.1", f"final_expand.{task}.1", "weight", "bias", "running_mean", "running_var")
-            found |= layer(f"heads.{task}.3", f"final_project.{task}")
-        else:
-            found |= layer(f"heads.{task}.expand.linear", f"final_expand.{task}.expand", "weight")
-            found |= layer(f"heads.{task}.expand.norm", f"final_expand.{task}.norm")
-            found |= layer(f"heads.{task}.predict", f"final_project.{task}")
-    return found
-
-
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "config"), [("mtmamba_small", FIRST), ("mtmamba_plus_small", PLUS)])
 def test_the_published_decoder(name, config):
+    """Of maps, without the backbone; tests/published has the whole network."""
     fixture = Fixture(name)
     channels = fixture.config["tasks"]
     spec = FeatureSpec(tuple(shape[1] for shape in fixture.record["features"]["shapes"]), (4, 8, 16, 32))
     decoder = config.build(**everywhere(spec, channels)).double().eval()
-    load(decoder, fixture.state, names(list(channels), config is PLUS))
+    rules = mtmamba.PLUS if config is PLUS else mtmamba.FIRST
+    tensors, left = renamed(fixture.state, rules, {task: task for task in channels}, {"own": config.self_blocks})
+    assert all(name.startswith("backbone.") for name in left)
+    decoder.load_state_dict(tensors)
     maps = Features(tuple(fixture.drawn(f"feature.{i}", shape)
                           for i, shape in enumerate(fixture.record["features"]["shapes"])))
     with torch.no_grad():

@@ -88,22 +88,23 @@ SWIN_MMSEG = (
     Rename("norm{s:0|1|2|3}.*", "norms.{s}.*"),
 )
 
-_SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
+SWINS: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {
+    (96, (2, 2, 6, 2), (3, 6, 12, 24)): "tiny", (96, (2, 2, 18, 2), (3, 6, 12, 24)): "small",
+    (128, (2, 2, 18, 2), (4, 8, 16, 32)): "base", (192, (2, 2, 18, 2), (6, 12, 24, 48)): "large"}
 _INPUTS = {7: 224, 12: 384}
 
 
 def swin_mmseg(seen: Seen, prefix: str) -> Timm.Config:
     """A Swin for dense prediction: norms of its maps, windows that shift at every stage, no padding of the image."""
-    width = seen.shape(f"{prefix}patch_embed.projection.weight")[0]
-    deepest = seen.count(f"{prefix}stages.2.blocks.{{b}}.norm1.weight", "b")
-    rows = seen.shape(f"{prefix}stages.0.blocks.0.attn.w_msa.relative_position_bias_table")[0]
-    window = (round(rows**0.5) + 1) // 2
-    if (width, deepest) not in _SWINS or window not in _INPUTS:
-        raise InputError(seen.where, f"a Swin of {width} channels, {deepest} blocks in its third stage and windows of "
-                         f"{window}", "Swin-T, S, B or L with windows of 7 or 12",
-                         "use a file with one of these; others have no counterpart here")
-    name = f"swin_{_SWINS[width, deepest]}_patch4_window{window}_{_INPUTS[window]}"
-    return Timm.Config(model=name, norm_maps=bool(seen.part(f"{prefix}norm0.")), pad=False)
+    width, _, patch, _ = seen.shape(f"{prefix}patch_embed.projection.weight")
+    depths = tuple(seen.count(f"{prefix}stages.{s}.blocks.{{b}}.norm1.weight", "b") for s in range(4))
+    tables = [seen.shape(f"{prefix}stages.{s}.blocks.0.attn.w_msa.relative_position_bias_table") for s in range(4)]
+    window, heads = (round(tables[0][0]**0.5) + 1) // 2, tuple(columns for _, columns in tables)
+    model, architecture = "swin_tiny_patch4_window7_224", (f"patch_size={patch}, embed_dim={width}, depths={depths}, "
+                                                           f"num_heads={heads}, window_size={window}")
+    if (name := SWINS.get((width, depths, heads))) and window in _INPUTS and patch == 4:
+        model, architecture = f"swin_{name}_patch4_window{window}_{_INPUTS[window]}", ""
+    return Timm.Config(model=model, architecture=architecture, norm_maps=bool(seen.part(f"{prefix}norm0.")), pad=False)
 
 
 # -- plain vision transformers ---------------------------------------------------------------------------------------
@@ -129,9 +130,16 @@ def vit(seen: Seen, prefix: str) -> tuple[Timm.Config, Size, int]:
     blocks in a quarter. Its table of positions is that of the file, never resampled."""
     width, _, patch, _ = seen.shape(f"{prefix}patch_embed.proj.weight")
     depth = seen.count(f"{prefix}blocks.{{n}}.norm1.weight", "n")
-    if (width, depth, patch) not in _VITS:
+    model, architecture = _VITS.get((width, depth, patch)), ""
+    if model is None or depth % 4:
         known = ", ".join(f"{w} channels in {d} blocks at patches of {p}" for w, d, p in _VITS)
-        raise InputError(seen.where, f"a vision transformer of {width} channels in {depth} blocks at patches of "
-                         f"{patch}", f"one of {known}", "use a file with one of these; others have no counterpart here")
+        if depth % 4 or "num_heads" not in seen.assumed:
+            raise InputError(seen.where, f"a vision transformer of {width} channels in {depth} blocks at patches of "
+                             f"{patch}", f"one of {known}, or with its heads a number of blocks that 4 divides",
+                             "add --assume num_heads=NUMBER, or use a file with one of these")
+        heads = int(seen.assume("num_heads", None, "the number of its heads"))
+        model, architecture = "vit_tiny_patch16_224", (f"patch_size={patch}, embed_dim={width}, depth={depth}, "
+                                                       f"num_heads={heads}")
     size = seen.grid(seen.shape(f"{prefix}pos_embed")[1] - 1, patch, _GRIDS)
-    return (Timm.Config(model=_VITS[width, depth, patch], image_size=size, vit_pyramid="taps"), size, depth // 4)
+    backbone = Timm.Config(model=model, architecture=architecture, image_size=size, vit_pyramid="taps")
+    return backbone, size, depth // 4

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from polyptych.backbones.timm import Timm
 from polyptych.errors import InputError
+from polyptych.published._backbones import SWINS
 from polyptych.published._base import Seen, Size
 from polyptych.renaming import Rename
 
@@ -17,9 +18,6 @@ SWIN = (
     Rename("layers.{s}.blocks.{b}.*", "stages.{s + 1}.stage.blocks.{b}.*"),
 )
 RECOMPUTED = ("backbone.layers.{s}.blocks.{b}.attn_mask", "backbone.layers.{s}.blocks.{b}.attn.relative_position_index")
-_NAMED: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {
-    (96, (2, 2, 6, 2), (3, 6, 12, 24)): "tiny", (96, (2, 2, 18, 2), (3, 6, 12, 24)): "small",
-    (128, (2, 2, 18, 2), (4, 8, 16, 32)): "base", (192, (2, 2, 18, 2), (6, 12, 24, 48)): "large"}
 
 
 def depths(seen: Seen) -> tuple[int, ...]:
@@ -40,7 +38,7 @@ def swin(seen: Seen, size: Size) -> Timm.Config:
     table = "backbone.layers.{}.blocks.0.attn.relative_position_bias_table"
     found = depths(seen)
     heads = tuple(seen.shape(table.format(s))[1] for s in range(len(found)))
-    name = _NAMED.get((width, found, heads))
+    name = SWINS.get((width, found, heads))
     if name and patch == 4 and windows(seen) == 7:
         return Timm.Config(model=f"swin_{name}_patch4_window7_224", image_size=size, swin_windows="published")
     return Timm.Config(model="swin_tiny_patch4_window7_224", image_size=size, swin_windows="published",
