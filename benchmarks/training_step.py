@@ -2,15 +2,20 @@
 
     python benchmarks/training_step.py rooms --measure 10
     python benchmarks/training_step.py nyuv2 --dataset.root DIR --loading.workers 1
+    python benchmarks/training_step.py rooms --beside ../polyptych-0.1.0    # another checkout, in turns
 
 Takes the arguments of `polyptych train`. "wait" is the time the loop stands still for the next batch, with the loader's
 workers running as in training; "read" is what one batch costs when prepared in this process. Prints a table and JSON.
+With ``--beside``, each checkout measures itself three times, in turns and in processes of its own; the shortest of its
+medians counts, because whatever else runs only ever adds.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -80,8 +85,26 @@ def measure(run: Run, steps: int) -> dict[str, float]:
     return {**medians, "step": sum(medians.values()), "read": read}
 
 
+def beside(other: Path, arguments: list[str], turns: int = 3) -> None:
+    """The table of this checkout and of another one, side by side."""
+    found: dict[Path, list[dict[str, float]]] = {Path(__file__).parents[1]: [], other: []}
+    for _ in range(turns):
+        for checkout, measured in found.items():
+            environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+            said = subprocess.run([sys.executable, checkout / "benchmarks/training_step.py", *arguments], check=True,
+                                  env=environment, stdout=subprocess.PIPE, text=True).stdout
+            measured.append(json.loads(said.splitlines()[-1])["seconds"])
+    here, there = ({name: min(row[name] for row in rows) for name in rows[0]} for rows in found.values())
+    print(f"{'':>10} {'here, ms':>10} {other.name + ', ms':>16}")
+    for name in here:
+        print(f"{name:>10} {1000 * here[name]:10.1f} {1000 * there[name]:16.1f} {here[name] / there[name] - 1:+8.1%}")
+
+
 def main() -> None:
-    chosen, rest = take(sys.argv[1:], {"measure"})
+    chosen, rest = take(sys.argv[1:], {"measure", "beside"})
+    if "beside" in chosen:
+        beside(Path(chosen["beside"]), [*rest, "--measure", str(chosen.get("measure", 10))])
+        return
     run = parse(Run, rest[1:], "train", default=load(rest[0])())
     steps = int(chosen.get("measure", 10))
     seconds = measure(replace(run, steps=max(run.steps, steps + 2)), steps)
