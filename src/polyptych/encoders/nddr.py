@@ -49,7 +49,7 @@ class Nddr(SideBySide):
         """Feed the results of all units into the coarsest map (NDDR-CNN-Shortcut)."""
         activation: Literal["relu", "none"] = "relu"
         """Activation after a unit. ReLU is published, for networks whose stages end with one; none keeps the negative
-        features of transformers and ConvNeXts."""
+        features of transformers, ConvNeXts and linear bottlenecks (MobileNet, EfficientNet)."""
         after_stem: bool = True
         """Also mix after the stem (before the first map of the pyramid)."""
         momentum: float = 0.05
