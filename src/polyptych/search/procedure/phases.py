@@ -44,10 +44,6 @@ class PhaseTrainer(Trainer):
     """
 
     def __init__(self, run: Run, search: Search, folder: Path, after: Path | None = None):
-        if run.backbone.freeze_until:
-            raise InputError("--backbone.freeze-until", f"{run.backbone.freeze_until}, in a search", "a backbone that "
-                             "is frozen for good or not at all: the phases of a search have steps of their own",
-                             "leave it out")
         self.search, self.after = search, after
         super().__init__(run, folder, resume=True)
 

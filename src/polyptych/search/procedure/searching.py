@@ -77,11 +77,12 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
         The path of the report.
 
     Raises:
-        InputError: bad input, no policy within the budget, or another process runs this search.
+        InputError: bad input, a frozen backbone, no policy within the budget, or another process runs this search.
         Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call continues.
     """
     if on == "ray":
         on_ray.require_ray()
+    check_freezing(run)
     setup = SearchSetup(run, choices, seeds, Facts.of(run.build_dataset("train")))
     begin(setup, folder)
     with hold(folder):
@@ -105,6 +106,25 @@ def resume(folder: Path, *, on: Where = "local", moved_to: Path | None = None,
     setup = SearchSetup.read(folder)
     with hold(folder):
         return _Search(setup, folder, on, say).run_all()
+
+
+def check_freezing(run: Run) -> None:
+    """Make sure that copies of the backbone's parts can come to differ.
+
+    Raises:
+        InputError: the whole backbone is frozen, is frozen until some step, or is replaced by stored features.
+    """
+    if run.backbone.freeze_until:
+        raise InputError("--backbone.freeze-until", f"{run.backbone.freeze_until}, in a search", "a backbone that "
+                         "is frozen for good or not at all: the phases of a search have steps of their own",
+                         "leave it out")
+    if run.loading.feature_views:
+        raise InputError("--loading.feature-views", f"{run.loading.feature_views}, in a search", "images: a stored "
+                         "feature has already passed the parts that a search copies", "leave it out")
+    if run.backbone.freeze == "all":
+        raise InputError("--backbone.freeze", "all, in a search", "a backbone that learns at least in part: copies of "
+                         "frozen weights stay equal, so all ways of sharing them are the same network",
+                         "leave it out, or freeze a part, as with --backbone.freeze stages --backbone.freeze-first 1")
 
 
 class _Search:
