@@ -107,8 +107,8 @@ class Page:
         said = (f"{_listed(apart)} {'differs' if len(apart) == 1 else 'differ'} from the reference beyond chance"
                 if apart else "No method differs from the reference beyond chance")
         least = self.comparison.detectable
-        return f"{said} (t test paired by seed, Holm's correction over {_count(len(tested), 'row')}, 5%)." + (
-            f" A true difference of {short(least)} % would have been found in four of five repetitions."
+        return f"{said} (t test paired by seed, Holm's correction over {_count(len(tested), 'row')}, level 5%)." + (
+            f" A true difference of {short(least)}% would have been found in four of five repetitions."
             if least else "")
 
     @property
@@ -200,7 +200,7 @@ class Page:
         confidence = f"{self.comparison.confidence:.0%}"
         interval = (f"mean ± half the width of the {confidence} confidence interval of the mean over "
                     "seeds (Student t, two-sided). It covers the variation between trainings, not between test images. "
-                    "The best mean of a column is bold, but no difference whose interval holds 0: these are faint."
+                    "The best mean of a column is bold. A gain whose interval contains 0 is faint and never bold."
                     if several else
                     "there is one seed, so there is no interval: differences may be chance. The best value of a "
                     "column is bold.")

@@ -309,7 +309,8 @@ def _machine(machine: Mapping[str, Any]) -> str:
     if accelerator not in (None, "", "none"):
         return str(accelerator)
     cores = machine.get("cores")
-    return f"{machine.get('processor', '')}{f', {cores} cores' if cores else ''}"
+    counted = f", {cores} core{'' if cores == 1 else 's'}" if cores else ""
+    return f"{machine.get('processor', '')}{counted}"
 
 
 def _distinct(values: Any) -> tuple[str, ...]:
