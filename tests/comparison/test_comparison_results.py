@@ -181,7 +181,7 @@ def test_a_best_gain_that_may_be_chance_is_no_headline(grid: Grid, tmp_path: Pat
     comparison = collect(two.entries, {})
     write_comparison(comparison, [], tmp_path)
     page = " ".join((tmp_path / "comparison.html").read_text().split())
-    assert comparison.detectable > 100 and f"A true difference of {comparison.detectable:.0f} % would" in page
+    assert comparison.detectable > 100 and f"A true difference of {comparison.detectable:.0f}% would" in page
     assert '<div class="score unsure"><b>' in page and "highest delta_mtl, %, which may be chance:" in page
 
 
