@@ -37,7 +37,8 @@ class Chained(Small):
 
 @pytest.mark.parametrize(("network", "level", "said"), [
     (Apart(), "parameters", "--balancer.level: got parameters, but no trainable parameter is shared by two tasks; "
-                            "needs a shared trunk; choose --encoder shared, unfreeze the trunk, or take --balancer equal"),
+                            "needs a shared trunk; choose --encoder shared, unfreeze the trunk, or take "
+                            "--balancer equal"),
     (Apart(), "layer", "no trainable parameter is shared"),
     (Apart(), "representation", "no trainable parameter is shared"),
     (Chained(), "representation", "Output.shared: got a tensor that was computed from another of its tensors; "

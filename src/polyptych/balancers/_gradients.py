@@ -297,7 +297,7 @@ class GramBalancer(PreferringBalancer):
         return found.tolist()
 
     def _overflowed(self, inner: Float[Tensor, "t t"], losses: Float[Tensor, " t"]) -> bool:
-        """Whether loss scaling made gradients overflow float16: no fault of the method, and the scaler skips the step."""
+        """Whether loss scaling made gradients overflow float16, in which case the scaler skips the step anyway."""
         return self._scaled and bool(losses.isfinite().all()) and not bool(inner.isfinite().all())
 
     def _fall_back(self, tasks: tuple[str, ...]) -> list[float]:
