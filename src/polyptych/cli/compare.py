@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
                          {"networks", "balancers", "seeds", "out", "on", "records", *TUNING}, NOTE,
                          "polyptych compare rooms --networks single,shared")
     if not tuned and (given := TUNING.keys() & chosen.keys()):
-        raise InputError(f"--{min(given)}", "an option for tuning", "--tune beside it", "add --tune")
+        raise InputError(f"--{min(given)}", "an option for tuning without --tune", "--tune as well", "add --tune")
     chosen |= {"tune": ""} if tuned else {}
     train_and_show(run, chosen, listed(chosen.get("networks", "")), Path("comparisons") / (run.recipe or "run"))
 

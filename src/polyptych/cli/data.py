@@ -118,7 +118,7 @@ def _list(rest: list[str]) -> None:
     from polyptych.cli._data_tables import dataset_table
 
     if rest:
-        raise InputError("polyptych data list", f"'{rest[0]}'", "nothing more", "leave it out")
+        raise InputError("polyptych data list", f"'{rest[0]}'", "no argument", "leave it out")
     _console().print(dataset_table())
 
 
@@ -145,7 +145,7 @@ def _describe(rest: list[str]) -> None:
         raise InputError(root, "no such folder", "the folder of your images and labels", "correct the path")
     if path.exists():
         raise InputError(path, "a file that exists", "a folder without a description, because nothing is overwritten",
-                         "rename it, or go on with it")
+                         "rename it, or edit it by hand")
     first = describe(root)
     write_whole(path, first.text.encode())
     for line in first.seen:
@@ -261,7 +261,7 @@ def _verified(config: Any, options: VerifyArguments) -> Verification:
     if found.faults:
         count = len(found.faults)
         raise InputError(f"root of {config.name} ({config.root})",
-                         f"{count} fault{'s' * (count > 1)} (the table above)", "whole files, all of them",
+                         f"{count} fault{'s' * (count > 1)} (the table above)", "all files, complete and undamaged",
                          " | ".join(dict.fromkeys(fault.do for fault, _ in merged(found.faults)[:3] if fault.do)))
     return found
 

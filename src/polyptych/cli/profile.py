@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("polyptych profile", "neither a recipe nor a run", "one of them",
                          "for instance `polyptych profile rooms`")
     if {"tasks", "channels"} <= chosen.keys():
-        raise InputError("--channels", "--tasks beside it", "one of the two", "leave --tasks out")
+        raise InputError("--channels", "--tasks as well", "one of the two", "leave --tasks out")
     from polyptych.run import with_components
 
     run, labels = _load(name or "rooms")

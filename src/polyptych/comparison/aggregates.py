@@ -53,7 +53,7 @@ def gains(scores: Scores, reference: Scores, higher_is_better: Directions) -> di
                 raise InputError(f"reference {reference.name}", f"no {metric} of {task}",
                                  f"every number of {scores.name}", "add it, or leave the metric out")
             if metric not in higher_is_better.get(task, {}):
-                raise InputError(f"{metric} of {task}", "no direction", "whether higher is better",
+                raise InputError(f"{metric} of {task}", "no direction", "to know whether higher is better",
                                  "take the directions of the metric or of the protocol")
         found[task] = statistics.deltas(values, reference.values[task], higher_is_better[task])
     return found
@@ -71,7 +71,7 @@ def delta_mtl(scores: Scores, reference: Scores, higher_is_better: Directions, h
     """
     for task, metric in headlines.items():
         if metric not in scores.values.get(task, {}):
-            raise InputError(f"scores of {scores.name}", f"no {metric} of {task}", "the headline of every task",
+            raise InputError(f"scores of {scores.name}", f"no {metric} of {task}", "the headline metric of every task",
                              "add it")
     by_task = gains(_only(scores, headlines), _only(reference, headlines), higher_is_better)
     return _mean([by_task[task][metric] for task, metric in headlines.items()])

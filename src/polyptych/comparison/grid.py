@@ -228,7 +228,7 @@ def _safe(label: str) -> str:
 def refuse_repeats(where: str, values: Sequence[Any]) -> None:
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:
-        raise InputError(where, f"{repeated[0]} twice", "every one once", "remove the repetition")
+        raise InputError(where, f"{repeated[0]} twice", "each of them once", "remove the repetition")
 
 
 def refuse_other_run(entry: Entry) -> None:

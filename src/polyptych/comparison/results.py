@@ -193,7 +193,8 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
     finished = [Finished.read(entry) for entry in entries if entry.tested]
     if not finished:
         reason = next(iter(failed.values()), "none was trained")
-        raise InputError("the comparison", f"no finished run ({reason})", "at least one", "correct it and repeat")
+        raise InputError("the comparison", f"no finished run ({reason})", "at least one",
+                         "correct the cause and repeat the command")
     refuse_other_protocols(finished)
     first = finished[0]
     seeds = tuple(dict.fromkeys(entry.seed for entry in entries))
@@ -214,7 +215,7 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
 
 
 def refuse_other_protocols(finished: Sequence[Finished]) -> None:
-    """Numbers of different protocols, of different images or accumulated differently never stand in one table.
+    """Never put numbers of different protocols, from different images, or accumulated differently into one table.
 
     What an older evaluation does not record is not compared.
     """

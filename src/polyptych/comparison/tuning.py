@@ -85,8 +85,8 @@ def tune(grid: Grid, tuning: Tuning, out: Path, records: Path | None, *, on: Whe
             other choices.
     """
     if tuning.seed in grid.seeds:
-        raise InputError("--tune-seed", f"{tuning.seed}, a reported seed", "a seed of its own",
-                         "choose another, so that nothing is reported on what it was chosen with")
+        raise InputError("--tune-seed", f"{tuning.seed}, a reported seed", "a seed that is not reported",
+                         "choose another, so that no result is reported on the seed it was tuned on")
     bench = _Bench(grid, tuning, out / "trials", (records or out) / "trials", on, stream)
     # Networks of their own share nothing that a weight or a way of sharing could change: the reference has rates only.
     options = {method.label: None if method.reference else own_option(method.run, grid.methods)

@@ -57,7 +57,7 @@ def reading(path: Path, needs: str) -> Iterator[None]:
         raise InputError(path, "no such file", needs, "copy the file again or restore it") from None
     except MemoryError as error:
         raise InputError(path, "a file that does not fit into memory", needs,
-                         "free some memory, or store it smaller") from error
+                         "free some memory, or store the data in a smaller file") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         if isinstance(error, OSError) and error.errno:  # of the system, not of a decoder
             raise InputError(path, f"a file that cannot be opened ({error.strerror})", needs,
@@ -68,10 +68,10 @@ def reading(path: Path, needs: str) -> Iterator[None]:
 
 
 def require_plain(path: Path, needs: str) -> int:
-    """The size in bytes of a file that can be read from the beginning to its end.
+    """The size in bytes of a file that can be read from beginning to end.
 
     Raises:
-        InputError: it is a folder, or a pipe, socket or device, which a reader could wait for without end.
+        InputError: it is a folder, or a pipe, socket, or device, for which a reader could wait forever.
     """
     with reading(path, needs):
         status = os.stat(path)
@@ -91,18 +91,18 @@ def open_file(path: Path, needs: str) -> Iterator[IO[bytes]]:
 
 
 def require_room(path: Path | str, what: str, declared: int, stored: int, needs: str) -> None:
-    """Refuse what says of itself that it unpacks to more than :data:`LARGEST` and than its file holds, before any
-    memory is taken for it.
+    """Refuse data that declares an unpacked size above both :data:`LARGEST` and the size of its file, before any memory
+    is allocated for it.
 
     Args:
         what: what would be unpacked, for the message.
-        declared: bytes that it would take.
+        declared: bytes that it declares to need.
         stored: bytes of the file.
     """
     if declared > max(LARGEST, stored):
         raise InputError(path, f"{what} that would take {declared / 2**30:.1f} GiB of memory from a file of "
                          f"{stored / 2**20:.1f} MiB", f"{needs}, of at most {LARGEST >> 30} GiB unless stored in full",
-                         "store it smaller, or uncompressed; do not trust a file that is not yours")
+                         "store less data, or store it uncompressed; do not trust a file that is not yours")
 
 
 def read_bytes(path: Path, needs: str) -> bytes:
@@ -197,7 +197,7 @@ def id_of(name: str, path: Path) -> str:
         name.encode()
     except UnicodeEncodeError:  # Linux hands out what it cannot decode as halves of characters
         shown = str(path).encode("utf-8", "backslashreplace").decode()
-        raise InputError(shown, "a name that is not UTF-8", "names that are",
+        raise InputError(shown, "a name that is not UTF-8", "names in UTF-8",
                          "rename the file (for instance with convmv)") from None
     return composed(name)
 

@@ -60,7 +60,7 @@ class Batches(ABC, Iterable[Batch]):
                              "check the dataset's folder")
         for name, value, least in (("batch size", batch_size, 1), ("workers", workers, 0)):
             if value < least:
-                raise InputError(name, str(value), f"at least {least}", "change it")
+                raise InputError(name, str(value), f"at least {least}", "raise it")
         self.dataset, self.tasks, self.batch_size = dataset, tasks, batch_size
         self.rank, self.world, self.workers, self.pin_memory = rank, world, workers, pin_memory
         self.on_fault = on_fault

@@ -34,7 +34,7 @@ class OwnSamples:
         self.items, self.tasks, self.columns = items, dict(tasks), dict(columns or {})
         for name in self.columns:
             if name != "image" and name not in self.tasks:
-                raise InputError("columns", f"'{name}'", f"image or one of {', '.join(self.tasks)}", "correct it")
+                raise InputError("columns", f"'{name}'", f"image or one of {', '.join(self.tasks)}", "name one")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -49,11 +49,12 @@ class OwnSamples:
         if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Mapping):
             item = {self.columns.get("image", "image"): item[0], **item[1]}
         if not isinstance(item, Mapping):
-            raise InputError(where, f"a {type(item).__name__}", "a mapping with the image and its labels", "return one")
+            raise InputError(where, f"a {type(item).__name__}", "a mapping with the image and its labels",
+                             "return a dict, or a pair (image, labels)")
         column = self.columns.get("image", "image")
         if item.get(column) is None:
             raise InputError(where, f"no '{column}' among {', '.join(map(str, item))}", "an image",
-                             'name it: columns={"image": ...}')
+                             'name its column: columns={"image": ...}')
         image = _image(item[column], f"{where}: {column}")
         size = (int(image.shape[-2]), int(image.shape[-1]))
         target, valid = {}, {}

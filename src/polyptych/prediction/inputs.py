@@ -111,7 +111,7 @@ def _named(each: Path | str, recursive: bool) -> Iterator[tuple[Path, str]]:
         yield path, ""
     elif path.exists():
         raise InputError(path, "neither a file nor a folder", "an image, a video, a folder of them, or camera:0",
-                         "save its output to a file first")
+                         "save what it delivers as a file first")
     else:
         raise InputError(path, "no such file or folder", "an image, a video, a folder of them, or camera:0",
                          "check the path")

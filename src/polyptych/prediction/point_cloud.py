@@ -62,7 +62,7 @@ def find_camera(size: tuple[int, int], intrinsics: tuple[float, float, float, fl
     """
     if intrinsics is not None:
         if field_of_view is not None:
-            raise InputError("--field-of-view", "it and --intrinsics", "one of the two", "leave one out")
+            raise InputError("--field-of-view", "--intrinsics as well", "one of the two", "leave one out")
         if not all(map(math.isfinite, intrinsics)) or min(intrinsics[:2]) <= 0:
             raise InputError("--intrinsics", " ".join(f"{value:g}" for value in intrinsics),
                              "FX FY CX CY in pixels, FX and FY above 0", "correct them")

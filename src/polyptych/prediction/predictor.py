@@ -61,11 +61,11 @@ class Inference:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"--{name}", repr(getattr(self, name)), "yes or no (True or False)", "correct it")
         if self.native and self.size is not None:
-            raise InputError("--native", f"it and --size {self.size[0]} {self.size[1]}", "one of the two",
+            raise InputError("--native", f"--size {self.size[0]} {self.size[1]} as well", "one of the two",
                              "leave one out")
         if not (isinstance(self.scales, tuple | list) and self.scales
                 and all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in self.scales)):
-            raise InputError("--scales", str(self.scales), "at least one positive number", "for instance 0.75 1 1.25")
+            raise InputError("--scales", str(self.scales), "positive numbers, at least one", "for instance 0.75 1 1.25")
         if not 0 <= self.overlap <= 0.9:
             raise InputError("--overlap", str(self.overlap), "a share of the window from 0 to 0.9", "0.25 is usual")
         if self.batch < 1:
@@ -241,7 +241,8 @@ def _check_fixed(size: Size, inference: Inference) -> None:
     only = f"{size[0]} {size[1]}, the only size that this model accepts"
     if inference.tile is not None:
         if tuple(inference.tile) != tuple(size):
-            raise InputError("--tile", f"{inference.tile[0]} {inference.tile[1]}", only, "use that, or another model")
+            raise InputError("--tile", f"{inference.tile[0]} {inference.tile[1]}", only,
+                             "use that size, or another model")
         return
     asked = "--native" if inference.native else "--scales" if inference.scales != (1.0,) else ""
     if inference.size is not None and tuple(inference.size) != tuple(size):

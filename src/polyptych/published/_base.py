@@ -131,7 +131,7 @@ class Seen:
         shapes = [(rows, cells // rows) for rows in range(1, cells + 1) if cells % rows == 0]
         nearest = sorted(shapes, key=lambda shape: abs(shape[1] / shape[0] - 4 / 3))[:3]
         examples = ", ".join(f"{rows * stride} {columns * stride}" for rows, columns in nearest)
-        raise InputError(self.where, f"weights for {cells} positions, whose height and width it does not say",
+        raise InputError(self.where, f"weights for {cells} positions, but not their height and width",
                          "the size of the training images", f"add --size HEIGHT WIDTH (possible: {examples}, ...)")
 
 

@@ -50,14 +50,14 @@ def square(seen: Seen) -> Size:
     """The size of square images that whole windows cover, from the number of windows.
 
     Raises:
-        InputError: the number is not that of a square, and the user says no size.
+        InputError: the windows do not form a square, and the user gives no size.
     """
     if seen.size is not None:
         return seen.size
     number = seen.shape("backbone.layers.0.blocks.1.attn_mask")[0]
     side = round(number**0.5)
     if side**2 != number:
-        raise InputError(seen.where, f"{number} windows, which cover no square", "the size of the training images",
+        raise InputError(seen.where, f"{number} windows, which do not form a square", "the size of the training images",
                          "add --size HEIGHT WIDTH")
     side *= windows(seen) * seen.shape("backbone.patch_embed.proj.weight")[2]
     return side, side

@@ -62,7 +62,7 @@ def _size(seen: Seen) -> Size:
     for height, width in ((448, 576), (512, 512)):
         if -(-height // side) * -(-width // side) == number:
             return height, width
-    raise InputError(seen.where, f"{number} windows, whose height and width it does not say",
+    raise InputError(seen.where, f"{number} windows, but not their height and width",
                      "the size of the training images", "add --size HEIGHT WIDTH")
 
 

@@ -177,7 +177,7 @@ def test_what_is_refused():
         chosen.validate(policy.with_choices({(13, 0): SKIP}))
     with pytest.raises(InputError, match="only shared, own and skip"):
         space("automtl", 2).validate(policy.with_choices({(1, 0): "b"}))
-    with pytest.raises(InputError, match="own, where every unit is shared or left out"):
+    with pytest.raises(InputError, match="own, where every unit is shared or skipped"):
         space("skip_only", 2).validate(policy.with_choices({(1, 0): OWN}))
     with pytest.raises(InputError, match="cannot be left out"):
         space("tree", 2, skip=False).validate(policy.with_choices({(1, 0): SKIP, (1, 1): SKIP}))

@@ -86,14 +86,15 @@ def _checked_id(name: str, place: str) -> str:
     """The id of an image from its file name; it becomes a path, so it must stay below the folder that is written."""
     path = PurePosixPath(composed(name.replace("\\", "/")))
     if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name or ":" in path.parts[0]:
-        raise InputError(place, f"the image '{name[:100]}'", "a name below the folder of the images", "correct it")
+        raise InputError(place, f"the image '{name[:100]}'", "the name of a file inside the folder of images",
+                         "correct the name")
     return str(path.with_suffix(""))
 
 
 def _checked_size(height: float, width: float, place: str) -> Size:
     if not (height >= 1 and width >= 1 and height * width <= LARGEST_PICTURE):
         raise InputError(place, f"an image of {height:g}x{width:g} pixels (height x width)",
-                         f"at least 1 and at most {LARGEST_PICTURE / 1e6:.0f} million pixels", "correct it")
+                         f"at least 1 and at most {LARGEST_PICTURE / 1e6:.0f} million pixels", "correct the size")
     return int(height), int(width)
 
 
@@ -144,10 +145,10 @@ class _LabelMe(msgspec.Struct):
 
 def read_labelme(source: Path, options: Options) -> Annotations:
     """A folder with one JSON file for each image."""
-    needs = "a file of LabelMe (JSON with shapes, imageHeight and imageWidth)"
+    needs = "a LabelMe file (JSON with shapes, imageHeight and imageWidth)"
     files = sorted(name for name in walk(source) if name.lower().endswith(".json")) if source.is_dir() else []
     if not files:
-        raise InputError(source, "no JSON file", "a folder with a file of LabelMe for each image", "correct the path")
+        raise InputError(source, "no JSON file", "a folder with a LabelMe file for each image", "correct the path")
     ignored: dict[str, int] = defaultdict(int)
 
     def content(name: str) -> _LabelMe:
@@ -229,7 +230,8 @@ class _Coco(msgspec.Struct):
 def _names(categories: list[_Category], path: Path) -> dict[int, str]:
     names = {category.id: composed(category.name) for category in sorted(categories, key=lambda each: each.id)}
     if not names or len(set(names.values())) < len(categories):
-        raise InputError(f"{path}: categories", f"{len(categories)}, {len(set(names.values()))} of them different",
+        raise InputError(f"{path}: categories",
+                         f"{len(categories)} entries, {len(set(names.values()))} of them different",
                          "different ids and names", "correct the file")
     return names
 
@@ -259,8 +261,8 @@ def read_coco_instances(source: Path, options: Options) -> Annotations:
             shape = annotation.segmentation
             if isinstance(shape, dict):
                 if list(shape.get("size", ())) != list(size):
-                    raise InputError(place, f"run lengths of {shape.get('size')}", f"those of the image, {list(size)}",
-                                     "correct the file")
+                    raise InputError(place, f"run lengths of {shape.get('size')}",
+                                     f"the size of the image, {list(size)}", "correct the file")
                 runs = coco.frPyObjects(shape, *size) if isinstance(shape.get("counts"), list) else shape
             else:
                 runs = coco.merge(coco.frPyObjects(shape, *size))
@@ -309,12 +311,13 @@ def read_coco_panoptic(source: Path, options: Options) -> Annotations:
             known = {segment.id for segment in each.segments_info} | {0}
             strange = [int(value) for value in np.unique(ids) if int(value) not in known]
             if strange:
-                raise InputError(path, f"the segment {strange[0]}", f"segments that {source.name} lists", "correct it")
+                raise InputError(path, f"the segment {strange[0]}", f"segments that {source.name} lists",
+                                 "add it there, or remove it from the picture")
             regions = []
             for segment in each.segments_info:
                 if segment.category_id not in names:
                     raise InputError(f"{source}: {each.file_name}", f"category {segment.category_id}",
-                                     "one of its categories", "correct it")
+                                     "one of its categories", "correct the category")
                 regions.append(Region(names[segment.category_id], _equal(ids, segment.id), not segment.iscrowd))
             yield AnnotatedImage(sample, (int(ids.shape[0]), int(ids.shape[1])), regions, str(path), _equal(ids, 0))
 

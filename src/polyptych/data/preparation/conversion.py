@@ -49,7 +49,7 @@ class Resized(Dataset):
         (height, width), (h, w) = sample.info.native, self._size
         if abs(width * h / (height * w) - 1) > _ASPECT:
             raise InputError(f"sample {sample.info.id}", f"{height}x{width} pixels, stretched to {h}x{w}",
-                             "a size of the same shape", "change --size, or leave it out")
+                             "a size of the same aspect ratio", "change --size, or leave it out")
         labels = {task: self._tasks[task] for task in sample.target}
         moved = move(sample, labels, Geometry.resize((height, width), self._size))
         image = resize_image(sample, self._size).image
@@ -79,8 +79,8 @@ def convert(config: Dataset.Config, out: Path, tasks: tuple[str, ...], size: Siz
     for split in SPLITS:
         dataset = config.build(split=split, tasks=tasks)
         if type(dataset).index_at is not Dataset.index_at:
-            raise InputError(f"dataset {config.name}", "one that draws its samples by weight",
-                             "one that draws all samples alike", "train with --loading.cache instead")
+            raise InputError(f"dataset {config.name}", "a dataset that draws its samples by weight",
+                             "one that draws all samples equally often", "train with --loading.cache instead")
         resized = Resized(dataset, size)
 
         def report(done: int, total: int, split: str = split) -> None:

@@ -69,8 +69,8 @@ def derive_normals(config: Dataset.Config, fit: PlaneFit, lens: Intrinsics,
     final = knows.place(splits[0], first.id).parent
     partial = final.with_name(final.name + ".partial")
     if final.exists():
-        raise InputError(final, "a folder that exists", "none, because the dataset has no normals for its frames",
-                         "complete it, or remove it")
+        raise InputError(final, "a folder that exists without normals for all frames",
+                         "normals for all frames, or no folder", "complete it, or remove it")
     total = sum(map(len, splits))
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,7 +84,7 @@ def derive_normals(config: Dataset.Config, fit: PlaneFit, lens: Intrinsics,
         os.rename(partial, final)
     except OSError as error:
         raise InputError(partial, f"{error.strerror or error} while writing", "a writable folder with enough room",
-                         "free some space") from error
+                         "free some space, then repeat the command") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
@@ -93,8 +93,8 @@ def derive_normals(config: Dataset.Config, fit: PlaneFit, lens: Intrinsics,
 def _camera(config: Dataset.Config) -> ModuleType:
     knows = camera(config.name)
     if knows is None:
-        raise InputError(f"dataset {config.name}", "one whose camera is not known", "depth with intrinsics",
-                         "leave normals out")
+        raise InputError(f"dataset {config.name}", "a dataset without known camera intrinsics",
+                         "intrinsics, to derive normals from depth", "leave normals out")
     return knows
 
 

@@ -63,7 +63,7 @@ class PlaneFit:
                                   ("passes", self.passes >= 0, "0 or more"),
                                   ("support", 0 < self.support <= 1, "a share above 0")):
             if not good:
-                raise InputError(f"{name} of the plane fit", str(getattr(self, name)), needs, "change it")
+                raise InputError(f"{name} of the plane fit", str(getattr(self, name)), needs, "change the value")
 
 
 def normals_from_depth(depth: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"], camera: Intrinsics,

@@ -113,7 +113,7 @@ def distinct(candidates: Iterator[Candidate] | list[Candidate]) -> list[Candidat
     kept: list[Candidate] = []
     for candidate in candidates:
         if any(other.name == candidate.name for other in kept):
-            raise InputError("the candidates", f"{candidate.name} twice", "names that differ", "report this")
+            raise InputError("the candidates", f"{candidate.name} twice", "names that differ", "report this as a bug")
         plain = dataclasses.replace(candidate.policy.canonical(), space="")
         same = first.get(plain)
         if candidate.kind == "single":  # networks of their own beginnings

@@ -178,7 +178,7 @@ class _Search:
         if not any(self.allowed(policy) for policy in policies):
             least = min(map(self.use, policies))
             raise InputError("--budget", f"{self.choices.limits.text}, which no policy meets (the cheapest of 200 "
-                             f"takes {least:.2f} of it)", "a larger budget",
+                             f"takes {least:.2f} times as much)", "a larger budget",
                              "1x is the cost of one backbone without any copy"
                              + (", and norms per task make every task compute nearly all of it again"
                                 if space.norms == "task" else ""))
@@ -243,7 +243,7 @@ class _Search:
                 return found
         if not found:
             raise InputError("--budget", f"{self.choices.limits.text}, which none of {100 * self.choices.finalists} "
-                             "samples keeps", "a larger budget, or none", "start another search with it")
+                             "samples meets", "a larger budget, or none", "start another search with it")
         return found
 
     def conflicts(self) -> list[float]:
