@@ -1,4 +1,4 @@
-"""One number for many: the aggregates over tasks and metrics that papers print.
+"""One number for many: the aggregates over tasks and metrics that papers report.
 
 They differ in what they average and in their sign, so that each has its name. Both are relative to a reference (mostly
 the single-task networks) and refuse to mix protocols. Directions come from the metrics.
@@ -26,10 +26,10 @@ Directions = Mapping[str, Mapping[str, bool]]
 
 @dataclass(frozen=True)
 class Scores:
-    """What one method scores.
+    """The scores of one method.
 
     Attributes:
-        name: of the method, for messages.
+        name: name of the method, for messages.
         protocol: id of the protocol that the numbers belong to.
         values: by task and metric.
     """
@@ -64,7 +64,7 @@ def delta_mtl(scores: Scores, reference: Scores, higher_is_better: Directions, h
     Kokkinos, CVPR 2019, arXiv 1904.08918, who print its negative; Vandenhende et al., TPAMI 2021, arXiv 2004.13379).
 
     Args:
-        headlines: the metric that stands for each task.
+        headlines: the headline metric of each task.
 
     Raises:
         InputError: as :func:`gains`; or a headline is missing.
@@ -88,10 +88,10 @@ def delta_m(scores: Scores, reference: Scores, higher_is_better: Directions) -> 
 
 
 def refuse_mixed(rows: Sequence[Scores]) -> None:
-    """Numbers of different protocols never enter one aggregate.
+    """Refuse to aggregate numbers of different protocols.
 
     Raises:
-        InputError: naming the first row that differs.
+        InputError: the protocols differ; the message names the first row that differs.
     """
     for row in rows[1:]:
         if row.protocol != rows[0].protocol:

@@ -1,4 +1,4 @@
-"""What is to be compared: every method (network x balancer) with every seed, each run in a folder of its own."""
+"""What to compare: every method (network x balancer) with every seed, each run in its own folder."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Method:
 
     Attributes:
         network, balancer: labels, as the user wrote them.
-        run: its choices; the seed is set for each run.
-        reference: this is the single-task reference that delta_mtl compares with.
-        settings: what tuning chose otherwise than the recipe, by option: ``{"learning-rate": 0.003}``.
-        untuned: in a tuned comparison, a row with the recipe's settings.
+        run: its settings; the seed is set for each run.
+        reference: whether it is the single-task reference that delta_mtl compares with.
+        settings: options for which tuning chose another value than the recipe: ``{"learning-rate": 0.003}``.
+        untuned: whether it is a row with the recipe's settings in a tuned comparison.
     """
 
     network: str
@@ -59,8 +59,8 @@ class Entry:
     Attributes:
         record: where its :class:`polyptych.comparison.records.Record` goes, which is then all that must stay of it;
             None for a run whose folder is kept, with a report of its own.
-        trial: it is not tested; how it does on the validation split decides about other runs.
-        keep: its weights stay in the folder although it has a record.
+        trial: whether it is a tuning trial: its validation results choose settings of other runs, and it is not tested.
+        keep: whether its weights stay in the folder although it has a record.
     """
 
     method: Method
@@ -87,7 +87,7 @@ class Entry:
 
     @property
     def tested(self) -> bool:
-        """It has numbers."""
+        """Whether it has numbers."""
         return self.finished if self.record is not None else (self.folder / "evaluation" / "test.json").exists()
 
 
@@ -164,10 +164,10 @@ def check_parts(grid: Grid, entries: Sequence[Entry] | None = None) -> None:
     is trained. Where nothing has to be trained any more, neither is needed.
 
     Args:
-        entries: what is to be trained, by default all of the grid.
+        entries: the runs to train (default: the whole grid).
 
     Raises:
-        InputError: as the parts raise it.
+        InputError: a part cannot be built, or the data cannot be opened.
     """
     if all(entry.finished for entry in (grid.entries if entries is None else entries)):
         return
@@ -211,7 +211,7 @@ def _unless_same(decoder: Decoder.Config, given: Decoder.Config) -> list[Decoder
 
 
 def run_name(method: Method, seed: int) -> str:
-    """A name for a run that every file system takes, and that no other run of a grid has."""
+    """A unique name for a run in a grid, which every file system accepts."""
     settings = [_safe(f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}")
                 for name, value in method.settings.items()]
     return "--".join([*map(_safe, (method.network, method.balancer)), *settings, f"seed{seed}"])
@@ -220,7 +220,7 @@ def run_name(method: Method, seed: int) -> str:
 def _safe(label: str) -> str:
     if re.fullmatch(r"[a-z0-9_.+=:-]{1,60}", label) and "--" not in label:
         return label.replace(":", ",")
-    # What had to be replaced is told apart by a hash.
+    # A hash tells apart names that differ only in replaced characters.
     kept = re.sub(r"[^a-zA-Z0-9_.+=-]+", "_", label).replace("--", "-")[:50]
     return f"{kept}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
@@ -232,7 +232,7 @@ def refuse_repeats(where: str, values: Sequence[Any]) -> None:
 
 
 def refuse_other_run(entry: Entry) -> None:
-    """A folder or a record that is there must be of exactly the planned run."""
+    """Refuse an existing folder or record that is not of exactly the planned run."""
     if entry.record is not None and entry.record.exists():
         check(entry.record, entry.run)
         return

@@ -50,7 +50,6 @@ class Reader:
     Attributes:
         rate: frames per second.
         total: number of frames; 0 if unknown (cameras, some files).
-        left: when the frames that were read and not yet asked for by :meth:`moment` are shown.
 
     Raises:
         InputError: PyAV is not installed, nothing can be opened, or there is no picture in it.
