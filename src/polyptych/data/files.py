@@ -1,7 +1,7 @@
 """The one place that lists folders and opens files, for datasets, prediction and evaluation.
 
-What people really have on their disks is met here, so that no other code has to think of it: byte order marks, names
-that macOS writes in decomposed Unicode, hidden files beside every picture, links, pipes, and files that claim more than
+This code copes with what people really have on their disks, so that no other code has to: byte order marks, names that
+macOS writes in decomposed Unicode, hidden files next to every picture, links, pipes, and files that claim more than
 they hold. Pictures are decoded in :mod:`polyptych.data.pictures`, arrays in :mod:`polyptych.data.arrays`. Every failure
 is an :class:`InputError` that names the file.
 """
@@ -24,17 +24,17 @@ from polyptych.errors import InputError
 Contents = TypeVar("Contents")
 
 LARGEST = 1 << 30
-"""Bytes that may come out of a smaller file. Compression makes a file a thousand times smaller than what it unpacks to,
-so a few megabytes could otherwise take all memory; what is stored in full may be as large as its file."""
+"""The most bytes that a smaller file may unpack to. Data may compress a thousandfold, so a few megabytes could
+otherwise take all memory; uncompressed data may be as large as its file."""
 
 _LARGEST_TEXT = 1 << 31
-_REPEATS = 10_000  # folders that links lead to once more, before they must be a maze
+_REPEATS = 10_000  # folders reached again through links, beyond which the links must form a maze
 
-# What file managers and network storage leave beside the files of their users; everything that begins with a dot too
+# Files that file managers and network storage add to folders; names that begin with a dot are ignored, too
 _JUNK = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information",
                    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
-# The longer marks first: that of UTF-16 begins like that of UTF-32.
+# The longer marks first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
           (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
