@@ -167,7 +167,7 @@ def balance_point(gram: Float[Tensor, "t t"], power: float = 1.0, *, ridge: floa
                   ) -> Float[Tensor, " t"]:
     """The weights ``a > 0`` with ``(G + ridge diag G) a = a^-power``; all tasks must be present.
 
-    They are the minimum of a convex function; power 1 is the Nash bargaining solution. Where gradients cancel (at a
+    They minimize a convex function; power 1 is the Nash bargaining solution. Where gradients cancel (at a
     Pareto stationary point), there is no solution without the ridge; with it, weights grow to ``ridge^(-1/2)`` times
     those of tasks that do not interfere (for power 1).
 

@@ -26,7 +26,7 @@ class IMTL(GramBalancer):
     """IMTL-G: weights that sum to 1, so that ``g = sum_t w_t g_t`` has the same projection onto every gradient's
     direction ``g_t / |g_t|``. In closed form ``w_t ~ v_t / |g_t|`` with ``C v = 1`` and C the matrix of cosines.
 
-    IMTL-L (``scale_losses``): losses count as ``exp(s_t) loss_t - s_t`` with learned s, which is at its minimum where
+    IMTL-L (``scale_losses``): losses count as ``exp(s_t) loss_t - s_t`` with learned s; the minimum over s is where
     every ``exp(s_t) loss_t`` is 1. Here s is updated by Adam with a learning rate of its own, and stays between -10 and
     10; in the paper it is trained with the network. IMTL-G acts on the gradients of the scaled losses. Without
     ``balance_gradients`` only IMTL-L remains: the weight of task t is ``exp(s_t)``, and no gradients are compared.

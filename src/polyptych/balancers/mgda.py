@@ -21,9 +21,9 @@ class MGDA(GramBalancer):
     ``sum_t w_t g_t``.
 
     s_t normalizes the gradient of task t before the comparison: 1, the norm of g_t, the loss, or the product of norm
-    and loss. As in the authors' code, s does not enter the step (from memory). The default level is the paper's upper
-    bound (MGDA-UB), with gradients of the shared features, sample by sample. LibMTL sums these over the batch first,
-    which is a different problem.
+    and loss. As in the authors' code (quoted from memory), s does not enter the step. The default level is the paper's
+    upper bound (MGDA-UB), with gradients of the shared features, sample by sample. LibMTL sums these over the batch
+    first, which is a different problem.
 
     The problem is solved exactly by an active-set method; the authors and torchjd stop Frank-Wolfe iterations early. A
     task whose gradient is zero would make the zero vector the solution and stall all other tasks, so it is left out and

@@ -22,8 +22,8 @@ class NashMTL(GramBalancer):
     The gain of task t from the step d is ``g_t . d``; the bargaining solution maximizes the product of all gains among
     steps of one length. Its ``d = sum_t w_t g_t`` gives every task the gain ``1 / w_t``, which is the equation above.
 
-    That w is the minimum of the convex function ``w^T G w / 2 - sum_t log w_t``, which Newton's method finds to
-    rounding in a few dozen small linear systems. The authors run 20 rounds of a convex-concave procedure with a conic
+    That w minimizes the convex function ``w^T G w / 2 - sum_t log w_t``; Newton's method finds it to rounding in a few
+    dozen small linear systems. The authors run 20 rounds of a convex-concave procedure with a conic
     solver; where that fails, they keep the last weights (and LibMTL, with the solver versions it requires, silently
     uses weights of 1). ``every`` of 10 to 50 is the paper's way to save time. A task whose gradient is zero takes no
     part and has weight 1.

@@ -24,7 +24,7 @@ class STCH(LossBalancer):
     loss of that last epoch, as in the authors' code. The weight of task t is ``1 / loss_t`` before, and
     ``K softmax(p f / mu)_t p_t / loss_t`` after. A task without a label in that epoch takes its nadir from the next
     epoch in which it has one, and has the weight ``1 / loss_t`` until then. Without a warm-up, all nadirs are 1 from
-    the start. A run that ends before then is the same as one with ``scale_invariant``.
+    the start. A run that ends before the nadir is taken is the same as with ``scale_invariant``.
 
     torchjd's STCH is the bare formula, with neither logarithm nor nadir. LibMTL logs weights of 1. Losses are
     positive; one below 1e-8 counts as 1e-8.
