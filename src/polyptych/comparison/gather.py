@@ -14,7 +14,7 @@ from polyptych.hub import local_folder
 from polyptych.record import first_difference
 from polyptych.run import Run, read_run
 
-WITHOUT_EFFECT = ("loading", "monitoring", "reasons")  # on what is learned
+WITHOUT_EFFECT = ("loading", "monitoring", "reasons")  # settings that do not change what is learned
 
 
 def gather(folders: Sequence[Path]) -> list[Entry]:

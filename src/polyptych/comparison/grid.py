@@ -57,8 +57,8 @@ class Entry:
     """One run of the grid and its folder.
 
     Attributes:
-        record: where its :class:`polyptych.comparison.records.Record` goes, which is then all that must stay of it;
-            None for a run whose folder is kept, with a report of its own.
+        record: path of its :class:`polyptych.comparison.records.Record`, which is then all of it that must be kept;
+            None for a run whose folder is kept, with its own report.
         trial: whether it is a tuning trial: its validation results choose settings of other runs, and it is not tested.
         keep: whether its weights stay in the folder although it has a record.
     """
@@ -161,7 +161,7 @@ def with_entries(methods: Sequence[Method], seeds: Sequence[int], out: Path, rec
 
 def check_parts(grid: Grid, entries: Sequence[Entry] | None = None) -> None:
     """Open the data and build every network and balancer once, so that what cannot work is refused before anything
-    is trained. Where nothing has to be trained any more, neither is needed.
+    is trained. If there is nothing left to train, neither is needed.
 
     Args:
         entries: the runs to train (default: the whole grid).
@@ -178,9 +178,9 @@ def check_parts(grid: Grid, entries: Sequence[Entry] | None = None) -> None:
 
 
 def reference_run(base: Run) -> Run:
-    """The recipe with a network per task: its own decoder, or plain heads where tasks refine each other in that one.
-    Its balancer stays if the weights are constant, as then every task trains as if alone; one that adapts would tie the
-    tasks together, so equal weights replace it."""
+    """The recipe with a network per task: with its own decoder, or with plain heads if tasks refine each other in that
+    decoder. A balancer with constant weights stays, because every task then trains as if alone; an adaptive one would
+    couple the tasks, so equal weights replace it."""
     single = with_components(base, {"encoder": "single"})
     if single.decoder.owner.refines:
         single = dataclasses.replace(single, decoder=Heads.Config())
@@ -192,8 +192,8 @@ def _constant(run: Run) -> bool:
 
 
 def _with_reference(base: Run, methods: list[Method]) -> list[Method]:
-    """A listed method with a network per task takes the place of the reference where the recipe has no heads of its own
-    for it: they are then the user's choice."""
+    """A listed method with a network per task replaces the reference if the recipe has no heads for it: the heads are
+    then the user's choice."""
     run = reference_run(base)
     if base.decoder.owner.refines:
         run = next((method.run for method in methods if _constant(method.run)
