@@ -150,7 +150,7 @@ def test_pinned_units():
     assert free.choices(3) == (OWN,) and free.choices(1) == (SHARED, OWN, SKIP)
     with pytest.raises(InputError, match=r"'blocks.0.attn' to 'own' and to 'shared'"):
         make_space("tree", units_, tasks, how, pinned={"blocks.0.attn": OWN, "blocks.1.attn": SHARED})
-    with pytest.raises(InputError, match="fits no unit"):
+    with pytest.raises(InputError, match="matches no unit"):
         make_space("tree", units_, tasks, how, pinned={"layer*": OWN})
     with pytest.raises(InputError, match="can be left out"):
         make_space("tree", units_, tasks, how, pinned={"head": SKIP})
