@@ -175,7 +175,7 @@ def test_what_is_refused():
         space("tree", 3).validate(policy)
     with pytest.raises(InputError, match=r"units.head: got skip"):
         chosen.validate(policy.with_choices({(13, 0): SKIP}))
-    with pytest.raises(InputError, match="only shared, own and skip"):
+    with pytest.raises(InputError, match="only shared, own, and skip"):
         space("automtl", 2).validate(policy.with_choices({(1, 0): "b"}))
     with pytest.raises(InputError, match="own, where every unit is shared or skipped"):
         space("skip_only", 2).validate(policy.with_choices({(1, 0): OWN}))
