@@ -186,8 +186,8 @@ class GramBalancer(PreferringBalancer):
             self._refuse_nothing(found)
         elif not found.shared:
             self.level = None
-            self.remark = "all parameters that tasks share are frozen, so there is nothing to balance: every task has " \
-                          "weight 1"
+            self.remark = "all parameters that tasks share are frozen, so there is nothing to balance: every task " \
+                          "has weight 1"
         elif (self.level == "representation" and not found.trunk) or (self.level == "layer" and not found.layer):
             self.level = "parameters"
             self.remark = f"no trainable parameter is left at --balancer.level {self.config.level}: the gradients of " \
