@@ -65,7 +65,7 @@ class Page:
 
     @property
     def summary_columns(self) -> list[Column]:
-        """The last of :attr:`results`, for where there is no room for all tasks."""
+        """The last columns of :attr:`results`, if there is no room for all tasks."""
         return self.results[len(self.comparison.tasks):]
 
     @property
@@ -75,7 +75,7 @@ class Page:
 
     @cached_property
     def certainty(self) -> list[Column]:
-        """What stands behind a delta_mtl: its interval, its test, other images, and the untuned reference."""
+        """The evidence for each delta_mtl: its interval, its test, other images, and the untuned reference."""
         methods = self.methods
         columns = [self._delta_column(None),
                    worded("interval", [_interval(None if m.reference else m.delta_mtl) for m in methods], "%"),
@@ -99,7 +99,7 @@ class Page:
 
     @property
     def verdict(self) -> str:
-        """What the tests say, in a sentence or two; empty where there is too little for a test."""
+        """What the tests show, in a sentence or two; empty if there are too few values for a test."""
         tested = [method for method in self.methods if method.p_corrected is not None]
         if not tested:
             return ""
@@ -113,7 +113,7 @@ class Page:
 
     @property
     def tried(self) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-        """Of every method its trials: settings, validation skill, whether they were chosen."""
+        """The trials of every method: settings, validation skill, and whether they were chosen."""
         return [(label, [(in_words(trial.settings), "diverged" if trial.error else format_skill(trial.skill),
                           trial.chosen) for trial in trials]) for label, trials in self.comparison.tried.items()]
 
@@ -124,7 +124,7 @@ class Page:
 
     @cached_property
     def costs(self) -> list[Column]:
-        """What every network costs; empty where nothing was measured."""
+        """The costs of every network; empty if nothing was measured."""
         def of(title: str, note: str, get: Callable[[Any], float], higher: bool | None = False) -> Column:
             values = [math.nan if m.cost is None else get(m.cost) for m in self.methods]
             return exact(title, values, short, note, higher)
@@ -148,7 +148,7 @@ class Page:
 
     @cached_property
     def everything(self) -> list[Column]:
-        """Every metric of every task that all methods have."""
+        """Every metric of every task that all methods share."""
         return [self._metric_column(task, metric) for task, facts in self.comparison.tasks.items()
                 for metric in facts.trivial if all(metric in method.metrics[task] for method in self.methods)]
 
@@ -306,8 +306,8 @@ def write_comparison(comparison: Comparison, examples: Sequence[Example], out: P
 
 
 def terminal_table(comparison: Comparison, width: int) -> Table:
-    """For a terminal of that width: headlines, delta_mtl, group and mean rank, or only the last where all do not fit.
-    The best mean of a column is bold."""
+    """A table for a terminal of that width: headlines, delta_mtl, group, and mean rank, or without headlines if these
+    do not fit. The best mean of a column is bold."""
     page = Page(comparison, (), Path())
     caption = f"{comparison.protocol}, {comparison.split} split, {page.seeds_in_words()}"
     whole = _terminal_table(page, page.results, caption)
@@ -385,7 +385,7 @@ def _tint(cell: Cell, columns: Sequence[Column]) -> str:
 
 
 def _breakable(label: str) -> Markup:
-    """A long label may go on in a new line before every part and option."""
+    """A label that may wrap before every part and option."""
     return Markup(re.sub(r"([+:,])", r"<wbr>\1", str(escape(label))))
 
 

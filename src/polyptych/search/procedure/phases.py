@@ -115,7 +115,7 @@ def load_phase(folder: Path, network: Network) -> None:
 
 
 def phase_run(run: Run, steps: int) -> Run:
-    """The recipe as a phase of a search trains it: shorter, in one process, with a balancer that weighs losses."""
+    """The recipe as a phase of a search trains it: shorter, in one process, with a balancer that weights losses."""
     monitoring = dataclasses.replace(run.monitoring, validate_every=steps)
     execution = dataclasses.replace(run.execution, compile=False, sync_batch_norm=False, recompute=False, shard=False)
     return dataclasses.replace(run, steps=steps, ema=0.0, monitoring=monitoring, execution=execution)
