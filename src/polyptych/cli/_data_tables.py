@@ -163,7 +163,7 @@ def _class_tables(found: Verification) -> Iterator[Table]:
 
 
 def _share(share: float) -> str:
-    return "-" if not share > 0 else "< 0.01 %" if share < 0.0001 else f"{100 * share:.2f} %"
+    return "-" if not share > 0 else "< 0.01%" if share < 0.0001 else f"{100 * share:.2f}%"
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from polyptych.reports.tables import (
     is_number,
 )
 
-TWO_SIDED = 1.96  # deviations of a normal distribution in half of a 95 % interval
+TWO_SIDED = 1.96  # deviations of a normal distribution in half of a 95% interval
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ def _shown(value: Any) -> str:
 
 
 def _tint(cell: Cell, columns: Sequence[Column]) -> str:
-    """Strength of a gain's color: 45 % for the largest gain or loss of the whole table."""
+    """Strength of a gain's color: 45% for the largest gain or loss of the whole table."""
     values = [abs(other.value) for column in columns for other in column.cells if is_number(other.value)]
     largest = max(values, default=0.0)
     return f"{45 * abs(cell.value) / largest:.0f}%" if largest and is_number(cell.value) else "0%"

@@ -1,8 +1,8 @@
 """The arithmetic of a comparison: means with intervals over seeds, delta_mtl, tests, groups, and ranks.
 
-**Interval.** Seeds are few, so a mean over n of them comes with Student's t: half the width of the two-sided 95 %
+**Interval.** Seeds are few, so a mean over n of them comes with Student's t: half the width of the two-sided 95%
 confidence interval is ``t(0.975, n - 1) * s / sqrt(n)`` with the sample deviation ``s``. It covers the true mean in
-95 % of experiments where the seeds' values are normal. It shows how far another set of *seeds* would move the mean on
+95% of experiments where the seeds' values are normal. It shows how far another set of *seeds* would move the mean on
 the same test images; it says nothing about other images. One seed has no interval.
 
 **delta_mtl** (Maninis, Radosavovic and Kokkinos, CVPR 2019, arXiv 1904.08918; Vandenhende et al., TPAMI 2021, arXiv
@@ -14,7 +14,7 @@ taken over these differences.
 **Test.** A row differs from the reference if the mean of its paired differences is not 0 by Student's t test. A table
 of many rows would find such differences by chance, so the p values are corrected together by Holm's step-down procedure
 (Scandinavian Journal of Statistics 6, 1979): whatever the truth, the probability of a single false finding in the whole
-table is at most 5 %.
+table is at most 5%.
 
 **Groups.** Rows that share a letter cannot be told apart. All pairs are compared by Tukey's test in a design with seeds
 as blocks: the spread of rows around their seed's level is pooled over the table. This estimates it better than the few

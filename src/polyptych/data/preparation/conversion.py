@@ -20,7 +20,7 @@ from polyptych.types import LabelInfo, Sample, SampleInfo
 
 Size = tuple[int, int]
 
-_ASPECT = 0.02  # by how much the ratio of width to height may change; 2 % turn a normal by 0.6 degrees at most
+_ASPECT = 0.02  # by how much the ratio of width to height may change; 2% turn a normal by 0.6 degrees at most
 
 
 class Resized(Dataset):
