@@ -26,10 +26,12 @@ from typing import Any
 
 import torch
 from scipy.stats import binom
+from torch import Tensor
 
 from polyptych.backbones.segnet import SegNet
 from polyptych.backbones.timm import Timm
 from polyptych.backbones.wide_resnet import WideResNet
+from polyptych.balancers.scale_invariant import ScaleInvariant
 from polyptych.data.preparation.facts import fixtures
 from polyptych.errors import InputError
 from polyptych.passes import total_loss
@@ -83,16 +85,24 @@ def backbone(run: Run) -> Any:
 
 
 def plain_step(trainer: Trainer, micro_batches: list[Batch]) -> None:
-    """As one writes it, for a constant weight of each task."""
+    """As one writes it, for a constant weight of each task or the sum of the logarithms of the losses."""
     network, optimizer, tasks = trainer.state.network, trainer.state.optimizer, trainer.tasks
     weights = getattr(trainer.balancer, "weights", dict.fromkeys(tasks, 1.0))
     network.train()
     counts = {name: sum(float(batch.valid[name].sum()) for batch in micro_batches) for name in tasks}
-    for batch in micro_batches:
+
+    def losses(batch: Batch) -> list[Tensor]:
         output = network(batch.image.contiguous(memory_format=trainer.memory_format))
-        losses = [weights[name] / max(counts[name], 1) * total_loss(task, name, output, batch).sum
-                  for name, task in tasks.items()]
-        torch.stack(losses).sum().backward()
+        return [total_loss(task, name, output, batch).sum / max(counts[name], 1) for name, task in tasks.items()]
+
+    if isinstance(trainer.balancer, ScaleInvariant) and len(micro_batches) > 1:
+        # The weight of a task is one over its loss in all micro-batches: a loop by hand also runs them twice.
+        with torch.no_grad():
+            whole = torch.stack([torch.stack(losses(batch)) for batch in micro_batches]).sum(0)
+        weights = dict(zip(tasks, whole.reciprocal().tolist(), strict=True))
+    for batch in micro_batches:
+        weighted = [weights[name] * loss for name, loss in zip(tasks, losses(batch), strict=True)]
+        torch.stack(weighted).sum().backward()
     if trainer.run.clip:
         torch.nn.utils.clip_grad_norm_(network.parameters(), trainer.run.clip)
     optimizer.step()

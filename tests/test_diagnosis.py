@@ -144,9 +144,9 @@ def test_what_stands_out_is_said() -> None:
     looks = [made_look(step, -0.2 if step else 0.3, -0.004 + 0.001 * (step % 2), 12, 1 / (step + 1))
              for step in range(8)]
     loud = " ".join(Findings(looks, {"b": 1.0}).words)
-    assert "step for a raises the loss of b by 0.35 %" in loud and "itself lowers it by 2 %" in loud
-    assert "gradient of a is 6 times that of b and 86 % of all" in loud
-    assert "a and b conflict in 88 % of the looks: their mean cosine is" in loud and "a learns fastest (12 %" in loud
+    assert "step for a raises the loss of b by 0.35%" in loud and "itself lowers it by 2%" in loud
+    assert "gradient of a is 6 times that of b and 86% of all" in loud
+    assert "a and b conflict in 88% of the looks: their mean cosine is" in loud and "a learns fastest (12%" in loud
     by_chance = Findings([made_look(step, 0.2, -0.004 if step % 2 else 0.004) for step in range(8)])
     assert "raises" not in " ".join(by_chance.words)
     assert [row.share for row in quiet.task_rows] == pytest.approx([1 / 3, 2 / 3])

@@ -1,4 +1,4 @@
-"""The one error that a user's input may cause: it names the place, what came, what is needed and what to do."""
+"""The one error that a user's input may cause: it names the place, what came, what is needed, and what to do."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ class InputError(ValueError):
     needs: str
     do: str
     missing: tuple[Path, ...] = ()
-    """All files that are not there, where that is what is wrong."""
+    """All missing files, if that is what is wrong."""
 
     def __init__(self, where: object, got: str, needs: str, do: str):
         self.where, self.got, self.needs, self.do = str(where), got, needs, do
         super().__init__(_one_line(f"{where}: got {_shortened(got)}; needs {needs}; {do}"))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
-        # Loader workers send it to the main process.
+        # Loader workers pickle it for the main process, where the default would pass only the message.
         return type(self), (self.where, self.got, self.needs, self.do)
 
 
 def _one_line(text: str) -> str:
-    """Line breaks and control characters, which names from files may hold, as escapes."""
+    """The text with line breaks and control characters, which names from files may hold, as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shortened(text: str) -> str:
-    """Without the middle where somebody put a megabyte into a field."""
+    """The text without its middle if it is long: somebody may put a megabyte into a field."""
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2:]}"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, short enough to stand in one line of ours."""
+    """The first line of a library's error, short enough for one line of ours."""
     return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 

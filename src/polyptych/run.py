@@ -74,7 +74,7 @@ class Execution:
     gradients stay the same, to the last bit."""
     shard: bool = False
     """Save memory with several processes: each keeps a part of every parameter, gradient and optimizer state. Needs a
-    balancer that weighs losses."""
+    balancer that weights losses."""
 
     def __post_init__(self) -> None:
         known_device(self.device, "--execution.device")
@@ -168,7 +168,7 @@ class Run:
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
         if self.execution.shard and not self.balancer.owner.one_backward:
             raise InputError("--execution.shard", f"balancer {self.balancer.name}, which compares whole gradients of "
-                             "tasks", "a balancer that weighs losses", "choose one, such as uncertainty or famo, or "
+                             "tasks", "a balancer that weights losses", "choose one, such as uncertainty or famo, or "
                              "save memory with --execution.recompute")
         check_range("--clip", self.clip, 0, do="use 0 to leave gradients as they are")
         check_range("--ema", self.ema, 0, 1, below=True, do="use for instance 0.999, or 0 to keep none")

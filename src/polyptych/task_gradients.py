@@ -72,7 +72,7 @@ def look(losses: Callable[[], Mapping[str, Tensor]], network: nn.Module, *, step
 
     The affinity is that of Fifty et al.: ``1 - L_j(theta - eta w_i grad L_i) / L_j(theta)``, where only parameters that
     several tasks share move, by a plain gradient step. Their eta is the learning rate. Under Adam that says nothing of
-    the length of a step, so eta is here what lowers the total loss by 1 %, if every task lowers its own and gradients
+    the length of a step, so eta is here what lowers the total loss by 1%, if every task lowers its own and gradients
     are orthogonal: ``eta = 0.01 sum_i |w_i L_i| / sum_i |w_i grad L_i|^2``. Affinities of different times and runs are
     thus on one scale.
 

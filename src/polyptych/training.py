@@ -47,10 +47,11 @@ from polyptych.task_gradients import cost, look
 from polyptych.tasks._base import Task
 from polyptych.types import Batch, Output
 
-SHARDED = 1_000_000  # parameters of a block from which on it is gathered by itself
+SHARDED = 1_000_000  # blocks with at least this many parameters are gathered separately
 NOT_FINITE = "a loss that is not finite"
 End = Callable[[Path, Callable[[object], None]], Path]
-"""What follows the last step: from the run's folder, and what shows lines, to the path of what was written."""
+"""What follows the last step: takes the run's folder and a function that shows lines, and returns the path of what it
+wrote."""
 
 
 def finish(folder: Path, say: Callable[[object], None]) -> Path:
@@ -59,7 +60,7 @@ def finish(folder: Path, say: Callable[[object], None]) -> Path:
     Raises:
         InputError: the test split has no label, so there is no number; the report is written first.
     """
-    from polyptych.prediction.examples import write_examples  # with all of matplotlib, which a run of a grid omits
+    from polyptych.prediction.examples import write_examples  # imports matplotlib, which runs of a grid do not need
     from polyptych.reports.page import write_report
 
     found = measure_splits(folder, say)
@@ -74,7 +75,7 @@ def finish(folder: Path, say: Callable[[object], None]) -> Path:
 
 
 def measure_splits(folder: Path, say: Callable[[object], None]) -> dict[str, Evaluation]:
-    """Evaluate a run on its validation and its test split, where its data has them, and show the test numbers."""
+    """Evaluate a run on its validation and test splits, if its data has them, and show the test numbers."""
     found = evaluate(folder, splits=tuple(find_splits(read_run(folder)[0])[0]))
     if distributed.is_main():
         say(terminal_table(found["test"]) if "test" in found else "the data has no test split: nothing was tested")
@@ -82,7 +83,7 @@ def measure_splits(folder: Path, say: Callable[[object], None]) -> dict[str, Eva
 
 
 def train(run: Run, folder: Path, *, resume: bool = False, end: End = finish) -> Path:
-    """Train, test and report a run in a folder of its own.
+    """Train, test, and report a run in its own folder.
 
     Args:
         folder: where everything goes; must not exist yet, unless ``resume``.
@@ -93,8 +94,8 @@ def train(run: Run, folder: Path, *, resume: bool = False, end: End = finish) ->
         What ``end`` returns: the path of the report.
 
     Raises:
-        InputError: data, folder or checkpoint are not as needed, or a loss is not finite.
-        Interrupted: Ctrl-C or SIGTERM came; the state was saved first.
+        InputError: the data, the folder, or the checkpoint does not fit the run, or a loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved first.
     """
     if folder.exists() and not resume:
         raise _taken(folder)
@@ -123,8 +124,8 @@ class Trainer:
         examine: read samples of the validation and test splits before anything is computed.
 
     Attributes:
-        started: what a network that begins with trained ones took from them; empty where it does not.
-        splits: the validation and the test split, where the data has them.
+        started: what a network that starts from trained ones took from them; empty if it does not.
+        splits: the validation and test splits, if the data has them.
         held: holds the folder of the run until it is closed.
     """
 
@@ -200,7 +201,7 @@ class Trainer:
             self.started = begin(network, self.tasks, run.start)
         if run.execution.sync_batch_norm and distributed.world() > 1:
             network = with_synchronized_norms(network)
-        # One that is going to be sharded may be too large for the device, and stays on the host until then.
+        # A network to be sharded may be too large for one device, so it stays on the host until then.
         network.to("cpu" if self.sharded else self.device).to(memory_format=self.memory_format)
         balancer = run.build_balancer(self.tasks).to(self.device)
         return TrainingState(
@@ -217,11 +218,11 @@ class Trainer:
             self.balancer.prepare(network, network(image))
 
     def _spread(self, again: bool = False) -> None:
-        """Compile or distribute the network, or let it save memory. A balancer that needs gradients of every task
-        averages them over the processes itself, and gets a network that is compiled in parts, so that the graph still
-        has the cut."""
+        """Compile or distribute the network, or make it save memory. A balancer that needs the gradients of every task
+        averages them over processes itself, and gets a network that is compiled in parts, so that its graph still has
+        the cut."""
         network, compiled = self.state.network, self.run.execution.compile
-        if self.run.execution.recompute and not again:  # not so the moving average, which makes no gradients
+        if self.run.execution.recompute and not again:  # once, and not the moving average, which takes no gradients
             recompute(network)
         if self.sharded:
             self._shard()
@@ -239,7 +240,7 @@ class Trainer:
                 part.compile()
 
     def _thaw(self) -> None:
-        """Let everything learn from this step on."""
+        """Unfreeze the backbone from this step on."""
         thaw(self.state.network)
         del self.model, self.forward  # a wrapper for several processes keeps hooks on parameters while it lives
         gc.collect()
@@ -251,17 +252,17 @@ class Trainer:
             self.display.say(line)
 
     def _described_sharing(self) -> list[str]:
-        """Which parameters the balancer found to be shared, and what it makes of that where it is little."""
+        """Which parameters the balancer found to be shared, and its remark on what it cannot do with them."""
         return [f"balancer {self.run.balancer.name}: {line}" for line in (self.balancer.reach, self.balancer.remark)
                 if line]
 
     @property
     def sharded(self) -> bool:
-        """Whether processes keep parts of the parameters; what a single one keeps is the whole."""
+        """Whether each process keeps only a part of the parameters; a single process keeps them all."""
         return self.run.execution.shard and distributed.world() > 1
 
     def _shard(self) -> None:
-        """The same state with parts of all parameters, on the device."""
+        """Shard the parameters of the state over the processes, on the device."""
         state, before = self.state, self.state.optimizer
         for network in (state.network, state.average):
             if network is not None:
@@ -340,7 +341,7 @@ class Trainer:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        # MPS has no kernels that gain by it, and copies on the way to those that it has.
+        # On MPS no kernel gains from channels_last, and torch copies to the layout that its kernels take.
         gains = self.run.execution.channels_last and self.device.type != "mps"
         return torch.channels_last if gains else torch.contiguous_format
 
@@ -355,8 +356,8 @@ class Trainer:
                 average.copy_(buffer)
 
     def _look_every(self) -> int:
-        """Steps between looks at how the tasks get along, so that these take at most the share of the time that was
-        asked for; 0 where there is nothing to look at, or parameters are in pieces."""
+        """Steps between diagnoses of how the tasks get along, such that these take at most the requested share of the
+        time; 0 if there is nothing to look at, or if parameters are sharded."""
         share, shared = self.run.monitoring.diagnose, self.balancer.reach.shared if self.balancer.reach else ()
         if not share or len(self.tasks) < 2 or not shared or self.sharded:
             return 0
@@ -424,7 +425,7 @@ class Trainer:
             self.log.write("validation", self.state.step, metrics=metrics, skill=skill,
                            seconds=self.state.progress.get("seconds", 0.0))
         progress = self.state.progress
-        # A checkpoint without the number is of a version that needed the skill of every task.
+        # A checkpoint without the number comes from a version that needed the skill of every task.
         beaten = known > 0
         if "best_skill" in progress:
             beaten = (known, skill) > (progress.get("best_known", len(self.tasks)), progress["best_skill"])
@@ -434,13 +435,13 @@ class Trainer:
         return _clock() - start
 
     def _keep(self, subject: torch.nn.Module) -> None:
-        """Write weights as the best."""
+        """Save these weights as the best."""
         tensors = distributed.whole({f"network.{name}": value for name, value in subject.state_dict().items()})
         if distributed.is_main():
             write_tensors(self.last.with_name("best.safetensors"), tensors, {"step": self.state.step})
 
     def _settle_best(self) -> None:
-        """A run that was to test its best weights tests the last where no validation could tell which are better."""
+        """If no validation could tell which weights are best, a run that selects the best keeps the last."""
         if self.run.select == "best" and "best_skill" not in self.state.progress:
             self.display.say("no validation gave any task a finite skill, so nothing could be selected: the last "
                              "weights are kept as the best")
@@ -448,7 +449,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._check_finite()
-        # What differs between processes is not in the checkpoint: they go on as a resumed run would.
+        # State that differs between processes is not saved, so they continue with what a resumed run would have.
         distributed.share_buffers([self.state.network, self.state.average])
         self.state.progress["epoch"] = self.epoch.saved()
         self.epoch.restore(self.state.progress["epoch"])
@@ -475,7 +476,7 @@ class Trainer:
 
 
 def find_splits(run: Run) -> tuple[dict[str, Dataset], list[str]]:
-    """The validation and the test split of a run's data, and a remark on each that there is not.
+    """The validation and test splits of a run's data, and a remark on each that is missing.
 
     Raises:
         InputError: a split cannot be read, or there is none to select the best weights on.
@@ -495,7 +496,7 @@ def find_splits(run: Run) -> tuple[dict[str, Dataset], list[str]]:
 
 
 def examine_splits(run: Run, tasks: Mapping[str, Task], splits: Mapping[str, Dataset]) -> list[str]:
-    """Read samples of the splits that training does not read, so that what is wrong with them is known at once.
+    """Read samples of the splits that training does not read, so that faults in them are known at once.
 
     Returns:
         Remarks on tasks that have no label.
@@ -535,7 +536,7 @@ def _taken(folder: Path) -> InputError:
 
 
 def _clock() -> np.ndarray:
-    """Seconds, and those that the processor spent in this process (of all its threads)."""
+    """Wall-clock seconds, and processor seconds of this process (all its threads)."""
     return np.array([time.monotonic(), time.process_time()])
 
 
@@ -548,7 +549,7 @@ def open_dataset(run: Run, split: str) -> Dataset:
 
 
 def seed_everything(seed: int) -> None:
-    """Initialization, dropout and whatever a library draws from the global generators."""
+    """Seed initialization, dropout, and whatever libraries draw from the global generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

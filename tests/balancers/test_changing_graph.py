@@ -284,8 +284,8 @@ def test_what_is_no_loss_of_a_task_is_refused_in_one_line_by_every_method(name) 
         r"the loss of 'depth': got float32 of shape \(2,\)": {**losses, "depth": torch.ones(2)},
         r"the loss of 'depth': got int64 of shape \(\)": {**losses, "depth": torch.tensor(1)},
         r"the loss of 'depth': got float; needs a tensor": {**losses, "depth": 1.0},
-        r"losses: got a loss of 'dept'; .*nearest: depth": {**losses, "dept": losses["depth"]},
-        r"losses: got none of 'depth'": {task: loss for task, loss in losses.items() if task != "depth"},
+        r"losses: got a loss for 'dept'; .*nearest: depth": {**losses, "dept": losses["depth"]},
+        r"losses: got no loss for 'depth'": {task: loss for task, loss in losses.items() if task != "depth"},
     }
     for said, given in wrong.items():
         with pytest.raises(InputError, match=said) as error:

@@ -37,11 +37,12 @@ class Chained(Small):
 
 @pytest.mark.parametrize(("network", "level", "said"), [
     (Apart(), "parameters", "--balancer.level: got parameters, but no trainable parameter is shared by two tasks; "
-                            "needs a shared trunk; choose --encoder shared, unfreeze it, or --balancer equal"),
+                            "needs a shared trunk; choose --encoder shared, unfreeze the trunk, or take "
+                            "--balancer equal"),
     (Apart(), "layer", "no trainable parameter is shared"),
     (Apart(), "representation", "no trainable parameter is shared"),
-    (Chained(), "representation", "Output.shared: got a tensor that was computed from another one of it; needs tensors "
-                                  "that branch off the trunk; return `x.view_as(x)`"),
+    (Chained(), "representation", "Output.shared: got a tensor that was computed from another of its tensors; "
+                                  "needs tensors that branch off the trunk; return `x.view_as(x)`"),
 ])
 def test_a_level_that_would_do_nothing_is_refused(network, level, said) -> None:
     balancer = build(ConstantGram, level=level)

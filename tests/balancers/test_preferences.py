@@ -174,7 +174,7 @@ def test_epochs_and_validations_reach_the_weighing() -> None:
     ("gradnorm", {"weighing": "dwa"}, "balancer.weighing"), ("fairgrad", {"alpha": 1.0, "weighing": "dwa"}, "FairGrad"),
     ("cr_mogm", {"method": "nash_mtl", "preferences": {"a": 2.0}}, "CRMOGM"),
     ("pcgrad", {"preferences": {"d": 1.0}}, "'d'"), ("pcgrad", {"preferences": {"a": 0.0}}, "above 0"),
-    ("pcgrad", {"preferences": {"a": math.inf}}, "above 0"), ("pcgrad", {"weighing": "mgda"}, "weighs losses"),
+    ("pcgrad", {"preferences": {"a": math.inf}}, "above 0"), ("pcgrad", {"weighing": "mgda"}, "weights losses"),
     ("pcgrad", {"weighing": "dva"}, "dwa"), ("pcgrad", {"weighing": "dwa", "weighing_options": {"temp": 1.0}}, "temp")])
 def test_what_makes_no_sense_is_said(name, options, said) -> None:
     with pytest.raises(InputError, match=said):

@@ -290,5 +290,5 @@ def test_a_singular_value_that_crosses_the_floor_does_not_make_the_step_jump(sca
         values = torch.tensor([smallest, 0.5, 1.0], dtype=torch.float64)
         found.append(solvers.balanced_transform(vectors * values.square() @ vectors.T, scale, floor=floor))
     for one, other in itertools.pairwise(found):
-        # 1.2 % from value to value; a sudden end would be a factor of thousands.
+        # 1.2% from value to value; a sudden end would be a factor of thousands.
         assert float((one - other).norm()) < 0.5 * float(other.norm())

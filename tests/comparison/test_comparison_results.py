@@ -181,7 +181,7 @@ def test_a_best_gain_that_may_be_chance_is_no_headline(grid: Grid, tmp_path: Pat
     comparison = collect(two.entries, {})
     write_comparison(comparison, [], tmp_path)
     page = " ".join((tmp_path / "comparison.html").read_text().split())
-    assert comparison.detectable > 100 and f"A true difference of {comparison.detectable:.0f} % would" in page
+    assert comparison.detectable > 100 and f"A true difference of {comparison.detectable:.0f}% would" in page
     assert '<div class="score unsure"><b>' in page and "highest delta_mtl, %, which may be chance:" in page
 
 
@@ -192,7 +192,7 @@ def test_the_terminal_gets_what_fits(finished: Grid) -> None:
 
 
 def test_what_a_difference_is_worth(grid: Grid, tmp_path: Path) -> None:
-    """Two rows: one is better by about 10 % with every seed, the other by chance."""
+    """Two rows: one is better by about 10% with every seed, the other by chance."""
     many = make_grid(grid.base, tmp_path / "many", list(VALUES), [], [0, 1, 2, 3, 4])
     for entry in many.entries:
         plus = {"single": 0.0, "shared": 4 + 0.2 * (-1) ** entry.seed, "shared+heads:head=aspp": (-1) ** entry.seed}
@@ -200,7 +200,7 @@ def test_what_a_difference_is_worth(grid: Grid, tmp_path: Path) -> None:
         pretend_finished(entry, level + plus[entry.method.network], 0.5)
         folder = entry.folder / "evaluation" / "resampled"
         folder.mkdir()
-        # Other images move both networks alike, and their difference by 1 % of mIoU, which is half of delta_mtl.
+        # Other images move both networks alike, and their difference by 1% of mIoU, which is half of delta_mtl.
         values = [level + plus[entry.method.network] + 0.1 * math.sin(index) + (
             0.01 * level * (-1) ** index if entry.method.network == "shared" else 0) for index in range(100)]
         (folder / "test.json").write_text(json.dumps(

@@ -127,7 +127,7 @@ def test_the_p_value_is_that_of_the_paired_t_test() -> None:
     method, reference = [41.2, 40.1, 42.7, 40.9, 41.5], [40.1, 40.0, 41.2, 40.5, 41.9]
     differences = [one - other for one, other in zip(method, reference, strict=True)]
     assert p_value(differences) == pytest.approx(stats.ttest_rel(method, reference).pvalue, rel=1e-12)
-    # An interval without 0 and a p value below 5 % are the same statement.
+    # An interval without 0 and a p value below 5% are the same statement.
     for shift in (0.3, 0.5, 0.7, 0.9):
         moved = [value + shift for value in differences]
         estimate = Estimate.of(dict(enumerate(moved)))

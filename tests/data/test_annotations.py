@@ -171,7 +171,7 @@ FAULTS = {
     "no json": ("labelme", "a.json", "{", "", r"a\.json: got an unreadable file"),
     "line": ("labelme", "a.json", "[3, 2], [8, 2], [8, 7], [3, 7]", "[3, 2]", r"shapes\[0\]: got a polygon of 1"),
     "outside": ("labelme", "a.json", "[[6, 5]", "[[14, 5]", r"shapes\[1\]: got a mask of 5x6 pixels"),
-    "up": ("coco", "instances.json", "a.png", "../../a.png", r"the image '\.\./\.\./a\.png'; needs a name below"),
+    "up": ("coco", "instances.json", "a.png", "../../a.png", r"the image '\.\./\.\./a\.png'; needs the name of a"),
     "category": ("coco", "instances.json", '"category_id": 5', '"category_id": 8', r"annotations\[0\].cat"),
     "runs": ("coco", "instances.json", '"size": [12, 16]', '"size": [16, 12]', r"run lengths of \[16, 12\]"),
     "segment": ("coco_panoptic", "panoptic.json", '"id": 300', '"id": 301', "got the segment 300"),

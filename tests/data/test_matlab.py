@@ -72,7 +72,7 @@ def test_what_is_no_array_is_told(tmp_path: Path) -> None:
     assert isinstance(load_mat(tmp_path / "a.mat", "it")["sparse"], Unread)
     with pytest.raises(InputError, match="'sparse' as a sparse matrix"):
         read_mat(tmp_path / "a.mat", "sparse")
-    with pytest.raises(InputError, match="a MATLAB file without it; needs the variable 'max'"):
+    with pytest.raises(InputError, match="a MATLAB file without that variable; needs the variable 'max'"):
         read_mat(tmp_path / "a.mat", "max")
 
 

@@ -194,7 +194,7 @@ def test_kinds_of_tasks_survive(tmp_path: Path) -> None:
 
 
 def test_refusals(survey: NYUv2.Config, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a size of the same shape"):
+    with pytest.raises(InputError, match="a size of the same aspect ratio"):
         convert(survey, tmp_path / "stretched", TASKS, (32, 32))
     with pytest.raises(InputError, match="positive height"):
         convert(survey, tmp_path / "none", TASKS, (0, 32))

@@ -70,7 +70,7 @@ def test_the_spread_is_the_standard_error_of_the_mean() -> None:
     error = torch.randn(400).abs()
     batches = [(torch.full((2, 3, 4), 1 + float(value)), torch.ones(2, 3, 4)) for value in error]
     found = torch.tensor(resampled(DepthError(), batches, "abs"))
-    assert float(found.std()) == pytest.approx(float(error.std()) / math.sqrt(400), rel=0.25)  # 7 % is one deviation
+    assert float(found.std()) == pytest.approx(float(error.std()) / math.sqrt(400), rel=0.25)  # 7% is one deviation
     assert float(found.mean()) == pytest.approx(float(error.mean()), rel=0.02)
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from polyptych.prediction.predictor import Inference, Predictor
 from polyptych.prediction.windows import Axis, slide
 
+ROUNDING = 3e-7  # with AVX-512, the last bit of a sigmoid depends on where its pixel is in memory
+
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 120), st.floats(0, 0.9))
@@ -95,7 +97,7 @@ def test_blending_against_plain_loops() -> None:
     ((37, 53), (16, 24), 0.25, 1), ((37, 53), (16, 24), 0.8, 7), ((10, 60), (16, 24), 0.25, 3),
     ((33, 9), (8, 8), 0, 2)])
 def test_rows_that_are_complete_are_decoded_at_once(size, window, overlap, batch) -> None:
-    """The same bits as of the whole map, and only a row of windows waits of a large image."""
+    """The same values as of the whole map, and only a row of windows waits of a large image."""
     picture, model = image(*size, 5), Symmetric()
     waiting: dict[str, int] = {}
 
@@ -107,12 +109,13 @@ def test_rows_that_are_complete_are_decoded_at_once(size, window, overlap, batch
     pixels = torch.from_numpy(picture).permute(2, 0, 1)
     rows = slide(model.raw, model.tasks, pixels, window, overlap, batch, finish)
     whole = slide(model.raw, model.tasks, pixels, window, overlap, batch)
+    predicted = Predictor(model, Inference(tile=window, overlap=overlap, batch=batch)).predict(picture)
     for name, task in model.tasks.items():
-        assert torch.equal(rows[name], task.decode(whole[name])[0]), name
+        for other in (task.decode(whole[name])[0], predicted.decoded[name]):
+            torch.testing.assert_close(rows[name], other, rtol=ROUNDING, atol=0, msg=lambda text, name=name:
+                                       f"{name}: {text}")
         if task.by_rows and batch == 1:
             assert waiting[name] <= window[0], name
-    predicted = Predictor(model, Inference(tile=window, overlap=overlap, batch=batch)).predict(picture)
-    assert all(torch.equal(predicted.decoded[name], rows[name]) for name in model.tasks)
 
 
 def test_a_whole_image_task_is_pooled_at_any_resolution() -> None:

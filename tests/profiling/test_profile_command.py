@@ -72,7 +72,7 @@ def test_size_of_the_data_where_the_run_has_none(small_run):
     (["rooms", "--channels", "semseg"], "--channels: got 'semseg'; needs every task once, with a number"),
     (["rooms", "--channels", "a=1,a=2"], "--channels: got 'a=2'"),
     (["rooms", "--channels", "a=0"], "--channels a: got 0; needs a positive number"),
-    (["rooms", "--channels", "a=1", "--tasks", "depth"], "--channels: got --tasks beside it"),
+    (["rooms", "--channels", "a=1", "--tasks", "depth"], "--channels: got --tasks as well"),
     (["rooms", "--encoder", "sharde"], "encoder 'sharde': got an unknown name"),
     (["nyuv2", "--dataset.root", "/nowhere"], "profile without the data: --channels semseg=N,depth=N,"),
 ])

@@ -103,10 +103,10 @@ def test_binary_maps_mark_only_what_is_there():
     task = build("saliency")
     layer = task.layer(torch.tensor([[0.0, 1.0, 0.5]]), np.zeros((1, 3, 3), np.uint8))
     assert layer[0, :, 3].tolist() == [0, 255, 128] and (layer[..., :3] == task.tint).all()
-    assert task.at(torch.tensor([[0.25]]), 0, 0) == "25 %"
+    assert task.at(torch.tensor([[0.25]]), 0, 0) == "25%"
     assert task.stored(torch.tensor([[1.0]])).values.item() == 65535
     assert build("boundaries").tint != task.tint
-    assert task.layer_legend().entries[-1] == ("100 %", task.tint) and task.legend().entries[-1][1] == (255, 255, 255)
+    assert task.layer_legend().entries[-1] == ("100%", task.tint) and task.legend().entries[-1][1] == (255, 255, 255)
 
 
 def test_keypoints():
@@ -123,4 +123,4 @@ def test_classification():
     task = build("classification")
     decoded = torch.tensor([0.1, 0.6, 0.2, 0.1]).log()
     assert task.array(decoded).tolist() == pytest.approx([0.1, 0.6, 0.2, 0.1])
-    assert task.at(decoded, 0, 0) == "floor 60 %"
+    assert task.at(decoded, 0, 0) == "floor 60%"

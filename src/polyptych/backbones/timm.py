@@ -88,7 +88,7 @@ class Timm(Backbone):
 
         position_resampling: Literal["antialiased", "plain"] = "antialiased"
         """How the position table of loaded weights is resampled to the grid of image_size: bicubic with antialiasing
-        (timm), or without, as in InvPT and TaskPrompter (the results differ by 3 to 8 % from 384x384 to 448x576)."""
+        (timm), or without, as in InvPT and TaskPrompter (the results differ by 3 to 8% from 384x384 to 448x576)."""
 
         vit_pyramid: Literal["simple", "taps"] = "simple"
         """Pyramid of a plain vision transformer: four resolutions made from its last map (simple), or the maps after

@@ -1,1 +1,2 @@
-"""How are tasks weighted? One file per answer. docs/balancers.md has a loop that uses one without the rest."""
+"""How are tasks weighted? One file per answer. docs/balancers.md has a training loop that uses one without the rest of
+Polyptych."""

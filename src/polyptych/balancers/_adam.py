@@ -12,7 +12,7 @@ EPSILON = 1e-8
 
 class TaskAdam(nn.Module):
     """Moments in buffers, so that they are saved and resumed with the balancer. Every task counts its own steps, and
-    one that sits out a step does not move: ``torch.optim.Adam`` on a vector would carry it on by its momentum.
+    one that sits out a step does not move; ``torch.optim.Adam`` on a vector would keep moving it by momentum.
 
     Source: Kingma and Ba, ICLR 2015, arXiv 1412.6980
     """
@@ -30,11 +30,12 @@ class TaskAdam(nn.Module):
 
     @torch.no_grad()
     def step(self, values: Float[Tensor, " t"], gradient: Float[Tensor, " t"], moving: Bool[Tensor, " t"]) -> None:
-        """Move the ``moving`` ones of ``values`` in place; what stands in ``gradient`` for the others is ignored."""
+        """Update in place those ``values`` that are ``moving``; the gradients of the others are ignored."""
         gradient = torch.where(moving, gradient + self.weight_decay * values, 0)
         self.steps += moving
         for moment, new, beta in zip((self.first, self.second), (gradient, gradient.square()), BETAS, strict=True):
             moment.copy_(torch.where(moving, moment.lerp(new, 1 - beta), moment))
+        # The clamp only keeps tasks that have not taken a step yet from dividing by zero.
         first, second = (moment / (1 - beta**self.steps).clamp(min=1 - beta)
                          for moment, beta in zip((self.first, self.second), BETAS, strict=True))
         values -= torch.where(moving, self.learning_rate * first / (second.sqrt() + EPSILON), 0)

@@ -20,7 +20,7 @@ from polyptych.types import Likelihood, Output
 CATALOG: Catalog[Balancer] = Catalog("balancer", "polyptych.balancers")
 
 Pass = Callable[[], tuple[dict[str, Tensor], Output | None]]
-"""One forward pass: the losses of a micro-batch and the network's output. Each call computes them anew."""
+"""One forward pass: the losses of a micro-batch and the network's output. Each call runs the network again."""
 
 NO_SUM = 1e-12  # weights whose sum is at most this cannot be scaled to another sum
 
@@ -54,7 +54,7 @@ class Balancer(nn.Module, Component, ABC):
     one_backward: bool = True
     wants_after_step: bool = False
     learning_rate_factor: float = 1.0
-    lazy_buffers: ClassVar[tuple[str, ...]] = ()  # registered once their shape is known, or by loading a state
+    lazy_buffers: ClassVar[tuple[str, ...]] = ()  # registered once their shape is known, or when a state is loaded
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Component.Config):
@@ -157,18 +157,19 @@ class Balancer(nn.Module, Component, ABC):
         return active
 
     def to(self, *args: Any, **kwargs: Any) -> Balancer:
-        """As for any module, but a device without float64 gets the state in float32."""
+        """As for any module, except that the state becomes float32 on a device without float64."""
         device = torch._C._nn._parse_to(*args, **kwargs)[0]
         if device is not None and devices.widest(torch.device(device)) != torch.float64:
             self.float()
         return super().to(*args, **kwargs)
 
     def places(self, tasks: Sequence[str], like: Tensor) -> Tensor:
-        """:meth:`positions` as an index into a state on the device; with a list, the host would wait."""
+        """:meth:`positions` as an index tensor (t) on the device of a state; indexing with a list would make the host
+        wait."""
         return devices.sent(self.positions(tasks), like.device)
 
     def positions(self, tasks: Sequence[str]) -> list[int]:
-        """The positions of tasks among all tasks, which are their rows in a state."""
+        """The positions of tasks among all tasks of the run, that is, their rows in a state."""
         return [self.tasks.index(task) for task in tasks]
 
     def get_extra_state(self) -> Tensor:
@@ -192,20 +193,20 @@ def add(total: dict[str, Tensor], losses: dict[str, Tensor]) -> dict[str, Tensor
 def scalars(losses: Mapping[str, Tensor], tasks: Sequence[str], active: Collection[str] | None) -> dict[str, Tensor]:
     """The losses of a pass as tensors of shape (), in their order.
 
-    A loss of shape (1,) or (1, 1), as some are, counts as a scalar; left alone, weights of shape (1,) would broadcast
-    against each other. A task that is not in ``active`` may be absent.
+    A loss of shape (1,) or (1, 1), as some are, counts as a scalar; without the reshape, weights of shape (1,) would
+    broadcast against each other. A task that is not in ``active`` may be absent.
 
     Raises:
         InputError: a loss is not a scalar, belongs to an unknown task, or is missing.
     """
     for task in losses:
         if task not in tasks:
-            raise InputError("losses", f"a loss of '{task}'", nearest(task, tasks),
+            raise InputError("losses", f"a loss for '{task}'", nearest(task, tasks),
                              "name the task in standard_weights, or leave its loss out")
     for task in tasks if active is None else active:
         if task not in losses:
-            raise InputError("losses", f"none of '{task}'", f"one of each of {', '.join(tasks)}",
-                             "add it, or name the tasks that have labels in `active`")
+            raise InputError("losses", f"no loss for '{task}'", f"one loss for each of {', '.join(tasks)}",
+                             "add the loss, or name the tasks that have labels in `active`")
     found = {}
     for task, loss in losses.items():
         if not isinstance(loss, Tensor):

@@ -18,8 +18,8 @@ from polyptych import devices, distributed
 from polyptych.errors import InputError
 from polyptych.types import Output
 
-CHUNK = 2**18  # columns of the gradient rows that are in float64 at a time
-COMPILED = "CompiledFunctionBackward"  # the one node of everything that was compiled together
+CHUNK = 2**18  # columns of the gradient rows that are converted to float64 at a time
+COMPILED = "CompiledFunctionBackward"  # the single graph node of everything that was compiled together
 ADVICE_FOR_COMPILED = ("call balancer.prepare(network, output) with an output of the network before it is compiled, "
                        "and compile its parts (network.encoder.compile(), ...)")
 
@@ -116,7 +116,7 @@ class Sharing:
                              "pass use_reentrant=False to torch.utils.checkpoint")
         if COMPILED in kinds and self.reach is not None:
             if not same:
-                raise InputError("a compiled network", "other trainable parameters than when they were measured",
+                raise InputError("a compiled network", "trainable parameters that changed since they were measured",
                                  "a graph that shows which task uses them", ADVICE_FOR_COMPILED)
             return self.reach  # a compiled graph is one node: it seems to use every parameter for every task
         if COMPILED in kinds and _entered_apart(ends):
@@ -171,10 +171,10 @@ class Sharing:
 
 
 def check_whole(network: nn.Module) -> None:
-    """Refuse a network that does not have its parameters, or their gradients, whole and to itself.
+    """Refuse a network whose parameters are sharded, or whose gradients a wrapper takes care of.
 
     Raises:
-        InputError: it is sharded, or another wrapper makes its gradients.
+        InputError: it is sharded, or wrapped for parallel training.
     """
     wrapped = nn.parallel.DistributedDataParallel, nn.DataParallel
     modules = [network] if isinstance(network, wrapped) else [*network.modules()]
@@ -186,8 +186,8 @@ def check_whole(network: nn.Module) -> None:
     sharded = any(hasattr(parameter, "placements") for parameter in network.parameters())
     if sharded or kinds & {"FSDPModule", "FullyShardedDataParallel"}:
         raise InputError("the network of a gradient balancer", "sharded parameters (fully_shard, FSDP, DTensor)",
-                         "whole gradients of every task, to compare them", "choose a balancer that weighs losses, such "
-                         "as uncertainty, or pass an unsharded network")
+                         "whole gradients of every task, to compare them", "choose a balancer that weights losses, "
+                         "such as uncertainty, or pass an unsharded network")
 
 
 def predictions(output: Output) -> dict[str, list[Tensor]]:
@@ -208,8 +208,8 @@ def check_branches(cut: Sequence[Tensor]) -> None:
     stop = {tensor.grad_fn for tensor in cut if tensor.grad_fn is not None}
     for node in stop:
         if any(below in stop for below in _nodes([node]) if below is not node):
-            raise InputError("Output.shared", "a tensor that was computed from another one of it", "tensors that "
-                             "branch off the trunk", "return `x.view_as(x)` in place of each map x")
+            raise InputError("Output.shared", "a tensor that was computed from another of its tensors",
+                             "tensors that branch off the trunk", "return `x.view_as(x)` instead of each map x")
 
 
 def _nodes(roots: Iterable, stop: Set = frozenset()) -> Iterator:
@@ -288,7 +288,7 @@ class Rows:
         if any(p.dtype != first.dtype or p.device != first.device for p in parameters):
             raise InputError("--balancer.level", "shared parameters of several types or devices",
                              "one type and one device", "choose --balancer.level representation or layer, or a "
-                             "balancer that weighs losses alone, such as uncertainty")
+                             "balancer that only weights losses, such as uncertainty")
         size = sum(p.numel() for p in parameters)
         self.flat: Float[Tensor, "k p"] = torch.zeros(count, size, dtype=first.dtype, device=first.device)
         self._views = [self._view(row) for row in self.flat]
@@ -312,7 +312,7 @@ class Rows:
 
     @contextlib.contextmanager
     def filling(self, number: int) -> Iterator[None]:
-        """Within, backward passes add to row ``number`` instead of to ``.grad``."""
+        """In this context, backward passes add to row ``number`` instead of to ``.grad``."""
         before = [parameter.grad for parameter in self.parameters]
         for parameter, view in zip(self.parameters, self._views[number], strict=True):
             parameter.grad = view
@@ -335,7 +335,7 @@ class Rows:
 
 
 def gram(rows: Sequence[Float[Tensor, " p"]]) -> Float[Tensor, "k k"]:
-    """Inner products of rows in any precision, in float64 (:func:`devices.widest`), without a copy of all rows."""
+    """Inner products (k k) of rows of any type, in float64 (:func:`devices.widest`), without a copy of all rows."""
     wide = devices.widest(rows[0].device)
     result = torch.zeros(len(rows), len(rows), dtype=wide, device=rows[0].device)
     for start in range(0, rows[0].numel(), CHUNK):
@@ -356,9 +356,9 @@ def gram_of_maps(maps: Sequence[Iterable[Tensor]], scale: float | Tensor = 1.0) 
 
 
 def unscaled(inner: Float[Tensor, "k k"], scale: float | Tensor, processes: int = 1) -> Float[Tensor, "k k"]:
-    """Inner products of gradients that carry the scale of the losses and are not yet averaged over processes. A scale
-    on the device stays there; its square may be beyond float32."""
-    if isinstance(scale, Tensor):
+    """Inner products (k k) without the scale of the losses, which the gradients carry, and with gradients averaged over
+    processes, where they were sums. A scale on the device stays there."""
+    if isinstance(scale, Tensor):  # divides twice: its square may overflow float32
         return inner / scale / scale / processes**2
     return inner / (processes * scale) ** 2
 

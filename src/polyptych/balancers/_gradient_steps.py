@@ -14,7 +14,7 @@ from polyptych.balancers._engine import Reach, gram, gram_of_maps, predictions, 
 from polyptych.errors import InputError
 from polyptych.types import Output
 
-if TYPE_CHECKING:  # which imports this file
+if TYPE_CHECKING:  # _gradients imports this file
     from polyptych.balancers._gradients import GramBalancer, Level
 
 
@@ -81,7 +81,7 @@ class Step:
             self._by_survey()
 
     def _backward_nothing(self) -> None:
-        """Without an active task: zero gradients, so that the optimizer and loss scaling find some."""
+        """Without an active task: gradients of zero, because the loss scaler raises an error if there are none."""
         for run in self.passes:
             losses, _ = self._forward(run)
             if ends := [loss for loss in losses.values() if loss.requires_grad]:

@@ -71,10 +71,10 @@ class GramBalancer(PreferringBalancer):
         level: Level = "parameters"
         """Gradients of all shared parameters, of the shared features, or of the last shared layer."""
         every: int = 1
-        """Steps between updates of the weights. The steps between cost as much as equal weights do; a task that had no
-        labels at the last update triggers a new one when it has some."""
+        """Steps between updates of the weights. Steps without an update cost as much as equal weights; a task that had
+        no labels at the last update triggers a new one when it has some."""
         sum_to: Literal["native", "mean", "sum"] = "native"
-        """Scale of the weights: as the method gives them, to a sum of 1, or to a sum of the number of tasks."""
+        """Sum of the weights: as the method gives it (native), 1 (mean), or the number of tasks (sum)."""
         weight_heads: bool = True
         """Apply task weights also to the parameters that belong to one task alone."""
         clip_shared: float = 0.0
@@ -83,8 +83,8 @@ class GramBalancer(PreferringBalancer):
         """Preference for each task (default: 1); higher values push the task's loss lower. docs/balancers.md says how
         they enter each method."""
         weighing: str = ""
-        """Balancer of losses, such as dwa or uncertainty, whose weights are preferences that change with every step
-        (default: none)."""
+        """Loss-weighting balancer, such as dwa or uncertainty, whose weights are preferences that change with every
+        step (default: none)."""
         weighing_options: dict[str, float] = field(default_factory=dict)
         """Numeric options of that balancer, by name, where they differ from its defaults."""
 
@@ -103,7 +103,8 @@ class GramBalancer(PreferringBalancer):
             if self.every < 1:
                 raise InputError("--balancer.every", str(self.every), "1 or more", "raise it")
             if not (self.clip_shared >= 0 and math.isfinite(self.clip_shared)):
-                raise InputError("--balancer.clip-shared", str(self.clip_shared), "a number of at least 0", "change it")
+                raise InputError("--balancer.clip-shared", str(self.clip_shared), "a number of at least 0",
+                                 "change it; 0 means no clipping")
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)
@@ -120,7 +121,7 @@ class GramBalancer(PreferringBalancer):
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],
               tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        """The weights of the active tasks.
+        """The weights (t) of the active tasks.
 
         Args:
             gram: inner products of their gradients; float64 on the CPU, finite, the same in every process.
@@ -147,7 +148,7 @@ class GramBalancer(PreferringBalancer):
         active = self.check_active(active)
         if len(passes) % self.splits:
             raise InputError("--accumulate", str(len(passes)), f"a multiple of {self.splits}, because this method "
-                             "compares independent parts of a step", "change it")
+                             "compares independent parts of a step", "choose such a number")
         self.begin()
         self._scaled = isinstance(scale, Tensor) or scale != 1
         passes = [partial(self.checked, run, active) for run in passes]
@@ -185,11 +186,12 @@ class GramBalancer(PreferringBalancer):
             self._refuse_nothing(found)
         elif not found.shared:
             self.level = None
-            self.remark = "all that tasks share is frozen, so there is nothing to balance: every task has weight 1"
+            self.remark = "all parameters that tasks share are frozen, so there is nothing to balance: every task " \
+                          "has weight 1"
         elif (self.level == "representation" and not found.trunk) or (self.level == "layer" and not found.layer):
             self.level = "parameters"
-            self.remark = f"nothing that learns is left at --balancer.level {self.config.level}: those of all " \
-                          "parameters that tasks still share are compared"
+            self.remark = f"no trainable parameter is left at --balancer.level {self.config.level}: the gradients of " \
+                          "all parameters that tasks still share are compared instead"
         else:
             self._refuse_nothing(found)
 
@@ -198,14 +200,14 @@ class GramBalancer(PreferringBalancer):
         level = self.config.level
         if not found.shared:
             raise InputError("--balancer.level", f"{level}, but no trainable parameter is shared by two tasks",
-                             "a shared trunk", "choose --encoder shared, unfreeze it, or --balancer equal")
+                             "a shared trunk", "choose --encoder shared, unfreeze the trunk, or take --balancer equal")
         if level == "representation" and not found.trunk:
             raise InputError("--balancer.level", "representation, but the encoder shares no trained features "
                              "(Output.shared)", "shared features", "choose --balancer.level parameters")
         before = {id(p) for p in found.trunk}
         if level == "representation" and any(id(p) in before for own in found.heads.values() for p in own):
             raise InputError("--balancer.level", "representation, but a parameter is used before and after the cut",
-                             "a trunk of its own", "choose --balancer.level parameters")
+                             "a trunk that shares no parameter with the heads", "choose --balancer.level parameters")
         if level == "layer" and not found.layer:
             raise InputError("--balancer.level", "layer, but no layer is shared by all tasks", "a shared layer",
                              "choose --balancer.level parameters")
@@ -296,7 +298,7 @@ class GramBalancer(PreferringBalancer):
         return found.tolist()
 
     def _overflowed(self, inner: Float[Tensor, "t t"], losses: Float[Tensor, " t"]) -> bool:
-        """Whether loss scaling made gradients overflow float16, which the scaler will notice too."""
+        """Whether loss scaling made gradients overflow float16, in which case the scaler skips the step anyway."""
         return self._scaled and bool(losses.isfinite().all()) and not bool(inner.isfinite().all())
 
     def _fall_back(self, tasks: tuple[str, ...]) -> list[float]:
@@ -332,7 +334,8 @@ class JacobianBalancer(GramBalancer):
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.level == "layer":
-                raise InputError("--balancer.level", "layer", "parameters or representation", "change it")
+                raise InputError("--balancer.level", "layer", "parameters or representation, because this method "
+                                 "combines the gradients themselves", "choose one of these")
             if self.every > 1:
                 raise InputError("--balancer.every", str(self.every), "1: this method has no weights to keep",
                                  "leave it out")
@@ -344,7 +347,7 @@ class JacobianBalancer(GramBalancer):
 
     def combine(self, rows: Float[Tensor, "*s t p"], losses: Float[Tensor, " t"],
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
-        """The gradient of the shared parameters, and a weight for each task's own parameters and the log.
+        """The gradient (p) of the shared parameters, and a weight (t) per task for its own parameters and the log.
 
         Args:
             rows: gradients of the active tasks, on the device, averaged over processes. Do not write to them.
@@ -358,7 +361,7 @@ class JacobianBalancer(GramBalancer):
         """:meth:`combine` for the shared features: one gradient for every map. Use
         :func:`polyptych.distributed.total` for sums over the batch that must span processes."""
         raise InputError("--balancer.level", "representation", "parameters, because this method keeps gradients "
-                         "across steps, and features differ from step to step", "use --balancer.level parameters")
+                         "across steps, and features differ from step to step", "choose --balancer.level parameters")
 
     def direction(self, rows: Float[Tensor, "r p"], losses: Float[Tensor, " t"],
                   tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], list[float] | list[Tensor]]:

@@ -1,4 +1,4 @@
-"""How good a task is by its own metric, as a share from 0 to 1."""
+"""How well a task does by its own metric, as a share from 0 to 1."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import math
 from polyptych.errors import InputError, nearest
 
 SHARES = ("mIoU", "maxF", "delta1", "within_11.25", "odsF", "F", "PCK", "top1")
-"""Metrics that are shares in percent, as all shares that tasks report, by falling preference."""
+"""Metrics that are shares, in percent as tasks report them; the first of these that a task has is its indicator."""
 
-ROUNDING = 1e-9  # of a perfect prediction's measures, which are sums over pixels
-NEEDED = "a metric that is a share and grows as predictions get better"
+ROUNDING = 1e-9  # sums over pixels may put a perfect prediction this far above 1
+NEEDED = "a metric that is a share and rises as predictions improve"
 
 
 def indicator(task: str, metrics: dict[str, float], chosen: str | None = None) -> float | None:
-    """A metric of a task as a share from 0 to 1, NaN where it is not defined, or None if none of its metrics is one.
+    """A metric of a task as a share from 0 to 1; NaN where it is undefined, None if no metric of the task is a share.
 
     Args:
-        task: for messages.
-        metrics: all of the task, by name.
-        chosen: which one to take, in percent.
+        task: its name, for messages.
+        metrics: all metrics of the task, by name; shares are in percent.
+        chosen: the metric to take (default: the first of :data:`SHARES` that the task has).
 
     Raises:
         InputError: the task does not report the chosen metric, or its value is not a share.
@@ -38,13 +38,14 @@ def indicator(task: str, metrics: dict[str, float], chosen: str | None = None) -
 
 
 def check_chosen(task: str, chosen: str) -> None:
-    """Refuse a metric that falls as predictions get better. Its value may look like a share: an RMSE of 0.6 m.
+    """Refuse a metric that falls as predictions improve. Its value does not give it away: an RMSE of 0.6 m looks like a
+    share.
 
     Raises:
-        InputError: some kind of task reports it as an error.
+        InputError: some kind of task reports the metric as an error, for which lower is better.
     """
     from polyptych.tasks._base import CATALOG  # here: other balancers need no tasks
 
     if any(CATALOG.load(kind).higher_is_better.get(chosen) is False for kind in CATALOG.names()):
         raise InputError("balancer.metrics", f"'{chosen}' for '{task}', an error", NEEDED,
-                         f"choose another metric, the usual ones are {', '.join(SHARES)}; or --balancer.signal loss")
+                         f"choose another metric (the usual ones are {', '.join(SHARES)}), or --balancer.signal loss")

@@ -1,4 +1,4 @@
-"""Balancers that remember a vector as long as the shared parameters for every task."""
+"""Balancers that keep, for every task, a vector as long as the shared parameters."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ class RememberingBalancer(JacobianBalancer):
             before = self._moved(before)
         self._columns = self.reach.shared
         if before is not None and before.shape != shape:
-            raise InputError("the saved state of the balancer", f"memory of {tuple(before.shape)}", f"of {shape}, "
-                             "tasks by shared parameters", "resume with the network that it was saved with")
+            raise InputError("the saved state of the balancer", f"memory of shape {tuple(before.shape)}",
+                             f"shape {shape}, tasks by shared parameters",
+                             "resume with the network that it was saved with")
         self.register_buffer("memory", torch.zeros(shape, device=device, dtype=like.dtype) if before is None
                              else before.to(like))
 
     def _moved(self, before: Float[Tensor, "k q"]) -> Float[Tensor, "k p"]:
-        """The memory after parameters were frozen or joined: each keeps its columns, and new ones start at zero."""
+        """The memory after parameters were frozen or added: each keeps its columns, and new ones start at zero."""
         assert self.reach is not None
         kept = dict(zip(map(id, self._columns), before.split([p.numel() for p in self._columns], 1), strict=True))
         return torch.cat([kept[id(p)] if id(p) in kept else before.new_zeros(len(before), p.numel())

@@ -1,4 +1,4 @@
-"""Preferences: factors of the tasks under a method that compares gradients, constant or from a balancer of losses."""
+"""Preferences: per-task factors for a method that compares gradients, constant or from a loss-weighting balancer."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class PreferringBalancer(Balancer):
     each step (``weighing``), or the product of both.
 
     The method decides how preferences enter: they multiply the losses, heads included, before the gradients are taken
-    (``losses``); they stand in the method's equations (``problem``); or the method takes the same step whatever the
+    (``losses``); they enter the method's equations (``problem``); or the method takes the same step whatever the
     scale of a loss, and refuses them (``never``).
 
     Attributes:
         preferring: how preferences enter.
         preferences: the constant ones, by task; a task without one has 1.
         weighing: the balancer of losses; None without one.
-        wishes: the preferences of the tasks in this step, where they stand in the problem.
+        wishes: the preferences of the tasks in this step, where they enter the method's equations.
     """
 
     preferring: Literal["losses", "problem", "never"] = "losses"
@@ -54,7 +54,7 @@ class PreferringBalancer(Balancer):
         self.preferences = preferences
 
     def weigh_by(self, weighing: Balancer) -> None:
-        """Take the weights of a balancer of losses as preferences."""
+        """Take the weights of a loss-weighting balancer as preferences."""
         assert isinstance(weighing, LossBalancer)
         self.weighing, self.learning_rate_factor = weighing, weighing.learning_rate_factor
         self.wants_after_step = weighing.wants_after_step
@@ -72,7 +72,7 @@ class PreferringBalancer(Balancer):
             self.weighing.on_validation(metrics)
 
     def refuse_preferences(self, option: Literal["preferences", "weighing"]) -> None:
-        """Refuse the option that asks for preferences which would change nothing.
+        """Refuse an option that asks for preferences where they would change nothing.
 
         Raises:
             InputError: the method never takes preferences.
@@ -83,26 +83,26 @@ class PreferringBalancer(Balancer):
                              "pcgrad or cagrad")
 
     def wished(self, tasks: Sequence[str]) -> Float[Tensor, " t"]:
-        """The preferences that stand in the problem; ones unless given."""
+        """The preferences (t) that enter the method's equations; 1 unless given."""
         return torch.tensor([float(self.wishes.get(task, 1.0)) for task in tasks], dtype=torch.float64)
 
 
 def weighing_config(name: str, numbers: Mapping[str, float]) -> LossBalancer.Config:
-    """The config of the balancer of losses behind ``weighing``, with its numeric options.
+    """The config of the loss-weighting balancer that ``weighing`` names, with its numeric options.
 
     Raises:
-        InputError: no balancer of losses has that name, or it does not have such an option.
+        InputError: no loss-weighting balancer has that name, or it does not have such an option.
     """
     options = {option: int(value) if value == value // 1 else value for option, value in numbers.items()}
     found = chosen(Balancer.Config, name, options, "balancer.weighing")
     if not isinstance(found, LossBalancer.Config):
-        raise InputError("balancer.weighing", name, "a balancer that weighs losses", "choose for instance fixed, dwa, "
+        raise InputError("balancer.weighing", name, "a balancer that weights losses", "choose for instance fixed, dwa, "
                          "uncertainty or famo")
     return found
 
 
 class PreferredPasses:
-    """The passes of a step, with losses times preferences where these multiply losses; the losses themselves are kept.
+    """The passes of a step. Where preferences multiply losses, the passes return the products; the losses are kept.
 
     Attributes:
         passes: for the step; the given ones where the balancer has no preferences.
@@ -132,7 +132,7 @@ class PreferredPasses:
         return {task: loss * factors[task] for task, loss in losses.items()}, output
 
     def _decide(self, losses: dict[str, Tensor]) -> dict[str, float | Tensor]:
-        """The factors of the step, found once however often its passes run."""
+        """The factors of the step, decided once, however often its passes run."""
         given, weighing = self.balancer.preferences, self.balancer.weighing
         factors: dict[str, float | Tensor] = {task: given.get(task, 1.0) for task in losses}
         if weighing is not None:
@@ -146,7 +146,7 @@ class PreferredPasses:
 
     def finish(self, losses: dict[str, Tensor],
                weights: dict[str, float | Tensor]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
-        """The losses without preferences, and the whole weight of each."""
+        """The losses without preferences, and the full weight of each task: the method's times its preference."""
         if self._factors is None:
             return losses, weights
         losses = reduce(add, (self._losses[number] for number in sorted(self._losses)), {})

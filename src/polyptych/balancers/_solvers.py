@@ -2,12 +2,12 @@
 
 Everything here takes the Gram matrix ``G = J J^T`` of the tasks' gradients (the rows of J) and returns weights. The
 solvers are exact up to rounding (active sets, Newton, eigenvectors) rather than iterations that are stopped early, so
-a result does not depend on the scale of the gradients. They scale the matrix to a diagonal of ones first: tasks
-whose losses differ by orders of magnitude are the rule here. A task whose gradient is zero says nothing about a
-direction and is left out; what it gets instead is said at each function.
+a result does not depend on the scale of the gradients. They scale the matrix to a diagonal of ones first, because
+losses of tasks often differ by orders of magnitude. A task whose gradient is zero says nothing about a direction and
+is left out; each function says what weight it gets.
 
-Where several answers are equally good (gradients that depend on each other), each row gets a tiny component of its
-own (``RIDGE``), which makes the answer unique and the same for the same tasks in another order.
+Where several solutions are equally good (linearly dependent gradients), each row gets a tiny component of its own
+(``RIDGE``), which makes the solution unique and independent of the order of the tasks.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-RIDGE = 1e-10  # of the diagonal; between the noise of a float32 gradient (1e-7, so 1e-14 squared) and what matters
-TINY = 1e-300  # squared lengths below are zero
-FADE = 10.0  # times the floor: from there on a singular value counts in full
+RIDGE = 1e-10  # of the diagonal: above the noise of float32 gradients (1e-7, squared 1e-14), but too small to matter
+TINY = 1e-300  # squared lengths up to this count as zero
+FADE = 10.0  # a singular value counts in full from this multiple of the floor on
 
 
 def present(gram: Float[Tensor, "t t"]) -> Bool[Tensor, " t"]:
@@ -30,7 +30,7 @@ def present(gram: Float[Tensor, "t t"]) -> Bool[Tensor, " t"]:
 
 
 def cosines(gram: Float[Tensor, "t t"]) -> tuple[Float[Tensor, "t t"], Float[Tensor, " t"]]:
-    """Cosines between gradients, and their lengths, all of which must be above zero."""
+    """Cosines between gradients (t t), and the lengths of the gradients (t), all of which must be above zero."""
     lengths = gram.diagonal().sqrt()
     cosine = (gram / lengths[:, None] / lengths).clamp(-1, 1)
     return cosine.fill_diagonal_(1.0), lengths
@@ -47,10 +47,12 @@ def where_present(gram: Float[Tensor, "t t"], absent: float,
 
 
 def project_to_simplex(values: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """The nearest point whose entries are not negative and sum to 1.
+    """The Euclidean projection onto the simplex: the nearest point (t) whose entries are not negative and sum to 1.
 
     Source: Held, Wolfe, Crowder, Mathematical Programming 6, 1974
     """
+    # The projection subtracts one number from all entries and cuts off below zero. If the k largest stay positive, it
+    # is their excess over a sum of 1, divided by k; the right k is the last for which they do.
     descending = values.sort(descending=True).values
     excess = (descending.cumsum(0) - 1) / torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
     return (values - excess[int((descending > excess).sum()) - 1]).clamp(min=0)
@@ -65,13 +67,13 @@ def shares(weights: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
 def nonnegative_quadratic(matrix: Float[Tensor, "t t"], linear: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
     """``argmin_{x >= 0} x^T A x / 2 - b^T x`` for a positive definite A: nonnegative least squares in normal form.
 
-    An active set method: exact after finitely many linear systems, at most a few per task in practice.
+    An active-set method: exact after finitely many linear systems, in practice a few per task at most.
 
     Source: Lawson and Hanson, Solving Least Squares Problems, 1974, in the form of Bro and De Jong, 1997
     """
     scale = matrix.diagonal().rsqrt()
     matrix, linear = matrix * scale * scale[:, None], linear * scale
-    tolerance = 1e-13 * float(linear.abs().max())
+    tolerance = 1e-13 * float(linear.abs().max())  # freeing an entry whose slope is only rounding could cycle
     x = torch.zeros_like(linear)
     free = torch.zeros_like(linear, dtype=torch.bool)
     for _ in range(10 * len(x)):
@@ -85,7 +87,8 @@ def nonnegative_quadratic(matrix: Float[Tensor, "t t"], linear: Float[Tensor, " 
             blocked = free & (goal <= 0)
             if not blocked.any():
                 break
-            # As far toward the goal as all entries allow; the entries that stop it leave the free set.
+            # Move toward the goal until the first entry reaches zero; it leaves the free set. Cutting off the goal at
+            # zero instead could raise the objective, which would void the proof that the loop ends.
             steps = torch.where(blocked, x / (x - goal).clamp(min=TINY), torch.inf)
             x = x + steps.min() * (goal - x)
             free &= ~(blocked & (steps <= steps.min()))
@@ -97,13 +100,14 @@ def nonnegative_quadratic(matrix: Float[Tensor, "t t"], linear: Float[Tensor, " 
 def min_norm_point(gram: Float[Tensor, "t t"]) -> Float[Tensor, " t"]:
     """``argmin w^T G w`` over weights that are not negative and sum to 1: the shortest vector in the convex hull.
 
-    A row of zeros is the shortest vector: such tasks share the weight, and the others get none.
+    A row of zeros is the shortest vector: tasks with such a row share the weight, and the others get none.
     """
     here = present(gram)
     if not here.all():
         return (~here).to(gram.dtype) / (~here).sum()
     ridged = gram + RIDGE * gram.diagonal().diag()
-    # Up to its length, the solution is that of a problem without the constraint on the sum.
+    # At the optimum all tasks with a weight have the same product (G w)_t. So the constraint on the sum may become a
+    # linear term, x^T G x / 2 - sum x, which only scales the solution; dividing by the sum undoes that.
     x = nonnegative_quadratic(ridged / ridged.diagonal().max(), torch.ones_like(gram[0]))
     return x / x.sum()
 
@@ -111,10 +115,10 @@ def min_norm_point(gram: Float[Tensor, "t t"]) -> Float[Tensor, " t"]:
 def nonnegative_quadratics(matrix: Float[Tensor, "t t"], linear: Float[Tensor, "n t"]) -> Float[Tensor, "n t"]:
     """:func:`nonnegative_quadratic` of one matrix and many vectors at once, just as exact.
 
-    An active set of one problem changes by one entry at a time, and n problems of t entries are thousands of small
-    systems. Here every problem changes all wrong entries together, and a turn is one batch of systems. Such exchanges
-    may run in circles, so a problem that has not come nearer for three turns changes only its last wrong entry, which
-    is known to end; the few that take too long go to the method for one.
+    An active-set method changes one entry at a time, so n problems of t entries would take thousands of small systems.
+    Here every problem changes all its wrong entries together, and each round solves one batch of systems. Such
+    exchanges may cycle, so a problem with no fewer wrong entries after three rounds changes only its last wrong entry,
+    which is proven to end; the few problems that take too long are left to :func:`nonnegative_quadratic`.
 
     Source: Kim and Park, SIAM Journal on Scientific Computing 33, 2011 (block principal pivoting)
     """
@@ -126,7 +130,7 @@ def nonnegative_quadratics(matrix: Float[Tensor, "t t"], linear: Float[Tensor, "
     fewest, patience = torch.full_like(waiting, len(matrix) + 1), torch.full_like(waiting, 3)
     for _ in range(10 + len(matrix)):
         here, b = free[waiting], right[waiting]
-        # Rows and columns of what is not free are those of the identity: one batch, whatever the sizes.
+        # Entries that are not free get rows and columns of the identity, so that systems of all sizes form one batch.
         systems = torch.where(here[:, :, None] & here[:, None], scaled, identity)
         x = torch.linalg.solve(systems, torch.where(here, b, 0)[..., None])[..., 0]
         wrong = torch.where(here, x < 0, b - x @ scaled > tolerance[waiting])
@@ -147,10 +151,10 @@ def nonnegative_quadratics(matrix: Float[Tensor, "t t"], linear: Float[Tensor, "
 
 
 def project_to_dual_cone(gram: Float[Tensor, "t t"], weights: Float[Tensor, "*n t"]) -> Float[Tensor, "*n t"]:
-    """Weights of the vector nearest to ``J^T u`` that has no negative product with any row of J (``weights`` is u, or
-    has one u in every row).
+    """Weights v of the vector nearest to ``J^T u`` that has no negative product with any row of J. ``weights`` is u
+    (t), or has one u in every row (n t); the result has its shape.
 
-    They are ``argmin_{v >= u} v^T G v``. G must be positive definite: add a ridge first.
+    They are ``argmin_{v >= u} v^T G v``, solved for ``v - u``. G must be positive definite: add a ridge first.
 
     Source: Lopez-Paz and Ranzato, NeurIPS 2017, arXiv 1706.08840
     """
@@ -163,12 +167,14 @@ def balance_point(gram: Float[Tensor, "t t"], power: float = 1.0, *, ridge: floa
                   ) -> Float[Tensor, " t"]:
     """The weights ``a > 0`` with ``(G + ridge diag G) a = a^-power``; all tasks must be present.
 
-    They are the minimum of a convex function; power 1 is Nash's bargaining solution. Where gradients cancel (at
-    a Pareto stationary point) there is none without the ridge, and with it weights grow to ``ridge^(-1/2)`` times
+    They minimize a convex function; power 1 is the Nash bargaining solution. Where gradients cancel (at a
+    Pareto stationary point), there is no solution without the ridge; with it, weights grow to ``ridge^(-1/2)`` times
     those of tasks that do not interfere (for power 1).
 
-    Both ``a`` and the products ``z = G a`` are kept positive, as in an interior point method, and Newton's equations
-    are written for ``log z + power * log a = 0``: steps are then good however many orders of magnitude a spans.
+    Both ``a`` and the products ``z = G a`` are kept positive, as in an interior-point method, and Newton's method is
+    applied to ``log z + power * log a = 0``, so that its steps are good however many orders of magnitude a spans.
+
+    Source: Navon et al., ICML 2022, arXiv 2202.01017 (power 1); Ban and Ji, ICML 2024, arXiv 2402.15638
     """
     cosine, lengths = cosines(gram)
     matrix = cosine + ridge * torch.eye(len(gram), dtype=gram.dtype)
@@ -184,6 +190,7 @@ def balance_point(gram: Float[Tensor, "t t"], power: float = 1.0, *, ridge: floa
         before = error
         dx = torch.linalg.solve(matrix + (power * z / x).diag(), linear + z * product)
         dz = z * (product - power * dx / x)
+        # At most 0.9 of the way to where an entry of x or z would be zero and have no logarithm.
         shrink = max(float((-dx / x).max()), float((-dz / z).max()), 0.0)
         step = min(1.0, 0.9 / shrink) if shrink > 0 else 1.0
         x, z = x + step * dx, z + step * dz
@@ -197,14 +204,15 @@ def conflict_averse_point(gram: Float[Tensor, "t t"], c: float) -> tuple[Float[T
     the rows that is nearest to ``-m g_0``, that is, the shortest vector in the hull of the rows ``g_i + m g_0``; so
     the search is for the one number m with ``|g_w| = m c |g_0|``.
 
-    Where g_0 is zero every w is as good; equal weights then, and a ratio of infinity, so that g_w has no part.
+    Where g_0 is zero, all w are equally good: weights are then equal, and the ratio is infinite, so that g_w has no
+    part in the step.
 
     Source: Liu et al., NeurIPS 2021, arXiv 2110.14048 (the dual problem there); c must be above zero
     """
     onto_mean = gram.mean(1)
     squared = onto_mean.mean()
     if float(squared) <= len(gram) * torch.finfo(gram.dtype).eps * float(gram.diagonal().max()):
-        return torch.full_like(onto_mean, 1 / len(gram)), math.inf  # g_0 is zero, but for rounding; so is the radius
+        return torch.full_like(onto_mean, 1 / len(gram)), math.inf  # g_0, and thus the radius, is zero but for rounding
     radius = c * float(squared.sqrt())
 
     def excess(ratio: float) -> tuple[float, Tensor]:
@@ -216,18 +224,19 @@ def conflict_averse_point(gram: Float[Tensor, "t t"], c: float) -> tuple[Float[T
     low = 1e-6 * high
     (above, lowest), (below, weights) = excess(low), excess(high)
     if above <= 0:
-        # The shortest vector of the hull has a length that no other falls below, so that m is at least this.
+        # The ratio is below the first bracket. No vector of the hull is shorter than the shortest one, so m is at least
+        # its length over the radius.
         shortest = min_norm_point(gram)
         squares = float(shortest @ gram @ shortest)
         if squares <= 1e-12 * float(shortest @ gram.abs() @ shortest):
-            return lowest, low  # zero is on the border of the hull, and g_w / m no longer changes with m
+            return lowest, low  # zero is on the boundary of the hull, and g_w / m no longer changes with m
         high, below, weights = low, above, lowest
         low = squares**0.5 / radius
         if low >= high:  # up to rounding
             return lowest, squares**0.5 / radius
         above, _ = excess(low)
     side, ratio = 0, high
-    for _ in range(100):  # regula falsi, in the form that halves the value at an end which stays (Illinois)
+    for _ in range(100):  # regula falsi; halving the value at an end that stays (Illinois) keeps it from stalling
         if high - low <= 1e-14 * high or below == above:
             break
         ratio = (low * below - high * above) / (below - above)
@@ -247,11 +256,11 @@ def _without_ridge(gram: Float[Tensor, "t t"], onto_mean: Float[Tensor, " t"], r
                    weights: Float[Tensor, " t"], ratio: float) -> tuple[Float[Tensor, " t"], float]:
     """The conflict-averse point in closed form, once it is known which tasks have a weight.
 
-    The ridge in the shortest vector is small beside each row, but not beside a combination of rows that is shorter than
-    one of them by many orders of magnitude. Where that shows in the optimality (every task with a weight gains the
-    same, ``g_i . d``, and no task less), the equations of the tasks with a weight are solved once more without it:
-    their weights are ``a + m b``, linear in the ratio m, with ``a = p / sum p``, ``b = p sum q / sum p - q``,
-    ``G p = 1`` and ``G q = G g_0``.
+    The ridge of :func:`min_norm_point` is negligible against every row, but not against a combination of rows that is
+    shorter than the rows by many orders of magnitude. Where that violates the optimality conditions (all tasks with a
+    weight gain the same ``g_i . d``, and no task gains less), the equations of the tasks with a weight are solved once
+    more without the ridge: their weights are ``a + m b``, linear in the ratio m, with ``a = p / sum p``, ``b = p sum q
+    / sum p - q``, ``G p = 1`` and ``G q = J g_0``.
     """
     def miss(w: Tensor, m: float) -> float:
         gains = onto_mean + gram @ w / m
@@ -272,15 +281,15 @@ def _without_ridge(gram: Float[Tensor, "t t"], onto_mean: Float[Tensor, " t"], r
 
 
 def balanced_transform(gram: Float[Tensor, "t t"], scale: str = "min", *, floor: float = 0.0) -> Float[Tensor, "t t"]:
-    """The symmetric B for which ``B G B`` has equal eigenvalues: gradients become orthogonal and of one length.
+    """The symmetric B (t t) for which ``B G B`` has equal eigenvalues: gradients become orthogonal and equally long.
 
     Args:
         gram: a Gram matrix.
-        scale: that length: of the singular values of J above the floor, the ``min``, ``median`` or root mean square
-            (``rmse``).
-        floor: singular values below this share of the largest are taken as zero, as are those within rounding. Over
-            the decade above the floor they fade out: the ``min`` goes over into that of the others, where a value that
-            crosses the floor would multiply the step by thousands.
+        scale: their length: the ``min``, ``median``, or root mean square (``rmse``) of the singular values of J that
+            are above the floor.
+        floor: singular values below this share of the largest are taken as zero, as are those within rounding. In the
+            decade above the floor, values fade out, and the ``min`` passes gradually to that of the others; otherwise
+            a value that crosses the floor would multiply the step by thousands.
 
     Source: Senushkin et al., CVPR 2023, arXiv 2305.19000
     """
@@ -301,7 +310,7 @@ def balanced_transform(gram: Float[Tensor, "t t"], scale: str = "min", *, floor:
     logarithms = [length(eigenvalues[k:]).log() for k in range(len(counts))]
 
     def faded(k: int) -> Tensor:
-        """The length as it is when value k counts in full, and the smaller ones as far as they do."""
+        """The length when value k counts in full, and each smaller one by its share in ``counts``."""
         found = logarithms[k]
         for smaller in range(k - 1, -1, -1):
             found = torch.lerp(found, logarithms[smaller], counts[smaller])

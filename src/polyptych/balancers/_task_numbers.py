@@ -14,8 +14,8 @@ SMALLEST = 1e-8  # the least value of a loss in a quotient or a logarithm
 
 
 def numbers(tasks: Iterable[str], value: float = 0.0) -> Tensor:
-    """One number per task (t), in float64, which costs little and keeps the digits of ratios of long averages. Infinity
-    means "not known yet": unlike NaN it equals itself, so that states can be compared."""
+    """One number per task (t), in float64, which costs little and keeps ratios of long averages precise. Infinity means
+    "not known yet"; unlike NaN it equals itself, so that states can be compared."""
     return torch.full((len(tuple(tasks)),), value, dtype=torch.float64)
 
 

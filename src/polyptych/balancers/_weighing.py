@@ -32,14 +32,14 @@ class LossBalancer(Balancer):
     @dataclass(frozen=True, kw_only=True)
     class Config(Balancer.Config):
         sum_to: Literal["native", "mean", "sum"] = "native"
-        """Scale of the weights: as the method gives them, to a sum of 1, or to a sum of the number of tasks."""
+        """Sum of the weights: as the method gives it (native), 1 (mean), or the number of tasks (sum)."""
 
     def __init__(self, config: Config | None = None, *, standard_weights: dict[str, float] | None = None):
         super().__init__(config, standard_weights=standard_weights)
         self.sum_to = config.sum_to if config is not None else "native"
 
     def weigh(self, losses: Float[Tensor, " t"], tasks: tuple[str, ...]) -> Float[Tensor, " t"]:
-        """Constant weights for a step.
+        """Constant weights (t) for a step.
 
         Args:
             losses: of the active tasks, detached, float32 or float64, on the device, the same in every process;
@@ -105,6 +105,6 @@ class LossBalancer(Balancer):
         return none | dict(zip(tasks, torch.where(finite, weights, torch.ones_like(weights)).unbind(), strict=True))
 
     def _count(self, finite: Tensor) -> None:
-        """Count a step with equal weights because the method's were not finite, on the device of the tensors."""
+        """Count a step that used equal weights because the method's were not finite. The count stays on the device."""
         self.fallbacks = self.fallbacks + (~finite).long()
         self.diagnostics["fallbacks"] = self.fallbacks

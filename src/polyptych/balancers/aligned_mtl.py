@@ -20,18 +20,18 @@ class AlignedMTL(GramBalancer):
     """``w = B p`` with ``B = s V S^(-1/2) V^T``, where ``G = V S V^T`` is the eigendecomposition of the inner
     products of the gradients, and s is their smallest singular value: their condition number becomes 1.
 
-    p are the preferences, 1 unless given.
+    p holds the preferences, which are 1 unless given.
 
-    Singular values below ``floor`` times the largest count as zero. The paper has no floor but rounding. Here gradients
-    are float32, so their inner products do not distinguish smaller values from noise, and scaling by the smallest value
-    would shrink the step to that noise. LibMTL's version does not run on torch 2. torchjd takes the mean of the aligned
-    gradients; this code and LibMTL take the sum.
+    Singular values below ``floor`` times the largest count as zero. The paper's only floor is rounding. Gradients are
+    float32 here, so their inner products do not distinguish smaller values from noise, and scaling by the smallest
+    value would shrink the step to that noise. LibMTL's version does not run on torch 2. torchjd takes the mean of the
+    aligned gradients; this code and LibMTL take the sum.
 
-    Scale: the method's own; K for orthogonal gradients of one length, less otherwise. Heads get unweighted gradients.
-    Cost per step: by level.
+    Scale: the method's own; the weights sum to K for orthogonal gradients of equal length, and to less otherwise. Heads
+    get unweighted gradients. Cost per step: by level.
 
     Raises:
-        InputError: a floor outside of [0, 1).
+        InputError: a floor outside [0, 1).
     """
 
     tuned = ("scale", ("median", "rmse"))

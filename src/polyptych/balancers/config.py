@@ -14,20 +14,20 @@ from torch import Tensor
 from polyptych.balancers import _solvers as solvers
 from polyptych.balancers._gradients import GramBalancer
 
-FLOOR = 1e-8  # eigenvalues of the cosines below this share of the largest are those of dependent gradients
+FLOOR = 1e-8  # eigenvalues of the cosines below this share of the largest are zero but for rounding
 
 
 class ConFIG(GramBalancer):
     """The direction d is that of ``sum_t c_t u_t`` with ``C c = 1``, where u are the directions of the gradients and C
-    is the matrix of their cosines; the length is ``sum_t g_t . d``, so that gradients that agree count in full. In
-    place of the ones stand the preferences, if there are any.
+    is the matrix of their cosines; the length is ``sum_t g_t . d``, so that gradients that agree count in full.
+    Preferences, if given, replace the ones on the right-hand side.
 
-    The authors (and torchjd) apply the pseudoinverse to the matrix of all gradients; its result is a function of the
-    cosines, and this takes the pseudoinverse of those. Where gradients point exactly against each other there is no
-    such direction, and the weights are zero. So is that of a task whose gradient is zero.
+    The authors (and torchjd) apply the pseudoinverse to the matrix of all gradients; its result depends only on the
+    cosines, so this code takes the pseudoinverse of those. If gradients point in exactly opposite directions, no such
+    direction exists, and all weights are zero. A task whose gradient is zero also gets weight zero.
 
-    Scale: K for gradients of one direction, 1 for orthogonal ones of one length. Heads get unweighted gradients. Cost
-    per step: by level.
+    Scale: the weights sum to K for independent gradients of equal length. Heads get unweighted gradients. Cost per
+    step: by level.
     """
 
     preferring = "problem"
@@ -47,8 +47,8 @@ def conflict_free(gram: Float[Tensor, "t t"], preferred: Float[Tensor, " t"]) ->
     """The weights of ConFIG; all tasks must have a gradient."""
     cosine, lengths = solvers.cosines(gram)
     shares = (torch.linalg.pinv(cosine, rtol=FLOOR, hermitian=True) * preferred).sum(1)
-    projections = cosine @ shares  # of the direction onto each gradient's; the squared length is shares @ projections
+    projections = cosine @ shares  # of the direction onto every u_t
     squared = shares @ projections
-    if float(squared) < FLOOR:
+    if float(squared) < FLOOR:  # the directions cancel; dividing by the length would amplify rounding to a full step
         return torch.zeros_like(shares)
     return (lengths @ projections) / squared * shares / lengths

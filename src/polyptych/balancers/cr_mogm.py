@@ -24,17 +24,17 @@ class CRMOGM(GramBalancer):
 
     Any method that finds weights from inner products will do (``mgda``, ``cagrad``, ``nash_mtl``, ...). The options for
     level, heads, scale, and clipping are those of this balancer, whatever the method's defaults are. In the paper, a
-    rises toward 1 as the learning rate falls; here it is constant, 0.9, as in torchjd. A task's average starts with its
-    first weight, not with ``1 / K`` (torchjd has had both): the weights of some methods are far from that.
+    rises toward 1 as the learning rate falls; here it is constant, 0.9, as in torchjd. A task's average starts at its
+    first weight, not at ``1 / K`` (torchjd has had both), because the weights of some methods are far from that.
 
     A task without a label in a step keeps its average. If the method's weights have a fixed sum, the averages of the
-    other tasks are scaled to it for the step, and share only their previous part of it afterward.
+    other tasks are scaled to that sum for the step; afterward their joint part of it is what it was before.
 
     Scale: that of the method. Heads get unweighted gradients. Cost per step: by level.
 
     Raises:
-        InputError: a share outside of [0, 1), a method that has no weights to average, or an option that it does not
-            have.
+        InputError: a share outside [0, 1), a method that has no weights to average, or an option that the method does
+            not have.
     """
 
     tuned = ("share", (0.5, 0.99))
@@ -80,7 +80,11 @@ class CRMOGM(GramBalancer):
 
 
 def method_of(config: CRMOGM.Config, standard_weights: dict[str, float]) -> GramBalancer:
-    """The method behind the averages."""
+    """The method whose weights are averaged, with its options.
+
+    Raises:
+        InputError: it does not find weights from inner products, or does not have one of the options.
+    """
     kind = CATALOG.load(config.method)
     if not issubclass(kind, GramBalancer) or issubclass(kind, (JacobianBalancer, CRMOGM)):
         raise InputError("balancer.method", config.method, "a method that finds weights from inner products of "

@@ -19,20 +19,20 @@ class DBMTL(RememberingBalancer):
     """``m_t <- b m_t + (1 - b) g_t / loss_t`` with ``b = beta / step^sigma``; the step is ``sum_t (max_u |m_u| / |m_t|)
     m_t``.
 
-    The average starts at zero and is not corrected for that, so with beta 0.9 the first step is a tenth of its
-    size. sigma is 0.5 in the paper [recall], and 0 in LibMTL. A task without a label in a step keeps its average and
-    takes no part in that step.
+    The average starts at zero without bias correction, so with beta 0.9 the first step has a tenth of its full size.
+    sigma is 0.5 in the paper (quoted from memory), and 0 in LibMTL. A task without a label in a step keeps its average
+    and takes no part in that step.
 
-    Scale: the method's own: K vectors of the length of the longest. Heads get gradients of the logarithm of their
-    task's loss: their weight, which is the one logged, is ``1 / loss_t``. Cost per step: that of the level
+    Scale: the method's own: the sum of K vectors, all as long as the longest. Heads get gradients of the logarithm of
+    their task's loss: their weight, which is the one logged, is ``1 / loss_t``. Cost per step: that of the level
     ``parameters``, and one more row of memory per task.
 
     Raises:
-        InputError: beta outside of [0, 1), or sigma below 0.
+        InputError: beta outside [0, 1), or sigma below 0.
     """
 
     tuned = ("beta", (0.5, 0.1))
-    preferring = "never"
+    preferring = "never"  # a factor of the loss cancels in the gradient of its logarithm
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RememberingBalancer.Config):

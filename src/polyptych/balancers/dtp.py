@@ -17,24 +17,24 @@ from polyptych.balancers._indicator import check_chosen, indicator
 from polyptych.balancers._task_numbers import SMALLEST, check_known, check_number, numbers
 from polyptych.balancers._weighing import LossBalancer
 
-LEAST, MOST = 0.01, 0.99  # an indicator outside gives an infinite weight, or none
+LEAST, MOST = 0.01, 0.99  # an indicator of 0 would give an infinite weight, one of 1 none at all
 
 
 class DTP(LossBalancer):
     """``w_t = -(1 - k_t)^gamma log k_t``, the focal loss of a performance indicator k in (0, 1].
 
-    The indicator is a metric of the task on the validation split that is a share, 1 at best: mIoU, maxF, delta < 1.25,
+    The indicator is a metric of the task on the validation split that is a share, at best 1: mIoU, maxF, delta < 1.25,
     the share of normals within 11.25 degrees, odsF or F of boundaries, PCK, or top-1 accuracy, in percent as tasks
     report them. It is smoothed, ``k <- a new + (1 - a) k``, and kept within [0.01, 0.99]. Weights are 1 before the
     first validation and change after each, so ``--monitoring.validate-every`` sets the pace; with only a few
     validations, raise ``smoothing``.
 
     Tasks without such a metric, and all tasks with ``--balancer.signal loss``, fall back on the paper's
-    ``k = min(l, l_before) / l_before`` of mean losses l in successive epochs. It points the other way: a task that
-    makes no progress has k near 1 and hardly any weight. A metric or loss that is not finite leaves k unchanged.
+    ``k = min(l, l_before) / l_before`` of mean losses l in successive epochs. This indicator points the other way: a
+    task that makes no progress has k near 1 and hardly any weight. A metric or loss that is not finite changes nothing.
 
-    The paper updates k at every training step [recall; also gamma of 1 to 2 and a of 0.1 to 1]; there is no published
-    code.
+    The paper updates k at every training step, with gamma from 1 to 2 and a from 0.1 to 1 (quoted from memory); there
+    is no published code.
 
     Scale: the sum of the weights is free, and near 0 for tasks that are solved; ``normalize`` makes it K. Heads get
     weighted gradients. Cost per step: one backward pass, and no more validation than the run has.

@@ -17,14 +17,14 @@ class DualProj(UPGrad):
     """``P(mean_t g_t)``, where ``P(x)`` is the vector nearest to x that has no negative product with any gradient.
 
     The weights are ``argmin_{v >= 1 / K} v^T G v``. The paper projects the gradient of a new task against those of
-    tasks learned before; torchjd applies it to the mean of tasks learned together and gave the method its name. As
+    earlier tasks; torchjd applies it to the mean of tasks learned together and gave the method its name. As
     there, G is divided by its trace and ``ridge`` is added to its diagonal.
 
     Scale: the mean where it conflicts with no task, more where it does. Heads get unweighted gradients. Cost per step:
     by level.
 
     Raises:
-        InputError: a ridge below 1e-10, below which the problem is ill-posed.
+        InputError: a ridge below 1e-10, where the problem is ill-conditioned.
     """
 
     def solve(self, gram: Float[Tensor, "t t"], losses: Float[Tensor, " t"],

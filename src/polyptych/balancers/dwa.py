@@ -70,6 +70,6 @@ class DWA(LossBalancer):
         return (len(tasks) * (ratio / self.temperature).softmax(0)).to(losses)
 
     def _remember(self, losses: Float[Tensor, " t"], here: Int[Tensor, " t"]) -> None:
-        finite, old = losses.isfinite(), self.recent[here]  # one loss of NaN would spoil two windows
+        finite, old = losses.isfinite(), self.recent[here]  # a single NaN would spoil two windows
         self.recent[here] = torch.where(finite[:, None], torch.cat([old[:, 1:], losses[:, None]], 1), old)
         self.seen[here] += finite

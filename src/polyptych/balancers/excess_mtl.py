@@ -20,14 +20,15 @@ EPSILON = 1e-7
 
 
 class ExcessMTL(RememberingBalancer):
-    """The excess risk of a task is ``e_t = sum_p g_tp^2 / h_tp``, with ``h_tp^2`` the sum of ``g_tp^2`` over all steps,
-    plus 1e-7, as a share of what it was in the beginning; then ``w_t <- w_t exp(eta e_t)``, scaled to sum to K. The
-    step is ``sum_t w_t g_t``.
+    """The excess risk of a task is estimated as ``e_t = sum_p g_tp^2 / h_tp``, where ``h_tp^2`` is 1e-7 plus the sum of
+    ``g_tp^2`` over all steps so far. With e divided by its initial value, ``w_t <- w_t exp(eta e_t)``, scaled to sum to
+    K. The step is ``sum_t w_t g_t``.
 
-    The beginning is the mean over a task's first ``warmup`` steps, during which its weight stays constant: three epochs
-    in the paper. torchjd (and the authors' code, it says) has no warm-up and moves the weights in the first step by the
-    unscaled excess. h only grows, so the signal fades as training goes on. eta is 1e-2 in LibMTL and 1 in torchjd. A
-    task without a label in a step, or without a gradient in the beginning, keeps its weight; the others share the rest.
+    The initial value is the mean over a task's first ``warmup`` steps, during which its weight stays constant: three
+    epochs in the paper. torchjd (and, it says, the authors' code) has no warm-up and moves the weights in the first
+    step by the unscaled excess. h only grows, so the signal fades as training goes on. eta is 1e-2 in LibMTL and 1 in
+    torchjd. A task without a label in a step, or whose initial excess is zero, keeps its weight; the others share the
+    rest.
 
     Scale: the weights sum to K. Heads get weighted gradients. Cost per step: that of the level ``parameters``, and
     one more row of memory per task.

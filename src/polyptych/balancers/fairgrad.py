@@ -1,4 +1,4 @@
-"""FairGrad: alpha-fair improvements, ranging from the sum of all gains through a bargain to the worst task alone.
+"""FairGrad: alpha-fair gains of the tasks, from their sum through Nash bargaining to the worst task alone.
 
 Source: Ban and Ji, ICML 2024, arXiv 2402.15638
 """
@@ -14,7 +14,7 @@ from polyptych.balancers import _solvers as solvers
 from polyptych.balancers._gradients import GramBalancer
 from polyptych.balancers._task_numbers import check_number
 
-RIDGE = 1e-8  # of the diagonal; without it gradients that cancel exactly have no answer
+RIDGE = 1e-8  # of the diagonal; without it the equation has no solution for gradients that cancel exactly
 
 
 class FairGrad(GramBalancer):
@@ -26,7 +26,7 @@ class FairGrad(GramBalancer):
     LibMTL differs: alpha 1, neither factor nor clipping, and weighted gradients for heads. A task whose gradient is
     zero takes no part and has weight 1.
 
-    Scale: the method's own; weights go with the gradients' size to the power of ``-2 alpha / (alpha + 1)``. Heads get
+    Scale: the method's own; weights scale with the gradients' norm to the power ``-2 alpha / (alpha + 1)``. Heads get
     unweighted gradients. Cost per step: by level.
 
     Raises:

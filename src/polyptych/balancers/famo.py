@@ -22,14 +22,14 @@ class FAMO(LossBalancer):
     """One step on ``c sum_t p_t log d_t`` with ``p = softmax(x)`` and ``d_t = loss_t - lowest_t + 1e-8``; the constant
     ``c = 1 / sum_t (p_t / d_t)`` makes the weights ``c p_t / d_t`` sum to 1.
 
-    After the step, the losses of the same batch are measured again, and Adam moves x against ``delta_t =
-    log d_t(before) - log d_t(after)``, on the gradient ``(dp / dx)^T delta + decay x``: a task that improves loses
-    weight.
+    After the step, the losses of the same batch are measured again, and Adam updates x with the gradient
+    ``(dp / dx)^T delta + decay x``, where ``delta_t = log d_t(before) - log d_t(after)``: a task that improves more
+    than the others loses weight.
 
     The second measurement is one more forward pass per step, without gradients and without touching the statistics of
     normalization layers (LibMTL updates them twice). ``lazy`` avoids it by using the next batch's losses as ``after``,
     which adds the noise between batches to delta. A task without a label in a step keeps its x and its moments. The
-    authors clip the gradient of shared parameters to norm 1; ``--clip 1`` comes closest here.
+    authors clip the gradient of the shared parameters to norm 1; here, ``--clip 1`` comes closest.
 
     Scale: the weights sum to 1. Heads get weighted gradients. Cost per step: one backward and two forward passes, or
     one of each if lazy.
@@ -47,7 +47,7 @@ class FAMO(LossBalancer):
         decay: float = 1e-3
         """Weight decay of x: 1e-3 for NYUv2, 1e-2 for Cityscapes (authors' scripts)."""
         lazy: bool = False
-        """Use the next batch in place of a second forward pass."""
+        """Use the losses of the next batch instead of a second forward pass."""
         lowest: dict[str, float] = field(default_factory=dict)
         """Lowest loss that each task can reach (default: 0)."""
 
@@ -92,7 +92,7 @@ class FAMO(LossBalancer):
         return logarithms
 
     def _learn(self, after: Float[Tensor, " all"]) -> None:
-        """Move x by what changed between ``before`` and ``after``, for the tasks that have both."""
+        """Update x from the change between ``before`` and ``after``, for the tasks that have both."""
         moving = self.before.isfinite() & after.isfinite()
         p = torch.where(moving, self.x, -torch.inf).softmax(0).nan_to_num(0.0)  # no task at all: nothing moves
         delta = torch.where(moving, self.before - after, 0.0)

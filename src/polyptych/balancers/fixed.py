@@ -42,7 +42,7 @@ class Fixed(LossBalancer):
         self.weights = {**standard_weights, **config.weights}
         if not any(self.weights.values()):
             raise InputError("balancer.weights", "0 for every task", "a task with a weight above 0",
-                             "raise a weight, or nothing is learned")
+                             "raise a weight, because nothing would be learned")
 
     @classmethod
     def tuned_option(cls, config: Config, standard_weights: Mapping[str, float]) -> tuple[str, tuple[Any, ...]]:

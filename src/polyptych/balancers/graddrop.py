@@ -18,19 +18,19 @@ from polyptych.balancers._task_numbers import check_known, check_number
 
 
 class GradDrop(JacobianBalancer):
-    """With ``p = (1 + sum_t g_t / sum_t |g_t|) / 2`` and a random number u from 0 to 1, element by element: gradients
-    above zero stay where ``u < p``, those below zero where ``u > p``, and the rest is dropped (but for a task's leak).
+    """Element by element, with ``p = (1 + sum_t g_t / sum_t |g_t|) / 2`` and a random number u from 0 to 1: positive
+    gradients stay where ``u < p``, negative ones where ``u > p``, and the rest is dropped (except for a task's leak).
 
     At the level of the representation, as in the paper, g is the gradient of the shared features z times sign(z),
-    summed over the batch; its decision holds for every sample. Where p is 0 / 0, there is nothing to keep. The level
+    summed over the batch; one decision holds for all samples. Where p is 0 / 0, there is nothing to keep. The level
     ``parameters`` uses the gradients of parameters unchanged, as torchjd does. Random numbers are a function of the
     seed, the step, and the element, so they are the same in every process and micro-batch; with gradient accumulation,
-    each micro-batch decides by its own gradients.
+    each micro-batch decides from its own gradients.
 
     Scale: the sum, less what is dropped. Heads get their gradients in full; the weights are 1. Cost per step: by level.
 
     Raises:
-        InputError: a leak outside of [0, 1], or one for a task that the run does not have.
+        InputError: a leak outside [0, 1], or one for a task that the run does not have.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class GradDrop(JacobianBalancer):
         return combined, torch.ones_like(losses)
 
     def _kept(self, signed: Float[Tensor, "*shape"], number: int) -> Bool[Tensor, "*shape"]:
-        """Which elements stay, task by task; ``number`` tells apart what is decided in one step."""
+        """Which elements stay, task by task. Each feature map of a step, by ``number``, has its own random numbers."""
         whole = signed.abs().sum(0)
         positive = (1 + torch.where(whole > 0, signed.sum(0) / whole, 0)) / 2
         seed = torch.randint(2**62, (number + 1,), generator=self.random())[number]
@@ -77,5 +77,5 @@ class GradDrop(JacobianBalancer):
         return ((signed > 0) & (chance < positive)) | ((signed < 0) & (chance > positive))
 
     def _dropped(self, gradient: Tensor, kept: Tensor, task: str) -> Tensor:
-        """A task's gradient without what is not kept, for every sample the same."""
+        """A task's gradient with the elements that are not kept reduced to its leak; all samples share the decision."""
         return torch.where(kept, gradient, self.leak.get(task, 0.0) * gradient)

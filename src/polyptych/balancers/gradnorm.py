@@ -16,32 +16,34 @@ from polyptych.balancers._adam import TaskAdam
 from polyptych.balancers._gradients import GramBalancer, Level
 from polyptych.balancers._task_numbers import SMALLEST, check_known, check_number, numbers
 
-LEAST = 1e-4  # of a weight
+LEAST = 1e-4  # smallest weight; an update could make one negative, and its loss would be maximized
 
 
 class GradNorm(GramBalancer):
-    """Weights w are learned so that ``w_t n_t`` comes near ``mean_u(w_u n_u) r_t^alpha``.
+    """Weights w are learned so that ``w_t n_t`` approaches ``mean_u(w_u n_u) r_t^alpha``.
 
-    n_t is the norm of the gradient of loss_t in the last shared layer, and r_t the inverse training rate: the share
-    of the initial loss that is left, ``loss_t / initial_t``, over its mean over tasks. The objective
-    ``sum_t |w_t n_t - target_t|`` has targets that are constants and norms that do not depend on w, so its gradient
-    is ``sign(w_t n_t - target_t) n_t``: no second differentiation. After each step of an optimizer of their own the
-    weights are scaled to sum to K; they are at least 1e-4. As in the paper's algorithm, a step uses the weights from
-    before its own update.
+    n_t is the norm of the gradient of loss_t in the last shared layer, and r_t the relative inverse training rate: the
+    share of the initial loss that is left, ``loss_t / initial_t``, divided by its mean over tasks. In the objective
+    ``sum_t |w_t n_t - target_t|``, the targets are constants and the norms do not depend on w, so its gradient is
+    ``sign(w_t n_t - target_t) n_t``, without second derivatives. The weights have an optimizer of their own; after each
+    of its steps they are raised to at least 1e-4 and scaled to sum to K. As in the paper's algorithm, a step uses the
+    weights from before its own update.
 
-    Adam takes steps of about its learning rate whatever the size of gradients, ``sgd`` takes them in proportion to
-    it; the paper names neither that choice nor the rate of 0.025 beyond doubt [recall]. The initial loss is that of
-    the first batch, the mean over the first ``initial_steps``, or what ``initial`` names (log C for a cross entropy
-    of C classes). A task without a label in a step keeps its weight and its moments.
+    The steps of Adam are about as large as its learning rate, whatever the size of the gradients; those of ``sgd`` are
+    proportional to the gradients. The paper leaves both this choice and the rate of 0.025 unclear (quoted from memory).
+    The initial loss is that of the first batch, the mean over the first ``initial_steps`` steps, or the value in
+    ``initial`` (log C for a cross entropy of C classes). A task without a label in a step keeps its weight and its
+    moments.
 
-    Where scales differ by far more than 1 / ``learning_rate``, the smallest weight is less than a step of Adam and
-    jumps between its bound and a multiple of what it should be: lower the rate, or bring the losses nearer first.
+    Where the scales of losses differ by far more than 1 / ``learning_rate``, the smallest weight should be less than a
+    step of Adam, and jumps between its bound and a multiple of the right value: lower the rate, or first bring the
+    losses closer to one scale.
 
     LibMTL differs: softmax weights in the network's optimizer (with its weight decay), norms over all shared
     parameters, initial losses of a whole epoch in which nothing is balanced, and heads with unweighted gradients.
 
-    Scale: the weights sum to K. Heads get weighted gradients. Cost per step: one backward pass, and that of the
-    heads alone once more per task.
+    Scale: the weights sum to K. Heads get weighted gradients. Cost per step: one backward pass, and one
+    more per task through the heads alone.
 
     Raises:
         InputError: an option out of range, or an initial loss for a task that the run does not have.
@@ -97,14 +99,14 @@ class GradNorm(GramBalancer):
         return weights
 
     def _remember(self, losses: Float[Tensor, " t"], here: list[int]) -> None:
-        """Go on averaging the initial losses, of the tasks that have not seen enough of them."""
+        """Keep averaging the initial losses of tasks that have had fewer than ``initial_steps`` steps."""
         seen, initial = self.seen[here], self.initial[here]
         more = seen < self.initial_steps
         self.initial[here] = torch.where(more, (initial * seen + losses) / (seen + 1), initial)
         self.seen[here] = seen + more
 
     def _move(self, gradient: Float[Tensor, " t"], here: list[int]) -> None:
-        """One step of the weights; their sum stays."""
+        """One optimizer step of the weights. Their sum stays, so that tasks without a label keep their share of K."""
         total = self.weights[here].sum()
         if self.adam is None:
             self.weights[here] -= self.rate * gradient

@@ -1,4 +1,4 @@
-"""Gradient vaccine: gradients are turned toward each other until they agree as much as they usually do.
+"""Gradient Vaccine: gradients are turned toward each other until they agree as much as they usually do.
 
 Source: Wang, Tsvetkov, Firat and Cao, ICLR 2021, arXiv 2010.05874
 """
@@ -16,26 +16,26 @@ from polyptych.balancers import _solvers as solvers
 from polyptych.balancers._gradients import GramBalancer
 from polyptych.balancers._task_numbers import check_number
 
-LARGEST = 1 - 1e-8  # cosine that is aimed at
+LARGEST = 1 - 1e-8  # target cosine; at 1 the formula divides by zero
 
 
 class GradVac(GramBalancer):
-    """For every task i, and every other task j in random order, with c the cosine of ``h_i`` and ``g_j``, where it is
-    below its moving average a::
+    """For every task i, and every other task j in random order, wherever the cosine c of ``h_i`` and ``g_j`` is below
+    its moving average a::
 
         h_i += g_j |h_i| (a sqrt(1 - c^2) - c sqrt(1 - a^2)) / (|g_j| sqrt(1 - a^2))        a <- (1 - beta) a + beta c
 
     starting from ``h_i = g_i``; the cosine of the new ``h_i`` and ``g_j`` is a. The step is ``sum_i h_i``. Averages
-    start at 0, where this is PCGrad. Each ordered pair of tasks has its own; those of a task without a label or
-    without a gradient do not move. The order is a function of the seed and of the step.
+    start at 0, with which the method is PCGrad. Each ordered pair of tasks has its own average; those of a task without
+    a label or without a gradient do not move. The order is a function of the seed and of the step.
 
-    The paper compares gradients layer by layer or as a whole; this is the whole. beta is 1e-2 there [recall], 0.5 in
-    LibMTL and torchjd.
+    The paper compares gradients layer by layer or as a whole; this code compares them as a whole. beta is 1e-2 in the
+    paper (quoted from memory), and 0.5 in LibMTL and torchjd.
 
     Scale: the weights sum to K or more. Heads get unweighted gradients. Cost per step: by level.
 
     Raises:
-        InputError: beta outside of [0, 1].
+        InputError: beta outside [0, 1].
     """
 
     tuned = ("beta", (0.1, 1e-3))

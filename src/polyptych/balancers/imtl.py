@@ -17,24 +17,24 @@ from polyptych.balancers._gradients import GramBalancer, Level
 from polyptych.balancers._task_numbers import check_number, numbers
 from polyptych.errors import InputError
 
-RIDGE = 1e-8  # of the cosines: directions that depend on each other have no unique answer
-WIDEST = 10.0  # of the learned s: a loss that is zero for long would let it grow without end
-LARGEST = 100.0  # weight; where the equations ask for more, they are ill-posed
+RIDGE = 1e-8  # added to the diagonal of the cosines: linearly dependent directions have no unique solution
+WIDEST = 10.0  # bound of |s|: while a loss stays at zero, its s would grow without end
+LARGEST = 100.0  # largest weight, in absolute value; where the equations ask for more, they are ill-conditioned
 
 
 class IMTL(GramBalancer):
     """IMTL-G: weights that sum to 1, so that ``g = sum_t w_t g_t`` has the same projection onto every gradient's
     direction ``g_t / |g_t|``. In closed form ``w_t ~ v_t / |g_t|`` with ``C v = 1`` and C the matrix of cosines.
 
-    IMTL-L (``scale_losses``): losses count as ``exp(s_t) loss_t - s_t`` with learned s, which ends where every
-    ``exp(s_t) loss_t`` is 1. s moves by Adam with a rate of its own here, and stays between -10 and 10; in the paper it
-    is trained with the network. IMTL-G acts on the gradients of the scaled losses. Without ``balance_gradients`` there
-    is IMTL-L alone: task t weighs ``exp(s_t)``, and no gradients are compared.
+    IMTL-L (``scale_losses``): losses count as ``exp(s_t) loss_t - s_t`` with learned s; the minimum over s is where
+    every ``exp(s_t) loss_t`` is 1. Here s is updated by Adam with a learning rate of its own, and stays between -10 and
+    10; in the paper it is trained with the network. IMTL-G acts on the gradients of the scaled losses. Without
+    ``balance_gradients`` only IMTL-L remains: the weight of task t is ``exp(s_t)``, and no gradients are compared.
 
-    Weights may be negative, as in the paper. Where gradients nearly depend on each other they may be huge, or sum to a
-    number that is not positive (scaling it to 1 would make all losses rise): then weights are ``~ 1 / |g_t|``, which
-    also sum to 1. A task whose gradient is zero gets no weight from IMTL-G. LibMTL has the two parts only together,
-    and stops with an error where gradients depend on each other.
+    Weights may be negative, as in the paper. For nearly dependent gradients they may be huge, or their sum may not be
+    positive (scaling it to 1 would make all losses rise): then weights are ``~ 1 / |g_t|``, which also sum to 1. A task
+    whose gradient is zero gets no weight from IMTL-G. LibMTL has the two parts only together, and stops with an error
+    if gradients are linearly dependent.
 
     Scale: the weights sum to 1, times ``exp(s_t)``; that of IMTL-L alone is free. Heads get weighted gradients. Cost
     per step: by level; of IMTL-L alone, one backward pass.
@@ -63,7 +63,7 @@ class IMTL(GramBalancer):
         super().__init__(config, standard_weights=standard_weights)
         check_number("learning_rate", config.learning_rate, config.learning_rate > 0, "a number above 0")
         if not (config.scale_losses or config.balance_gradients):
-            raise InputError("balancer.balance_gradients", "neither this nor scale_losses", "at least one part of IMTL",
+            raise InputError("balancer.balance_gradients", "off, as is scale_losses", "at least one part of IMTL",
                              "leave one of them on, or choose --balancer equal")
         self.scale_losses, self.needs_gram = config.scale_losses, config.balance_gradients
         self.adam = TaskAdam(len(self.tasks), learning_rate=config.learning_rate)

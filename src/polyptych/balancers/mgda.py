@@ -20,15 +20,15 @@ class MGDA(GramBalancer):
     """``w = argmin |sum_t w_t g_t / s_t|`` over weights that are not negative and sum to 1; the step is
     ``sum_t w_t g_t``.
 
-    s are the sizes by which gradients are normalized before they are compared: 1, the norm of g, the loss, or their
-    product. As in the authors' code, they do not enter the step [recall]. The default level is the paper's upper bound
-    (MGDA-UB), with gradients of the shared features, sample by sample. LibMTL sums these over the batch first, which
-    is another problem.
+    s_t normalizes the gradient of task t before the comparison: 1, the norm of g_t, the loss, or the product of norm
+    and loss. As in the authors' code (quoted from memory), s does not enter the step. The default level is the paper's
+    upper bound (MGDA-UB), with gradients of the shared features, sample by sample. LibMTL sums these over the batch
+    first, which is a different problem.
 
-    The problem is solved exactly by an active set; the authors and torchjd stop Frank-Wolfe iterations early. A task
-    whose gradient is zero would make zero the answer and stop all others, so it is left out and gets no weight. Two
-    things to know: without normalization the task of the smallest gradient gets nearly all the weight, and near a
-    Pareto stationary point the step is short.
+    The problem is solved exactly by an active-set method; the authors and torchjd stop Frank-Wolfe iterations early. A
+    task whose gradient is zero would make the zero vector the solution and stall all other tasks, so it is left out and
+    gets no weight. Two things to know: without normalization, the task with the smallest gradient gets nearly all the
+    weight; and near a Pareto stationary point, steps are short.
 
     Scale: the weights sum to 1. Heads get unweighted gradients, as in the paper's algorithm. Cost per step: by level.
     """
@@ -57,5 +57,5 @@ class MGDA(GramBalancer):
             sizes = sizes * gram.diagonal().sqrt()
         if self.config.normalization in ("loss", "loss+"):
             sizes = sizes * losses.clamp(min=SMALLEST)
-        sizes = sizes.where(here, 1)
+        sizes = sizes.where(here, 1)  # the others' rows are left out below, but must not become NaN
         return solvers.where_present(gram / sizes / sizes[:, None], 0, solvers.min_norm_point)

@@ -1,4 +1,4 @@
-"""MoCo: MGDA for noisy gradients, with averaged gradients and small steps of the weights.
+"""MoCo: MGDA for noisy gradients, with averaged gradients and small updates of the weights.
 
 Source: Fernando et al., ICLR 2023, arXiv 2210.12624
 """
@@ -18,18 +18,18 @@ from polyptych.balancers._task_numbers import check_number, numbers
 
 
 class MoCo(RememberingBalancer):
-    """``y_t <- y_t - b (y_t - g_t)``, then ``w <- P(w - c (Y Y^T + rho) w)`` with P the projection to the simplex; the
-    step is ``sum_t w_t y_t``. b and c are ``beta`` and ``gamma`` over ``step^decay``.
+    """``y_t <- y_t - b (y_t - g_t)``, then ``w <- P(w - c (Y Y^T + rho) w)`` with P the projection onto the simplex;
+    the step is ``sum_t w_t y_t``. b and c are ``beta`` and ``gamma`` over ``step^decay``.
 
-    Defaults are those of LibMTL, which has the authors' code; its NYUv2 runs have beta 0.99. That code also replaces
+    Defaults are those of LibMTL, which has the authors' code; its NYUv2 runs use beta 0.99. That code also replaces
     ``g_t`` by ``loss_t g_t / |g_t|`` (``normalize``) and the projection by a softmax (``onto``), which the paper does
     not have. A task without a label in a step keeps its average and its weight; the others share the rest.
 
-    Scale: the weights sum to 1. The step of w depends on the scale of gradients. Heads get unweighted gradients. Cost
-    per step: that of the level ``parameters``, and one more row of memory per task.
+    Scale: the weights sum to 1. Their updates depend on the scale of the gradients. Heads get unweighted gradients.
+    Cost per step: that of the level ``parameters``, and one more row of memory per task.
 
     Raises:
-        InputError: beta outside of (0, 1], or another rate below 0.
+        InputError: beta outside (0, 1], or another number below 0.
     """
 
     tuned = ("gamma", (1.0, 0.01))

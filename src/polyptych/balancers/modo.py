@@ -1,4 +1,4 @@
-"""MoDo: MGDA by small steps of the weights, on products of gradients from two batches, which noise does not bias.
+"""MoDo: MGDA by small updates of the weights, from products of gradients of two batches, which noise does not bias.
 
 Source: Chen, Fernando, Ying and Chen, NeurIPS 2023, arXiv 2305.20057
 """
@@ -19,18 +19,19 @@ from polyptych.balancers._task_numbers import check_number, numbers
 
 
 class MoDo(JacobianBalancer):
-    """``w <- P(w - gamma (J J'^T w + rho w))`` with P the projection to the simplex; the step is ``sum_t w_t g_t``.
+    """``w <- P(w - gamma (J J'^T w + rho w))`` with P the projection onto the simplex; the step is
+    ``sum_t w_t g_t``.
 
-    The paper takes J, J' and g from three independent batches: ``independent``, where the micro-batches of a step, in
-    turn, are the three, so that ``--accumulate`` must be a multiple of 3 and memory holds three times the rows. Heads
-    then get the mean gradient of all, as in LibMTL. The default is one batch for everything, which costs what other
-    methods do, and whose product of a noisy gradient with itself is too large by the noise.
+    The paper takes J, J' and g from three independent batches. ``independent`` does so: micro-batches go to the three
+    in turn, so that ``--accumulate`` must be a multiple of 3 and memory holds three times the rows. Heads then get the
+    mean gradient of all, as in LibMTL. The default is one batch for everything, which costs as much as other methods;
+    the product of a noisy gradient with itself is then too large by the variance of the noise.
 
     gamma and rho are LibMTL's; torchjd has 0.1 for both. A task without a label in a step keeps its weight; the others
     share the rest.
 
-    Scale: the weights sum to 1. Their steps depend on the scale of gradients. Heads get unweighted gradients. Cost per
-    step: that of the level ``parameters``.
+    Scale: the weights sum to 1. Their updates depend on the scale of the gradients. Heads get unweighted gradients.
+    Cost per step: that of the level ``parameters``.
 
     Raises:
         InputError: an option out of range.
@@ -66,7 +67,7 @@ class MoDo(JacobianBalancer):
                 tasks: tuple[str, ...]) -> tuple[Float[Tensor, " p"], Float[Tensor, " t"]]:
         here = self.positions(tasks)
         last = rows[-1] if self.splits > 1 else rows
-        product = self.splits**2 * self.answer.view(len(tasks), -1)  # a part has the gradient of a third of the batch
+        product = self.splits**2 * self.answer.view(len(tasks), -1)  # losses are scaled for the whole batch
         before, total = solvers.shares(self.weights[here]), self.weights[here].sum()
         moved = before - self.config.gamma * (product @ before + self.config.rho * before)
         weights = solvers.project_to_simplex(moved)

@@ -1,4 +1,4 @@
-"""Nash-MTL: tasks bargain for the step; the Nash bargaining solution is taken.
+"""Nash-MTL: tasks bargain over the step; the step is the Nash bargaining solution.
 
 Source: Navon et al., ICML 2022, arXiv 2202.01017
 """
@@ -13,23 +13,26 @@ from torch import Tensor
 from polyptych.balancers import _solvers as solvers
 from polyptych.balancers._gradients import GramBalancer
 
-RIDGE = 1e-8  # of the diagonal; without it gradients that cancel exactly have no agreement
+RIDGE = 1e-8  # of the diagonal; without it the equation has no solution for gradients that cancel exactly
 
 
 class NashMTL(GramBalancer):
-    """``G w = 1 / w`` with ``w > 0``, where G are the inner products of the gradients.
+    """``G w = 1 / w`` with ``w > 0``, where G holds the inner products of the gradients.
 
-    That is the minimum of the convex function ``w^T G w / 2 - sum_t log w_t``, which a Newton method solves to
-    rounding in a few dozen small linear systems. The authors run 20 rounds of a convex-concave procedure with a conic
-    solver; where that fails they keep the last weights (and LibMTL, with the solver versions it asks for, silently
-    has weights of 1). ``every`` of 10 to 50 is the paper's way to save time. A task whose gradient is zero takes no
+    The gain of task t from the step d is ``g_t . d``; the bargaining solution maximizes the product of all gains among
+    steps of one length. Its ``d = sum_t w_t g_t`` gives every task the gain ``1 / w_t``, which is the equation above.
+
+    That w minimizes the convex function ``w^T G w / 2 - sum_t log w_t``; Newton's method finds it to rounding in a few
+    dozen small linear systems. The authors run 20 rounds of a convex-concave procedure with a conic
+    solver; where that fails, they keep the last weights (and LibMTL, with the solver versions it requires, silently
+    uses weights of 1). ``every`` of 10 to 50 is the paper's way to save time. A task whose gradient is zero takes no
     part and has weight 1.
 
-    Scale: the method's own: ``|sum_t w_t g_t|`` is the root of K whatever the size of the gradients, so weights go
-    with the inverse of that size, and they grow where gradients cancel. (The authors' code divides G by its Frobenius
-    norm for its solver, but its constraint ``log(n w) + log(G w / n) >= 0`` multiplies by it again: its weights are
-    these.) The shared gradient is clipped to norm 1, as by the authors, which therefore changes every step: shared
-    parameters move by the direction alone. Heads get weighted gradients. Cost per step: by level.
+    Scale: the method's own: ``|sum_t w_t g_t|`` is the square root of K whatever the size of the gradients, so weights
+    are inversely proportional to that size, and grow where gradients cancel. (The authors' code divides G by its
+    Frobenius norm for its solver, but its constraint ``log(n w) + log(G w / n) >= 0`` multiplies by the norm again: its
+    weights are the same.) As in the authors' code, the shared gradient is clipped to norm 1. This shortens every step,
+    so that only the direction counts for shared parameters. Heads get weighted gradients. Cost per step: by level.
     """
 
     preferring = "never"

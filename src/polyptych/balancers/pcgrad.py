@@ -18,8 +18,9 @@ class PCGrad(GramBalancer):
     """For every task i, and every other task j in random order: where ``h_i . g_j < 0``, ``h_i -= (h_i . g_j / |g_j|^2)
     g_j``, starting from ``h_i = g_i``. The step is ``sum_i h_i``.
 
-    h_i is kept as coefficients of the g, so only inner products are needed; weights are the sums of the coefficients.
-    The order is a function of the seed and of the step. With two tasks it does not matter.
+    As in the paper, each h_i is projected against the original gradients g_j, never against an h_j. It is kept as
+    coefficients of the g, so only inner products are needed; the weights are the sums of the coefficients. The order is
+    a function of the seed and of the step. With two tasks it does not matter.
 
     Scale: the weights sum to K where no gradients conflict, and to more where they do. Heads get unweighted gradients.
     Cost per step: by level.

@@ -14,12 +14,12 @@ from polyptych.balancers._weighing import LossBalancer
 
 
 class RLW(LossBalancer):
-    """``w = softmax(n)``, where n is fresh standard normal noise: the form that the paper's tables have. (It also
-    draws from other distributions, which did as well.)
+    """``w = softmax(n)``, where n is fresh standard normal noise, as in the paper's tables. (The paper also draws from
+    other distributions, which do as well.)
 
     The noise is a function of the seed and of the step alone, so a resumed run continues with the same weights, and
-    several processes have the same ones without talking to each other. Where some tasks have no label in a step, the
-    softmax is over the others.
+    several processes have the same ones without communication. Where some tasks have no label in a step, the softmax
+    is over the others.
 
     Scale: the weights sum to 1, so gradients are K times smaller than with ``equal``. Heads get weighted gradients.
     Cost per step: one backward pass.

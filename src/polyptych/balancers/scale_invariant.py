@@ -13,10 +13,10 @@ from polyptych.balancers._weighing import LossBalancer
 
 
 class ScaleInvariant(LossBalancer):
-    """``sum_t log loss_t``, so task t weighs ``w_t = 1 / loss_t``.
+    """``sum_t log loss_t``, so the weight of task t is ``w_t = 1 / loss_t``.
 
-    Without an option to tune, and hard to beat where a task has tiny losses (Cityscapes depth). It is ``gls`` with
-    another learning rate at every step. Losses are positive; one below 1e-8 counts as 1e-8.
+    It has no option to tune, and is hard to beat where a task has tiny losses (Cityscapes depth). Its gradient is that
+    of ``gls`` times a number that differs from step to step. Losses are positive; one below 1e-8 counts as 1e-8.
 
     Scale: the sum of the weights is free, and grows while the losses fall. Heads get weighted gradients. Cost per
     step: one backward pass.

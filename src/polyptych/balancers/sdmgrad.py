@@ -20,15 +20,15 @@ from polyptych.balancers._task_numbers import check_number, numbers
 
 
 class SDMGrad(JacobianBalancer):
-    """``w`` on the simplex goes down ``|sum_t (w_t + lambda / K) g_t|^2`` by 20 steps of projected gradient descent
-    with momentum, on ``A = J J'^T`` over the square of its mean gradient norm; it starts where the last step ended. The
-    step is ``K sum_t (w_t + lambda / K) g_t / (1 + lambda)``, with the factor K of the authors' code.
+    """``w`` on the simplex reduces ``|sum_t (w_t + lambda / K) g_t|^2`` by 20 steps of projected gradient descent with
+    momentum, on ``A = J J'^T`` divided by the square of the mean gradient norm, starting from the w of the last step.
+    The step is ``K sum_t (w_t + lambda / K) g_t / (1 + lambda)``, with the factor K of the authors' code.
 
-    The product of a noisy gradient with itself is too large by the noise; hence the paper takes J, J' and g from three
-    batches. The published code means to, but its three buffers are one, so published numbers come from one batch:
-    ``published``, the default, which costs what other methods do. ``independent`` is the paper's: the micro-batches of
-    a step, in turn, are the three batches, so that ``--accumulate`` must be a multiple of 3 and memory holds three
-    times the rows; heads get the mean gradient of all of them (the sum, in published code).
+    The product of a noisy gradient with itself is too large by the variance of the noise; hence the paper takes J, J'
+    and g from three batches. The published code means to, but its three buffers are the same one, so published numbers
+    come from one batch: ``published``, the default, which costs as much as other methods. ``independent`` is the
+    paper's version: micro-batches go to the three batches in turn, so that ``--accumulate`` must be a multiple of 3 and
+    memory holds three times the rows; heads get the mean gradient of all of them (in the published code, the sum).
 
     Scale: the weights sum to K. Heads get unweighted gradients. Cost per step: that of the level ``parameters``.
 
@@ -75,11 +75,11 @@ class SDMGrad(JacobianBalancer):
         found = self._descend(self.answer.view(size, size), solvers.shares(self.weights[here]))
         self.weights[here] = self.weights[here].sum() * found
         weights = (size * found + pull) / (1 + pull)
-        # A part has the gradient of a third of the batch.
+        # Losses are scaled for the whole batch; a part has a third of it.
         return self.splits * (devices.sent(weights, rows.device, rows.dtype) @ last), weights
 
     def _descend(self, product: Float[Tensor, "t t"], weights: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-        # Between batches, the product of a task with itself may come out below zero.
+        # With independent batches, the product of a task's gradients may be negative even on the diagonal.
         norm = product.diagonal().clamp(min=0).sqrt().mean()
         if norm == 0:
             return weights

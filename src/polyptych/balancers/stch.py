@@ -18,22 +18,22 @@ from polyptych.balancers._weighing import LossBalancer
 
 class STCH(LossBalancer):
     """``K mu log sum_t exp(p_t f_t / mu)`` with ``f_t = log(loss_t / n_t)``, the authors' recipe for multi-task
-    networks, where all preferences p are 1.
+    networks, in which all preferences p are 1.
 
-    For the first ``warmup`` epochs, and in the one after them, the total is ``sum_t log loss_t``; the nadir n_t is the
-    mean loss in that last one, as in the authors' code. Task t weighs ``1 / loss_t`` before, and
-    ``K softmax(p f / mu)_t p_t / loss_t`` after. A task without a label in that epoch takes its nadir from the next one
-    where it has, and weighs ``1 / loss_t`` until then. Without a warm-up all nadirs are 1 from the start. A run that
-    ends before the nadir is taken is ``scale_invariant``.
+    In the first ``warmup`` epochs and the one after them, the total is ``sum_t log loss_t``; the nadir n_t is the mean
+    loss of that last epoch, as in the authors' code. The weight of task t is ``1 / loss_t`` before, and
+    ``K softmax(p f / mu)_t p_t / loss_t`` after. A task without a label in that epoch takes its nadir from the next
+    epoch in which it has one, and has the weight ``1 / loss_t`` until then. Without a warm-up, all nadirs are 1 from
+    the start. A run that ends before the nadir is taken is the same as with ``scale_invariant``.
 
-    TorchJD's STCH is the bare formula, with neither logarithm nor nadir. LibMTL logs weights of 1. Losses are
+    torchjd's STCH is the bare formula, with neither logarithm nor nadir. LibMTL logs weights of 1. Losses are
     positive; one below 1e-8 counts as 1e-8.
 
     Scale: the sum of the weights is free; the shares ``w_t loss_t / p_t`` sum to K. Heads get weighted gradients. Cost
     per step: one backward pass.
 
     Raises:
-        InputError: a sharpness or preference that is not above 0, a preference for a task that the run does not have,
+        InputError: a mu or preference that is not above 0, a preference for a task that the run does not have,
             or a negative warm-up.
     """
 
@@ -44,7 +44,7 @@ class STCH(LossBalancer):
         mu: float = 1.0
         """Softness of the maximum; near 0, only the worst task counts."""
         warmup: int = 4
-        """Epochs before the one whose mean losses are the nadir; 0 takes nadirs of 1."""
+        """Epochs before the one whose mean losses become the nadir; 0 sets all nadirs to 1."""
         preferences: dict[str, float] = field(default_factory=dict)
         """Preference for each task (default: 1); higher values push the task's loss lower (lambda in the paper)."""
 

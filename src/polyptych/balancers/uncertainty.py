@@ -24,9 +24,9 @@ RANGE = (-10.0, 10.0)
 
 
 class Uncertainty(LossBalancer):
-    """``sum_t a_t exp(-s_t) loss_t + b_t s_t``, with one learned s per task; task t weighs ``a_t exp(-s_t)``.
+    """``sum_t a_t exp(-s_t) loss_t + b_t s_t``, with one learned s per task; the weight of task t is ``a_t exp(-s_t)``.
 
-    The constants are those of the negative log likelihood whose data term is the loss:
+    The constants are those of the negative log-likelihood whose data term is the loss:
 
     =============  ================  ===  ===  ==============================
     likelihood     loss              a    b    s
@@ -36,15 +36,15 @@ class Uncertainty(LossBalancer):
     categorical    cross entropy     1    1/2  log of the squared temperature
     =============  ================  ===  ===  ==============================
 
-    In a run every task says which one its loss belongs to, whatever it is called (:class:`polyptych.tasks._base.Task`).
-    In a loop of your own a task that has the name of a kind (``semseg``) has that of its default loss, and any other
-    one is laplace: say so if it is not. The minimum over s is at ``exp(s) = loss a / b``, so this is a slow
-    ``1 / loss``: s moves by about its learning rate per step. With ``revised`` the total is ``sum_t exp(-s_t) loss_t /
-    2 + log(1 + exp(s_t))`` for every likelihood, which never gets negative.
+    In a run, every task declares the likelihood of its loss, whatever its name (:class:`polyptych.tasks._base.Task`).
+    In your own training loop, a task named after a kind (``semseg``) has the likelihood of that kind's default loss,
+    and any other task is laplace unless ``likelihoods`` names another. The minimum over s is at ``exp(s) = loss a /
+    b``, so weights slowly approach ``b / loss``: s moves by about its learning rate per step. With ``revised`` the
+    total is ``sum_t exp(-s_t) loss_t / 2 + log(1 + exp(s_t))`` for every likelihood, which is never negative.
 
-    s is kept within [-10, 10]: without bounds the weight of a task with a loss of 0 grows forever. It is learned by
-    the optimizer of the run, in a group without weight decay; that of a task without a label in a step does not move.
-    LibMTL and MTAN start at s = -0.5, have the gaussian constants for all tasks, and LibMTL decays s.
+    s is kept within [-10, 10]: without bounds, the weight of a task with a loss of 0 grows forever. It is learned by
+    the optimizer of the run, in a group without weight decay; the s of a task without a label in a step does not move.
+    LibMTL and MTAN start at s = -0.5 and use the gaussian constants for all tasks; LibMTL decays s.
 
     Scale: the sum of the weights is free. Heads get weighted gradients. Cost per step: one backward pass.
 
@@ -77,7 +77,7 @@ class Uncertainty(LossBalancer):
         said = {**(likelihoods or {}), **config.likelihoods}
         self.likelihoods = {task: said[task] if task in said else of_kind(task) for task in self.tasks}
         self.revised, self.learning_rate_factor = config.revised, config.learning_rate_factor
-        # One parameter per task: optimizers leave alone what has no gradient, where a vector would move by momentum.
+        # One parameter per task: optimizers skip parameters without a gradient, but would move a vector by momentum.
         start = torch.tensor(config.start, dtype=torch.float64)
         self.s = nn.ParameterDict({task: nn.Parameter(start.clone()) for task in self.tasks})
 
@@ -86,14 +86,14 @@ class Uncertainty(LossBalancer):
         for task, loss in losses.items():
             s = self.s[task]
             with torch.no_grad():
-                s.clamp_(*RANGE)  # of the value: beyond a bound of the function no gradient would lead back
+                s.clamp_(*RANGE)  # clamps the parameter; a clamp in the objective would have no gradient to lead s back
             a, b = CONSTANTS[self.likelihoods[task]]
             parts.append((-s).exp() * loss / 2 + F.softplus(s) if self.revised else a * (-s).exp() * loss + b * s)
         return torch.stack(parts).sum()
 
 
 def of_kind(task: str) -> Likelihood:
-    """The likelihood of a task of which nothing but its name is known."""
-    from polyptych.tasks._base import CATALOG  # here: a run, which knows its tasks, does not come this way
+    """The likelihood of a task known only by its name."""
+    from polyptych.tasks._base import CATALOG  # here: a run declares its likelihoods and needs no import
 
     return CATALOG.load(task).likelihood if task in CATALOG.names() else "laplace"

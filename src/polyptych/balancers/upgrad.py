@@ -19,15 +19,15 @@ from polyptych.balancers._task_numbers import check_number
 class UPGrad(GramBalancer):
     """``sum_t P(g_t / K)``, where ``P(x)`` is the vector nearest to x that has no negative product with any gradient.
 
-    The weights of one projection are ``argmin_{v >= u} v^T G v`` with u the weights of what is projected. G is divided
-    by its trace, and ``ridge`` is added to its diagonal, as by the authors (torchjd); these small problems are
-    nonnegative least squares, solved exactly. Unlike there, gradients of any size count, however small.
+    The weights of one projection are ``argmin_{v >= u} v^T G v``, where u holds the weights of the projected vector. G
+    is divided by its trace, and ``ridge`` is added to its diagonal, as in the authors' code (torchjd); these small
+    problems are nonnegative least squares, solved exactly. Unlike that code, this one does not ignore tiny gradients.
 
     Scale: the mean where no gradients conflict, more where they do. Heads get unweighted gradients. Cost per step: by
     level.
 
     Raises:
-        InputError: a ridge below 1e-10, where the problem is no longer well posed.
+        InputError: a ridge below 1e-10, where the problem is ill-conditioned.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -48,5 +48,5 @@ class UPGrad(GramBalancer):
         return solvers.project_to_dual_cone(self.ridged(gram), one / len(one)).sum(0)
 
     def ridged(self, gram: Float[Tensor, "t t"]) -> Float[Tensor, "t t"]:
-        """Inner products of trace 1, made positive definite: without that, dependent gradients have many answers."""
+        """Inner products of trace 1, made positive definite: dependent gradients would have many solutions."""
         return gram / gram.trace().clamp(min=solvers.TINY) + self.ridge * torch.eye(len(gram), dtype=gram.dtype)

@@ -19,14 +19,14 @@ class UWSO(LossBalancer):
     """``w = softmax(1 / (T l))``, where l are the losses and T is the temperature.
 
     Minimizing the uncertainty-weighted total over the uncertainties gives weights of ``1 / l`` (UW-O); the softmax
-    bounds them. The paper tunes T for every dataset on a grid from 1 to 100 [recall], and it matters: 1 / l has the
-    unit of a loss. A loss near 0 takes all the weight; therefore l is a moving average here, which the paper does not
-    have. ``--balancer.smoothing 0`` is the paper's form.
+    bounds them. The paper tunes T for every dataset on a grid from 1 to 100 (quoted from memory); the right T
+    depends on the scale of the losses. A loss near 0 would take all the weight, so here, unlike in the paper, l is a
+    moving average. ``--balancer.smoothing 0`` is the paper's form.
 
     Scale: the weights sum to 1. Heads get weighted gradients. Cost per step: one backward pass.
 
     Raises:
-        InputError: a temperature that is not above 0, or a smoothing outside of [0, 1).
+        InputError: a temperature that is not above 0, or a smoothing outside [0, 1).
     """
 
     tuned = ("temperature", (1.0, 30.0))

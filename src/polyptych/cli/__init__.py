@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # a file where a folder is needed, no right to write, ...
         if error.errno is None:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""  # a full disk does not say where it is
+        where = f"{error.filename}: " if error.filename is not None else ""  # the error of a full disk names no file
         print(f"polyptych: {where}got a system error ({error.strerror}); needs a readable, writable place "
               "with free space; free some space or choose another path", file=sys.stderr)
         return 2
@@ -69,7 +69,7 @@ def _help(arguments: list[str]) -> int:
         if not stop.code:
             raise
         _stand_ins.begin_again(arguments)
-    except Exception:  # something needed what is not there; the real libraries say what, if it is still wrong
+    except Exception:  # something was missing; with the real libraries it works, or the error is real
         _stand_ins.begin_again(arguments)
     return 0
 

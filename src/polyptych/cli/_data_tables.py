@@ -100,7 +100,7 @@ def print_info(name: str, console: Console) -> None:
 
 
 def print_verification(config: Any, found: Verification, console: Console) -> None:
-    """What was found at a root, and all that is wrong."""
+    """What was found at a root, and everything that is wrong."""
     layout = f", layout {found.layout}" if found.layout else ""
     console.print(escape(f"{config.name} at {config.root}{layout}"), style="bold", soft_wrap=True)
     if found.protocol:
@@ -163,7 +163,7 @@ def _class_tables(found: Verification) -> Iterator[Table]:
 
 
 def _share(share: float) -> str:
-    return "-" if not share > 0 else "< 0.01 %" if share < 0.0001 else f"{100 * share:.2f} %"
+    return "-" if not share > 0 else "< 0.01%" if share < 0.0001 else f"{100 * share:.2f}%"
 
 
 @contextmanager
@@ -184,6 +184,6 @@ def _table(*titles: str, title: str | None = None, lines: bool = False) -> Table
 
 
 def _pages(stated: About) -> str:
-    """Each page once, without what it says after its name."""
+    """Each page once, without the text after its address."""
     pages = (file.page.partition(",")[0].removeprefix("https://") for file in stated.downloads)
     return "; ".join(dict.fromkeys(pages)) or "not released"

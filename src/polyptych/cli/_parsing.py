@@ -1,4 +1,4 @@
-"""Arguments to dataclasses, with tyro, and what is wrong with them in one line."""
+"""Command-line arguments to dataclasses, with tyro; errors become one line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def take(arguments: list[str], names: set[str]) -> tuple[dict[str, str], list[st
 
 
 def parse(kind: type[T], arguments: list[str], command: str, default: T | None = None, note: str = "") -> T:
-    """Parse with tyro; what it says about bad input in a box becomes one line.
+    """Parse with tyro; its boxed message about bad input becomes one line.
 
     Args:
         kind: a dataclass; the docstring under each field is its help.
@@ -64,8 +64,9 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
 
 
 def with_named_tasks(run: Run, names: str, arguments: list[str], command: str) -> Run:
-    """The run with the tasks of ``--tasks``. What kinds they are may only the data know (of ``folder``, ``mixed``,
-    ``prepared`` and ``python``), and where those lie stands in options that are parsed later: so these come first."""
+    """The run with the tasks of ``--tasks``. For some datasets (``folder``, ``mixed``, ``prepared``, ``python``) only
+    the data knows the kinds of the tasks, and its location is an option that is parsed later; so the dataset's options
+    are parsed here first."""
     from polyptych.run import with_tasks
 
     own: list[str] = []
@@ -81,8 +82,7 @@ def with_named_tasks(run: Run, names: str, arguments: list[str], command: str) -
 
 @contextlib.contextmanager
 def _unbroken(arguments: list[str]) -> Iterator[None]:
-    """Let tyro's box be as wide as what it says, so that no path or value in it is broken; help keeps the width of the
-    terminal."""
+    """Make tyro's box as wide as its message, so that no path or value is split; help keeps the terminal's width."""
     if {"-h", "--help"} & set(arguments):
         yield
         return
@@ -97,7 +97,7 @@ def _unbroken(arguments: list[str]) -> Iterator[None]:
 
 
 def _refused(stop: BaseException) -> InputError | None:
-    """What options themselves refused, which tyro put into its box."""
+    """The error that an option itself raised, which tyro shows in its box."""
     error: BaseException | None = stop
     while error is not None:
         if isinstance(error, InputError):

@@ -1,9 +1,9 @@
 """Help without the numerics: stand-ins for libraries that take seconds to import and that no help text needs.
 
-The options of a component are the fields of its ``Config``, which stands in a file that imports torch. To print them,
-nothing of torch has to work; it only has to be there, as a base class, a decorator or a type. (Sphinx documents modules
-in the same way, under ``autodoc_mock_imports``.) Stand-ins would poison a process that goes on to compute, so they are
-for one that prints a help text and ends.
+The options of a component are the fields of its ``Config``, defined in a file that imports torch. To print them, torch
+need not work; its names only have to exist, as base classes, decorators, or types. (Sphinx documents modules in the
+same way, with ``autodoc_mock_imports``.) Stand-ins would break a process that goes on to compute, so they are only used
+in one that prints a help text and ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class StandIn:
         return self
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        # As a decorator it leaves what it decorates as it is.
+        # As a decorator, it returns the decorated object unchanged.
         decorates = len(arguments) == 1 and not options and isinstance(arguments[0], (type, types.FunctionType))
         return arguments[0] if decorates else self
 

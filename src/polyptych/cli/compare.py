@@ -17,22 +17,22 @@ SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
 
 TUNING = {"trials": "trials", "tune-seed": "seed", "tune-steps": "steps"}
 
-NOTE = """Trains every network with every balancer and every seed, and a single-task reference beside them; what is
-finished is not repeated, interrupted runs continue. Writes comparison.html, .md, .csv and .json:
+NOTE = """Trains every network with every balancer and every seed, and a single-task reference as well; finished runs
+are not repeated, interrupted runs continue. Writes comparison.html, .md, .csv and .json:
 
 --networks A,B,...: an encoder, a decoder, or both joined by +, with options as :option=value, for instance
-single,shared,shared+heads:head=fpn; what is not named is the recipe's (the recipe's own network);
---balancers A,B,...: likewise (the recipe's own);
---seeds N: the seeds 0 to N-1; or a list, 4,7 (3);
---out DIR: folder of the comparison (comparisons/RECIPE);
---records DIR: one small file for every finished run, which can be committed and continued elsewhere; runs that have
-one there are finished, and new ones leave theirs instead of a report and of weights;
---tune: try settings of every method on the validation split first, the same number for all: learning rates, and
-values of its one own option where it has one; with --trials N for every method (5), --tune-steps N steps of a trial
-(those of a run), --tune-seed N (1000);
---on local|ray: one process per device here, or a Ray task per run (local);
---from RUN RUN ...: no training: a table from the folders of finished runs, the first of which with encoder single is
-the reference; --dataset.root DIR says where their data lie now, if they moved.
+single,shared,shared+heads:head=fpn; unnamed parts are the recipe's (default: the recipe's own network);
+--balancers A,B,...: likewise (default: the recipe's own);
+--seeds N: the seeds 0 to N-1; or a list, 4,7 (default: 3);
+--out DIR: folder of the comparison (default: comparisons/RECIPE);
+--records DIR: one small file for every finished run, which can be committed and continued elsewhere; a run with a
+record there counts as finished, and new runs leave a record instead of a report and weights;
+--tune: first try settings of every method on the validation split, equally many for each: learning rates, and values
+of the method's own option where it has one; --trials N per method (default: 5), --tune-steps N steps per trial
+(default: those of a run), --tune-seed N (default: 1000);
+--on local|ray: one process per device here, or a Ray task per run (default: local);
+--from RUN RUN ...: no training: a table from the folders of finished runs; the first one with encoder single is the
+reference; --dataset.root DIR is where their data is now, if it moved.
 
 --dataset, --backbone, --encoder, --decoder, --balancer NAME and --tasks A,B change the recipe itself. All other
 options are those of `polyptych train` and hold for every run:"""
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
                          {"networks", "balancers", "seeds", "out", "on", "records", *TUNING}, NOTE,
                          "polyptych compare rooms --networks single,shared")
     if not tuned and (given := TUNING.keys() & chosen.keys()):
-        raise InputError(f"--{min(given)}", "an option for tuning", "--tune beside it", "add --tune")
+        raise InputError(f"--{min(given)}", "an option for tuning without --tune", "--tune as well", "add --tune")
     chosen |= {"tune": ""} if tuned else {}
     train_and_show(run, chosen, listed(chosen.get("networks", "")), Path("comparisons") / (run.recipe or "run"))
 

@@ -83,14 +83,14 @@ class ConvertArguments:
     out: tyro.conf.Positional[Path]
     """Folder of the dataset: gets semseg/, instances/ and, if it has none, dataset.toml."""
     classes: tuple[str, ...] = ()
-    """Order of the classes, as A,B; others have no label. All of them, as the file or the alphabet has them, without
-    it."""
+    """Order of the classes, as A,B; others have no label (default: all classes, in the order of the file or the
+    alphabet)."""
     unlabeled: bool = False
-    """What no region covers has no label; otherwise it is the class background."""
+    """Pixels that no region covers have no label; otherwise they are the class background."""
     images: Path | None = None
-    """Folder of the images, for dataset.toml; without it they are looked for near the annotations."""
+    """Folder of the images, for dataset.toml (default: searched near the annotations)."""
     files: str = "{id}/{class}.png"
-    """Where the pictures of class_pictures lie in their folder."""
+    """Where the pictures of class_pictures are in their folder."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _list(rest: list[str]) -> None:
     from polyptych.cli._data_tables import dataset_table
 
     if rest:
-        raise InputError("polyptych data list", f"'{rest[0]}'", "nothing more", "leave it out")
+        raise InputError("polyptych data list", f"'{rest[0]}'", "no argument", "leave it out")
     _console().print(dataset_table())
 
 
@@ -145,7 +145,7 @@ def _describe(rest: list[str]) -> None:
         raise InputError(root, "no such folder", "the folder of your images and labels", "correct the path")
     if path.exists():
         raise InputError(path, "a file that exists", "a folder without a description, because nothing is overwritten",
-                         "rename it, or go on with it")
+                         "rename it, or edit it by hand")
     first = describe(root)
     write_whole(path, first.text.encode())
     for line in first.seen:
@@ -178,7 +178,7 @@ def _prepare(rest: list[str]) -> None:
     for archive in archives:
         _unpack(archive, config.root)
     config = _found(config) if archives else config
-    # What can be refused is refused before anything that takes long.
+    # Refuse what can be refused before anything that takes long.
     lens = None
     if options.normals and derivation.lacks_normals(config):
         lens = Intrinsics(*options.intrinsics) if options.intrinsics else derivation.find_camera(config)
@@ -212,7 +212,7 @@ def _convert(rest: list[str]) -> None:
     if done.written:
         print(f"{path}: written; look at it, then run\npolyptych data verify folder --root {options.out}")
     else:
-        print(f"{path} was there and stays as it is; what it needs:\n\n{done.description}")
+        print(f"{path} exists and was not changed; it needs:\n\n{done.description}")
 
 
 def _fixture(rest: list[str]) -> None:
@@ -261,7 +261,7 @@ def _verified(config: Any, options: VerifyArguments) -> Verification:
     if found.faults:
         count = len(found.faults)
         raise InputError(f"root of {config.name} ({config.root})",
-                         f"{count} fault{'s' * (count > 1)} (the table above)", "whole files, all of them",
+                         f"{count} fault{'s' * (count > 1)} (the table above)", "all files, complete and undamaged",
                          " | ".join(dict.fromkeys(fault.do for fault, _ in merged(found.faults)[:3] if fault.do)))
     return found
 
@@ -309,7 +309,7 @@ def _unpack(archive: Path, root: Path) -> None:
 
 
 def _found(config: Any) -> Any:
-    """The dataset where it is after unpacking: at the root, or in a folder of its own there (NYUD_MT/)."""
+    """The dataset where it is after unpacking: at the root, or in a subfolder of it (NYUD_MT/)."""
     from polyptych.data.preparation.facts import offered
 
     try:
@@ -348,7 +348,7 @@ def _options(kind: Any, rest: list[str], command: str) -> tuple[Any, Any]:
 
 
 def _name(rest: list[str], command: str) -> str:
-    """Take the name of a dataset off the arguments."""
+    """Take the name of a dataset from the arguments."""
     from polyptych.datasets._base import CATALOG
 
     if not rest or rest[0].startswith("-"):

@@ -23,15 +23,15 @@ class Arguments:
     folder: tyro.conf.Positional[Path]
     """Run folder."""
     batches: int = 8
-    """Number of batches to look at; each takes about as long as one training step more than there are tasks."""
+    """Number of batches to look at; with K tasks, each takes about as long as K + 1 training steps."""
     weights: Literal["", "last", "best"] = ""
     """Weights to look at (default: those the run selected)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     json: Path | None = None
-    """Another file for the numbers as JSON; - prints the JSON in place of the tables."""
+    """Another file for the numbers as JSON; - prints the JSON instead of the tables."""
     root: Annotated[Path | None, tyro.conf.arg(name="dataset.root")] = None
-    """Where the data lie now, if they moved since the run was trained; it is written into run.json."""
+    """Where the data is now, if it moved since the run was trained; run.json is updated."""
 
 
 def main(arguments: list[str]) -> None:

@@ -12,10 +12,10 @@ from polyptych.datasets._base import CATALOG, Dataset
 from polyptych.errors import InputError
 
 NOTE = """The network, its tasks and sizes are recognized by the names and shapes in the file; what these leave open is
-asked for. `polyptych list published` names the networks that can come in.
---dataset NAME: the data that the network was trained on, whose own options then become available (default: those of its
-authors that have as many classes; --dataset.root DIR says where they lie); none numbers the classes, and the run
-predicts, exports and profiles, but does not evaluate."""
+asked for. `polyptych list published` names the networks that can be imported.
+--dataset NAME: the data that the network was trained on, whose own options then become available (default: the dataset
+of the authors with as many classes; --dataset.root DIR is its folder). With none, classes are numbered, and the run can
+be used to predict, export and profile, but not to evaluate."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Arguments:
     out: Path
     """Folder for the run, which must not exist yet."""
     repository: str = ""
-    """Repository that trained it, where several have networks under the same names."""
+    """Repository that trained it, if several have networks with the same names."""
     tasks: str = ""
-    """Tasks A,B,... in the order of the network, where the file does not hold their names."""
+    """Tasks A,B,... in the order of the network, if the file does not hold their names."""
     classes: tuple[str, ...] = ()
-    """Names of the classes of a task that no known data have: semseg=road,car,..."""
+    """Names of the classes of a task that no known dataset has: semseg=road,car,..."""
     size: tuple[int, int] | None = None
-    """Height and width of the training images, where the file does not say them."""
+    """Height and width of the training images, if the file does not determine them."""
     assume: tuple[str, ...] = ()
-    """What a file does not say, by the authors' names: chan_nheads=16."""
+    """Settings that the file does not contain, by the authors' names: chan_nheads=16."""
 
 
 @dataclass(frozen=True)

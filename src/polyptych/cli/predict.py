@@ -39,7 +39,7 @@ class Arguments:
     intrinsics: tuple[float, float, float, float] | None = None
     """Camera intrinsics FX FY CX CY in image pixels, for --points."""
     field_of_view: float | None = None
-    """Horizontal field of view in degrees, in place of --intrinsics (default: 60)."""
+    """Horizontal field of view in degrees, instead of --intrinsics (default: 60)."""
 
     size: tuple[int, int] | None = None
     """Height and width of the network input (default: the training size)."""

@@ -26,7 +26,7 @@ NOTE = """Profiles the untrained network of a recipe or of a run folder. These c
 then become available:
 --dataset, --backbone, --encoder, --decoder NAME: another component (see `polyptych list`);
 --tasks A,B,...: tasks to predict;
---channels A=40,B=1,...: in place of tasks and data, the number of channels to predict for each task."""
+--channels A=40,B=1,...: instead of tasks and data, the number of channels to predict for each task."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Arguments:
     depth: int = 3
     """Number of module tree levels to print (-1: all)."""
     json: Path | None = None
-    """Output file for all results as JSON; - prints the JSON in place of the tables."""
+    """Output file for all results as JSON; - prints the JSON instead of the tables."""
 
 
 def main(arguments: list[str]) -> None:
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("polyptych profile", "neither a recipe nor a run", "one of them",
                          "for instance `polyptych profile rooms`")
     if {"tasks", "channels"} <= chosen.keys():
-        raise InputError("--channels", "--tasks beside it", "one of the two", "leave --tasks out")
+        raise InputError("--channels", "--tasks as well", "one of the two", "leave --tasks out")
     from polyptych.run import with_components
 
     run, labels = _load(name or "rooms")
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _load(name: str) -> tuple[Run, dict[str, LabelInfo] | None]:
-    """A recipe, or the run of a folder with what its data said of the labels."""
+    """A recipe, or the run of a folder and what its data reported about the labels."""
     from polyptych.recipes._catalog import load, names
     from polyptych.run import read_run
 

@@ -16,7 +16,7 @@ class Arguments:
     folder: tyro.conf.Positional[Path]
     """Run folder."""
     root: Annotated[Path | None, tyro.conf.arg(name="dataset.root")] = None
-    """Where the data lie now, if they moved since the run was trained; it is written into run.json."""
+    """Where the data is now, if it moved since the run was trained; run.json is updated."""
 
 
 def main(arguments: list[str]) -> None:

@@ -42,10 +42,10 @@ class Arguments(Run, Search):
     """Where networks are trained: local, one process per local device; ray, one Ray task per run."""
 
     def __post_init__(self) -> None:
-        """Run and Search check their own parts when these are taken out."""
+        """Nothing to check here: ``part`` makes a Run and a Search, which check themselves."""
 
     def part(self, kind: type[Any]) -> Any:
-        """The options of one of the two."""
+        """The options as a Run or a Search."""
         return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
 
 
@@ -56,7 +56,7 @@ class ResumeArguments:
     on: Where = "local"
     """Where networks are trained: local, one process per local device; ray, one Ray task per run."""
     root: Annotated[Path | None, tyro.conf.arg(name="dataset.root")] = None
-    """Where the data lie now, if they moved since the search began; it is written into its records."""
+    """Where the data is now, if it moved since the search began; its records are updated."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class InspectArguments:
     policy: tyro.conf.Positional[tuple[str, ...]] = ()
     """Policy file."""
     png: Path | None = None
-    """Output file for the picture (default: beside the policy file)."""
+    """Output file for the picture (default: next to the policy file)."""
 
 
 def main(arguments: list[str]) -> None:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 SLOTS = ("dataset", "backbone", "encoder", "decoder", "balancer")
 
-NOTE = """A folder with a dataset.toml (`polyptych data describe DIR` writes a first one) in place of a recipe: tasks,
-size, steps, backbone and augmentation are chosen from the data and said; every option below changes one.
+NOTE = """With a folder that has a dataset.toml (`polyptych data describe DIR` writes a first one) instead of a recipe,
+tasks, size, steps, backbone and augmentation are chosen from the data and shown; the options below override them.
 
 These choose components, whose own options then become available:
 --out DIR: folder for the run, which must not exist yet (default: runs/NAME of the recipe or data);
 --dataset, --backbone, --encoder, --decoder, --balancer NAME: another component (see `polyptych list`);
 --tasks A,B,...: tasks to predict; NAME:KIND gives a task a name of its own, for example material:semseg;
---from RUN: start from the settings of an earlier run (a folder or its run.json) in place of a recipe."""
+--from RUN: start from the settings of an earlier run (a folder or its run.json) instead of a recipe."""
 
 
 def main(arguments: list[str]) -> None:
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _start(recipe: str | None, earlier: str | None) -> Run:
-    """The run that options then change: of an earlier run, of a folder of data, or of a recipe."""
+    """The run that options then change: an earlier run, or that of a data folder or recipe."""
     from polyptych.recipes._catalog import load, names
     from polyptych.run import read_run
 
@@ -67,7 +67,7 @@ def _start(recipe: str | None, earlier: str | None) -> Run:
         if "/" in recipe or os.sep in recipe:
             raise InputError(f"polyptych train {recipe}", "no such folder", "a folder with dataset.toml, or a recipe",
                              "correct the path, or see `polyptych list recipes`")
-        return load(recipe)()  # which says what recipes there are
+        return load(recipe)()  # fails, with the list of recipes
     if description is None and not (folder / "dataset.toml").is_file():
         raise InputError(folder, "a folder without dataset.toml", "the description of the data",
                          f"let `polyptych data describe {recipe}` write a first one")

@@ -1,4 +1,4 @@
-"""One number for many: the aggregates over tasks and metrics that papers print.
+"""One number for many: the aggregates over tasks and metrics that papers report.
 
 They differ in what they average and in their sign, so that each has its name. Both are relative to a reference (mostly
 the single-task networks) and refuse to mix protocols. Directions come from the metrics.
@@ -26,10 +26,10 @@ Directions = Mapping[str, Mapping[str, bool]]
 
 @dataclass(frozen=True)
 class Scores:
-    """What one method scores.
+    """The scores of one method.
 
     Attributes:
-        name: of the method, for messages.
+        name: name of the method, for messages.
         protocol: id of the protocol that the numbers belong to.
         values: by task and metric.
     """
@@ -53,7 +53,7 @@ def gains(scores: Scores, reference: Scores, higher_is_better: Directions) -> di
                 raise InputError(f"reference {reference.name}", f"no {metric} of {task}",
                                  f"every number of {scores.name}", "add it, or leave the metric out")
             if metric not in higher_is_better.get(task, {}):
-                raise InputError(f"{metric} of {task}", "no direction", "whether higher is better",
+                raise InputError(f"{metric} of {task}", "no direction", "to know whether higher is better",
                                  "take the directions of the metric or of the protocol")
         found[task] = statistics.deltas(values, reference.values[task], higher_is_better[task])
     return found
@@ -64,14 +64,14 @@ def delta_mtl(scores: Scores, reference: Scores, higher_is_better: Directions, h
     Kokkinos, CVPR 2019, arXiv 1904.08918, who print its negative; Vandenhende et al., TPAMI 2021, arXiv 2004.13379).
 
     Args:
-        headlines: the metric that stands for each task.
+        headlines: the headline metric of each task.
 
     Raises:
         InputError: as :func:`gains`; or a headline is missing.
     """
     for task, metric in headlines.items():
         if metric not in scores.values.get(task, {}):
-            raise InputError(f"scores of {scores.name}", f"no {metric} of {task}", "the headline of every task",
+            raise InputError(f"scores of {scores.name}", f"no {metric} of {task}", "the headline metric of every task",
                              "add it")
     by_task = gains(_only(scores, headlines), _only(reference, headlines), higher_is_better)
     return _mean([by_task[task][metric] for task, metric in headlines.items()])
@@ -88,10 +88,10 @@ def delta_m(scores: Scores, reference: Scores, higher_is_better: Directions) -> 
 
 
 def refuse_mixed(rows: Sequence[Scores]) -> None:
-    """Numbers of different protocols never enter one aggregate.
+    """Refuse to aggregate numbers of different protocols.
 
     Raises:
-        InputError: naming the first row that differs.
+        InputError: the protocols differ; the message names the first row that differs.
     """
     for row in rows[1:]:
         if row.protocol != rows[0].protocol:

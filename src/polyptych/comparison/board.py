@@ -29,7 +29,7 @@ class Board:
     """Shows :class:`Progress` of every run.
 
     Args:
-        at_once: how many runs go side by side, for the time left.
+        at_once: how many runs train at the same time, to estimate the time left.
     """
 
     def __init__(self, entries: Sequence[Entry], at_once: int = 1, stream: TextIO | None = None):
@@ -58,7 +58,7 @@ class Board:
             self._live.stop()
 
     def refresh(self) -> None:
-        """Look at all runs that are going, and show or tell what is new."""
+        """Look at all unfinished runs, and show what is new."""
         for run in self.runs:
             if run.state in ("training", "testing"):
                 run.look()
@@ -103,7 +103,7 @@ class Board:
         return table
 
     def _visible(self) -> list[Progress]:
-        """All rows, or the most important ones that the screen has room for, in their order."""
+        """All rows, or the most important ones for which the screen has room, in order."""
         room = max(3, self.console.height - 5 - 2 * sum(bool(run.error) for run in self.runs))
         ranked = sorted(self.runs, key=lambda run: IMPORTANCE.index(run.state))
         kept = {id(run) for run in ranked[:room]}

@@ -35,8 +35,8 @@ def compare(recipe: str | Run, out: Path | None = None, *, networks: Sequence[st
             tuning: Tuning | None = None, on: Where = "local", stream: TextIO | None = None) -> Comparison:
     """Compare networks and balancers on one recipe, with a single-task reference for every seed.
 
-    Every run is a folder of its own under ``out/runs``. Runs that are finished there are not repeated, those that were
-    interrupted continue from their last checkpoint. Nothing is selected on the test split: a run selects its weights as
+    Every run has its own folder under ``out/runs``. Finished runs are not repeated; interrupted ones continue from
+    their last checkpoint. Nothing is selected on the test split: a run selects its weights as
     its recipe says (last, or best on the validation split carved from train) and is tested once, when it is finished.
 
     Args:
@@ -58,7 +58,7 @@ def compare(recipe: str | Run, out: Path | None = None, *, networks: Sequence[st
         failed are in its ``failed``; repeating the call tries them again.
 
     Raises:
-        InputError: the grid does not hold together, a folder or a record is of another run, or no run finished.
+        InputError: the grid is inconsistent, a folder or a record belongs to another run, or no run finished.
         Interrupted: Ctrl-C or SIGTERM; the same call continues.
     """
     base = load(recipe)() if isinstance(recipe, str) else recipe
@@ -80,7 +80,7 @@ def compare(recipe: str | Run, out: Path | None = None, *, networks: Sequence[st
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> Comparison:
-    """The same table from run folders that are finished already; nothing is trained.
+    """The same table from finished run folders; nothing is trained.
 
     The first single-task run (encoder ``single``) is the reference, together with those of other seeds.
 

@@ -21,10 +21,10 @@ def network_cost(run: Run, facts: Facts | None, kept: Path, *, anywhere: bool = 
     """Cost of a run's network at the run's input size, on the run's device.
 
     Args:
-        facts: what the dataset said of its labels; None asks the dataset.
-        kept: folder of earlier measurements. One holds for the same network, size, software and machine.
-        anywhere: take a measurement of any machine and version, and None where there is neither one nor the data,
-            which say how many channels a task has: for a table of runs that were trained elsewhere.
+        facts: what the dataset reported about its labels; None asks the dataset.
+        kept: folder of earlier measurements, each valid for one network, size, software, and machine.
+        anywhere: accept a measurement from any machine and version, for a table of runs that were trained elsewhere;
+            the result is None if there is neither one nor the data, which determines the channels of each task.
     """
     key = _key(run, anywhere)
     path = kept / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"

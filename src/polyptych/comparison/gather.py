@@ -1,4 +1,4 @@
-"""A comparison from run folders that exist: which may stand in one table, and what the rows are."""
+"""A comparison of existing run folders: which may share a table, and what its rows are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polyptych.hub import local_folder
 from polyptych.record import first_difference
 from polyptych.run import Run, read_run
 
-WITHOUT_EFFECT = ("loading", "monitoring", "reasons")  # on what is learned
+WITHOUT_EFFECT = ("loading", "monitoring", "reasons")  # settings that do not change what is learned
 
 
 def gather(folders: Sequence[Path]) -> list[Entry]:
@@ -43,7 +43,7 @@ def _entry(folder: Path, run: Run) -> Entry:
 
 
 def _refuse_other_recipes(entries: Sequence[Entry]) -> None:
-    """Runs may differ in how features are shared and predictions refined, in the balancer and in the seed."""
+    """Refuse runs that differ in more than the encoder, the decoder, the balancer, and the seed."""
     first = entries[0]
     for other in entries[1:]:
         same = dataclasses.replace(other.run, **{name: getattr(first.run, name) for name in

@@ -1,4 +1,4 @@
-"""What is to be compared: every method (network x balancer) with every seed, each run in a folder of its own."""
+"""What to compare: every method (network x balancer) with every seed, each run in its own folder."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Method:
 
     Attributes:
         network, balancer: labels, as the user wrote them.
-        run: its choices; the seed is set for each run.
-        reference: this is the single-task reference that delta_mtl compares with.
-        settings: what tuning chose otherwise than the recipe, by option: ``{"learning-rate": 0.003}``.
-        untuned: in a tuned comparison, a row with the recipe's settings.
+        run: its settings; the seed is set for each run.
+        reference: whether it is the single-task reference that delta_mtl compares with.
+        settings: options for which tuning chose another value than the recipe: ``{"learning-rate": 0.003}``.
+        untuned: whether it is a row with the recipe's settings in a tuned comparison.
     """
 
     network: str
@@ -57,10 +57,10 @@ class Entry:
     """One run of the grid and its folder.
 
     Attributes:
-        record: where its :class:`polyptych.comparison.records.Record` goes, which is then all that must stay of it;
-            None for a run whose folder is kept, with a report of its own.
-        trial: it is not tested; how it does on the validation split decides about other runs.
-        keep: its weights stay in the folder although it has a record.
+        record: path of its :class:`polyptych.comparison.records.Record`, which is then all of it that must be kept;
+            None for a run whose folder is kept, with its own report.
+        trial: whether it is a tuning trial: its validation results choose settings of other runs, and it is not tested.
+        keep: whether its weights stay in the folder although it has a record.
     """
 
     method: Method
@@ -87,7 +87,7 @@ class Entry:
 
     @property
     def tested(self) -> bool:
-        """It has numbers."""
+        """Whether it has numbers."""
         return self.finished if self.record is not None else (self.folder / "evaluation" / "test.json").exists()
 
 
@@ -161,13 +161,13 @@ def with_entries(methods: Sequence[Method], seeds: Sequence[int], out: Path, rec
 
 def check_parts(grid: Grid, entries: Sequence[Entry] | None = None) -> None:
     """Open the data and build every network and balancer once, so that what cannot work is refused before anything
-    is trained. Where nothing has to be trained any more, neither is needed.
+    is trained. If there is nothing left to train, neither is needed.
 
     Args:
-        entries: what is to be trained, by default all of the grid.
+        entries: the runs to train (default: the whole grid).
 
     Raises:
-        InputError: as the parts raise it.
+        InputError: a part cannot be built, or the data cannot be opened.
     """
     if all(entry.finished for entry in (grid.entries if entries is None else entries)):
         return
@@ -178,9 +178,9 @@ def check_parts(grid: Grid, entries: Sequence[Entry] | None = None) -> None:
 
 
 def reference_run(base: Run) -> Run:
-    """The recipe with a network per task: its own decoder, or plain heads where tasks refine each other in that one.
-    Its balancer stays if the weights are constant, as then every task trains as if alone; one that adapts would tie the
-    tasks together, so equal weights replace it."""
+    """The recipe with a network per task: with its own decoder, or with plain heads if tasks refine each other in that
+    decoder. A balancer with constant weights stays, because every task then trains as if alone; an adaptive one would
+    couple the tasks, so equal weights replace it."""
     single = with_components(base, {"encoder": "single"})
     if single.decoder.owner.refines:
         single = dataclasses.replace(single, decoder=Heads.Config())
@@ -192,8 +192,8 @@ def _constant(run: Run) -> bool:
 
 
 def _with_reference(base: Run, methods: list[Method]) -> list[Method]:
-    """A listed method with a network per task takes the place of the reference where the recipe has no heads of its own
-    for it: they are then the user's choice."""
+    """A listed method with a network per task replaces the reference if the recipe has no heads for it: the heads are
+    then the user's choice."""
     run = reference_run(base)
     if base.decoder.owner.refines:
         run = next((method.run for method in methods if _constant(method.run)
@@ -211,7 +211,7 @@ def _unless_same(decoder: Decoder.Config, given: Decoder.Config) -> list[Decoder
 
 
 def run_name(method: Method, seed: int) -> str:
-    """A name for a run that every file system takes, and that no other run of a grid has."""
+    """A unique name for a run in a grid, which every file system accepts."""
     settings = [_safe(f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}")
                 for name, value in method.settings.items()]
     return "--".join([*map(_safe, (method.network, method.balancer)), *settings, f"seed{seed}"])
@@ -220,7 +220,7 @@ def run_name(method: Method, seed: int) -> str:
 def _safe(label: str) -> str:
     if re.fullmatch(r"[a-z0-9_.+=:-]{1,60}", label) and "--" not in label:
         return label.replace(":", ",")
-    # What had to be replaced is told apart by a hash.
+    # A hash tells apart names that differ only in replaced characters.
     kept = re.sub(r"[^a-zA-Z0-9_.+=-]+", "_", label).replace("--", "-")[:50]
     return f"{kept}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
@@ -228,11 +228,11 @@ def _safe(label: str) -> str:
 def refuse_repeats(where: str, values: Sequence[Any]) -> None:
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:
-        raise InputError(where, f"{repeated[0]} twice", "every one once", "remove the repetition")
+        raise InputError(where, f"{repeated[0]} twice", "each of them once", "remove the repetition")
 
 
 def refuse_other_run(entry: Entry) -> None:
-    """A folder or a record that is there must be of exactly the planned run."""
+    """Refuse an existing folder or record that is not of exactly the planned run."""
     if entry.record is not None and entry.record.exists():
         check(entry.record, entry.run)
         return

@@ -1,4 +1,4 @@
-"""A comparison as a CSV file in long form: one number a line, for any other tool."""
+"""A comparison as a CSV file in long form: one number per line, for any other tool."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polyptych.reports.tables import is_number
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
-    """One number a line (long form), with its values by seed; empty fields are absent."""
+    """One number per line (long form), with its values by seed; empty fields are absent."""
     comparable = " ".join(comparison.protocols)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

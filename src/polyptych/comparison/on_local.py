@@ -22,18 +22,18 @@ from polyptych.comparison.worker import LOG, Request
 from polyptych.run import Run
 from polyptych.training import Interrupted
 
-GRACE = 60.0  # seconds in which a worker that is asked to stop may save
+GRACE = 60.0  # seconds that a worker has to save its state when it is asked to stop
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where one worker computes: the value of CUDA_VISIBLE_DEVICES it gets, or None to leave that as it is."""
+    """Where one worker computes: its value of CUDA_VISIBLE_DEVICES, or None to keep the current one."""
 
     visible: str | None = None
 
 
 def devices(run: Run) -> list[Device]:
-    """Every CUDA device where the run asks for any (auto, cuda); otherwise the one place that it names."""
+    """Every CUDA device if the run accepts any (auto, cuda); otherwise the one that it names."""
     if run.execution.device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return [Device()]
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
@@ -41,10 +41,10 @@ def devices(run: Run) -> list[Device]:
 
 
 def run_all(board: Board, places: list[Device]) -> None:
-    """Run what is waiting on the board until nothing is. A run that fails says why on the board; others continue.
+    """Run everything that is waiting on the board. The board shows why a run failed; the others continue.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM came; the runs that were going have saved their state.
+        Interrupted: Ctrl-C or SIGTERM; the active runs have saved their state.
     """
     waiting = [run for run in board.runs if run.state == "waiting"]
     going: dict[Device, _Going] = {}
@@ -82,7 +82,7 @@ class _Going:
             process = subprocess.Popen([sys.executable, "-m", "polyptych.comparison.worker"], env=environment,
                                        stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin:  # it ended at once; its code says so
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended already; its exit code shows why
             process.stdin.write(Request.of(entry, parent=os.getpid()).to_json())
         progress.state = "training"
         return _Going(progress, process, log_start)
@@ -105,7 +105,7 @@ class _Going:
         return lines[-1].removeprefix("polyptych: ") if lines else f"exit code {code}; see {path}"
 
     def stop(self) -> None:
-        """Let it save: the worker takes SIGTERM as Ctrl-C."""
+        """Let the worker save its state: it treats SIGTERM like Ctrl-C."""
         self.process.terminate()
         try:
             self.process.wait(GRACE)
@@ -115,7 +115,8 @@ class _Going:
 
 @contextlib.contextmanager
 def _stop_on_termination() -> Iterator[None]:
-    """SIGTERM ends the comparison as Ctrl-C does. Signals reach only the main thread, so elsewhere nothing changes."""
+    """Make SIGTERM end the comparison like Ctrl-C. Only the main thread gets signals, so other threads change
+    nothing."""
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 

@@ -19,7 +19,7 @@ from polyptych.comparison.worker import LOG, Request, work
 from polyptych.errors import InputError
 from polyptych.run import Run
 
-RETRIES = 5  # of a task whose worker dies
+RETRIES = 5  # for a task whose worker dies
 
 
 def require_ray() -> Any:
@@ -47,8 +47,8 @@ def connect() -> float:
 
 
 def resources(run: Run, nodes: list[dict[str, float]]) -> dict[str, float]:
-    """What one run asks for: a processor for itself and for each loading process, but no more than the largest node
-    has (it would wait forever), and a GPU where the run may use one and the cluster has any."""
+    """The resources that one run requests: a processor for itself and for each loading process, but no more than the
+    largest node has (or it would wait forever), and a GPU if the run may use one and the cluster has any."""
     largest = max((node.get("CPU", 1.0) for node in nodes), default=1.0)
     gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
     return {"num_cpus": min(1.0 + run.loading.workers, largest),
@@ -56,13 +56,13 @@ def resources(run: Run, nodes: list[dict[str, float]]) -> dict[str, float]:
 
 
 def side_by_side(request: dict[str, float], nodes: list[dict[str, float]]) -> int:
-    """How many runs with this request the cluster carries at once."""
+    """How many runs with this request fit on the cluster at once."""
     needs = {"CPU": request["num_cpus"], "GPU": request["num_gpus"]}
     return max(1, sum(int(min(node.get(kind, 0) / need for kind, need in needs.items() if need)) for node in nodes))
 
 
 def run_all(board: Board) -> None:
-    """Submit what is waiting on the board and watch until all of it has ended."""
+    """Submit everything that is waiting on the board, and watch until it has ended."""
     ray = require_ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     request = resources(board.runs[0].entry.method.run, nodes)
@@ -93,7 +93,7 @@ def _end(run: Progress, reference: Any, ray: Any) -> None:
 
 
 def _train(request: Request) -> str:
-    """In a Ray worker. Returns the error of a run that fails by itself: trying that again would not help."""
+    """Train a run in a Ray worker. Returns its error if the run itself fails, because a retry would not help."""
     folder = Path(request.folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("a", buffering=1, encoding="utf-8") as log, contextlib.redirect_stdout(log), \

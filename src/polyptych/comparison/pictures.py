@@ -17,12 +17,12 @@ from polyptych.prediction.predictor import load
 from polyptych.reports.panels import Picture, banner, cell_size, contact_sheet, strip
 from polyptych.run import read_run
 
-MOST = 4  # images; the page must stay a file that one can send
+MOST = 4  # images; the page must stay small enough to send
 
 
 @dataclass(frozen=True)
 class ExamplePicture:
-    """One picture of the page; ``alt`` says it in words."""
+    """One picture of the page; ``alt`` describes it in words."""
 
     picture: UInt8[np.ndarray, "h w 3"]
     alt: str
@@ -49,7 +49,7 @@ class Example:
 
     @property
     def crisp(self) -> bool:
-        """It is so small that a page enlarges it; pixels of a label stay squares."""
+        """Whether it is so small that the page enlarges it; pixels of a label stay squares."""
         return max(self.image.picture.shape) < max(self.image.size)
 
     def save(self, path: Path) -> None:
@@ -81,7 +81,7 @@ def examples(folders: dict[str, Path], most: int = MOST) -> list[Example]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether the run's network is still there; one with a record may have been pruned."""
+    """Whether the run's network still exists; a run with a record may have been pruned."""
     return any((folder / "checkpoints").glob("*.safetensors")) and (folder / "run.json").exists()
 
 

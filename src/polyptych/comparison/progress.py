@@ -1,4 +1,4 @@
-"""How far the runs of a comparison are, read from their folders: any process, on any machine, can look."""
+"""Progress of the runs of a comparison, read from their folders, which any process on any machine can do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from polyptych.comparison.grid import Entry
 
 State = Literal["waiting", "training", "testing", "finished", "failed"]
-TAIL = 1 << 16  # bytes at the end of a log that surely hold its latest lines
+TAIL = 1 << 16  # bytes at the end of a log, enough for its latest lines
 
 
 @dataclass
@@ -77,7 +77,7 @@ def time_left(progresses: list[Progress], at_once: int) -> float | None:
 
 
 def _latest(path: Path) -> list[dict[str, Any]]:
-    """The whole events at the end of a log, latest first."""
+    """The complete events at the end of a log, latest first."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

@@ -32,18 +32,18 @@ DIGITS = 6  # of curves and replicates, which are shown and never compared to th
 
 @dataclass(frozen=True)
 class Record:
-    """What one run left.
+    """The results of one run.
 
     Attributes:
         network, balancer: labels of its row.
-        run: its choices as JSON; of paths only the last part, as places differ between machines.
+        run: its settings as JSON, with only the last part of paths, because locations differ between machines.
         numerics: generation of its numbers.
-        commit: of the source, with a + where files had been changed; empty outside a checkout.
+        commit: commit of the source, with a + if files had been changed; empty outside a checkout.
         machine: processor, cores, accelerator, versions.
-        started: when its last process began, UTC.
-        seconds: spent in optimizer steps, and ``processor_seconds`` of all cores on them; None where not recorded.
+        started: start of its last process, UTC.
+        seconds: time spent in optimizer steps, with ``processor_seconds`` of all cores; None if not recorded.
         curve: step, mean skill and headlines by task at every validation.
-        val, test: what ``evaluation/*.json`` holds; a trial has no test.
+        val, test: the contents of ``evaluation/*.json``; a trial has no test.
         resampled: test headlines under random weightings of the images (:mod:`polyptych.metrics._resampling`).
         error: why a trial has no result.
     """
@@ -65,7 +65,7 @@ class Record:
 
     @staticmethod
     def of_folder(folder: Path, network: str, balancer: str, error: str = "") -> Record:
-        """From the folder of a run, also one of an older version, which lacks some of it."""
+        """The record of a run folder; one of an older version lacks some fields."""
         environment = _read(folder / "environment.json") or {}
         events = read_events(folder / "metrics.jsonl")
         run = read_run(folder)[0]
@@ -86,7 +86,7 @@ class Record:
     def read(path: Path) -> Record:
         """
         Raises:
-            InputError: it is no record, or one of a newer version.
+            InputError: the file is no record, or comes from a newer version.
         """
         data = read_json(path)
         if not isinstance(data, dict) or data.get("record") != FORMAT:
@@ -101,11 +101,11 @@ class Record:
                              "restore the file, or remove it so that the run is trained again") from None
 
     def write(self, path: Path) -> None:
-        """Atomically; the same record always gives the same bytes."""
+        """Write the record atomically; the same record always gives the same bytes."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".partial")
         text = _readable({"record": FORMAT, **plain(dataclasses.asdict(self))}) + "\n"
-        temporary.write_bytes(text.encode())  # on Windows too with the line ends of everyone else
+        temporary.write_bytes(text.encode())  # the same line endings on Windows
         put_in_place(temporary, path)
 
     def evaluation(self, where: Path) -> Evaluation:
@@ -146,7 +146,7 @@ def check(path: Path, run: Run) -> Record:
 
 
 def refuse_other_numbers(path: Path, found: Mapping[str, int], run: Run) -> None:
-    """Code that gives a run other numbers must not share a table with this one."""
+    """Refuse numbers from code that would give the run different numbers than this code."""
     needed = numerics(run)
     for name in {**needed, **found}:
         if found.get(name, 1) != needed.get(name, 1):
@@ -200,7 +200,7 @@ def plain(value: Any) -> Any:
 
 
 def _readable(value: Any, indent: int = 0) -> str:
-    """JSON with one field a line; lists, and objects of a few plain values, on one line."""
+    """JSON with one field per line, but lists and small objects of plain values on one line."""
     if not isinstance(value, dict) or not value or (indent >= 2 and _short(value)):
         return json.dumps(value, ensure_ascii=False)
     inner = " " * (indent + 1)

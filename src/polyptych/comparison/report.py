@@ -38,7 +38,7 @@ from polyptych.reports.tables import (
     is_number,
 )
 
-TWO_SIDED = 1.96  # deviations of a normal distribution in half of a 95 % interval
+TWO_SIDED = 1.96  # deviations of a normal distribution in half of a 95% interval
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Page:
 
     @property
     def summary_columns(self) -> list[Column]:
-        """The last of :attr:`results`, for where there is no room for all tasks."""
+        """The last columns of :attr:`results`, if there is no room for all tasks."""
         return self.results[len(self.comparison.tasks):]
 
     @property
@@ -75,7 +75,7 @@ class Page:
 
     @cached_property
     def certainty(self) -> list[Column]:
-        """What stands behind a delta_mtl: its interval, its test, other images, and the untuned reference."""
+        """The evidence for each delta_mtl: its interval, its test, other images, and the untuned reference."""
         methods = self.methods
         columns = [self._delta_column(None),
                    worded("interval", [_interval(None if m.reference else m.delta_mtl) for m in methods], "%"),
@@ -99,7 +99,7 @@ class Page:
 
     @property
     def verdict(self) -> str:
-        """What the tests say, in a sentence or two; empty where there is too little for a test."""
+        """What the tests show, in a sentence or two; empty if there are too few values for a test."""
         tested = [method for method in self.methods if method.p_corrected is not None]
         if not tested:
             return ""
@@ -107,13 +107,13 @@ class Page:
         said = (f"{_listed(apart)} {'differs' if len(apart) == 1 else 'differ'} from the reference beyond chance"
                 if apart else "No method differs from the reference beyond chance")
         least = self.comparison.detectable
-        return f"{said} (t test paired by seed, Holm's correction over {_count(len(tested), 'row')}, 5%)." + (
-            f" A true difference of {short(least)} % would have been found in four of five repetitions."
+        return f"{said} (t test paired by seed, Holm's correction over {_count(len(tested), 'row')}, level 5%)." + (
+            f" A true difference of {short(least)}% would have been found in four of five repetitions."
             if least else "")
 
     @property
     def tried(self) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-        """Of every method its trials: settings, validation skill, whether they were chosen."""
+        """The trials of every method: settings, validation skill, and whether they were chosen."""
         return [(label, [(in_words(trial.settings), "diverged" if trial.error else format_skill(trial.skill),
                           trial.chosen) for trial in trials]) for label, trials in self.comparison.tried.items()]
 
@@ -124,7 +124,7 @@ class Page:
 
     @cached_property
     def costs(self) -> list[Column]:
-        """What every network costs; empty where nothing was measured."""
+        """The costs of every network; empty if nothing was measured."""
         def of(title: str, note: str, get: Callable[[Any], float], higher: bool | None = False) -> Column:
             values = [math.nan if m.cost is None else get(m.cost) for m in self.methods]
             return exact(title, values, short, note, higher)
@@ -148,7 +148,7 @@ class Page:
 
     @cached_property
     def everything(self) -> list[Column]:
-        """Every metric of every task that all methods have."""
+        """Every metric of every task that all methods share."""
         return [self._metric_column(task, metric) for task, facts in self.comparison.tasks.items()
                 for metric in facts.trivial if all(metric in method.metrics[task] for method in self.methods)]
 
@@ -200,7 +200,7 @@ class Page:
         confidence = f"{self.comparison.confidence:.0%}"
         interval = (f"mean ± half the width of the {confidence} confidence interval of the mean over "
                     "seeds (Student t, two-sided). It covers the variation between trainings, not between test images. "
-                    "The best mean of a column is bold, but no difference whose interval holds 0: these are faint."
+                    "The best mean of a column is bold. A gain whose interval contains 0 is faint and never bold."
                     if several else
                     "there is one seed, so there is no interval: differences may be chance. The best value of a "
                     "column is bold.")
@@ -306,8 +306,8 @@ def write_comparison(comparison: Comparison, examples: Sequence[Example], out: P
 
 
 def terminal_table(comparison: Comparison, width: int) -> Table:
-    """For a terminal of that width: headlines, delta_mtl, group and mean rank, or only the last where all do not fit.
-    The best mean of a column is bold."""
+    """A table for a terminal of that width: headlines, delta_mtl, group, and mean rank, or without headlines if these
+    do not fit. The best mean of a column is bold."""
     page = Page(comparison, (), Path())
     caption = f"{comparison.protocol}, {comparison.split} split, {page.seeds_in_words()}"
     whole = _terminal_table(page, page.results, caption)
@@ -378,14 +378,14 @@ def _shown(value: Any) -> str:
 
 
 def _tint(cell: Cell, columns: Sequence[Column]) -> str:
-    """Strength of a gain's color: 45 % for the largest gain or loss of the whole table."""
+    """Strength of a gain's color: 45% for the largest gain or loss of the whole table."""
     values = [abs(other.value) for column in columns for other in column.cells if is_number(other.value)]
     largest = max(values, default=0.0)
     return f"{45 * abs(cell.value) / largest:.0f}%" if largest and is_number(cell.value) else "0%"
 
 
 def _breakable(label: str) -> Markup:
-    """A long label may go on in a new line before every part and option."""
+    """A label that may wrap before every part and option."""
     return Markup(re.sub(r"([+:,])", r"<wbr>\1", str(escape(label))))
 
 

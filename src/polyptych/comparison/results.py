@@ -1,4 +1,4 @@
-"""The result of a comparison: typed, with everything that its tables, figures and files show."""
+"""The result of a comparison, typed, with everything that its tables, figures, and files show."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SPLIT = "test"
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """One task of the comparison: what its numbers mean, and what the best constant prediction scores."""
+    """One task of the comparison: what its numbers mean, and the scores of the best constant prediction."""
 
     headline: str
     higher_is_better: dict[str, bool]
@@ -51,19 +51,20 @@ class MethodResult:
     """One row of the table.
 
     Attributes:
-        metrics: estimates over seeds by task and metric.
+        metrics: estimates over seeds, by task and metric.
         deltas: relative gain over the single-task reference by task, percent.
-        delta_mtl: their mean, percent; both are paired by seed and None where no seed has a reference.
-        mean_rank: over tasks, among the rows of this table; NaN where a headline is missing.
-        training_seconds: spent in optimizer steps, and ``processor_seconds`` of all cores on them.
-        cost: None until measured.
-        runs: folder or record by seed.
+        delta_mtl: their mean, percent; both are paired by seed, and None if no seed has a reference.
+        mean_rank: mean over tasks of the rank among the rows of this table; NaN if a headline is missing.
+        training_seconds: time spent in optimizer steps, with ``processor_seconds`` of all cores.
+        cost: cost of the network; None until measured.
+        runs: folder or record, by seed.
         settings, untuned: what tuning chose, see :class:`polyptych.comparison.grid.Method`.
-        ranks: of the mean headline by task.
-        over_untuned: delta_mtl over the reference with the recipe's settings, where that is another row.
-        p_value, p_corrected: of the test that delta_mtl is 0, by itself and corrected for all rows (Holm).
-        group: letters; rows that share one cannot be told apart.
-        image_deviation: of the mean delta_mtl over resampled test sets, percent; None where runs did not record it.
+        ranks: rank of the mean headline, by task.
+        over_untuned: delta_mtl over the reference with the recipe's settings, if that is another row.
+        p_value, p_corrected: p-value of the hypothesis that delta_mtl is 0, alone and corrected for all rows (Holm).
+        group: letters; rows that share one do not differ significantly.
+        image_deviation: standard deviation of the mean delta_mtl over resampled test sets, percent; None if runs did
+            not record it.
     """
 
     network: str
@@ -105,18 +106,18 @@ class Comparison:
     """Every number of a comparison. All belong to one protocol and one split.
 
     Attributes:
-        recipe: the name all runs started from.
-        run: the choices they share (those of the reference).
-        seeds: that were asked for; a method with a failed run has fewer.
-        images: of the test split.
+        recipe: the recipe that all runs started from.
+        run: the settings that they share (those of the reference).
+        seeds: the requested seeds; a method with a failed run has fewer.
+        images: number of images of the test split.
         methods: rows of the table, the single-task reference first.
-        machines, commits: on which and from which the runs were trained, from their records.
+        machines, commits: the machines and commits that the runs were trained with, from their records.
         failed: error by run, for runs that did not finish.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
         detectable: the smallest true delta_mtl that the table would show in four of five repetitions, percent.
         rules: by task, how its numbers were accumulated and what does not count; empty for older evaluations.
-        image_list: on which all runs were tested; None for older evaluations.
-        tuning, tried: how settings were chosen, and every trial by method; empty where nothing was tuned.
+        image_list: the images on which all runs were tested; None for older evaluations.
+        tuning, tried: how settings were chosen, and every trial by method; empty if nothing was tuned.
         protocols, other_protocols: published protocols that the numbers belong to, with notes, and why not to others.
     """
 
@@ -156,7 +157,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Finished:
-    """What one finished run left, in its folder or as a record."""
+    """The results of one finished run, from its folder or its record."""
 
     entry: Entry
     evaluation: Evaluation
@@ -193,7 +194,8 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
     finished = [Finished.read(entry) for entry in entries if entry.tested]
     if not finished:
         reason = next(iter(failed.values()), "none was trained")
-        raise InputError("the comparison", f"no finished run ({reason})", "at least one", "correct it and repeat")
+        raise InputError("the comparison", f"no finished run ({reason})", "at least one",
+                         "correct the cause and repeat the command")
     refuse_other_protocols(finished)
     first = finished[0]
     seeds = tuple(dict.fromkeys(entry.seed for entry in entries))
@@ -214,7 +216,7 @@ def collect(entries: Sequence[Entry], failed: Mapping[str, str]) -> Comparison:
 
 
 def refuse_other_protocols(finished: Sequence[Finished]) -> None:
-    """Numbers of different protocols, of different images or accumulated differently never stand in one table.
+    """Never put numbers of different protocols, from different images, or accumulated differently into one table.
 
     What an older evaluation does not record is not compared.
     """
@@ -309,7 +311,8 @@ def _machine(machine: Mapping[str, Any]) -> str:
     if accelerator not in (None, "", "none"):
         return str(accelerator)
     cores = machine.get("cores")
-    return f"{machine.get('processor', '')}{f', {cores} cores' if cores else ''}"
+    counted = f", {cores} core{'' if cores == 1 else 's'}" if cores else ""
+    return f"{machine.get('processor', '')}{counted}"
 
 
 def _distinct(values: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Training many runs: on every device of this machine, or on a Ray cluster; what is finished is not done again."""
+"""Training many runs, on every device of this machine or on a Ray cluster; finished work is not repeated."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Where = Literal["local", "ray"]
 
 
 def run_all(entries: Sequence[Entry], *, on: Where = "local", stream: TextIO | None = None) -> dict[str, str]:
-    """Train, test and report (or record) every run that is not finished, each in a process of its own.
+    """Train, test, and report (or record) every unfinished run, each in its own process.
 
-    A run that was interrupted continues from its last checkpoint. One that fails stops no other.
+    An interrupted run continues from its last checkpoint. A run that fails does not stop the others.
 
     Args:
-        entries: the runs; every folder, seed and label is the caller's choice, as long as they differ.
+        entries: the runs; the caller chooses folders, seeds, and labels, which must differ.
         on: ``local``, one process per device; ``ray``, one Ray task per run.
         stream: where the progress board goes; standard error by default.
 

@@ -21,7 +21,7 @@ class Point:
     Attributes:
         cost: billions of multiply-adds per image.
         gain: delta_mtl in percent.
-        half: half its confidence interval; None where there is none.
+        half: half its confidence interval; None without one.
     """
 
     network: str
@@ -32,17 +32,18 @@ class Point:
 
 
 def svg(points: Sequence[Point]) -> str:
-    """As an element for a page: transparent, its text in the color of the page's text; empty without points."""
+    """The plot as an element of a page: transparent, with text in the color of the page's text; empty without
+    points."""
     return _draw(points, page=True) if points else ""
 
 
 def sheet(points: Sequence[Point]) -> str:
-    """As an SVG file on white."""
+    """The plot as an SVG file on white."""
     return _draw(points, page=False)
 
 
 def _side_by_side(points: Sequence[Point]) -> list[float]:
-    """Where the points stand: those of equal cost beside each other, or their intervals would hide each other."""
+    """Horizontal positions: points of equal cost are placed side by side, so that intervals do not hide each other."""
     gap = 0.018 * max(point.cost for point in points)
     places = []
     for index, point in enumerate(points):

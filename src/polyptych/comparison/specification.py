@@ -1,8 +1,8 @@
-"""Networks and balancers written in a word: ``shared+heads:head=aspp:width=64``.
+"""Networks and balancers written as one word: ``shared+heads:head=aspp:width=64``.
 
-A network is an encoder, a decoder, or both joined by ``+``; options follow a name as ``:option=value``. The part that
-is not named is the recipe's, with the recipe's options. Numbers, yes and no (true, false), null and names are written
-as they are, everything else as JSON: ``fixed:weights={"semseg":2}``.
+A network is an encoder, a decoder, or both joined by ``+``; options follow a name as ``:option=value``. An unnamed part
+is the recipe's, with the recipe's options. Numbers, booleans (true, false), null, and names are written as they are,
+everything else as JSON: ``fixed:weights={"semseg":2}``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OPEN, _CLOSE = "[{(", "]})"
 
 
 def split(text: str, separator: str) -> list[str]:
-    """The parts between separators that stand outside brackets; empty parts are dropped."""
+    """The parts between separators outside brackets; empty parts are dropped."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in _OPEN) - (letter in _CLOSE)

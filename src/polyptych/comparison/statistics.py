@@ -1,8 +1,8 @@
 """The arithmetic of a comparison: means with intervals over seeds, delta_mtl, tests, groups, and ranks.
 
-**Interval.** Seeds are few, so a mean over n of them comes with Student's t: half the width of the two-sided 95 %
+**Interval.** Seeds are few, so a mean over n of them comes with Student's t: half the width of the two-sided 95%
 confidence interval is ``t(0.975, n - 1) * s / sqrt(n)`` with the sample deviation ``s``. It covers the true mean in
-95 % of experiments where the seeds' values are normal. It says how far another set of *seeds* would move the mean on
+95% of experiments where the seeds' values are normal. It shows how far another set of *seeds* would move the mean on
 the same test images; it says nothing about other images. One seed has no interval.
 
 **delta_mtl** (Maninis, Radosavovic and Kokkinos, CVPR 2019, arXiv 1904.08918; Vandenhende et al., TPAMI 2021, arXiv
@@ -14,18 +14,18 @@ taken over these differences.
 **Test.** A row differs from the reference if the mean of its paired differences is not 0 by Student's t test. A table
 of many rows would find such differences by chance, so the p values are corrected together by Holm's step-down procedure
 (Scandinavian Journal of Statistics 6, 1979): whatever the truth, the probability of a single false finding in the whole
-table is at most 5 %.
+table is at most 5%.
 
 **Groups.** Rows that share a letter cannot be told apart. All pairs are compared by Tukey's test in a design with seeds
-as blocks: the spread of rows around their seed's level is pooled over the table, which makes it known better than from
-the few seeds of two rows, but takes it to be alike in all rows.
+as blocks: the spread of rows around their seed's level is pooled over the table. This estimates it better than the few
+seeds of two rows would, but assumes that it is equal in all rows.
 
-**Smallest difference.** What a table fails to show need not be absent. With the spread that it found, the test shows a
-true difference of this size in four of five repetitions.
+**Smallest difference.** A difference that a table fails to show may still exist. With the measured spread, the test
+finds a true difference of this size in four of five repetitions.
 
 **Images.** Seeds say nothing about other test images. The deviation over resampled test sets
-(:mod:`polyptych.metrics._resampling`) says how far the mean difference would move if other images had been collected,
-and is printed beside the interval over seeds.
+(:mod:`polyptych.metrics._resampling`) shows how far the mean difference would move if other images had been collected,
+and is printed next to the interval over seeds.
 
 **Mean rank.** For each task the rows of the table are ranked by their mean headline (1 is best, ties share the
 average of their ranks); the mean over tasks depends on which rows are in the table, so it is never compared across
@@ -52,7 +52,7 @@ class Estimate:
     """A mean over seeds.
 
     Attributes:
-        mean: NaN where no seed has a value.
+        mean: the mean; NaN if no seed has a value.
         half_width: half the confidence interval; None with one seed.
         by_seed: the values.
     """
@@ -94,8 +94,8 @@ def delta_mtl(values: Mapping[str, float], reference: Mapping[str, float],
 
 
 def p_value(differences: Sequence[float]) -> float | None:
-    """Of the two-sided t test that the mean of paired differences is 0; None for fewer than two, or one that is not a
-    number."""
+    """The p value of the two-sided t test that the mean of paired differences is 0; None for fewer than two
+    differences, or if one is not a number."""
     if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return None
     mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
@@ -106,8 +106,8 @@ def p_value(differences: Sequence[float]) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """The p values corrected for being several: the k-th smallest of m is multiplied by m - k + 1, and none is smaller
-    than one before it. What is None stays, and does not count."""
+    """The p values corrected for multiple tests: the k-th smallest of m is multiplied by m - k + 1, and none is smaller
+    than the one before it. None stays None and does not count."""
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -123,7 +123,7 @@ def smallest_detectable(differences: Sequence[Sequence[float]], confidence: floa
     """The mean difference that the strictest step of Holm's procedure finds with that probability.
 
     Args:
-        differences: of every row to the reference, by seed; the deviation is pooled over rows.
+        differences: differences of every row to the reference, by seed; their deviation is pooled over rows.
     """
     rows = [row for row in differences if len(row) > 1 and all(map(math.isfinite, row))]
     if not rows:
@@ -142,10 +142,10 @@ def smallest_detectable(differences: Sequence[Sequence[float]], confidence: floa
 
 
 def groups(table: Sequence[Mapping[int, float]], confidence: float = CONFIDENCE) -> list[str]:
-    """Letters for every row: two rows that share one cannot be told apart (``a`` holds the highest mean).
+    """Letters for every row: two rows that share one do not differ significantly (``a`` includes the highest mean).
 
     Args:
-        table: for every row its values by seed. Only seeds that all rows have are used; no letters where there are
+        table: for every row, its values by seed. Only seeds that all rows have are used; there are no letters for
             fewer than two rows or seeds.
     """
     seeds = [seed for seed in (table[0] if table else ()) if all(seed in row for row in table)]
@@ -175,12 +175,12 @@ def groups(table: Sequence[Mapping[int, float]], confidence: float = CONFIDENCE)
 
 @cache
 def _tukey(confidence: float, rows: int, freedom: int) -> float:
-    """How many standard errors the range of so many means may take; an integral that takes a good part of a second."""
+    """How many standard errors the range of so many means may span; an integral, which takes most of a second."""
     return float(stats.studentized_range.ppf(confidence, rows, freedom))
 
 
 def ranks(values: Sequence[float], higher_is_better: bool) -> list[float]:
-    """The rank of every value, 1 is best, ties share; NaN for what is not finite."""
+    """The rank of every value; 1 is best, ties share the average, and values that are not finite have rank NaN."""
     found = np.full(len(values), math.nan)
     whole = [index for index, value in enumerate(values) if math.isfinite(value)]
     if whole:

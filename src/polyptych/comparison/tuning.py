@@ -1,11 +1,11 @@
 """Fair tuning (``polyptych compare --tune``): every method gets the same number of trials, judged on validation.
 
 The first trials of a method are learning rates around the recipe's. The others try, at the best of these rates, values
-of the method's one own option (:attr:`polyptych.component.Component.tuned`), or further rates where it has none. All
-trials of a comparison have one seed that is none of the reported ones; they are trained and validated but never tested.
+of the method's own option (:attr:`polyptych.component.Component.tuned`), or further rates if it has none. All trials of
+a comparison have the same seed, which is none of the reported ones; they are trained and validated but never tested.
 The settings with the highest mean validation skill are then trained anew with the reported seeds. The single-task
-reference is tuned like every other method, and is also trained as the recipe has it, so that a gain over the tuned
-baseline stands beside the gain over the untuned one.
+reference is tuned like every other method, and is also trained with the recipe's settings, so that a gain over the
+tuned baseline is shown next to the gain over the untuned one.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from polyptych.ranges import check_range
 from polyptych.run import Run
 
 RATE = "learning-rate"
-FACTORS = (1.0, 1 / 3, 3.0)  # the recipe's first: where trials are equally good it stays
+FACTORS = (1.0, 1 / 3, 3.0)  # the recipe's rate first, so that it wins ties
 SLOTS = ("balancer", "decoder", "encoder")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How much is tried.
+    """How much to try.
 
     Attributes:
-        trials: of every method; three are learning rates.
-        seed: of all trials.
-        steps: of a trial; None trains as long as the recipe.
+        trials: number of trials of every method; three are learning rates.
+        seed: seed of all trials.
+        steps: steps of a trial; None trains as long as the recipe.
     """
 
     trials: int = 5
@@ -56,10 +56,10 @@ class Trial:
 
     Attributes:
         settings: value by option, :data:`RATE` or ``SLOT.OPTION``.
-        skill: mean validation skill; -inf where the run diverged.
-        chosen: the method's reported runs have these settings.
+        skill: mean validation skill; -inf if the run diverged.
+        chosen: whether the method's reported runs have these settings.
         error: why it has no skill.
-        seconds: of training.
+        seconds: training time.
     """
 
     settings: dict[str, Any]
@@ -85,10 +85,11 @@ def tune(grid: Grid, tuning: Tuning, out: Path, records: Path | None, *, on: Whe
             other choices.
     """
     if tuning.seed in grid.seeds:
-        raise InputError("--tune-seed", f"{tuning.seed}, a reported seed", "a seed of its own",
-                         "choose another, so that nothing is reported on what it was chosen with")
+        raise InputError("--tune-seed", f"{tuning.seed}, a reported seed", "a seed that is not reported",
+                         "choose another, so that no result is reported on the seed it was tuned on")
     bench = _Bench(grid, tuning, out / "trials", (records or out) / "trials", on, stream)
-    # Networks of their own share nothing that a weight or a way of sharing could change: the reference has rates only.
+    # Single-task networks share nothing that weights or sharing could change, so only rates are tried for the
+    # reference.
     options = {method.label: None if method.reference else own_option(method.run, grid.methods)
                for method in grid.methods}
     bench.run([(method, [{RATE: rate} for rate in rates(method.run)]) for method in grid.methods])
@@ -158,8 +159,8 @@ def rates(run: Run) -> list[float]:
 
 
 def own_option(run: Run, methods: Sequence[Method]) -> tuple[str, tuple[Any, ...]] | None:
-    """The option of the run that makes its row what it is, with the values to try: that of the balancer where the rows
-    differ in balancers, of the decoder or encoder where they differ in these; None where there is none."""
+    """The option to tune for a row, with the values to try: an option of the balancer if rows differ in balancers, of
+    the decoder or encoder if they differ in these; None if there is none."""
     standard = {name: task.standard_weight for name, task in run.tasks.items()}
     for slot in SLOTS:
         config = getattr(run, slot)
@@ -172,7 +173,7 @@ def own_option(run: Run, methods: Sequence[Method]) -> tuple[str, tuple[Any, ...
 
 
 def further(trials: Sequence[Trial], option: tuple[str, tuple[Any, ...]] | None, number: int) -> list[dict[str, Any]]:
-    """So many further settings, after learning rates were tried."""
+    """A number of further settings, after learning rates were tried."""
     best = _best(trials).settings[RATE]
     found: list[dict[str, Any]] = []
     if option is not None:
@@ -182,7 +183,8 @@ def further(trials: Sequence[Trial], option: tuple[str, tuple[Any, ...]] | None,
 
 
 def further_rates(tried: Sequence[float], best: float, number: int) -> list[float]:
-    """Beyond the best rate where it is the smallest or largest tried, then on both sides of it, finer and finer."""
+    """Rates beyond the best one if it is the smallest or largest so far, then on both sides of it in ever finer
+    steps."""
     found: list[float] = []
     if best == max(tried):
         found.append(_rounded(3 * best))

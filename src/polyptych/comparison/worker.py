@@ -1,6 +1,6 @@
-"""One run of a comparison, in a process of its own: ``python -m polyptych.comparison.worker`` with a request on stdin.
+"""One run of a comparison, in its own process: ``python -m polyptych.comparison.worker`` with a request on stdin.
 
-A process per run gives all memory back, and a run that crashes takes nothing with it.
+A process per run returns all memory, and a run that crashes does not affect the others.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from polyptych.run import Run
 from polyptych.training import NOT_FINITE, measure_splits, train
 
 LOG = "worker.log"
-PATIENCE = 20.0  # seconds that a killed process may take to let go of its folder
+PATIENCE = 20.0  # seconds that a killed process may take to release its folder
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a worker is to do, as plain data that crosses processes and machines.
+    """The task of a worker, as plain data that crosses processes and machines.
 
     Attributes:
-        folder: of the run.
+        folder: folder of the run.
         run: the encoded :class:`polyptych.run.Run`.
         arguments: the command line that asked for the comparison, for the run's record.
         parent: the worker dies with this process; 0 for none.
@@ -61,10 +61,10 @@ class Request:
 
 
 def work(request: Request) -> None:
-    """Train, test and report the run, from its last checkpoint where it has one; a run with a record is recorded
-    instead of reported. What is done is not done again: a run that was tested before it was stopped gets the rest of
-    its report, and the test split is not touched again.
-    ``sys.argv`` becomes the command that asked for the comparison, which is what the run records.
+    """Train, test, and report the run, from its last checkpoint if it has one; a run with a record is recorded instead
+    of reported. Nothing is repeated: a run that was tested before it was stopped gets the rest of its report, and the
+    test split is not touched again. ``sys.argv`` becomes the command that asked for the comparison, which is what the
+    run records.
 
     Raises:
         InputError: another process trains in the folder, or as :func:`polyptych.training.train`.
@@ -88,7 +88,7 @@ def work(request: Request) -> None:
 
 
 def _record(request: Request, run: Run, folder: Path, path: Path) -> None:
-    """Leave the record; of the folder little else is kept."""
+    """Write the record, and keep little else of the folder."""
     if path.exists():
         return
     error = ""
@@ -98,7 +98,7 @@ def _record(request: Request, run: Run, folder: Path, path: Path) -> None:
         except InputError as failure:
             if not (request.trial and failure.got == NOT_FINITE):
                 raise
-            error = f"{failure.got} at {failure.where}"  # such settings do not work, which is what was asked
+            error = f"{failure.got} at {failure.where}"  # that these settings do not work is the result of the trial
     Record.of_folder(folder, request.network, request.balancer, error).write(path)
     if not request.keep:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -114,7 +114,8 @@ def _tested(folder: Path, say: Callable[[object], None]) -> Path:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends (Linux; elsewhere it goes on and holds its folder)."""
+    """Have the kernel kill this process when its parent ends (Linux; elsewhere it continues and keeps its folder
+    locked)."""
     if not sys.platform.startswith("linux"):
         return
     set_parent_death_signal = 1

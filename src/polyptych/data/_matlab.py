@@ -45,7 +45,7 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     """One variable of a MATLAB file (version 7.2 or older)."""
     variables = load_mat(path, f"a MATLAB file (at most version 7.2) with the variable '{key}'", [key])
     if key not in variables:
-        raise InputError(path, "a MATLAB file without it", f"the variable '{key}'",
+        raise InputError(path, "a MATLAB file without that variable", f"the variable '{key}'",
                          "check that the file belongs to this dataset")
     found = variables[key]
     if not isinstance(found, np.ndarray):

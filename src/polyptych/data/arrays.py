@@ -304,7 +304,7 @@ def require_unit_vectors(vectors: np.ndarray, valid: np.ndarray, path: Path | st
     decoded = np.abs(np.linalg.norm(2 * np.abs(known) - 1, axis=0) - 1)
     if np.mean(decoded <= 0.02) >= 0.9 and np.mean(np.abs(length - 1) <= 0.02) < 0.9:
         raise InputError(path, f"vectors of length {length.min():.3g} to {length.max():.3g}, as (n + 1) / 2 has",
-                         "unit vectors", "store 2 v - 1 in place of v, or a picture of 8 or 16 bits")
+                         "unit vectors", "store 2 v - 1 instead of v, or a picture of 8 or 16 bits")
     if np.mean(np.abs(length - 1) <= 0.1) < 0.5:
         raise InputError(path, f"vectors of a length of {np.median(length):.3g} (median)", "unit vectors",
                          "normalize them")

@@ -36,7 +36,7 @@ from polyptych.folder_lock import is_taken
 from polyptych.tasks._base import Task
 from polyptych.types import Sample, SampleInfo
 
-VERSION = 1  # of the format below; a change makes old caches unused
+VERSION = 1  # of the format below; caches of other versions are not used
 
 INDEX = "index.json"  # written last
 _LOOK_EVERY = 0.2  # seconds, while another process makes the copy
@@ -47,14 +47,14 @@ def cached(dataset: Dataset, folder: Path, tasks: Mapping[str, Task],
            progress: Callable[[int, int], None] | None = None) -> CachedDataset:
     """The dataset read from its decoded copy in ``folder``, which is made at first use.
 
-    The copy belongs to the dataset's configuration, split and tasks: another choice makes another one.
+    The copy belongs to the dataset's configuration, split, and tasks; other choices get other copies.
     Changed files under an unchanged configuration are not noticed; delete the folder then. A copy becomes
     visible only when it is complete; a second process waits for the first and then uses its copy.
 
     Args:
         dataset: all its samples must have the same size.
-        folder: where copies are kept, on a local disk.
-        tasks: those of the dataset, which check the labels.
+        folder: folder for the copies, on a local disk.
+        tasks: the tasks of the dataset, which check the labels.
         on_fault: ``stop`` at a sample that cannot be read; ``skip`` records it, and reading it from the copy
             raises the same error again, to be skipped by the loader.
         progress: called with (samples done, samples in all); by default a bar on a terminal.

@@ -1,7 +1,7 @@
 """The one place that lists folders and opens files, for datasets, prediction and evaluation.
 
-What people really have on their disks is met here, so that no other code has to think of it: byte order marks, names
-that macOS writes in decomposed Unicode, hidden files beside every picture, links, pipes, and files that claim more than
+This code copes with what people really have on their disks, so that no other code has to: byte order marks, names that
+macOS writes in decomposed Unicode, hidden files next to every picture, links, pipes, and files that claim more than
 they hold. Pictures are decoded in :mod:`polyptych.data.pictures`, arrays in :mod:`polyptych.data.arrays`. Every failure
 is an :class:`InputError` that names the file.
 """
@@ -24,17 +24,17 @@ from polyptych.errors import InputError
 Contents = TypeVar("Contents")
 
 LARGEST = 1 << 30
-"""Bytes that may come out of a smaller file. Compression makes a file a thousand times smaller than what it unpacks to,
-so a few megabytes could otherwise take all memory; what is stored in full may be as large as its file."""
+"""The most bytes that a smaller file may unpack to. Data may compress a thousandfold, so a few megabytes could
+otherwise take all memory; uncompressed data may be as large as its file."""
 
 _LARGEST_TEXT = 1 << 31
-_REPEATS = 10_000  # folders that links lead to once more, before they must be a maze
+_REPEATS = 10_000  # folders reached again through links, beyond which the links must form a maze
 
-# What file managers and network storage leave beside the files of their users; everything that begins with a dot too
+# Files that file managers and network storage add to folders; names that begin with a dot are ignored, too
 _JUNK = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information",
                    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
-# The longer marks first: that of UTF-16 begins like that of UTF-32.
+# The longer marks first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
           (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
@@ -57,7 +57,7 @@ def reading(path: Path, needs: str) -> Iterator[None]:
         raise InputError(path, "no such file", needs, "copy the file again or restore it") from None
     except MemoryError as error:
         raise InputError(path, "a file that does not fit into memory", needs,
-                         "free some memory, or store it smaller") from error
+                         "free some memory, or store the data in a smaller file") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         if isinstance(error, OSError) and error.errno:  # of the system, not of a decoder
             raise InputError(path, f"a file that cannot be opened ({error.strerror})", needs,
@@ -68,10 +68,10 @@ def reading(path: Path, needs: str) -> Iterator[None]:
 
 
 def require_plain(path: Path, needs: str) -> int:
-    """The size in bytes of a file that can be read from the beginning to its end.
+    """The size in bytes of a file that can be read from beginning to end.
 
     Raises:
-        InputError: it is a folder, or a pipe, socket or device, which a reader could wait for without end.
+        InputError: it is a folder, or a pipe, socket, or device, for which a reader could wait forever.
     """
     with reading(path, needs):
         status = os.stat(path)
@@ -91,18 +91,18 @@ def open_file(path: Path, needs: str) -> Iterator[IO[bytes]]:
 
 
 def require_room(path: Path | str, what: str, declared: int, stored: int, needs: str) -> None:
-    """Refuse what says of itself that it unpacks to more than :data:`LARGEST` and than its file holds, before any
-    memory is taken for it.
+    """Refuse data that declares an unpacked size above both :data:`LARGEST` and the size of its file, before any memory
+    is allocated for it.
 
     Args:
         what: what would be unpacked, for the message.
-        declared: bytes that it would take.
+        declared: bytes that it declares to need.
         stored: bytes of the file.
     """
     if declared > max(LARGEST, stored):
         raise InputError(path, f"{what} that would take {declared / 2**30:.1f} GiB of memory from a file of "
                          f"{stored / 2**20:.1f} MiB", f"{needs}, of at most {LARGEST >> 30} GiB unless stored in full",
-                         "store it smaller, or uncompressed; do not trust a file that is not yours")
+                         "store less data, or store it uncompressed; do not trust a file that is not yours")
 
 
 def read_bytes(path: Path, needs: str) -> bytes:
@@ -197,7 +197,7 @@ def id_of(name: str, path: Path) -> str:
         name.encode()
     except UnicodeEncodeError:  # Linux hands out what it cannot decode as halves of characters
         shown = str(path).encode("utf-8", "backslashreplace").decode()
-        raise InputError(shown, "a name that is not UTF-8", "names that are",
+        raise InputError(shown, "a name that is not UTF-8", "names in UTF-8",
                          "rename the file (for instance with convmv)") from None
     return composed(name)
 

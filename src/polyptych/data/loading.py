@@ -26,15 +26,15 @@ from polyptych.types import Batch, Sample
 
 OnFault = Literal["stop", "skip"]
 
-_TRIES = 16  # samples in a row that may be faulty before something else than single files must be wrong
+_TRIES = 16  # consecutive faulty samples beyond which more than single files must be wrong
 _MOST_FAULTY = 0.5  # share of the dataset's samples
 
 
 def check(sample: Sample, tasks: Mapping[str, Task]) -> None:
-    """Refuse a sample whose labels are not of the image's size or hold values that their task does not allow.
+    """Refuse a sample whose labels do not have the image's size or hold values that their task does not allow.
 
     Raises:
-        InputError: naming the sample and the task.
+        InputError: a label is wrong; the message names the sample and the task.
     """
     size = (int(sample.image.shape[-2]), int(sample.image.shape[-1]))
     for name, target in sample.target.items():
@@ -47,7 +47,7 @@ def check(sample: Sample, tasks: Mapping[str, Task]) -> None:
 
 
 class Batches(ABC, Iterable[Batch]):
-    """What training and evaluation batches have in common: workers, and what happens to faulty samples.
+    """What training and evaluation batches have in common: workers, and the handling of faulty samples.
 
     Attributes:
         faults: ``{index in the dataset: message}`` of the samples that were skipped so far.
@@ -60,7 +60,7 @@ class Batches(ABC, Iterable[Batch]):
                              "check the dataset's folder")
         for name, value, least in (("batch size", batch_size, 1), ("workers", workers, 0)):
             if value < least:
-                raise InputError(name, str(value), f"at least {least}", "change it")
+                raise InputError(name, str(value), f"at least {least}", "raise it")
         self.dataset, self.tasks, self.batch_size = dataset, tasks, batch_size
         self.rank, self.world, self.workers, self.pin_memory = rank, world, workers, pin_memory
         self.on_fault = on_fault
@@ -77,7 +77,7 @@ class Batches(ABC, Iterable[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(_Fetch(self), batch_size=None, sampler=_Numbers(self._numbers()),
                             num_workers=self.workers, collate_fn=_as_it_is, pin_memory=self.pin_memory,
-                            generator=torch.Generator())  # leaves the global one alone
+                            generator=torch.Generator())  # keeps the loader from drawing from the global one
         for batch, faults in loader:
             self._record(faults)
             if isinstance(batch, InputError):
@@ -86,8 +86,8 @@ class Batches(ABC, Iterable[Batch]):
                 yield batch
 
     def fetch(self, number: int) -> tuple[Batch | InputError | None, list[_Fault]]:
-        """One batch; None if all its samples were skipped. An InputError is returned, not raised: on its way
-        from a worker torch would wrap it in an exception of another shape."""
+        """One batch; None if all its samples were skipped. An InputError is returned, not raised, because torch would
+        wrap an error from a worker in another exception."""
         faults = _Faults(self.on_fault)
         try:
             samples = self._samples(number, faults)
@@ -113,15 +113,15 @@ class TrainingBatches(Batches):
     """An endless stream of augmented batches.
 
     Batch ``k`` of process ``rank`` holds the ``batch_size`` positions of the global stream from
-    ``(k * world + rank) * batch_size`` on. A position and the seed decide which sample stands
-    there (``index_at`` of the dataset) and how it is augmented. An incomplete batch never occurs: an epoch ends
+    ``(k * world + rank) * batch_size`` on. The position and the seed determine the sample
+    (``index_at`` of the dataset) and its augmentation. An incomplete batch never occurs: an epoch ends
     within a batch.
 
     Args:
-        augment: random changes; None where samples have had theirs.
+        augment: random augmentation; None if samples are already augmented.
         size: (h, w) of the batches.
-        seed: of order and augmentation.
-        start: the first batch to give, to resume a run.
+        seed: seed of order and augmentation.
+        start: number of the first batch, to resume a run.
         rank, world: this process and the number of processes.
         workers: processes that prepare batches; 0 prepares them in this one. They change no result.
         on_fault: ``stop`` at a sample that cannot be read, or ``skip`` it: its place is taken by the sample

@@ -7,12 +7,11 @@ import math
 
 
 def shuffled(position: int, length: int, seed: int) -> int:
-    """The index that stands at ``position`` of an endless stream in which every ``length`` positions are a
-    permutation of the dataset, a new one in each epoch.
+    """The index at ``position`` of an endless stream in which every ``length`` positions are a permutation of the
+    dataset, a new one in each epoch.
 
-    A Feistel network over pairs (a, b) with a + rows * b = index: every round is a bijection, so the whole is
-    one, and a single place of the permutation is found without making all of it, which an endless dataset
-    needs.
+    A Feistel network over pairs (a, b) with a + rows * b = index: every round is a bijection, so the whole network is
+    one, and a single entry of the permutation is found without computing all of it, as an endless dataset requires.
     """
     epoch, index = divmod(position, length)
     rows = math.isqrt(length - 1) + 1
@@ -23,7 +22,7 @@ def shuffled(position: int, length: int, seed: int) -> int:
             a = (a + hashed(seed, epoch, turn, b)) % rows
             b = (b + hashed(seed, epoch, -1 - turn, a)) % columns
         index = a + rows * b
-        if index < length:  # the pairs are a few more than the indices: walk on until inside
+        if index < length:  # there are a few more pairs than indices: repeat until inside
             return index
 
 

@@ -1,4 +1,4 @@
-"""Samples that a program holds already (a torch or Hugging Face dataset, a list) in the form that training reads."""
+"""Samples that a program already has (a torch or Hugging Face dataset, a list) in the form that training reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polyptych.types import Sample, SampleInfo
 
 @runtime_checkable
 class Items(Protocol):
-    """Anything with a length and items by number."""
+    """Anything with a length and items by index."""
 
     def __len__(self) -> int: ...
 
@@ -34,26 +34,28 @@ class OwnSamples:
         self.items, self.tasks, self.columns = items, dict(tasks), dict(columns or {})
         for name in self.columns:
             if name != "image" and name not in self.tasks:
-                raise InputError("columns", f"'{name}'", f"image or one of {', '.join(self.tasks)}", "correct it")
+                raise InputError("columns", f"'{name}'", f"image or one of {', '.join(self.tasks)}", "name one")
 
     def __len__(self) -> int:
         return len(self.items)
 
     def read(self, index: int, tasks: tuple[str, ...], split: str) -> Sample:
-        """
+        """The item at an index as a sample with labels of ``tasks``.
+
         Raises:
-            InputError: the item has no image, or something is not of the form above.
+            InputError: the item has no image, or does not have the form that :func:`samples` describes.
         """
         where = f"item {index} of the {split} split"
         item = self.items[index]
         if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Mapping):
             item = {self.columns.get("image", "image"): item[0], **item[1]}
         if not isinstance(item, Mapping):
-            raise InputError(where, f"a {type(item).__name__}", "a mapping with the image and its labels", "return one")
+            raise InputError(where, f"a {type(item).__name__}", "a mapping with the image and its labels",
+                             "return a dict, or a pair (image, labels)")
         column = self.columns.get("image", "image")
         if item.get(column) is None:
             raise InputError(where, f"no '{column}' among {', '.join(map(str, item))}", "an image",
-                             'name it: columns={"image": ...}')
+                             'name its column: columns={"image": ...}')
         image = _image(item[column], f"{where}: {column}")
         size = (int(image.shape[-2]), int(image.shape[-1]))
         target, valid = {}, {}
@@ -80,12 +82,12 @@ def samples(items: Items, tasks: Mapping[str, TaskPart], *, columns: Mapping[str
     """A dataset of your own for ``polyptych train --dataset python`` (:mod:`polyptych.datasets.python`).
 
     Args:
-        items: anything with a length and items by number: a torch dataset, a Hugging Face one, a list. An item is a
-            mapping (or a pair of image and mapping of labels) with arrays, tensors or PIL images: ``image`` RGB, uint8
-            (h w 3) or (3 h w), or float from 0 to 1; a label for each task as the task states it, vectors (h w c) or
-            (c h w). A label that is missing or None is no label.
+        items: anything with a length and items by index: a torch dataset, a Hugging Face dataset, a list. An item is a
+            mapping (or a pair of image and mapping of labels) with arrays, tensors, or PIL images: ``image`` RGB, uint8
+            (h w 3) or (3 h w), or float from 0 to 1; a label for each task in the form that the task defines, vectors
+            (h w c) or (c h w). A missing label or None means that there is no label.
         tasks: what the labels mean: their classes, and the value that means no label.
-        columns: names of the items' entries, where they are not ``image`` and those of the tasks.
+        columns: names of the items' entries, if they are not ``image`` and the names of the tasks.
     """
     return OwnSamples(items, tasks, columns)
 

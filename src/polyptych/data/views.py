@@ -1,4 +1,4 @@
-"""So many augmented views of every image, the same for all seeds: what features can be computed of once."""
+"""A fixed number of augmented views of every image, the same for all seeds, so that features can be computed once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from polyptych.types import Sample
 
 
 class Views(Dataset):
-    """A dataset of augmented samples. View v of an image depends on the image's place and on v alone, not on the seed
-    of the run. In every epoch each image is seen once, in the next of its views.
+    """A dataset of augmented samples. View v of an image depends only on the image's index and on v, not on the seed of
+    the run. Every epoch has each image once, in its next view.
 
     Attributes:
-        cache_facts: what the decoded copy of the views depends on beside the dataset.
-        exact_labels, without_images: what such a copy holds: labels as they are, and no images.
+        cache_facts: what the decoded copy of the views depends on besides the dataset.
+        exact_labels, without_images: contents of such a copy: exact labels, and no images.
     """
 
     exact_labels, without_images = True, True

@@ -30,7 +30,7 @@ class Folder(Dataset):
 
         image = "images/{id}.jpg"             # what {id} stands for names the sample; it may contain folders
 
-        [splits]                              # without this table: 20 % test, 10 % val
+        [splits]                              # without this table: 20% test, 10% val
         test = "lists/test.txt"               # one id or image per line; or "test/": a folder; or a share
         val = 0.1                             # of the rest; what nobody names is for training
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from polyptych.metrics._base import Metric
 
 REPLICATES = 100
-"""The deviation over so many replicates is known to 7 %."""
+"""The deviation over so many replicates is known to 7%."""
 
 
 class Resampling:

@@ -16,7 +16,7 @@ class KeypointError(Metric):
 
     Types of which an image shows no keypoint do not count there. ``error`` is the mean distance as a
     percentage of the image's diagonal: GradNorm's measure (Chen et al., ICML 2018, arXiv 1711.02257) where a
-    type occurs once per image. ``PCK`` is the percentage of peaks within 5 % of the diagonal. With several
+    type occurs once per image. ``PCK`` is the percentage of peaks within 5% of the diagonal. With several
     persons in a picture a peak is right if it finds any one of them; nothing measures whether all are found.
     """
 

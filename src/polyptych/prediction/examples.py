@@ -1,5 +1,4 @@
-"""Example pictures of a run: test images (or else validation images) with their truth, and what its network makes of
-them."""
+"""Example pictures of a run: test images (or else validation images) with ground truth and predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from polyptych.run import Run, read_run
 from polyptych.types import Sample
 
 LOOKED_AT = 8
-"""Images of which one is shown: the first with labels of every task, else that with the most."""
+"""Number of images from which one is shown: the first with labels of every task, else the one with the most."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,11 @@ class ExampleImage:
 
 
 def example_images(run: Run, number: int) -> Iterator[ExampleImage]:
-    """Test images that spread evenly over the split, at most ``number``; where only some images have labels, those that
-    have them are preferred. Without a test split they come from ``val``, and without either there are none.
+    """At most ``number`` test images, spread evenly over the split; images with labels are preferred. Without a test
+    split they come from ``val``, and without either there are none.
 
     Raises:
-        InputError: an image cannot be read, and the run stops at such (``--loading.on-fault stop``).
+        InputError: an image cannot be read, and the run stops at faulty images (``--loading.on-fault stop``).
     """
     dataset = _unseen(run)
     if dataset is None:
@@ -59,7 +58,7 @@ def example_images(run: Run, number: int) -> Iterator[ExampleImage]:
 
 
 def _unseen(run: Run) -> Dataset | None:
-    """Images that the run was not trained on, where the data has any."""
+    """Images that the run was not trained on, if the data has any."""
     for split in ("test", "val"):
         try:
             return run.build_dataset(split)
@@ -86,7 +85,7 @@ def _best_labeled(dataset: Dataset, stretch: range, run: Run) -> Sample | None:
 
 
 def write_examples(folder: Path) -> list[Path]:
-    """Write ``panels/000.png`` ... for a trained run; returns their paths. Beside them, how many of their pixels each
+    """Write ``panels/000.png`` ... for a trained run; returns their paths. Also write how many of their pixels each
     class covers (:data:`polyptych.reports.page.AREAS`)."""
     run, _ = read_run(folder)
     predictor = load(folder, device="cpu")

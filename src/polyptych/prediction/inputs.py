@@ -1,4 +1,4 @@
-"""What is predicted on: images, folders of them, videos, a camera."""
+"""Inputs of prediction: images, folders of them, videos, a camera."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class UnreadableInput(InputError):
 
 @dataclass(frozen=True)
 class Source:
-    """One input: a file, or a camera where ``device`` is set; ``stem`` begins the names of what is written.
-    ``animated`` is an image file with several frames."""
+    """One input: a file, or a camera if ``device`` is set. The names of its outputs begin with ``stem``; ``animated``
+    means an image file with several frames."""
 
     path: Path
     stem: str
@@ -44,7 +44,7 @@ class Source:
 
     @property
     def moves(self) -> bool:
-        """It has frames."""
+        """Whether it has several frames."""
         return bool(self.device) or self.animated or self.path.suffix.lower() in VIDEOS
 
 
@@ -53,7 +53,7 @@ class Pixels:
     """An image and its name.
 
     Attributes:
-        remark: what of the file was not taken, in words.
+        remark: which part of the file was not used, in words.
     """
 
     array: UInt8[np.ndarray, "h w 3"]
@@ -70,10 +70,10 @@ def find_sources(inputs: Iterable[Path | str], recursive: bool = False) -> list[
     """The images, videos and cameras that files, folders and ``camera:0`` name, in order.
 
     Args:
-        recursive: also what lies in folders within folders.
+        recursive: whether to search subfolders, too.
 
     Raises:
-        InputError: nothing is named or there, or a folder has neither images nor videos.
+        InputError: no input is named, one does not exist, or a folder has neither images nor videos.
     """
     found = list(itertools.chain.from_iterable(_named(each, recursive) for each in inputs))
     if not found:
@@ -85,7 +85,7 @@ def find_sources(inputs: Iterable[Path | str], recursive: bool = False) -> list[
 
 
 def _is_animated(path: Path) -> bool:
-    """Whether a file is an animation; one that cannot be read is told where it is predicted on."""
+    """Whether a file is an animation; an unreadable file is reported later, when it is predicted."""
     if path.suffix.lower() not in ANIMATIONS:
         return False
     with suppress(InputError), open_picture(path, "an image") as picture:
@@ -111,15 +111,15 @@ def _named(each: Path | str, recursive: bool) -> Iterator[tuple[Path, str]]:
         yield path, ""
     elif path.exists():
         raise InputError(path, "neither a file nor a folder", "an image, a video, a folder of them, or camera:0",
-                         "save its output to a file first")
+                         "save what it delivers as a file first")
     else:
         raise InputError(path, "no such file or folder", "an image, a video, a folder of them, or camera:0",
                          "check the path")
 
 
 def _unique_stems(paths: list[Path]) -> list[str]:
-    """A name for each path's outputs: its stem, numbered where several paths share it: nothing is overwritten. Some
-    file systems take names for one that differ in case or in how accents are encoded."""
+    """A name for each path's outputs: its stem, numbered if several paths share it, so that nothing is overwritten.
+    Some file systems do not distinguish names that differ only in case or in how accents are encoded."""
     short = [_short(path.stem) for path in paths]
     number = Counter(map(_folded, short))
     taken = {stem for stem, times in number.items() if times == 1}
@@ -134,7 +134,7 @@ def _unique_stems(paths: list[Path]) -> list[str]:
 
 
 def _short(stem: str) -> str:
-    """The beginning of a name that would leave no room for what is appended to it."""
+    """The name, cut to leave room for what is appended to it."""
     while len(os.fsencode(stem)) > LONGEST:
         stem = stem[:-1]
     return stem
@@ -145,7 +145,7 @@ def _folded(name: str) -> str:
 
 
 def as_pixels(image: Path | str | Any) -> Pixels:
-    """An image file, a PIL image or a uint8 array as one form.
+    """An image file, a PIL image, or a uint8 array (h w 3) as pixels.
 
     Raises:
         InputError: it is none of these, or cannot be read.
@@ -169,7 +169,7 @@ def as_pixels(image: Path | str | Any) -> Pixels:
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB, turned upright as its EXIF data says; of an animation the first frame.
+    """An image as RGB (h w 3), upright according to its EXIF data; the first frame of an animation.
 
     Raises:
         UnreadableInput: the file cannot be read as an image.

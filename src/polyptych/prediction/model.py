@@ -1,4 +1,5 @@
-"""What predicts: a trained run, or a file exported from one. Both give raw predictions for a batch of images."""
+"""Models for prediction: a trained run, or a file exported from one. Both return raw predictions for a batch of
+images."""
 
 from __future__ import annotations
 
@@ -28,9 +29,9 @@ class Model(Protocol):
     """A network as prediction needs it, wherever it comes from.
 
     Attributes:
-        tasks: what it predicts, in order; they decode and paint.
-        size: height and width that the network works at by default; None is the image's own.
-        fixed: no other size than ``size`` is accepted.
+        tasks: the tasks that it predicts, in order; they decode and paint the predictions.
+        size: default height and width of the network's input; None is the image's own size.
+        fixed: whether only ``size`` is accepted.
         caption: name and protocol, for the pages that show it.
     """
 
@@ -40,8 +41,8 @@ class Model(Protocol):
     caption: str
 
     def raw(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
-        """RGB images to raw predictions by task: float32 (b c h w) of the size of the images; tasks that are not dense
-        may keep any other."""
+        """RGB images to raw predictions by task: float32 (b c h w) with the size of the images; tasks that are not
+        dense may have another size."""
 
 
 @dataclass
@@ -75,11 +76,11 @@ def open_model(path: Path, weights: str = "", device: str = "auto") -> Model:
     """A run folder, a repository with a run (``hf://OWNER/NAME``), or a file that ``polyptych export`` wrote.
 
     Args:
-        weights: of a run, as for :func:`load_network`.
-        device: ``auto``, ``cpu``, ``cuda``, ...; of a run.
+        weights: weights of a run, as for :func:`load_network`.
+        device: device of a run: ``auto``, ``cpu``, ``cuda``, ...
 
     Raises:
-        InputError: nothing is there, it is something else, or it cannot be read.
+        InputError: the path does not exist, is no model, or cannot be read.
     """
     path = local_folder(path)
     if path.name == "run.json":
@@ -106,8 +107,8 @@ def load_network(folder: Path, weights: str = "",
     """A trained network from its run folder, without the data.
 
     Args:
-        weights: ``last`` (the moving average where the run kept one) or ``best`` (by validation skill); empty takes
-            what the run selects.
+        weights: ``last`` (the moving average if the run kept one) or ``best`` (by validation skill); empty means the
+            weights that the run selected.
 
     Returns:
         The run, its tasks, the network in evaluation mode on ``device``, and the step its weights are from.

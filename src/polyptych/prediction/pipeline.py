@@ -1,4 +1,4 @@
-"""Everything that the inputs name, through the network, into files."""
+"""Predict everything that the inputs name, and write the results to files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from polyptych.reports.panels import contact_sheet, mosaic
 
 SHEET_NAME = "contact_sheet.png"
 SHEET = 100
-"""Images on the contact sheet; a longer one could not be looked at, and would not fit into memory."""
+"""Images on the contact sheet; a longer sheet would be unreadable and would not fit into memory."""
 SHOWN = 10  # inputs that an error names
 VIDEO_CELL = 640
 """Pixels of the longer side of a panel in a video."""
@@ -40,19 +40,19 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
         inputs: images, videos, folders of them, or ``camera:0``.
         out: receives ``NAME_TASK.png`` for every image and task and ``contact_sheet.png``, which shows the first 100
             images; for every video ``NAME_panels.mp4``, playable at any moment, even if the program is killed; and
-            what ``outputs`` asks for, of videos for every frame.
+            the files that ``outputs`` asks for, for every image and every frame of a video.
         arrays: short for ``outputs=Outputs(arrays=True)``.
-        inference: how images are brought to the network.
-        recursive: also take what lies in folders within folders.
-        frames: the most that are taken of every video or camera; 0 takes all. A camera is also stopped by Ctrl-C.
-        shares: a .csv or .json file that gets the share of every class in every image and frame.
+        inference: how images are fed to the network.
+        recursive: whether to search subfolders, too.
+        frames: maximum number of frames of every video or camera; 0 takes all. Ctrl-C also stops a camera.
+        shares: a .csv or .json file for the share of every class in every image and frame.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: nothing is named, an input is missing, or the model cannot be read. One that is there and cannot be
-            read is left out; the error comes when all others are written.
+        InputError: no input is named, an input is missing, or the model cannot be read. An input that exists but cannot
+            be read is skipped; the error comes after all others are written.
     """
     if frames < 0:
         raise InputError("--frames", str(frames), "0 (all) or more", "correct it")
@@ -98,7 +98,7 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
 def _pictures(predictor: Predictor, sources: Sequence[Source], out: Path, outputs: Outputs,
               table: ClassShares | None, counter: Counter, unreadable: list[UnreadableInput],
               say: Callable[[object], None]) -> list[Path]:
-    """All images; those that cannot be read are added to ``unreadable``."""
+    """Predict all images; those that cannot be read are added to ``unreadable``."""
     written: list[Path] = []
     strips: list[UInt8[np.ndarray, "_ _ 3"]] = []
     read: deque[tuple[Source, str]] = deque()  # whose scenes are still to come
@@ -130,7 +130,7 @@ def _pictures(predictor: Predictor, sources: Sequence[Source], out: Path, output
 
 def _film(predictor: Predictor, source: Source, out: Path, outputs: Outputs, table: ClassShares | None, limit: int,
           counter: Counter, say: Callable[[object], None]) -> list[Path]:
-    """One video or camera; no more than a batch of frames is held."""
+    """Predict one video or camera; at most a batch of frames is in memory."""
     reader = open_frames(source, limit)
     moments: deque[Moment] = deque()
 
@@ -170,8 +170,8 @@ def _frame(scene: Scene, opacity: float | None) -> UInt8[np.ndarray, "_ _ 3"]:
 
 
 def _spare(sources: Sequence[Source], tasks: Sequence[str], out: Path) -> None:
-    """Refuse to write over an input or another input's result: a folder may hold pictures that are called like results,
-    and ``a.png`` has the task ``b_c`` where ``a_b.png`` has the task ``c``.
+    """Refuse to overwrite an input or another input's result: a folder may hold pictures that are named like results,
+    and the task ``b_c`` of ``a.png`` has the same file name as the task ``c`` of ``a_b.png``.
 
     Raises:
         InputError: a result would have the path of an input, or of another result.

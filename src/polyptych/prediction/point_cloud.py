@@ -13,7 +13,7 @@ from polyptych.data.preparation.normals import Intrinsics
 from polyptych.errors import InputError
 
 FIELD_OF_VIEW = 60.0
-"""Of a camera that nobody described: degrees from the left to the right border of the image."""
+"""Horizontal field of view, in degrees, of a camera that nobody described."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class PointCloud:
         path = Path(path)
         with open(path, "wb") as file:
             file.write("\n".join(header).encode())
-            file.write(vertices.view(np.uint8).data)  # tofile() does not say that a disk is full
+            file.write(vertices.view(np.uint8).data)  # tofile() does not report a full disk
         return path
 
 
@@ -62,7 +62,7 @@ def find_camera(size: tuple[int, int], intrinsics: tuple[float, float, float, fl
     """
     if intrinsics is not None:
         if field_of_view is not None:
-            raise InputError("--field-of-view", "it and --intrinsics", "one of the two", "leave one out")
+            raise InputError("--field-of-view", "--intrinsics as well", "one of the two", "leave one out")
         if not all(map(math.isfinite, intrinsics)) or min(intrinsics[:2]) <= 0:
             raise InputError("--intrinsics", " ".join(f"{value:g}" for value in intrinsics),
                              "FX FY CX CY in pixels, FX and FY above 0", "correct them")

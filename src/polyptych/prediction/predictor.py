@@ -1,4 +1,4 @@
-"""Predict: an image of any size in, a scene out. Windows, the mirror image and several scales on request."""
+"""Predict: an image of any size in, a scene out; on request with windows, the mirror image, and several scales."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """How an image is brought to the network. By default the whole of it, at the size that the network was trained at.
+    """How an image is fed to the network. By default the whole image, at the size that the network was trained at.
 
     Raises:
         InputError: a value is out of range.
@@ -61,11 +61,11 @@ class Inference:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"--{name}", repr(getattr(self, name)), "yes or no (True or False)", "correct it")
         if self.native and self.size is not None:
-            raise InputError("--native", f"it and --size {self.size[0]} {self.size[1]}", "one of the two",
+            raise InputError("--native", f"--size {self.size[0]} {self.size[1]} as well", "one of the two",
                              "leave one out")
         if not (isinstance(self.scales, tuple | list) and self.scales
                 and all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in self.scales)):
-            raise InputError("--scales", str(self.scales), "at least one positive number", "for instance 0.75 1 1.25")
+            raise InputError("--scales", str(self.scales), "positive numbers, at least one", "for instance 0.75 1 1.25")
         if not 0 <= self.overlap <= 0.9:
             raise InputError("--overlap", str(self.overlap), "a share of the window from 0 to 0.9", "0.25 is usual")
         if self.batch < 1:
@@ -73,12 +73,12 @@ class Inference:
 
     @property
     def views(self) -> list[tuple[float, bool]]:
-        """Scale and mirror of every look at the image."""
+        """Scale and mirroring of every view of the image."""
         return [(scale, mirror) for scale in self.scales for mirror in ((False, True) if self.flip else (False,))]
 
 
 class Predictor:
-    """A model, and how it looks at images.
+    """A model, and how images are fed to it.
 
     Attributes:
         seconds: time spent in predictions so far.
@@ -99,12 +99,12 @@ class Predictor:
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """What is predicted, in order."""
+        """The predicted tasks, in order."""
         return self.model.tasks
 
     @property
     def network(self) -> Network:
-        """The network of a run, in evaluation mode on the device where it predicts: a module as any other.
+        """The network of a run, an ordinary module in evaluation mode, on the device where it predicts.
 
         Raises:
             InputError: this is an exported model, which has no module.
@@ -115,7 +115,8 @@ class Predictor:
                          "load the folder of the run that it was exported from")
 
     def predict(self, image: Path | str | Any) -> Scene:
-        """
+        """The scene of one image.
+
         Args:
             image: a file, a PIL image, or a uint8 RGB array (h w 3).
 
@@ -125,8 +126,8 @@ class Predictor:
         return next(self.predict_many([image]))
 
     def predict_many(self, images: Iterable[Path | str | Any]) -> Iterator[Scene]:
-        """The scenes of many images, in their order; no more than a batch of them is held at any time. Neighbors that
-        the network sees at the same size share a pass."""
+        """The scenes of many images, in order; at most a batch of them is in memory at any time. Consecutive images
+        that have the same size for the network share a pass."""
         waiting: list[Pixels] = []
         for image in images:
             pixels = as_pixels(image)
@@ -155,7 +156,7 @@ class Predictor:
         totals: list[dict[str, Tensor]] = [{} for _ in images]
         decoded: list[dict[str, Tensor]] = [{} for _ in images]
         if inference.tile and views == [(1.0, False)] and all(image.size == work for image in images):
-            # Raw predictions of a large image would fill the memory: rows are decoded as they are completed.
+            # Raw predictions of a large image would not fit into memory, so rows are decoded as they are completed.
             decoded = [self._slide(tensor, _decoded) for tensor in tensors]
             views = []
         for scale, mirror in views:
@@ -164,7 +165,8 @@ class Predictor:
                                  for image, tensor in zip(images, tensors, strict=True)])
             predictions = self._raw(batch.flip(-1) if mirror else batch)
             for name, task in self.tasks.items():
-                # Taken out, because of a large image the raw predictions of one task alone may fill gigabytes.
+                # Removed from the dict to free memory: raw predictions of one task may take gigabytes for a large
+                # image.
                 of_all = predictions.pop(name)
                 for index, (image, total) in enumerate(zip(images, totals, strict=True)):
                     own = _straightened(task, of_all[index:index + 1], scale, mirror)
@@ -187,13 +189,13 @@ class Predictor:
             return self.model.raw(images)
         blended = [self._slide(image) for image in images]
         if len(blended) == 1:
-            return blended[0]  # joining copies, and windows are for images that are large
+            return blended[0]  # concatenation would copy, and windowed images are large
         return {name: torch.cat([each[name] for each in blended]) for name in self.tasks}
 
     def _slide(self, image: Tensor, finish: Finish = raw_again) -> dict[str, Tensor]:
         inference = self.inference
         assert inference.tile is not None
-        # A window beyond the image would be memory for nothing; the network extends images to what it needs.
+        # A window larger than the image would waste memory; the network pads images to what it needs.
         height, width = (min(*sides) for sides in zip(inference.tile, image.shape[-2:], strict=True))
         window = (inference.tile[0], inference.tile[1]) if self.model.fixed else (height, width)
         return slide(self.model.raw, self.tasks, image, window, inference.overlap, inference.batch, finish)
@@ -203,12 +205,12 @@ def load(path: Path | str, *, weights: str = "", device: str = "auto", **inferen
     """Open a run folder or an exported model, ready to predict.
 
     Args:
-        weights: of a run: ``last`` or ``best``; empty takes what the run selects.
+        weights: weights of a run: ``last`` or ``best``; empty means those that the run selected.
         device: ``auto``, ``cpu``, ``cuda``, ...
         inference: fields of :class:`Inference`, for instance ``flip=True`` or ``tile=(512, 512)``.
 
     Raises:
-        InputError: nothing is there, it is something else, or it cannot be read.
+        InputError: the path does not exist, is no model, or cannot be read; or an option is unknown.
     """
     known = [field.name for field in dataclasses.fields(Inference)]
     for name in inference:
@@ -222,7 +224,7 @@ def _decoded(task: Task, mean: Tensor) -> Tensor:
 
 
 def _straightened(task: Task, prediction: Tensor, scale: float, mirror: bool) -> Tensor:
-    """The prediction of a view as one of the image itself."""
+    """The prediction for a view, transformed back to the image itself."""
     prediction = task.mirrored(prediction) if mirror else prediction
     return task.zoomed(prediction, 1 / scale) if scale != 1 else prediction
 
@@ -241,7 +243,8 @@ def _check_fixed(size: Size, inference: Inference) -> None:
     only = f"{size[0]} {size[1]}, the only size that this model accepts"
     if inference.tile is not None:
         if tuple(inference.tile) != tuple(size):
-            raise InputError("--tile", f"{inference.tile[0]} {inference.tile[1]}", only, "use that, or another model")
+            raise InputError("--tile", f"{inference.tile[0]} {inference.tile[1]}", only,
+                             "use that size, or another model")
         return
     asked = "--native" if inference.native else "--scales" if inference.scales != (1.0,) else ""
     if inference.size is not None and tuple(inference.size) != tuple(size):

@@ -1,4 +1,4 @@
-"""What a person sees while predictions are made: a bar with throughput; plain lines where there is no terminal."""
+"""Progress of predictions: a bar with throughput, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PAUSE = 10.0  # seconds between two lines
 
 
 class Counter:
-    """Counts images and frames, and says how it goes.
+    """Counts images and frames, and shows progress.
 
     Args:
-        say: takes lines.
+        say: shows a line.
     """
 
     def __init__(self, say: Callable[[object], None]):
@@ -39,14 +39,14 @@ class Counter:
         self._bar.stop()
 
     def begin(self, what: str, total: int) -> None:
-        """A new source; ``total`` is 0 where nobody knows."""
+        """Begin a new source; ``total`` is 0 if unknown."""
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
         self._what, self._total, self._here = what, total, 0
         self._task = self._bar.add_task(what, total=total or None, speed="")
 
     def step(self) -> None:
-        """One image or frame more."""
+        """Count one more image or frame."""
         self.done, self._here = self.done + 1, self._here + 1
         self._bar.update(self._task, completed=self._here, speed=f"{self.speed:.1f}/s")
         now = time.monotonic()

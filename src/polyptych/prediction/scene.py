@@ -22,7 +22,8 @@ from polyptych.tasks._pictures import Legend
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What was predicted of an image. ``scene.depth`` (or ``scene["depth"]``) is the array of the task of this name:
+    """Everything predicted from an image. ``scene.depth`` (or ``scene["depth"]``) is the array of the task of that
+    name:
 
     - class maps: int64 (h w), class ids, named by :meth:`classes`;
     - depth: float32 (h w), meters; inverse depth: float32 (h w), in the unit of its labels;
@@ -31,13 +32,13 @@ class Scene:
     - keypoints: float32 (k 3), x and y in pixels and the height of the peak;
     - classification: float32 (k), probability of each class.
 
-    h and w are those of the image. :meth:`unit` says the unit in words.
+    h and w are those of the image. :meth:`unit` returns the unit in words.
 
     Attributes:
         image: the image, uint8 RGB.
         task: the tasks by name.
-        decoded: their predictions as metrics take them, channels first.
-        name: of the image, for captions.
+        decoded: their predictions in the form that metrics take, channels first.
+        name: name of the image, for captions.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -48,7 +49,7 @@ class Scene:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What was predicted."""
+        """The predicted tasks."""
         return tuple(self.decoded)
 
     @property
@@ -62,7 +63,7 @@ class Scene:
         return self._arrays[task]
 
     def __getattr__(self, name: str) -> np.ndarray:
-        # Only asked for what is no attribute; "decoded" itself is missing while the object is made or copied.
+        # Called only for missing attributes; "decoded" itself is missing while the object is created or copied.
         if name.startswith("_") or name in ("decoded", "task") or name not in self.decoded:
             raise AttributeError(f"a scene of {', '.join(self.__dict__.get('decoded', ()))} has no '{name}'")
         return self[name]
@@ -71,7 +72,7 @@ class Scene:
         return sorted({*super().__dir__(), *self.tasks})
 
     def unit(self, task: str) -> str:
-        """Of the numbers of a task's array, in words."""
+        """The unit of the numbers in a task's array, in words."""
         return self._known(task).unit
 
     def classes(self, task: str) -> tuple[str, ...]:
@@ -83,14 +84,14 @@ class Scene:
         return self._known(task).legend()
 
     def areas(self, task: str) -> Int[np.ndarray, " k"] | None:
-        """Pixels of each class of a task; None for one that gives no pixel a class."""
+        """Number of pixels of each class of a task; None for a task that gives pixels no class."""
         return self._known(task).areas(self.decoded[task])
 
     def at(self, task: str, x: int, y: int) -> str:
-        """What the task says at column ``x`` and row ``y``, in words: ``1.52 m``, ``wall``.
+        """The task's prediction at column ``x`` and row ``y``, in words: ``1.52 m``, ``wall``.
 
         Raises:
-            InputError: that is outside the image.
+            InputError: the pixel is outside the image.
         """
         height, width = self.size
         if not (0 <= x < width and 0 <= y < height):
@@ -105,13 +106,13 @@ class Scene:
     def panel(self, task: str | None = None) -> UInt8[np.ndarray, "_ _ 3"]:
         """A picture: of one task, as large as the image; or the image and all tasks side by side, with their names."""
         if task is None:
-            # One after the other: the pictures of all tasks of a large image would fill the memory.
+            # One by one: the pictures of all tasks would not fit into memory for a large image.
             size = cell_size(self.image)
             return strip(self.image, {name: fitted(self.panel(name), size) for name in self.tasks}, caption=self.name)
         return self._known(task).paint(self.decoded[task], self.image)
 
     def layer(self, task: str) -> UInt8[np.ndarray, "h w 4"]:
-        """RGBA to be laid over the image; transparent where the task says nothing."""
+        """An RGBA overlay for the image, transparent where the task predicts nothing to show."""
         return self._known(task).layer(self.decoded[task], self.image)
 
     def overlay(self, task: str, opacity: float = 0.6) -> UInt8[np.ndarray, "h w 3"]:
@@ -132,11 +133,11 @@ class Scene:
 
         Args:
             intrinsics: fx, fy, cx, cy of the camera, in pixels of the image; centers of pixels are whole numbers.
-            field_of_view: instead, degrees from the left to the right border, of a camera that looks through the
-                middle. Without both it is taken to be 60: shapes are then only about right.
+            field_of_view: instead, the horizontal field of view in degrees of a camera whose optical axis passes
+                through the center of the image. Without both, 60 is assumed: shapes are then only about right.
 
         Raises:
-            InputError: no task predicts meters, or the camera makes no sense.
+            InputError: no task predicts meters, or the camera is out of range.
         """
         camera = find_camera(self.size, intrinsics, field_of_view)
         said = [(name, self.task[name].distance(value)) for name, value in self.decoded.items()]
@@ -165,7 +166,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What is written beside the picture of every task."""
+    """What to write in addition to the picture of every task."""
 
     arrays: bool = False
     """Write raw arrays (.npy): class ids, meters, unit vectors, probabilities, keypoints."""
@@ -181,7 +182,7 @@ class Outputs:
     intrinsics: tuple[float, float, float, float] | None = None
     """Camera intrinsics FX FY CX CY in image pixels, for --points."""
     field_of_view: float | None = None
-    """Horizontal field of view in degrees, in place of intrinsics (default: 60)."""
+    """Horizontal field of view in degrees, instead of intrinsics (default: 60)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
@@ -194,14 +195,14 @@ class Outputs:
 
     @property
     def guessed(self) -> str:
-        """A remark where the camera is a guess; empty otherwise."""
+        """A remark if the camera is a guess; empty otherwise."""
         if not self.points or self.intrinsics is not None or self.field_of_view is not None:
             return ""
-        return f"points: taking a field of view of {FIELD_OF_VIEW:g} degrees; give --intrinsics or --field-of-view"
+        return f"points: assuming a field of view of {FIELD_OF_VIEW:g} degrees; give --intrinsics or --field-of-view"
 
 
 def write_scene(scene: Scene, folder: Path, stem: str, outputs: Outputs, pictures: bool = True) -> list[Path]:
-    """Write ``STEM_TASK.png`` and what else is asked for; returns the files.
+    """Write ``STEM_TASK.png`` and the other requested outputs; returns the files.
 
     Raises:
         InputError: points are asked for and no task predicts meters.

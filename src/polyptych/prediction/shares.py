@@ -16,14 +16,14 @@ from polyptych.tasks._class_map import ClassMap
 
 
 class ClassShares:
-    """Shares of the pixels of every image, of all tasks that are maps of classes.
+    """The share of each class in the pixels of every image, for all tasks that are class maps.
 
     Args:
-        path: a .csv (a row for each image, task and class) or a .json file (``{image: {task: {class: share}}}``); it
-            is written at the end.
+        path: a .csv file (a row for each image, task, and class) or a .json file (``{image: {task: {class: share}}}``),
+            written at the end.
 
     Raises:
-        InputError: the file has another ending, or no task is a map of classes.
+        InputError: the file has another extension, or no task is a class map.
     """
 
     def __init__(self, path: Path, tasks: Mapping[str, Task]):
@@ -45,7 +45,7 @@ class ClassShares:
                                        for name, area in zip(scene.classes(task), areas, strict=True)}
 
     def write(self) -> Path:
-        """The table, complete or not at all."""
+        """Write the table, completely or not at all."""
         if self.path.suffix.lower() == ".json":
             text = json.dumps(self.found, indent=1, ensure_ascii=False) + "\n"
         else:

@@ -25,13 +25,13 @@ from polyptych.data.pictures import as_rgb, open_picture, upright
 from polyptych.errors import InputError
 from polyptych.prediction.inputs import Source, UnreadableInput
 
-DEFAULT_RATE = Fraction(25)  # frames per second, where a file does not say
+DEFAULT_RATE = Fraction(25)  # frames per second, if a file does not state its rate
 FRAGMENTS = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
 QUALITY = {"libx264": {"tune": "zerolatency", "preset": "veryfast", "crf": "20"}, "mpeg4": {"qscale": "3"}}
 # Files that are videos themselves; not playlists, which would make ffmpeg open what they name, here or elsewhere.
 TRUSTED = {"protocol_whitelist": "file",
            "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg"}
-LOST = 0.5  # seconds that may be missing at the end of a file: headers are not exact
+LOST = 0.5  # seconds that may be missing at the end of a file, because headers are not exact
 NEEDED = "the package av"
 INSTALL = "pip install 'polyptych[video]'"
 
@@ -49,8 +49,7 @@ class Reader:
 
     Attributes:
         rate: frames per second.
-        total: number of frames; 0 if it is not known (cameras, some files).
-        left: when the frames that were read and not yet asked for by :meth:`moment` are shown.
+        total: number of frames; 0 if unknown (cameras, some files).
 
     Raises:
         InputError: PyAV is not installed, nothing can be opened, or there is no picture in it.
@@ -62,7 +61,7 @@ class Reader:
         name, form, options = _place(source)
         if not source.device:
             try:
-                require_plain(source.path, "a video")  # of a pipe, opening it would wait for a writer
+                require_plain(source.path, "a video")  # opening a pipe would wait for a writer
             except InputError as error:
                 raise self._fault(error.got) from None
         try:
@@ -178,7 +177,7 @@ def open_frames(source: Source, limit: int) -> Reader | AnimationReader:
 
 
 def _duration(picture: Image.Image) -> int:
-    """Milliseconds for which a frame is shown; like browsers, a tenth of a second where a file says next to nothing."""
+    """Milliseconds for which a frame is shown. Like browsers, it takes a tenth of a second for at most 10 ms."""
     stated = round(float(picture.info.get("duration", 0)))
     return stated if stated > 10 else 100
 
@@ -187,7 +186,7 @@ class Writer:
     """A video file that is playable from the first frame on, whatever happens.
 
     Args:
-        rate: frames per second, for players that want to know; every frame says itself when it is shown.
+        rate: frames per second, for players that ask for it; every frame has its own time stamp.
     """
 
     def __init__(self, path: Path, rate: Fraction):
@@ -224,7 +223,7 @@ class Writer:
             if self._stream is not None:
                 self._mux(None)
         finally:
-            with contextlib.suppress(OSError):  # of a full disk, which was said before
+            with contextlib.suppress(OSError):  # a full disk was reported before
                 self._container.close()
 
     def _start(self, picture: UInt8[np.ndarray, "h w 3"], moment: Moment) -> None:
@@ -250,7 +249,7 @@ def _import_av(where: Source | Path) -> Any:
     except ImportError:
         place = where if isinstance(where, Path) else where.path
         raise InputError(place, "a video, which needs another package", NEEDED, INSTALL) from None
-    av.logging.set_level(av.logging.PANIC)  # what is wrong is said once, by us
+    av.logging.set_level(av.logging.PANIC)  # we report errors ourselves, once
     return av
 
 
@@ -266,12 +265,13 @@ def _place(source: Source) -> tuple[str, str | None, dict[str, str]]:
 
 
 def _upright(picture: UInt8[np.ndarray, "h w 3"], degrees: float) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Turned counter-clockwise, as the file asks of players: telephones store what they film lying down."""
+    """The picture, rotated counterclockwise as the file tells players to do: phones store their frames lying on the
+    side."""
     return np.ascontiguousarray(np.rot90(picture, round(degrees / 90) % 4))
 
 
 def _even(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
-    """One more row or column where the number is odd: colors are stored for every second one."""
+    """The picture padded to an even height and width, because colors are stored for every second pixel."""
     height, width = picture.shape[:2]
     return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 

@@ -35,11 +35,11 @@ class Axis:
 
     @staticmethod
     def cover(length: int, window: int, overlap: float) -> Axis:
-        """As few windows as cover the image and overlap by at least this share of a window."""
+        """The fewest windows that cover the image and overlap by at least this share of a window."""
         shared = min(window - 1, math.ceil(overlap * window))
         count = 1 if length <= window else math.ceil((length - window) / (window - shared)) + 1
         starts = tuple(round(i * (length - window) / (count - 1)) if i else 0 for i in range(count))
-        # A raised cosine over the shared pixels: it and its neighbor's add up to one without a kink.
+        # A raised cosine over the shared pixels: neighboring profiles add up to 1, and the blend has no visible edge.
         distance = torch.arange(window).minimum(window - 1 - torch.arange(window)) + 0.5
         profile = torch.sin(math.pi / 2 * (distance / max(shared, 1)).clamp(max=1)).square().double()
         weights = torch.zeros(count, window, dtype=torch.float64)
@@ -55,7 +55,7 @@ class Axis:
 
 
 def raw_again(task: Task, mean: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
-    """A blend as a raw prediction."""
+    """A blended mean as a raw prediction."""
     return task.from_mean(mean)
 
 
@@ -64,18 +64,19 @@ def slide(raw: Raw, tasks: Mapping[str, Task], image: UInt8[Tensor, "3 h w"], wi
           overlap: float, batch: int, finish: Finish = raw_again) -> dict[str, Tensor]:
     """Predictions for an image from those for its windows.
 
-    Overlapping predictions are averaged in the form that each task says (:meth:`Task.to_mean`), with weights that
-    fall smoothly to the border of a window. An image smaller than the window is continued by its last row and column,
-    as the network itself pads. A task that is not dense gets the mean over the places of all windows, (1 c 1 1).
+    Overlapping predictions are averaged in the form that each task defines (:meth:`Task.to_mean`), with weights that
+    fall smoothly toward the border of a window. An image smaller than the window is padded with its last row and
+    column, as the network itself pads. A task that is not dense gets the mean over the positions of all windows,
+    (1 c 1 1).
 
     Args:
         raw: the network: (b 3 h w) uint8 to raw predictions by task.
         window: height and width.
-        overlap: the least share of a window that two neighbors have in common.
+        overlap: the minimum share of a window that two neighbors have in common.
         batch: windows per call of the network.
-        finish: what to make of the means; by default raw predictions, (1 c h w). Where a task says ``by_rows``, it
-            gets, from the top to the bottom, the rows that no further window reaches, and its results are joined along
-            their second to last axis: all means of 40 classes and 11000 x 11000 pixels would take 18 GB.
+        finish: what to turn the means into; by default raw predictions, (1 c h w). For a task with ``by_rows``, it is
+            called, from top to bottom, with the rows that no further window reaches, and its results are joined along
+            the second to last axis: the means of 40 classes on 11000 x 11000 pixels would take 18 GB at once.
     """
     height, width = int(image.shape[-2]), int(image.shape[-1])
     down, across = Axis.cover(height, window[0], overlap), Axis.cover(width, window[1], overlap)
@@ -99,11 +100,11 @@ def slide(raw: Raw, tasks: Mapping[str, Task], image: UInt8[Tensor, "3 h w"], wi
                 else:
                     blends[name].add(_pooled(mean, weight) / (height * width), 0, 0)
             blends[name].complete(complete)
-    return {name: blends.pop(name).result() for name in tasks}  # one map is finished while the others wait
+    return {name: blends.pop(name).result() for name in tasks}  # frees each map as soon as it is finished
 
 
 class _Blend:
-    """The weighted sums of one task, from the first row on that is not complete."""
+    """The weighted sums of one task, from the first incomplete row on."""
 
     def __init__(self, task: Task, finish: Finish, size: tuple[int, int], like: Float[Tensor, "b c h w"]):
         self._task, self._finish = task, finish
@@ -114,7 +115,7 @@ class _Blend:
         self._finished: Tensor | None = None
 
     def add(self, part: Float[Tensor, "c h w"], top: int, left: int) -> None:
-        """Add a window whose first pixel is this one."""
+        """Add a window whose first pixel is at this row and column."""
         top -= self._top
         bottom = top + part.shape[1]
         if bottom > self._sums.shape[2]:
@@ -122,7 +123,7 @@ class _Blend:
         self._sums[0, :, top:bottom, left:left + part.shape[2]] += part
 
     def complete(self, until: int) -> None:
-        """No further window reaches a row before this one."""
+        """Finish the rows before this one, which no further window reaches."""
         rows = until - self._top
         if not self._in_rows or not rows:
             return
@@ -133,7 +134,7 @@ class _Blend:
         self._sums, self._top = self._sums[:, :, rows:].clone(), until
 
     def result(self) -> Tensor:
-        """What became of all rows."""
+        """The finished result for all rows."""
         return self._finish(self._task, self._sums) if self._finished is None else self._finished
 
 
@@ -144,7 +145,7 @@ def _cut(image: UInt8[Tensor, "3 h w"], start: tuple[int, int], size: tuple[int,
 
 
 def _pooled(prediction: Float[Tensor, "c hp wp"], weight: Float[Tensor, "h w"]) -> Float[Tensor, "c 1 1"]:
-    """Sum over places, each with the weight of the pixels that it stands for."""
+    """The weighted sum over positions; each has the weight of the pixels that it covers."""
     share = F.interpolate(weight[None, None], prediction.shape[-2:], mode="area")[0, 0]
     share = share * (weight.sum() / share.sum())  # cells overlap where the sizes do not divide
     return (prediction * share).sum((1, 2), keepdim=True)

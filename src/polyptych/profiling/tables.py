@@ -64,7 +64,7 @@ def _grid(*headers: str) -> Table:
 
 
 def _share(number: int, whole: int) -> str:
-    return f"[dim]{100 * number / whole:.1f} %[/dim]" if whole else ""
+    return f"[dim]{100 * number / whole:.1f}%[/dim]" if whole else ""
 
 
 def _parts(profile: Profile) -> Table:

@@ -1,4 +1,4 @@
-"""Backbones that several repositories share: their tables of names, and which of timm's a file holds."""
+"""Backbones that several repositories share: their tables of names, and which timm network a file holds."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def _same(seen: Seen, candidates: Iterable[str], shapes: Mapping[str, tuple[int,
         if shapes == {key: tuple(value.shape) for key, value in network.state_dict().items()
                       if not key.endswith("num_batches_tracked")}:
             return name
-    raise InputError(seen.where, f"{kind} of another form ({len(shapes)} tensors)", f"one of {', '.join(candidates)}",
-                     "use a file with one of these; others have no counterpart here")
+    raise InputError(seen.where, f"{kind} of an unknown form ({len(shapes)} tensors)",
+                     f"one of {', '.join(candidates)}", "use a file with one of these; others have no counterpart here")
 
 
 # -- Swin, under mmsegmentation's names ------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ _INPUTS = {7: 224, 12: 384}
 
 
 def swin_mmseg(seen: Seen, prefix: str) -> Timm.Config:
-    """A Swin for dense prediction: norms of its maps, windows that shift at every stage, no padding of the image."""
+    """A Swin for dense prediction: norms on its maps, windows that shift in every stage, no padding of the image."""
     width, _, patch, _ = seen.shape(f"{prefix}patch_embed.projection.weight")
     depths = tuple(seen.count(f"{prefix}stages.{s}.blocks.{{b}}.norm1.weight", "b") for s in range(4))
     tables = [seen.shape(f"{prefix}stages.{s}.blocks.0.attn.w_msa.relative_position_bias_table") for s in range(4)]
@@ -135,8 +135,8 @@ def vit(seen: Seen, prefix: str) -> tuple[Timm.Config, Size, int]:
         known = ", ".join(f"{w} channels in {d} blocks at patches of {p}" for w, d, p in _VITS)
         if depth % 4 or "num_heads" not in seen.assumed:
             raise InputError(seen.where, f"a vision transformer of {width} channels in {depth} blocks at patches of "
-                             f"{patch}", f"one of {known}, or with its heads a number of blocks that 4 divides",
-                             "add --assume num_heads=NUMBER, or use a file with one of these")
+                             f"{patch}", f"one of {known}, or a number of blocks that 4 divides and the number "
+                             "of heads", "add --assume num_heads=NUMBER, or use a file with one of these")
         heads = int(seen.assume("num_heads", None, "the number of its heads"))
         model, architecture = "vit_tiny_patch16_224", (f"patch_size={patch}, embed_dim={width}, depth={depth}, "
                                                        f"num_heads={heads}")

@@ -1,4 +1,4 @@
-"""The contract of a published repository: the networks whose checkpoints can come in, and how.
+"""The contract of a published repository: the networks whose checkpoints can be imported, and how.
 
 An adapter is data: for every network (:class:`Form`) the keys by which it is recognized, a table of names
 (:mod:`polyptych.renaming`), and a function from shapes to the Configs of a backbone, an encoder and a
@@ -25,15 +25,15 @@ CATALOG: Catalog[Repository] = Catalog("published repository", "polyptych.publis
 Size = tuple[int, int]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 UNIT_RANGE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""Images in [0, 1] enter as they are."""
+"""Mean and deviation for networks that take images in [0, 1] unchanged."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a network is built of.
+    """The parts that a network is built from.
 
     Attributes:
-        size: height and width that the weights belong to; None where they fit any.
+        size: height and width of the images that the weights fit; None if they fit any size.
         sizes: further values for the expressions in the table.
     """
 
@@ -45,15 +45,15 @@ class Parts:
 
 
 class Seen:
-    """A file as its shapes, and what the user says beside it.
+    """The shapes in a file, and what the user says about it.
 
     Attributes:
-        shapes: by key, without prefixes.
-        tasks: theirs and ours, in the order of the network.
-        channels: of each task's prediction in the file, by their name.
+        shapes: shapes by key, without prefixes.
+        tasks: our task names by the authors' names, in the order of the network.
+        channels: number of channels of each task's prediction in the file, by the authors' names.
         auxiliary: our names of the tasks that only help the others.
-        size: height and width of the training images, where the user says it.
-        assumed: what a file does not say, by the authors' names for it.
+        size: height and width of the training images, if the user gives them.
+        assumed: settings that a file does not contain, by the authors' names for them.
     """
 
     def __init__(self, where: object, state: Mapping[str, Tensor], size: Size | None, assumed: Mapping[str, float]):
@@ -65,7 +65,7 @@ class Seen:
         self.asked: set[str] = set()
 
     def rename(self, tasks: Mapping[str, str]) -> None:
-        """Give tasks other names of ours."""
+        """Change our names of the tasks."""
         self.auxiliary = tuple(tasks[name] for name, own in self.tasks.items() if own in self.auxiliary)
         self.tasks = dict(tasks)
 
@@ -84,23 +84,23 @@ class Seen:
         return found
 
     def values(self, text: str, name: str) -> list[str]:
-        """What one brace of a left side matches in all keys, in the order of the file."""
+        """The different values that one brace of a left side matches in all keys, in the order of the file."""
         found = (matched(text, key) for key in self.shapes)
         return list(dict.fromkeys(groups[name] for groups in found if groups))
 
     def count(self, text: str, name: str) -> int:
-        """One more than the largest number that a brace matches; 0 where none does."""
+        """One more than the largest number that a brace matches; 0 if it matches none."""
         return max((int(value) for value in self.values(text, name)), default=-1) + 1
 
     def part(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        """The shapes of what is called with this beginning, without it."""
+        """The shapes of the keys with this prefix, without the prefix."""
         return {key.removeprefix(prefix): shape for key, shape in self.shapes.items() if key.startswith(prefix)}
 
     def assume(self, name: str, default: float | None, needs: str) -> float:
-        """What the file does not say: from the user, else the default.
+        """A setting that the file does not contain: the user's value, else the default.
 
         Raises:
-            InputError: neither is there; the message names the option.
+            InputError: there is neither; the message names the option.
         """
         self.asked.add(name)
         if name in self.assumed:
@@ -110,20 +110,20 @@ class Seen:
         return default
 
     def grid(self, cells: int, stride: int, known: Mapping[int, Size]) -> Size:
-        """Height and width of the images of a grid of which only the number of cells is known.
+        """Height and width of the images for a grid of which only the number of cells is known.
 
         Args:
             known: grids of the published configurations, by their number of cells.
 
         Raises:
-            InputError: the user's size does not fit, or several could be meant and the user gives none.
+            InputError: the user's size does not fit, or several sizes are possible and the user gives none.
         """
         if self.size is not None:
             height, width = self.size
             rows, columns = -(-height // stride), -(-width // stride)
             if rows * columns != cells:
                 raise InputError("--size", f"{height} {width}, which gives {rows}x{columns} positions at stride "
-                                 f"{stride}", f"a size with {cells} of them, which the file has", "correct it")
+                                 f"{stride}", f"a size with {cells} of them, as in the file", "correct it")
             return self.size
         if cells in known:
             rows, columns = known[cells]
@@ -131,13 +131,13 @@ class Seen:
         shapes = [(rows, cells // rows) for rows in range(1, cells + 1) if cells % rows == 0]
         nearest = sorted(shapes, key=lambda shape: abs(shape[1] / shape[0] - 4 / 3))[:3]
         examples = ", ".join(f"{rows * stride} {columns * stride}" for rows, columns in nearest)
-        raise InputError(self.where, f"weights for {cells} positions, whose height and width it does not say",
+        raise InputError(self.where, f"weights for {cells} positions, but not their height and width",
                          "the size of the training images", f"add --size HEIGHT WIDTH (possible: {examples}, ...)")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A published result of a network: what, on which protocol, in words."""
+    """A published result of a network, in words, with its protocol."""
 
     network: str
     numbers: str
@@ -151,16 +151,18 @@ class Form:
 
     Attributes:
         signs: left sides that keys of this network match, each at least once.
-        never: left sides that no key matches.
-        outputs: of the last layers, whose rows are the channels: by ``{task}``, by ``{i}`` where tasks are numbered, or
-            of the one task there is. Tasks that only a later one names are auxiliary, without a final prediction.
-        parts: from shapes to what it is built of.
+        never: left sides that no key of this network matches.
+        outputs: left sides of the weights of the last layers, whose rows are the channels: by ``{task}``, by ``{i}`` if
+            tasks are numbered, or that of the only task. Tasks that only a later entry names are auxiliary, without a
+            final prediction.
+        parts: from shapes to the parts that the network is built from.
         rules: the table of names.
-        tasks: their names by number, where the keys do not hold them; None where a file says nothing of them.
-        finish: what the table cannot say, done to the tensors under our names.
-        invented: what no file holds although the network has it (and never reads it); zeros.
+        tasks: from channels to the names of the tasks, where keys only number them; None if the file does not
+            determine them.
+        finish: changes to the renamed tensors that the table cannot express.
+        invented: tensors that no file holds although the network has them (and never reads them); zeros.
         left_out: left sides of weights that no prediction depends on.
-        recipes: in place of the repository's.
+        recipes: recipes that replace the repository's.
     """
 
     name: str
@@ -183,16 +185,16 @@ class Repository(Component):
     """A published repository.
 
     Attributes:
-        page: where it is.
-        license: of its code, and so of the weights as far as nothing else is said.
+        page: its address.
+        license: license of its code, and thus of the weights unless stated otherwise.
         files: where the authors keep checkpoints, and in which container.
         forms: its networks.
-        names: their tasks and ours.
-        order: in which the authors' programs put tasks, whatever a configuration says.
-        prefix: what its training program puts before every key; tells repositories with the same networks apart.
-        normalization: mean and deviation of the images that its networks saw.
-        recipes: ours that train as the authors do, one for each of their datasets.
-        left_out: left sides of what is no weight, or belongs to no prediction.
+        names: our task names, by the authors' names.
+        order: the order in which the authors' programs put tasks, whatever a configuration says.
+        prefix: the prefix of every key in its checkpoints; tells repositories with the same networks apart.
+        normalization: mean and deviation with which images were normalized in training.
+        recipes: our recipes that train as the authors do, one for each of their datasets.
+        left_out: left sides of entries that are no weights, or belong to no prediction.
         rows: published results.
     """
 

@@ -1,4 +1,4 @@
-"""The networks on HRNet that EMA-Net's repository and the survey's have in common, under the same names.
+"""The networks on HRNet that the repositories of EMA-Net and the survey share, under the same names.
 
 Vandenhende et al., TPAMI 2021, arXiv 2004.13379. The head and the fusion of maps are HRNetV2's (``last_layer``),
 initial and final heads are two bottlenecks and a 1x1 convolution.
@@ -17,7 +17,7 @@ from polyptych.renaming import Rename, as_convolution, under
 
 BACKBONE = "encoder.backbone."
 MAPS = under("backbone.", BACKBONE, HRNET)
-"""A backbone that gives its four maps."""
+"""A backbone that returns its four maps."""
 FUSED_MAPS = (
     *under("backbone.0.", BACKBONE, HRNET),
     Rename("backbone.1.last_layer.{n:0|1}.*", "decoder.fuse.mix.{n}.*"),
@@ -77,7 +77,7 @@ def _single_tasks(seen: Seen) -> Parts:
 
 
 def mti_net(auxiliary_weight: float) -> Form:
-    """MTI-Net; repositories weigh its initial predictions differently."""
+    """MTI-Net; repositories weight its initial predictions differently."""
     def parts(seen: Seen) -> Parts:
         return Parts(hrnet(seen, "backbone."), Shared.Config(),
                      MTINet.Config(softmax="published", auxiliary_weight=auxiliary_weight,
@@ -95,7 +95,7 @@ PAD_NET = Form("PAD-Net", signs=("multi_modal_distillation.*",), parts=_pad_net,
 
 
 def plain_heads(module: str) -> Form:
-    """One backbone, a head of HRNet for every task, which are called ``module`` in the file."""
+    """One backbone, and for every task a head of HRNet, which the file calls ``module``."""
     return Form("plain heads", signs=("backbone.stage4.*", f"{module}.{{task}}.last_layer.3.weight"),
                 never=("scale_0.*",), parts=_heads, outputs=(f"{module}.{{task}}.last_layer.3.weight",),
                 rules=(*MAPS, *under(f"{module}.{{task}}.", "decoder.heads.{task}.", FUSED_HEAD)))

@@ -1,4 +1,4 @@
-"""Microsoft's Swin transformer, as MTLoRA, PGT and TIT keep it: for images of one size.
+"""Microsoft's Swin transformer in the form that MTLoRA, PGT, and TIT use: for images of one size.
 
 Source: Liu et al., ICCV 2021, arXiv 2103.14030, https://github.com/microsoft/Swin-Transformer
 """
@@ -13,7 +13,7 @@ from polyptych.renaming import Rename
 
 SWIN = (
     Rename("patch_embed.*", "stages.0.stage.*"),
-    # A stage ends with the merging of patches there, and begins with it in timm.
+    # There, patch merging ends a stage; in timm, it begins the next one.
     Rename("layers.{s}.downsample.*", "stages.{s + 2}.stage.downsample.*"),
     Rename("layers.{s}.blocks.{b}.*", "stages.{s + 1}.stage.blocks.{b}.*"),
 )
@@ -21,7 +21,7 @@ RECOMPUTED = ("backbone.layers.{s}.blocks.{b}.attn_mask", "backbone.layers.{s}.b
 
 
 def depths(seen: Seen) -> tuple[int, ...]:
-    """Blocks of each stage."""
+    """The number of blocks in each stage."""
     stages = seen.count("backbone.layers.{s}.blocks.0.norm1.weight", "s")
     return tuple(seen.count(f"backbone.layers.{s}.blocks.{{b}}.norm1.weight", "b") for s in range(stages))
 
@@ -50,14 +50,14 @@ def square(seen: Seen) -> Size:
     """The size of square images that whole windows cover, from the number of windows.
 
     Raises:
-        InputError: the number is not that of a square, and the user says no size.
+        InputError: the windows do not form a square, and the user gives no size.
     """
     if seen.size is not None:
         return seen.size
     number = seen.shape("backbone.layers.0.blocks.1.attn_mask")[0]
     side = round(number**0.5)
     if side**2 != number:
-        raise InputError(seen.where, f"{number} windows, which cover no square", "the size of the training images",
+        raise InputError(seen.where, f"{number} windows, which do not form a square", "the size of the training images",
                          "add --size HEIGHT WIDTH")
     side *= windows(seen) * seen.shape("backbone.patch_embed.proj.weight")[2]
     return side, side

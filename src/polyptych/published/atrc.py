@@ -38,11 +38,11 @@ HEAD = (
 
 
 def contexts(seen: Seen) -> str:
-    """What every task takes from each, a group of digits a task. A file says which pairs have a context and which
-    tasks have regions, but contexts of all kinds have the same weights.
+    """The contexts that every task takes from each task, a group of digits per task. A file shows which pairs have a
+    context and which tasks have regions, but not the kinds of contexts, whose weights have the same shapes.
 
     Raises:
-        InputError: the user does not say the kinds, or says others than the file can have.
+        InputError: the user does not give the kinds, or gives some that the file cannot have.
     """
     groups = {}
     for target in seen.tasks:
@@ -83,10 +83,10 @@ def one_saliency_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
 
 
 class ATRCRepository(Repository):
-    """Images of NYUD enter at 425x560 without a border, those of PASCAL-Context padded to 512x512. Of which kind a
-    context is, no file says: ``--assume genotype_semseg=3344 --assume genotype_depth=4344 ...``. An import that is
-    trained on learns its regions from the final losses alone. Searches, and heads with one kind of context, do not come
-    in; neither does BMTAS, the encoder of their PASCAL-Context result, which is not in this repository."""
+    """Images of NYUD are used at 425x560 without padding, those of PASCAL-Context padded to 512x512. No file states the
+    kinds of its contexts: ``--assume genotype_semseg=3344 --assume genotype_depth=4344 ...``. If an import is trained
+    further, its regions learn from the final losses alone. Searches and heads with one kind of context cannot be
+    imported; neither can BMTAS, the encoder of their PASCAL-Context result, which is not in this repository."""
 
     page = "https://github.com/brdav/atrc"
     license = "MIT, but its CUDA kernels are used by permission"

@@ -48,8 +48,9 @@ def one_saliency_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
 
 
 class DeMTRepository(Repository):
-    """Images of NYUD enter at 425x560 without a border, those of PASCAL-Context padded to 512x512. Equal to the
-    published program for one image per device, as it was tested: its attention mixes the images of a batch."""
+    """Images of NYUD are used at 425x560 without padding, those of PASCAL-Context padded to 512x512. Results equal
+    those of the published program for one image per device, as it was tested: its attention mixes the images of a
+    batch."""
 
     page = "https://github.com/yangyangxu0/DeMT"
     license = "no license file"

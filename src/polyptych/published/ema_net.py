@@ -34,7 +34,7 @@ GRIDS = {72 * 96: (72, 96), 32 * 64: (32, 64)}
 
 
 def cross_task_attention(module: str, filters: str) -> tuple[Rename, ...]:
-    """CTAL, what compares positions and mixes tasks, and the heads after it."""
+    """CTAL, which compares positions and mixes tasks, and the heads after it."""
     return (
         Rename(f"{module}.conv_in.{{task}}.*", "decoder.refine.enter.{task}.*"),
         Rename(f"{module}.spatial_att.projection.{{task}}.*", "decoder.refine.affinity.values.{tasks.index(task)}.*"),

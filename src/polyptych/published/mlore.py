@@ -19,7 +19,7 @@ from polyptych.renaming import Rename, joined, stacked, two_channels_as_one, und
 
 
 def side_by_side(pieces: list[Tensor]) -> Tensor:
-    """All columns of the first, then all of the next."""
+    """The pieces joined along their columns: all of the first, then all of the next."""
     return torch.cat(pieces, dim=1)
 
 

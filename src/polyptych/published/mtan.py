@@ -111,7 +111,7 @@ def wide_resnet(seen: Seen) -> Parts:
 
 
 def by_channels(channels: tuple[int, ...]) -> list[str]:
-    """Heads are numbered: segmentation, depth, normals. One alone says what it is by its channels."""
+    """The tasks of numbered heads: segmentation, depth, normals. A single head is identified by its channels."""
     if len(channels) == 1:
         return [{1: "depth", 3: "normals"}.get(channels[0], "semseg")]
     return ["semseg", "depth", "normals"][:len(channels)]
@@ -122,8 +122,9 @@ def domains(channels: tuple[int, ...]) -> list[str]:
 
 
 class MtanRepository(Repository):
-    """Images are not normalized. The program returns log-softmax and unit normals, our network the raw scores that
-    these are of. Its ResNet is not imported: it enlarges predictions with aligned corners, which ours does not."""
+    """Images are not normalized. The program returns log-softmax and unit normals, our network the raw values from
+    which these are computed. Its ResNet is not imported: it upsamples predictions with aligned corners, which ours does
+    not."""
 
     page = "https://github.com/lorenmt/mtan"
     license = "MIT"

@@ -54,7 +54,7 @@ def _head(seen: Seen) -> Literal["transpose", "plain"]:
 
 
 def _size(seen: Seen) -> Size:
-    """Of the training images: what the user says, or that of a published configuration with as many windows."""
+    """The size of the training images: the user's, or that of a published configuration with as many windows."""
     if seen.size is not None:
         return seen.size
     side = 4 * windows(seen)
@@ -62,7 +62,7 @@ def _size(seen: Seen) -> Size:
     for height, width in ((448, 576), (512, 512)):
         if -(-height // side) * -(-width // side) == number:
             return height, width
-    raise InputError(seen.where, f"{number} windows, whose height and width it does not say",
+    raise InputError(seen.where, f"{number} windows, but not their height and width",
                      "the size of the training images", "add --size HEIGHT WIDTH")
 
 
@@ -97,7 +97,7 @@ def tit(seen: Seen) -> Parts:
 
 class MTDPRepository(Repository):
     """Images are padded to 448x576 (NYUD) or 512x512 (PASCAL-Context); the windows and TIT's decoder belong to that
-    size. How the authors train is not a recipe here: a run that goes on from an import trains as InvPT does."""
+    size. There is no recipe for the authors' training here: a run that starts from an import trains like InvPT."""
 
     page = "https://github.com/innovator-zero/MTDP_Lib"
     license = "MIT"

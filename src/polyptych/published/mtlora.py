@@ -46,8 +46,8 @@ def mtlora(seen: Seen) -> Parts:
 
 
 class MTLoRARepository(Repository):
-    """Scales are not in a file: they are 4 in all published configurations (``--assume shared_scale=4``,
-    ``--assume task_scale=4``). Heads are those of HRNet, which all of them have."""
+    """Files do not contain the scales, which are 4 in all published configurations (``--assume shared_scale=4``,
+    ``--assume task_scale=4``). All of these have the heads of HRNet."""
 
     page = "https://github.com/scale-lab/MTLoRA"
     license = "MIT"

@@ -18,7 +18,7 @@ from polyptych.renaming import Rename, two_channels_as_one, under
 
 
 def of_each_path(rows: Tensor) -> Tensor:
-    """All rows of the first path, then of the next: (paths * d, ...) as (paths, d, ...)."""
+    """Stacked rows of all paths, (paths * d, ...), as (paths, d, ...)."""
     return rows.unflatten(0, (PATHS, -1))
 
 
@@ -113,8 +113,8 @@ SWIN = under("backbone.", "encoder.backbone.", SWIN_MMSEG)
 
 
 class MTMambaRepository(Repository):
-    """NYUD is padded to 448x576, PASCAL-Context to 512x512, with the mean color around the image. On Cityscapes their
-    program reads images of 512x1024 and measures predictions that it enlarges to 1024x2048."""
+    """NYUD is padded to 448x576, PASCAL-Context to 512x512, with the mean color around the image. On Cityscapes, their
+    program reads images of 512x1024 and evaluates predictions upsampled to 1024x2048."""
 
     page = "https://github.com/EnVision-Research/MTMamba"
     license = "no license file; the headers of the losses and the evaluation say CC BY-NC 4.0"

@@ -41,7 +41,7 @@ INVPT = (
     Rename("multi_task_decoder.invpt.invpt_stages.{s}.blocks.0.mlp.*", "stages.{s}.mlp.*"),
     Rename("multi_task_decoder.scale_embed.{n:0|1}.*", "stages.{2 - n}.encoder.layers.0.*"),
     Rename("heads.{task}.linear_pred.*", "heads.{task}.*"),
-    # What the program holds and never calls.
+    # Modules that the program has but never calls.
     Rename("multi_task_decoder.invpt.redu_chan.0.{i}.*", "unused.out.{tasks[i]}.*"),
     Rename("multi_task_decoder.invpt.invpt_stages.0.blocks.0.attn.fuse_attn.*", "unused.fuse.*"),
     Rename("multi_task_decoder.invpt.norm_mt.*", "unused.norm.*"),
@@ -89,8 +89,8 @@ def task_prompter(seen: Seen) -> Parts:
 
 
 def invpt_with_one_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
-    """Saliency as one logit. Its preliminary prediction p = W f + b is also read onward, mix [f; p]: what p says there
-    is added to the columns of f, so that the one remaining column of p counts nothing."""
+    """Saliency as one logit. Its preliminary prediction p = W f + b is also an input of later layers, mix [f; p]: the
+    effect of p there is added to the columns of f, so that the one remaining column of p has no effect."""
     if "saliency" not in seen.tasks.values() or tensors["decoder.heads.saliency.weight"].shape[0] != 2:
         return
     weight, bias = tensors["decoder.initial.saliency.weight"], tensors["decoder.initial.saliency.bias"]
@@ -108,8 +108,8 @@ def prompter_with_one_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
 
 
 class MultiTaskTransformer(Repository):
-    """Images are normalized as ImageNet's, also for backbones of which timm says otherwise. NYUD is padded to 448x576,
-    PASCAL-Context to 512x512, with the mean color around the image."""
+    """Images are normalized like ImageNet's, even for backbones for which timm states other values. NYUD is padded to
+    448x576, PASCAL-Context to 512x512, with the mean color around the image."""
 
     page = "https://github.com/prismformore/Multi-Task-Transformer"
     license = "MIT, but the headers of the networks' files say CC BY-NC 4.0"

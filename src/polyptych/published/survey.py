@@ -59,7 +59,7 @@ def on_resnet(encoder: Encoder.Config, own: bool = False) -> Callable[[Seen], Pa
     """Parts of a network with DeepLab heads.
 
     Args:
-        own: every task has a backbone.
+        own: whether every task has its own backbone.
     """
     def parts(seen: Seen) -> Parts:
         prefix = f"backbone.{next(iter(seen.tasks))}." if own else "backbone."

@@ -162,7 +162,7 @@ def _augment(data: Folder) -> tuple[Augment, str]:
     augment = Augment(mirror=not sided, scales=(1.0, 1.2, 1.5), brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)
     mirrored = (f"no mirror images, because a class has a side ({sided[0]}) and no `mirror` pairs are given" if sided
                 else "mirror images")
-    return augment, f"{mirrored}, zooms up to 1.5, colors by up to 30 %"
+    return augment, f"{mirrored}, zooms up to 1.5, colors by up to 30%"
 
 
 def _select(dataset: Folder.Config, kinds: dict[str, str]) -> tuple[Literal["last", "best"], str]:

@@ -67,10 +67,10 @@ def pascal_mtlora() -> Run:
     ``32``; MTLoRA+: ``--encoder.merging low_rank``. 34,262,906 parameters, of which 8,344,634 learn, as published.
 
     AdamW at 3.125e-5 (5e-4 times 32 / 512) with weight decay 0.05, a warm-up of 20 epochs and a cosine to a hundredth,
-    300 epochs of 4998 images at batch 32, gradients of norm 5 at most, 20 % drop path, loss weights 1, 2, 5 and 10,
+    300 epochs of 4998 images at batch 32, gradients of norm 5 at most, 20% drop path, loss weights 1, 2, 5 and 10,
     zooms of 0.75 to 1.25, rotations of up to 20 degrees, mirrored images, weights of ImageNet-1k.
 
-    Published, mIoU / parts mIoU / saliency mIoU / rmse of normals: 67.9 / 59.84 / 65.40 / 16.60, a gain of 2.55 % over
+    Published, mIoU / parts mIoU / saliency mIoU / rmse of normals: 67.9 / 59.84 / 65.40 / 16.60, a gain of 2.55% over
     single tasks; rank 32, 67.74 / 59.46 / 64.90 / 16.59; rank 16, 68.19 / 58.99 / 64.48 / 17.03; full fine-tuning,
     67.56 / 60.24 / 65.21 / 16.64.
     """

@@ -42,7 +42,7 @@ def nyud_demt() -> Run:
     without a border and normalizes the backbone's maps (``--backbone.no-norm-maps`` on HRNet).
 
     SGD at 0.001 with momentum 0.9 and weight decay 5e-4, a polynomial to zero, 40,000 steps of 8 images, loss weights
-    1, 1, 10 and 50, zooms of 0.5 to 2, mirrored images, changed colors, 10 % drop path.
+    1, 1, 10 and 50, zooms of 0.5 to 2, mirrored images, changed colors, 10% drop path.
 
     Published, mIoU / RMSE / mean error of normals / odsF: Swin-T 46.36 / 0.5871 / 20.60 / 76.9 (32.07 M, 100.7 G);
     Swin-S 51.50 / 0.5474 / 20.02 / 78.1; Swin-B 54.34 / 0.5209 / 19.21 / 78.5; Swin-L 56.94 / 0.5007 / 19.14 / 78.8;

@@ -43,7 +43,7 @@ def nyud_invpt() -> Run:
 
     Adam at 2e-5 with weight decay 1e-6 in the gradient, a polynomial to zero, 40,000 steps of 6 images, loss weights 1,
     1, 10 and 50 for the final and for the preliminary predictions, zooms of 0.5 to 2, mirrored images, changed colors,
-    weights of ImageNet-21k at 384x384, 15 % drop path.
+    weights of ImageNet-21k at 384x384, 15% drop path.
 
     Published, mIoU / RMSE / mean error of normals / odsF, ViT-L: 53.56 / 0.5183 / 19.04 / 78.10 in the paper, 53.65 /
     0.5083 / 18.68 / 77.80 of the released weights. Swin-T: 44.27 / 0.5589 / 20.46 / 76.10 (plain heads 41.06 / 0.6350,

@@ -26,7 +26,7 @@ def nyud_mlore() -> Run:
     1,406 G multiply-adds for one image; 929 G with the experts merged, as inference computes them.
 
     Adam at 1e-5 with weight decay 1e-6 in the gradient, a polynomial to zero, 40,000 steps of 4 images, gradients of
-    norm 10 at most, loss weights 1, 1, 10 and 50, boundaries weighed 0.88, 15 % drop path.
+    norm 10 at most, loss weights 1, 1, 10 and 50, boundaries weighed 0.88, 15% drop path.
 
     Published, mIoU / RMSE / mean error of normals / odsF: 55.96 / 0.5076 / 18.33 / 78.43.
     """

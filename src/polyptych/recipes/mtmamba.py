@@ -45,7 +45,7 @@ def nyud_mtmamba() -> Run:
     195,201,204, and 493 G multiply-adds for one image.
 
     AdamW at 1e-4 with weight decay 1e-5, a polynomial to zero, 50,000 steps of 8 images, the sum of the logarithms of
-    the losses, 20 % drop path that falls to 0 in the decoder and 10 % in the backbone.
+    the losses, 20% drop path that falls to 0 in the decoder and 10% in the backbone.
 
     Published, mIoU / RMSE / mean error of normals / odsF: 55.82 / 0.5066 / 18.63 / 78.70.
     """

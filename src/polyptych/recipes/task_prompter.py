@@ -27,7 +27,7 @@ def nyud_task_prompter() -> Run:
 
     Adam at 1e-5 with weight decay 1e-6 in the gradient, a polynomial to zero, 40,000 steps of 6 images, gradients of
     norm 10 at most, loss weights 1, 1, 10 and 50, zooms of 0.5 to 2, mirrored images, changed colors, weights of
-    ImageNet-21k at 384x384, 15 % drop path. The channel attention has 4x4 windows; features are not mixed.
+    ImageNet-21k at 384x384, 15% drop path. The channel attention has 4x4 windows; features are not mixed.
 
     Published, mIoU / RMSE / mean error of normals / odsF, ViT-L: 55.30 / 0.5152 / 18.47 / 78.20 in the paper, 55.90 /
     0.5062 / 18.58 / 77.70 of the released weights.

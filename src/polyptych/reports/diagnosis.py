@@ -150,14 +150,14 @@ class Findings:
                  and (not math.isfinite(error[i, j]) or grid[i, j] < -2 * error[i, j])]
         for value, task, other in sorted(found)[:2]:
             own = grid[self.tasks.index(other), self.tasks.index(other)]
-            beside = f" (a step for {other} itself lowers it by {own:.2g} %)" if own > 0 else ""
-            yield f"A step for {task} raises the loss of {other} by {-value:.2g} %{beside}."
+            beside = f" (a step for {other} itself lowers it by {own:.2g}%)" if own > 0 else ""
+            yield f"A step for {task} raises the loss of {other} by {-value:.2g}%{beside}."
 
     def _sizes(self) -> Iterable[str]:
         rows = sorted((row for row in self.task_rows if row.size > 0), key=lambda row: row.size)
         if len(rows) > 1 and rows[-1].size >= LARGER * rows[0].size:
             yield (f"The weighted gradient of {rows[-1].task} is {rows[-1].size / rows[0].size:.2g} times that of "
-                   f"{rows[0].task} and {100 * rows[-1].share:.0f} % of all: it decides what is shared.")
+                   f"{rows[0].task} and {100 * rows[-1].share:.0f}% of all: it decides what is shared.")
 
     def _conflicting(self) -> Iterable[str]:
         often = []
@@ -173,7 +173,7 @@ class Findings:
                 worst = int(np.nanargmin(values))
                 where = f", most in {self.stages[worst]} ({signed(values[worst])})"
             one, other = pair.split("/")
-            yield (f"{one} and {other} conflict in {100 * share:.0f} % of the looks: their mean cosine is "
+            yield (f"{one} and {other} conflict in {100 * share:.0f}% of the looks: their mean cosine is "
                    f"{signed(mean)}{where}.")
         if len(often) > 2:
             yield f"Pairs that conflict in most looks, besides: {len(often) - 2}."
@@ -181,8 +181,8 @@ class Findings:
     def _speeds(self) -> Iterable[str]:
         rows = sorted((row for row in self.task_rows if math.isfinite(row.left)), key=lambda row: row.left)
         if len(rows) > 1 and rows[-1].left >= LARGER * rows[0].left and rows[0].left > 0:
-            yield (f"{rows[0].task} learns fastest ({100 * rows[0].left:.0f} % of its first loss is left), "
-                   f"{rows[-1].task} slowest ({100 * rows[-1].left:.0f} %).")
+            yield (f"{rows[0].task} learns fastest ({100 * rows[0].left:.0f}% of its first loss is left), "
+                   f"{rows[-1].task} slowest ({100 * rows[-1].left:.0f}%).")
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data, None for what there is not."""
@@ -265,7 +265,7 @@ def short(value: float) -> str:
 
 
 def whole_percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if is_number(share) else ABSENT
+    return f"{100 * share:.0f}%" if is_number(share) else ABSENT
 
 
 def _spoken(pair: str) -> str:

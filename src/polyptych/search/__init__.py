@@ -1,4 +1,4 @@
-"""Search for what tasks share: any backbone as a space of policies, and compact networks from it.
+"""Search for what tasks share: turn any backbone into a space of policies, and extract compact networks from it.
 
 >>> from polyptych.search import compile, extract
 >>> supermodel = compile(backbone, ("semseg", "depth"), space="tree")

@@ -45,10 +45,10 @@ class BinaryMap(Task):
         return "probability"
 
     def at(self, decoded: Float[Tensor, "h w"], x: int, y: int) -> str:
-        return f"{100 * float(decoded[y, x]):.0f} %"
+        return f"{100 * float(decoded[y, x]):.0f}%"
 
     def legend(self) -> Legend:
-        return scale_legend(["0 %", "100 %"], gray)
+        return scale_legend(["0%", "100%"], gray)
 
     def layer(self, decoded: Float[Tensor, "h w"],
               image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 4"]:
@@ -58,7 +58,7 @@ class BinaryMap(Task):
 
     def layer_legend(self) -> Legend:
         """From the gray of some image to the color that is laid over it."""
-        return scale_legend(["0 %", "100 %"], lambda share: to_bytes(
+        return scale_legend(["0%", "100%"], lambda share: to_bytes(
             (share[:, None] * np.array(self.tint) + (1 - share[:, None]) * UNLABELLED) / 255))
 
     def stored(self, decoded: Float[Tensor, "h w"]) -> Stored:

@@ -89,4 +89,4 @@ class Boundaries(BinaryMap):
         return 255 - super().paint(decoded, image)
 
     def legend(self) -> Legend:
-        return scale_legend(["0 %", "100 %"], lambda share: gray(1 - share))
+        return scale_legend(["0%", "100%"], lambda share: gray(1 - share))

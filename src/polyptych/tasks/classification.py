@@ -134,7 +134,7 @@ class Classification(Task):
     def at(self, decoded: Float[Tensor, " c"], x: int, y: int) -> str:
         """The most probable class of the image, wherever one looks."""
         probability, index = decoded.float().softmax(0).max(0)
-        return f"{self.labels.classes[int(index)]} {100 * float(probability):.0f} %"
+        return f"{self.labels.classes[int(index)]} {100 * float(probability):.0f}%"
 
     def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Turn left is turn right in the mirror, where ``labels.mirror`` says so."""

@@ -292,7 +292,7 @@ def test_named_modules_in_a_row_are_the_last_way():
     assert [closed.path for closed in captured.closed] == ["blocks.0", "blocks.1", "blocks.2"]
     assert "in a row" in captured.notes[0]
     assert equal(captured(rand(2, 3, 20, 24)), network(rand(2, 3, 20, 24)))
-    with pytest.raises(InputError, match=r"what enters blocks.1.*no named module gave"):
+    with pytest.raises(InputError, match=r"what enters blocks.1.*no named module returned"):
         capture(network, whole=["blocks.1"])
 
 

@@ -63,6 +63,17 @@ def test_one_process_at_a_time(tmp_path: Path, small_run) -> None:
         holder.wait()
 
 
+@pytest.mark.parametrize(("change", "place"), [
+    (lambda run: replace(run, backbone=replace(run.backbone, freeze="all")), "--backbone.freeze: .*all, in a search"),
+    (lambda run: replace(run, backbone=replace(run.backbone, freeze="all", freeze_until=2)), "--backbone.freeze-until"),
+    (lambda run: replace(run, loading=replace(run.loading, feature_views=2)), "--loading.feature-views"),
+])
+def test_a_backbone_whose_copies_cannot_differ_is_refused_at_once(tmp_path: Path, small_run, change, place) -> None:
+    with pytest.raises(InputError, match=place):
+        searching.search(change(small_run), Search(), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_refused_search_leaves_nothing_behind(tmp_path: Path, small_run) -> None:
     with pytest.raises(InputError, match="no policy meets"):
         searching.search(with_tasks(small_run, ["semseg", "depth"]), Search(budget="params=0.001x"), tmp_path / "s")

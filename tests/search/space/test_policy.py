@@ -150,7 +150,7 @@ def test_pinned_units():
     assert free.choices(3) == (OWN,) and free.choices(1) == (SHARED, OWN, SKIP)
     with pytest.raises(InputError, match=r"'blocks.0.attn' to 'own' and to 'shared'"):
         make_space("tree", units_, tasks, how, pinned={"blocks.0.attn": OWN, "blocks.1.attn": SHARED})
-    with pytest.raises(InputError, match="fits no unit"):
+    with pytest.raises(InputError, match="matches no unit"):
         make_space("tree", units_, tasks, how, pinned={"layer*": OWN})
     with pytest.raises(InputError, match="can be left out"):
         make_space("tree", units_, tasks, how, pinned={"head": SKIP})
@@ -175,9 +175,9 @@ def test_what_is_refused():
         space("tree", 3).validate(policy)
     with pytest.raises(InputError, match=r"units.head: got skip"):
         chosen.validate(policy.with_choices({(13, 0): SKIP}))
-    with pytest.raises(InputError, match="only shared, own and skip"):
+    with pytest.raises(InputError, match="only shared, own, and skip"):
         space("automtl", 2).validate(policy.with_choices({(1, 0): "b"}))
-    with pytest.raises(InputError, match="own, where every unit is shared or left out"):
+    with pytest.raises(InputError, match="own, where every unit is shared or skipped"):
         space("skip_only", 2).validate(policy.with_choices({(1, 0): OWN}))
     with pytest.raises(InputError, match="cannot be left out"):
         space("tree", 2, skip=False).validate(policy.with_choices({(1, 0): SKIP, (1, 1): SKIP}))

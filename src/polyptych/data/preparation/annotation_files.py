@@ -1,7 +1,7 @@
-"""Reading what annotation tools write: for every image, its classes' regions in the order in which they are drawn.
+"""Readers for the files of annotation tools: for every image, its regions in drawing order.
 
-``FORMATS`` holds a reader for each. Regions come as functions that draw them, so that of a data set of thousands of
-images only one is in memory.
+``FORMATS`` holds a reader for each format. Regions are functions that draw them, so that only one image of thousands is
+in memory at a time.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Region:
     """One object or area.
 
     Attributes:
-        draw: its pixels, in the size of its image.
-        counted: it is one object, and not a crowd of them or an area without a shape of its own.
+        draw: returns its pixels as a mask with the size of its image.
+        counted: whether it is one object, not a crowd of objects or an area without a shape.
     """
 
     label: str
@@ -51,9 +51,9 @@ class AnnotatedImage:
     """The regions of one image, the covered ones first.
 
     Attributes:
-        id: path of the image without its ending, relative to the folder of the images.
-        place: the file (and entry) that says so, for messages.
-        unknown: pixels that the file says to have no label.
+        id: path of the image without its extension, relative to the folder of the images.
+        place: the file (and entry) that lists them, for messages.
+        unknown: pixels that the file marks as unlabeled.
     """
 
     id: str
@@ -68,9 +68,9 @@ class Annotations:
     """All of a source.
 
     Attributes:
-        classes: in the order of the file, or of the alphabet where it states none.
-        images: read one at a time.
-        ignored: what cannot be drawn (points, lines), by its kind, counted while ``images`` is read.
+        classes: in the order of the file, or alphabetical if it has none.
+        images: the images, read one at a time.
+        ignored: the number of shapes that cannot be drawn (points, lines), by kind, counted while ``images`` is read.
         instances: whether regions are objects, so that they can be told apart.
         pictures: folder of pictures that are annotations, not images.
     """
@@ -83,17 +83,18 @@ class Annotations:
 
 
 def _checked_id(name: str, place: str) -> str:
-    """The id of an image from its file name; it becomes a path, so it must stay below the folder that is written."""
+    """The id of an image from its file name; it becomes a path, so it must stay inside the output folder."""
     path = PurePosixPath(composed(name.replace("\\", "/")))
     if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name or ":" in path.parts[0]:
-        raise InputError(place, f"the image '{name[:100]}'", "a name below the folder of the images", "correct it")
+        raise InputError(place, f"the image '{name[:100]}'", "the name of a file inside the folder of images",
+                         "correct the name")
     return str(path.with_suffix(""))
 
 
 def _checked_size(height: float, width: float, place: str) -> Size:
     if not (height >= 1 and width >= 1 and height * width <= LARGEST_PICTURE):
         raise InputError(place, f"an image of {height:g}x{width:g} pixels (height x width)",
-                         f"at least 1 and at most {LARGEST_PICTURE / 1e6:.0f} million pixels", "correct it")
+                         f"at least 1 and at most {LARGEST_PICTURE / 1e6:.0f} million pixels", "correct the size")
     return int(height), int(width)
 
 
@@ -117,7 +118,7 @@ def _box(corners: Any, size: Size) -> Mask:
 
 
 def _pasted(part: np.ndarray, left: int, top: int, size: Size, place: str) -> Mask:
-    """A mask of a part of an image."""
+    """A mask of the whole image from the mask of a part of it."""
     if left < 0 or top < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
         raise InputError(place, f"a mask of {part.shape[0]}x{part.shape[1]} pixels at row {top}, column {left}",
                          f"one within the image, {size[0]}x{size[1]} (height x width)", "repair it")
@@ -144,10 +145,10 @@ class _LabelMe(msgspec.Struct):
 
 def read_labelme(source: Path, options: Options) -> Annotations:
     """A folder with one JSON file for each image."""
-    needs = "a file of LabelMe (JSON with shapes, imageHeight and imageWidth)"
+    needs = "a LabelMe file (JSON with shapes, imageHeight and imageWidth)"
     files = sorted(name for name in walk(source) if name.lower().endswith(".json")) if source.is_dir() else []
     if not files:
-        raise InputError(source, "no JSON file", "a folder with a file of LabelMe for each image", "correct the path")
+        raise InputError(source, "no JSON file", "a folder with a LabelMe file for each image", "correct the path")
     ignored: dict[str, int] = defaultdict(int)
 
     def content(name: str) -> _LabelMe:
@@ -229,7 +230,8 @@ class _Coco(msgspec.Struct):
 def _names(categories: list[_Category], path: Path) -> dict[int, str]:
     names = {category.id: composed(category.name) for category in sorted(categories, key=lambda each: each.id)}
     if not names or len(set(names.values())) < len(categories):
-        raise InputError(f"{path}: categories", f"{len(categories)}, {len(set(names.values()))} of them different",
+        raise InputError(f"{path}: categories",
+                         f"{len(categories)} entries, {len(set(names.values()))} of them different",
                          "different ids and names", "correct the file")
     return names
 
@@ -259,8 +261,8 @@ def read_coco_instances(source: Path, options: Options) -> Annotations:
             shape = annotation.segmentation
             if isinstance(shape, dict):
                 if list(shape.get("size", ())) != list(size):
-                    raise InputError(place, f"run lengths of {shape.get('size')}", f"those of the image, {list(size)}",
-                                     "correct the file")
+                    raise InputError(place, f"run lengths of {shape.get('size')}",
+                                     f"the size of the image, {list(size)}", "correct the file")
                 runs = coco.frPyObjects(shape, *size) if isinstance(shape.get("counts"), list) else shape
             else:
                 runs = coco.merge(coco.frPyObjects(shape, *size))
@@ -295,7 +297,7 @@ class _PanopticFile(msgspec.Struct):
 
 
 def read_coco_panoptic(source: Path, options: Options) -> Annotations:
-    """A JSON file beside the folder of its name with a PNG for each image, whose colors are ids of segments."""
+    """A JSON file next to a folder of the same name, with a PNG for each image whose colors are ids of segments."""
     read: _PanopticFile = read_json(source, "a COCO panoptic file (JSON with annotations and categories)",
                                     _PanopticFile)
     names, folder = _names(read.categories, source), source.with_suffix("")
@@ -309,12 +311,13 @@ def read_coco_panoptic(source: Path, options: Options) -> Annotations:
             known = {segment.id for segment in each.segments_info} | {0}
             strange = [int(value) for value in np.unique(ids) if int(value) not in known]
             if strange:
-                raise InputError(path, f"the segment {strange[0]}", f"segments that {source.name} lists", "correct it")
+                raise InputError(path, f"the segment {strange[0]}", f"segments that {source.name} lists",
+                                 "add it there, or remove it from the picture")
             regions = []
             for segment in each.segments_info:
                 if segment.category_id not in names:
                     raise InputError(f"{source}: {each.file_name}", f"category {segment.category_id}",
-                                     "one of its categories", "correct it")
+                                     "one of its categories", "correct the category")
                 regions.append(Region(names[segment.category_id], _equal(ids, segment.id), not segment.iscrowd))
             yield AnnotatedImage(sample, (int(ids.shape[0]), int(ids.shape[1])), regions, str(path), _equal(ids, 0))
 
@@ -329,7 +332,7 @@ def _equal(ids: Integer[np.ndarray, "h w"], value: int) -> Draw:
 
 
 def read_cvat(source: Path, options: Options) -> Annotations:
-    """"CVAT for images 1.1": one XML file with polygons, boxes and masks; ``z_order`` says what covers what."""
+    """"CVAT for images 1.1": one XML file with polygons, boxes, and masks, which ``z_order`` puts in order."""
     needs = "an XML file of CVAT (\"CVAT for images 1.1\")"
     text = read_text(source, needs)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:  # which could expand to any size
@@ -373,7 +376,7 @@ def _cvat_shape(shape: ElementTree.Element, size: Size, place: str) -> Draw | No
         runs = [int(run) for run in shape.get("rle", "").split(",")]
         if min(runs) < 0 or sum(runs) != width * height:
             raise InputError(place, f"a mask of {sum(runs)} pixels", f"{height}x{width} (height x width)", "repair it")
-        flags = np.arange(len(runs)) % 2 == 1  # runs of pixels outside and inside take turns
+        flags = np.arange(len(runs)) % 2 == 1  # runs of pixels alternate between outside and inside
         return lambda: _pasted(np.repeat(flags, runs).reshape(height, width), left, top, size, place)
     return None
 
@@ -414,7 +417,7 @@ def _set(path: Path, size: Size) -> Draw:
     def draw() -> Mask:
         stored = read_stored(path)
         if stored.ndim == 3 and stored.shape[-1] == 4 and not stored[..., 3].all():
-            stored = stored[..., 3]  # what is transparent is outside
+            stored = stored[..., 3]  # transparent pixels are outside
         elif stored.ndim == 3:
             stored = stored[..., :3].max(-1)
         if stored.shape != size:
@@ -428,11 +431,11 @@ def _set(path: Path, size: Size) -> Draw:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user said of a source.
+    """The user's options for a source.
 
     Attributes:
-        classes: their order; other labels are left out. Empty takes all.
-        files: of pictures for each class, where they lie.
+        classes: the order of the classes; other labels are left out. Empty takes all classes.
+        files: for pictures per class, the pattern of their paths.
     """
 
     classes: tuple[str, ...] = ()

@@ -1,5 +1,5 @@
-"""``polyptych data convert``: annotations become pictures of ids, beside a description that the dataset ``folder``
-reads. A picture can be looked at, and every reader of it sees the same pixels."""
+"""``polyptych data convert``: annotations become pictures of ids, with a description that the dataset ``folder`` reads.
+A picture can be viewed, and every program reads the same pixels from it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Conversion:
     """What was written.
 
     Attributes:
-        classes: in the order of their ids.
-        images: how many.
-        left_out: labels that ``classes`` does not name and shapes without an area, with their number.
+        classes: the classes, in the order of their ids.
+        images: number of images.
+        left_out: labels that ``classes`` does not name and shapes without an area, with their numbers.
         description: the text of a dataset.toml.
-        written: whether it was written; one that was there is left as it is.
+        written: whether it was written; an existing file is not changed.
     """
 
     classes: tuple[str, ...]
@@ -50,10 +50,10 @@ def convert_annotations(form: str, source: Path, out: Path, options: Options = O
 
     Args:
         unlabeled: pixels that no region covers have no label; otherwise they are the class ``background``.
-        images: folder of the images; without it they are looked for in ``out`` and beside the annotations.
+        images: folder of the images; by default they are searched in ``out`` and next to the annotations.
 
     Raises:
-        InputError: a file cannot be read, or one of the folders is there already. Nothing is left behind.
+        InputError: a file cannot be read, or one of the output folders already exists. Nothing is left behind.
     """
     if form not in FORMATS:
         raise InputError("polyptych data convert", f"'{form}'", nearest(form, FORMATS), "choose one")
@@ -99,7 +99,7 @@ def convert_annotations(form: str, source: Path, out: Path, options: Options = O
 
 def _drawn(image: AnnotatedImage, classes: tuple[str, ...], start: int, void: int,
            left_out: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Class ids and numbers of objects, each region over those before it."""
+    """Draw class ids and object numbers; each region covers those before it."""
     semseg = np.full(image.size, start, np.int64)
     instances = np.zeros(image.size, np.uint16)
     number = 0
@@ -107,7 +107,7 @@ def _drawn(image: AnnotatedImage, classes: tuple[str, ...], start: int, void: in
         mask = region.draw()
         if region.label not in classes:
             left_out[f"'{region.label}'"] += 1
-            semseg[mask], instances[mask] = void, 0  # it covers what lies below, and nobody asked what it is
+            semseg[mask], instances[mask] = void, 0  # it covers the regions below, and its class was not asked for
             continue
         semseg[mask] = classes.index(region.label)
         number += region.counted
@@ -130,8 +130,8 @@ def _write(path: Path, array: np.ndarray) -> None:
 
 
 def _image_pattern(out: Path, source: Path, images: Path | None, ids: set[str], but: Path | None) -> str:
-    """Where the images of these ids lie, as a pattern relative to ``out``; empty if they are not found. Pictures
-    in the folder ``but`` are none."""
+    """Where the images of these ids are, as a pattern relative to ``out``; empty if they are not found. Pictures in the
+    folder ``but`` do not count."""
     beside = source if source.is_dir() else source.parent
     for base in [images] if images is not None else list(dict.fromkeys((beside, out, beside.parent))):
         found: Counter[tuple[str, str]] = Counter()
@@ -142,7 +142,7 @@ def _image_pattern(out: Path, source: Path, images: Path | None, ids: set[str], 
             parts = stem.split("/")
             if but is not None and (base / below).is_relative_to(but):
                 continue
-            # The id may contain folders; the longest ending of the path that is one
+            # The id may contain folders: take the longest suffix of the path that is an id.
             end = next((place for place in range(len(parts)) if "/".join(parts[place:]) in ids), None)
             if end is not None:
                 found["/".join([*parts[:end], ""]), suffix] += 1

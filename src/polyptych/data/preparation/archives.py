@@ -1,9 +1,9 @@
-"""Unpacking archives that came from anywhere: nothing is written outside the target, nor more than a limit.
+"""Unpacking untrusted archives: nothing is written outside the target, and no more than a limit.
 
-A member must be a plain file or a folder with a relative name that stays inside: links, devices, absolute names and
-``..`` are refused, and a whole archive is refused for one such member. Sizes are limited twice, as the archive declares
-them and as bytes really come out. Everything is unpacked beside its place first and moved there only when the whole
-archive was good, so a refused or damaged archive leaves nothing behind.
+A member must be a plain file or a folder with a relative name that stays inside the target: links, devices, absolute
+names, and ``..`` are refused, and one such member refuses the whole archive. Sizes are limited twice: as declared by
+the archive, and as unpacked. Everything is first unpacked next to its destination and moved there only if the whole
+archive is good, so a refused or damaged archive leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from polyptych.record import put_in_place
 
 _BLOCK = 512  # of a tar archive
 _CHUNK = 1 << 20
-_RATIO, _LEAST = 100, 1 << 30  # of pictures and arrays; label maps compress best, to about a fortieth
+_RATIO, _LEAST = 100, 1 << 30  # label maps compress best of all data, to about a fortieth
 _NEEDS = "a whole .zip, .tar, .tar.gz (.tgz), .tar.bz2 or .tar.xz"
 
 
 @dataclass
 class Limits:
-    """What an archive may unpack to, the archives inside it included.
+    """What an archive may unpack to, including the archives inside it.
 
     Attributes:
         size: bytes.
@@ -55,13 +55,13 @@ class Limits:
 
 def extract(archive: Path, target: Path, limits: Limits | None = None,
             progress: Callable[[int], None] = lambda size: None) -> list[Path]:
-    """Unpack ``archive`` into ``target``; tars inside it (the decathlon has nine) are unpacked too, where they lie.
+    """Unpack ``archive`` into ``target``; tars inside it (the decathlon has nine) are unpacked in place, too.
 
-    Files that are there already are replaced.
+    Existing files are replaced.
 
     Args:
-        target: made if it does not exist.
-        limits: by default :meth:`Limits.of` the archive; in any case no more than the disk has room for.
+        target: the folder, created if it does not exist.
+        limits: by default :meth:`Limits.of` the archive; in any case no more than fits on the disk.
         progress: called with the number of bytes written since the last call.
 
     Returns:
@@ -89,14 +89,14 @@ def extract(archive: Path, target: Path, limits: Limits | None = None,
 
 
 class _Budget:
-    """What may still be written."""
+    """How much may still be written."""
 
     def __init__(self, archive: Path, size: int, members: int, progress: Callable[[int], None]):
         self.archive, self.size, self.members, self._progress = archive, size, members, progress
         self._written = self._skipped = 0
 
     def declare(self, where: str, size: int) -> None:
-        """A member says how large it is."""
+        """Count the size that a member declares."""
         self.members -= 1
         if self.members < 0:
             raise InputError(where, "too many members", "an archive of a dataset", "unpack it by hand if you trust it")
@@ -110,7 +110,7 @@ class _Budget:
         self._progress(count)
 
     def skip(self, where: str, count: int) -> None:
-        """Bytes that come out of the archive and are not kept."""
+        """Count bytes that come out of the archive but are not kept."""
         self._skipped += count
         if self._skipped > self.size:
             self._refuse(where)
@@ -152,7 +152,7 @@ def _unzip(archive: Path, file: IO[bytes], target: Path, budget: _Budget) -> Non
                 _refuse_kind(where)
             if member.flag_bits & 1:
                 raise InputError(where, "an encrypted member", "an archive without a password", "unpack it by hand")
-            # A backslash is a separator to Windows, where many archives were made, and zipfile leaves it alone here.
+            # A backslash is a separator on Windows, where many archives are made; zipfile does not convert it here.
             _inside(where, member.filename)
             budget.declare(where, member.file_size)
         for member in members:
@@ -181,9 +181,9 @@ def _untar(archive: Path, file: _Watched, target: Path, budget: _Budget) -> None
                 if _copy(source, path, where, budget) != member.size:
                     raise InputError(where, "fewer bytes than the archive says", _NEEDS, "download the archive again")
     last = file.last
-    while chunk := file.read(_CHUNK):  # the checksum of a compressed archive stands at its end
+    while chunk := file.read(_CHUNK):  # the checksum of a compressed archive is at its end
         budget.skip(str(archive), len(chunk))
-    # tarfile takes garbage, and a file that is cut off between two members, for the end.
+    # tarfile takes garbage, or a file that is cut off between two members, as the end.
     if last != bytes(_BLOCK):
         raise InputError(archive, "a truncated archive", _NEEDS, "download it again; it is incomplete or damaged")
 
@@ -227,13 +227,13 @@ def _refuse_kind(where: str) -> None:
 
 
 def _where(archive: Path, member: str) -> str:
-    """For messages: the member may be called anything, control characters and all."""
+    """A member's name for messages: it may contain anything, even control characters."""
     name = "".join(c if c.isprintable() else "?" for c in member)
     return f"{archive} (member '{name if len(name) <= 120 else name[:117] + '...'}')"
 
 
 def _copy(source: Any, path: Path, where: str, budget: _Budget) -> int:
-    """From an open binary file to a new one; returns the number of bytes."""
+    """Copy an open binary file to a new one; returns the number of bytes."""
     _make_folder(path.parent)
     count = 0
     with _writing(path):
@@ -253,7 +253,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _move(archive: Path, inside: Path, target: Path) -> list[Path]:
-    """Everything from the folder where it was unpacked to its place."""
+    """Move everything from the folder where it was unpacked to its destination."""
     base, moved = target.resolve(), []
     for folder, _, names in os.walk(inside):
         place = target / os.path.relpath(folder, inside)

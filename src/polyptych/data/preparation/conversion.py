@@ -1,4 +1,5 @@
-"""A dataset's three splits as decoded arrays in one folder, resized if asked, which the dataset `prepared` reads."""
+"""Write a dataset's three splits as decoded arrays, optionally resized, in the folder that the dataset `prepared`
+reads."""
 
 from __future__ import annotations
 
@@ -19,15 +20,15 @@ from polyptych.types import LabelInfo, Sample, SampleInfo
 
 Size = tuple[int, int]
 
-_ASPECT = 0.02  # by how much the ratio of width to height may change; 2 % turn a normal by 0.6 degrees at most
+_ASPECT = 0.02  # by how much the ratio of width to height may change; 2% turn a normal by 0.6 degrees at most
 
 
 class Resized(Dataset):
-    """A dataset whose images and labels are brought to one size, the whole frame of each, as MTAN's authors did once
-    for all. Images are averaged, labels take the nearest pixel.
+    """A dataset with images and labels resized to one size, always the whole frame, as MTAN's authors prepared theirs.
+    Images are averaged; labels take the nearest pixel.
 
     Raises:
-        InputError: when a sample is read, if its shape is not that of the size.
+        InputError: when a sample is read whose aspect ratio is not that of the size.
     """
 
     def __init__(self, dataset: Dataset, size: Size | None):
@@ -44,12 +45,12 @@ class Resized(Dataset):
         sample = self._dataset.read(index)
         if self._size is None:
             return sample
-        # Before labels are moved, because what moves them trusts them.
+        # Check labels before they are resized, because that code trusts them.
         check(sample, self._tasks)
         (height, width), (h, w) = sample.info.native, self._size
         if abs(width * h / (height * w) - 1) > _ASPECT:
             raise InputError(f"sample {sample.info.id}", f"{height}x{width} pixels, stretched to {h}x{w}",
-                             "a size of the same shape", "change --size, or leave it out")
+                             "a size of the same aspect ratio", "change --size, or leave it out")
         labels = {task: self._tasks[task] for task in sample.target}
         moved = move(sample, labels, Geometry.resize((height, width), self._size))
         image = resize_image(sample, self._size).image
@@ -64,13 +65,13 @@ def convert(config: Dataset.Config, out: Path, tasks: tuple[str, ...], size: Siz
     is not complete.
 
     Args:
-        tasks: whose labels are kept.
-        size: (h, w) of images and labels; None keeps them, and then all must agree.
+        tasks: the tasks whose labels are kept.
+        size: (h, w) of images and labels; None keeps their size, which must then be the same for all.
         progress: called with (split, samples done, samples in all).
 
     Raises:
         InputError: the folder holds a prepared dataset already; a sample cannot be read, or its size does not fit; the
-            dataset weighs its samples, which a copy cannot; the disk is full.
+            dataset draws its samples by weight, which a copy cannot; the disk is full.
     """
     if size is not None and min(size) < 1:
         raise InputError("--size", "{} {}".format(*size), "a positive height and width", "correct it")
@@ -79,8 +80,8 @@ def convert(config: Dataset.Config, out: Path, tasks: tuple[str, ...], size: Siz
     for split in SPLITS:
         dataset = config.build(split=split, tasks=tasks)
         if type(dataset).index_at is not Dataset.index_at:
-            raise InputError(f"dataset {config.name}", "one that draws its samples by weight",
-                             "one that draws all samples alike", "train with --loading.cache instead")
+            raise InputError(f"dataset {config.name}", "a dataset that draws its samples by weight",
+                             "one that draws all samples equally often", "train with --loading.cache instead")
         resized = Resized(dataset, size)
 
         def report(done: int, total: int, split: str = split) -> None:
@@ -96,9 +97,10 @@ def convert(config: Dataset.Config, out: Path, tasks: tuple[str, ...], size: Siz
 
 
 def require_new(out: Path) -> None:
-    """
+    """Refuse an output folder that cannot take a prepared dataset.
+
     Raises:
-        InputError: the folder holds a prepared dataset, or is no folder.
+        InputError: it already holds a prepared dataset, or is no folder.
     """
     if (out / NAME).exists():
         raise InputError(out, "a folder with a prepared dataset", "a new folder", "remove it, or name another")

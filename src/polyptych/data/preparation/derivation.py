@@ -1,4 +1,4 @@
-"""Labels that a dataset lacks and its other labels determine: surface normals from depth.
+"""Labels that a dataset lacks but its other labels determine: surface normals from depth.
 
 (Boundaries need no files: datasets derive them from their segmentation as they read it, with the mask of where they are
 known; :mod:`polyptych.data._contours`.)
@@ -39,7 +39,7 @@ def find_camera(config: Dataset.Config) -> Intrinsics:
     """The camera of a dataset that :func:`lacks_normals`, for its depth maps as they are stored.
 
     Raises:
-        InputError: it is not known for frames of this size.
+        InputError: the camera is not known for frames of this size.
     """
     knows = _camera(config)
     lens: Intrinsics = knows.intrinsics(_splits(knows.frames_as_stored(config))[0].read(0).info.native)
@@ -48,14 +48,14 @@ def find_camera(config: Dataset.Config) -> Intrinsics:
 
 def derive_normals(config: Dataset.Config, fit: PlaneFit, lens: Intrinsics,
                    progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Write normals for all frames where the dataset's layout looks for them, and ``derived.json`` beside them.
+    """Write normals for all frames where the dataset's layout looks for them, with ``derived.json``.
 
     PNG files hold v = 127.5 (n + 1), rounded, which turns a normal by 0.2 degrees on average; arrays hold float16
     (h w 3). Unknown normals are zero. The folder appears when it is complete.
 
     Args:
-        config: of a dataset that :func:`lacks_normals`.
-        lens: the camera, for instance as :func:`find_camera` knows it.
+        config: the options of a dataset that :func:`lacks_normals`.
+        lens: the camera, for instance the result of :func:`find_camera`.
 
     Returns:
         The folder.
@@ -69,8 +69,8 @@ def derive_normals(config: Dataset.Config, fit: PlaneFit, lens: Intrinsics,
     final = knows.place(splits[0], first.id).parent
     partial = final.with_name(final.name + ".partial")
     if final.exists():
-        raise InputError(final, "a folder that exists", "none, because the dataset has no normals for its frames",
-                         "complete it, or remove it")
+        raise InputError(final, "a folder that exists without normals for all frames",
+                         "normals for all frames, or no folder", "complete it, or remove it")
     total = sum(map(len, splits))
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,7 +84,7 @@ def derive_normals(config: Dataset.Config, fit: PlaneFit, lens: Intrinsics,
         os.rename(partial, final)
     except OSError as error:
         raise InputError(partial, f"{error.strerror or error} while writing", "a writable folder with enough room",
-                         "free some space") from error
+                         "free some space, then repeat the command") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
@@ -93,8 +93,8 @@ def derive_normals(config: Dataset.Config, fit: PlaneFit, lens: Intrinsics,
 def _camera(config: Dataset.Config) -> ModuleType:
     knows = camera(config.name)
     if knows is None:
-        raise InputError(f"dataset {config.name}", "one whose camera is not known", "depth with intrinsics",
-                         "leave normals out")
+        raise InputError(f"dataset {config.name}", "a dataset without known camera intrinsics",
+                         "intrinsics, to derive normals from depth", "leave normals out")
     return knows
 
 
@@ -120,8 +120,8 @@ def _jobs(splits: list[Dataset], size: tuple[int, int], lens: Intrinsics, fit: P
 
 
 def _in_threads(jobs: Iterable[Callable[[], None]]) -> Iterator[None]:
-    """Run the jobs on all cores, a few at a time, so that no more frames than that are in memory. (The fit lets go of
-    the interpreter's lock.)"""
+    """Run the jobs on all cores, a few at a time, so that only so many frames are in memory. (The fit releases the
+    interpreter's lock.)"""
     workers = os.cpu_count() or 1
     jobs = iter(jobs)
     with ThreadPoolExecutor(workers) as pool:

@@ -9,11 +9,11 @@ from polyptych.errors import InputError
 from polyptych.record import read_json
 
 RECORD = "derived.json"
-"""Its name, beside the labels."""
+"""Name of the file, in the folder of the labels."""
 
 
 def note(folder: Path) -> str:
-    """What a reader of numbers must know of the labels in a folder if they were derived; otherwise empty.
+    """What readers of results must know about the labels in a folder if they were derived; otherwise empty.
 
     Raises:
         InputError: ``derived.json`` is not what :func:`~polyptych.data.preparation.derivation.derive_normals` writes.

@@ -1,4 +1,4 @@
-"""Fetching a file over HTTP so that a broken connection costs nothing: what has arrived is kept and continued."""
+"""Fetching a file over HTTP such that a broken connection costs nothing: the download continues where it stopped."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def download(url: str, path: Path, sha256: str = "", progress: Callable[[int, in
              timeout: float = 60.0, pause: float = 1.0) -> Path:
     """Fetch ``url`` to ``path``, which appears only when it is complete and its checksum is right.
 
-    What has arrived lies in ``path.part``; a later call continues from there if the server supports ranges and its file
-    is still the same (by ETag or date), and starts over otherwise. A file that is there already is not fetched again.
+    Received bytes are kept in ``path.part``; a later call continues from there if the server supports ranges and its
+    file is still the same (by ETag or date), and starts over otherwise. An existing file is not fetched again.
 
     Args:
-        sha256: hexadecimal; empty if nobody knows it.
+        sha256: hexadecimal; empty if unknown.
         progress: called with (bytes done, bytes in all or 0 if the server does not say).
         timeout: seconds without a byte.
         pause: seconds before the first new try; doubled for each further one.
 
     Raises:
-        InputError: not a http(s) address; no answer or an error of the server; a full disk; a wrong checksum, which
+        InputError: not an http(s) address; no answer or an error from the server; a full disk; a wrong checksum, which
             removes the file, so that the next call starts over.
     """
     if urlsplit(url).scheme not in ("http", "https"):
@@ -113,7 +113,7 @@ def _continue(url: str, part: Path, notes: Path, progress: Callable[[int, int], 
     try:
         answer = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing is left to send, or what is here is not what is there
+        if error.code == 416 and start:  # nothing is left to send, or the two files differ
             if start == _total(error.headers, 0):
                 return True
             part.unlink()
@@ -137,7 +137,7 @@ def _continue(url: str, part: Path, notes: Path, progress: Callable[[int, int], 
 
 
 def _mark(headers: Message) -> str:
-    """By what the server tells one version of the file from another; weak ETags may not be used for ranges."""
+    """How the server identifies a version of the file; weak ETags may not be used for ranges."""
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")
 

@@ -23,7 +23,7 @@ def about(name: str) -> About | None:
 
 
 def fixtures(name: str) -> Mapping[str, Callable[[Path], None]]:
-    """By layout, a function that writes the dataset in miniature; empty if there is none."""
+    """A function that writes the dataset in miniature, by layout; empty if there is none."""
     module = _beside(name, "fixture")
     if module is not None:
         fixtures: Mapping[str, Callable[[Path], None]] = module.LAYOUTS
@@ -33,7 +33,7 @@ def fixtures(name: str) -> Mapping[str, Callable[[Path], None]]:
 
 
 def camera(name: str) -> ModuleType | None:
-    """``datasets/_NAME/camera.py``, of datasets whose normals can be computed where they have none."""
+    """The module ``datasets/_NAME/camera.py`` of a dataset whose missing normals can be computed."""
     return _beside(name, "camera")
 
 
@@ -51,7 +51,7 @@ def configure(name: str, root: Path | None = None) -> Any:
 
 
 def with_files() -> list[str]:
-    """Names of the datasets that say where they come from."""
+    """Names of the datasets that state where they come from."""
     return [name for name in CATALOG.names() if _spec(name, "about")]
 
 

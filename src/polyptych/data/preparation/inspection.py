@@ -1,7 +1,7 @@
-"""What a person would see who looks through a dataset: shares of classes, ranges of values, pictures that occur twice.
+"""What a person would notice in a dataset: shares of classes, ranges of values, pictures that occur twice.
 
 An :class:`Inspection` is fed samples of one split; :func:`doubts` compares the splits and says, in one line each, what
-is no error of a file and yet most likely not meant.
+is no error in a file but most likely not intended.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from PIL import Image
 from polyptych.types import LabelInfo, Sample
 
 RARE = 0.001  # share of the labeled pixels (or images) below which a class is called rare
-# What the labels of each kind of task look like; those of a kind that is not listed are only counted
+# How to inspect the labels of each kind of task; labels of kinds that are not listed are only counted
 _FORMS = {"semseg": "classes", "parts": "classes", "classification": "one class", "keypoints": "points",
           "depth": "distances", "inverse_depth": "values", "normals": "directions", "boundaries": "lines",
           "saliency": "areas"}
 _NAMED = 6  # names in one line
-_THUMBNAIL = 16  # pixels of the side of the small pictures by which images are found alike
+_THUMBNAIL = 16  # side in pixels of the thumbnails by which similar images are found
 _ALIKE = 3.0  # gray levels of 255 by which they differ at most, as the root of the mean square: what another size, JPEG
 # or a slight change of light makes; two photos of one street differ by more than ten
 _FLAT = 8.0  # deviation of a small picture in which there is next to nothing: all such are alike
@@ -31,17 +31,17 @@ _AT_ONCE = 512
 
 @dataclass
 class TaskFacts:
-    """Of the labels of one task in one split, as far as they were read.
+    """Facts about the labels of one task in one split, as far as they were read.
 
     Attributes:
-        kind: of the task.
-        images: with a label.
-        known, pixels: labeled pixels, and all pixels of these images.
-        amounts: labeled pixels of each class (images, of a classification).
-        seen: images in which each class occurs.
-        lowest, highest: of the values; of binary maps, the share of positive pixels in an image; of normals, the mean
-            component toward the camera.
-        medians: of each image's values; of normals, the share of them that point away from the camera.
+        kind: kind of the task.
+        images: number of images with a label.
+        known, pixels: number of labeled pixels, and of all pixels of these images.
+        amounts: number of labeled pixels of each class (for classification, of images).
+        seen: number of images in which each class occurs.
+        lowest, highest: extremes of the values; for binary maps, of the share of positive pixels in an image; for
+            normals, of the mean component toward the camera.
+        medians: median of each image's values; for normals, the share of them that point away from the camera.
     """
 
     kind: str
@@ -97,7 +97,7 @@ class TaskFacts:
 
     @property
     def shares(self) -> np.ndarray:
-        """Of each class among labeled pixels (images, points); NaN where there are none."""
+        """The share of each class among labeled pixels (images, points); NaN if there are none."""
         total = self.amounts.sum()
         return self.amounts / total if total else np.full(len(self.amounts), np.nan)
 
@@ -120,7 +120,7 @@ class Inspection:
 
     Args:
         kinds: kind of every task.
-        labels: what the dataset says of them.
+        labels: what the dataset reports about its labels.
     """
 
     def __init__(self, kinds: Mapping[str, str], labels: Mapping[str, LabelInfo]):
@@ -164,7 +164,7 @@ def value_doubts(inspections: Sequence[Inspection]) -> Iterator[str]:
 
 
 def _copies(one: str, first: Inspection, other: str, second: Inspection) -> Iterator[str]:
-    """Images that two splits share, by their pixels, then by how they look."""
+    """Images that two splits share, first by equal pixels, then by similarity."""
     same = [(first.pictures[key], second.pictures[key]) for key in first.pictures.keys() & second.pictures.keys()]
     if same:
         a, b = min(same)

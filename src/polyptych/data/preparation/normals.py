@@ -1,13 +1,13 @@
 """Surface normals from depth: a plane through every pixel's surroundings, fitted in inverse depth.
 
-Along the ray of a pixel with the slopes u = (x - cx) / fx and v = (y - cy) / fy, a plane has the inverse depth
-w = a u + b v + c: it is affine in the pixel's coordinates, however steep the plane, and (a, b, c) points along its
-normal. So an ordinary linear least-squares fit is exact for planes, and the error of stereo and of structured light is
-about the same everywhere in w, whereas it grows with the square of the distance in meters.
+Along the ray of a pixel with the slopes u = (x - cx) / fx and v = (y - cy) / fy, a plane has the inverse depth w = a u
++ b v + c: it is affine in the pixel's coordinates, however steep the plane, and (a, b, c) points along its normal. So
+an ordinary linear least-squares fit is exact for planes, and the error of stereo and structured light is about uniform
+in w, whereas in meters it grows with the square of the distance.
 
 At depth edges a fit across both sides would be wrong. The first fit uses only pixels whose w is close to that of the
-center; two more weigh pixels by how well the plane before explains them (Geman-McClure's weights), so that the other
-side of an edge or of a crease loses its influence.
+center; two more weight pixels by how well the previous plane explains them (Geman-McClure weights), so that the other
+side of an edge or a crease loses its influence.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PlaneFit:
         noise: scale of the inverse depth's error in 1/m; a pixel this far off the plane counts a quarter. 0.01 is
             about three times that of the first Kinect.
         passes: fits with weights after the first one.
-        support: share of the window's pixels that must be there and agree, or the normal is unknown.
+        support: share of the window's pixels that must have depth and agree, or the normal is unknown.
     """
 
     window: int = 21
@@ -63,7 +63,7 @@ class PlaneFit:
                                   ("passes", self.passes >= 0, "0 or more"),
                                   ("support", 0 < self.support <= 1, "a share above 0")):
             if not good:
-                raise InputError(f"{name} of the plane fit", str(getattr(self, name)), needs, "change it")
+                raise InputError(f"{name} of the plane fit", str(getattr(self, name)), needs, "change the value")
 
 
 def normals_from_depth(depth: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"], camera: Intrinsics,
@@ -95,7 +95,7 @@ def _native(function):
 @_native
 @no_type_check
 def _fit_planes(inverse, known, fx, fy, cx, cy, reach, stride, edge, noise, passes, support):
-    """``inverse`` float64 (h w), ``known`` bool (h w); gives float64 (3 h w) and bool (h w)."""
+    """Fit from ``inverse`` float64 (h w) and ``known`` bool (h w); returns float64 (3 h w) and bool (h w)."""
     height, width = inverse.shape
     normals = np.zeros((3, height, width))
     found = np.zeros((height, width), np.bool_)

@@ -1,4 +1,4 @@
-"""Is a dataset on disk whole? Its layout, its counts, and every file of every split, opened and checked."""
+"""Is a dataset on disk complete? Its layout, its counts, and every file of every split, opened and checked."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Verification:
     """What was found.
 
     Attributes:
-        layout: name of the layout, empty if the dataset has only one or it could not be told.
-        protocol: id of the protocol, empty if no split can be read.
-        tasks: that there are labels for.
-        counts: images of our splits, of those that there are.
+        layout: name of the layout; empty if the dataset has only one or it could not be determined.
+        protocol: id of the protocol; empty if no split can be read.
+        tasks: the tasks that there are labels for.
+        counts: number of images in each of our splits that exists.
         labelled: how many of them have a label, by split and task.
-        doubts: what is no fault and yet perhaps not meant.
-        inspections: what was seen in the samples, by split.
-        samples: a few of every split, for pictures, with the names of their splits.
-        opened: how many of them were read.
-        official: by official split, the number of images here and as published.
-        faults: in the order in which they were found.
+        doubts: remarks on what is no fault but perhaps not intended.
+        inspections: what was found in the samples, by split.
+        samples: a few samples of every split, for pictures, with the names of their splits.
+        opened: number of samples that were read.
+        official: the number of images here and as published, by official split.
+        faults: the faults, in the order in which they were found.
     """
 
     layout: str
@@ -76,19 +76,19 @@ def verify(config: Dataset.Config, tasks: tuple[str, ...] = (), quick: bool = Fa
     opened. A sample that cannot be read is tried task by task, so that no damaged file hides another.
 
     Args:
-        config: its options; ``layout="auto"`` looks.
-        tasks: whose labels are checked; none means all that the dataset has.
+        config: its options; ``layout="auto"`` detects the layout.
+        tasks: the tasks whose labels are checked; none means all that the dataset has.
         quick: open only 20 samples of each split, evenly spaced.
         subset: fewer images than published are no fault.
-        kept: samples of each split that are kept for pictures.
+        kept: number of samples of each split to keep for pictures.
         progress: called with (samples read, samples in all).
 
     Raises:
-        InputError: there is no dataset at all at its root.
+        InputError: there is no dataset at its root.
     """
     chosen = offered(config)
     tasks = tasks or tuple(chosen.labels)
-    # Built for every split before anything is read, because it is known at once what is missing.
+    # Build every split before anything is read, because this shows at once what is missing.
     faults: dict[Fault, None] = {}
     readable = {split: _build(config, split, tasks, faults) for split in SPLITS}
     indices = {split: _chosen(len(dataset), quick) for split, dataset in readable.items() if dataset is not None}
@@ -128,7 +128,7 @@ def verify(config: Dataset.Config, tasks: tuple[str, ...] = (), quick: bool = Fa
 
 
 def merged(faults: Sequence[Fault]) -> list[tuple[Fault, int]]:
-    """One for all faults that differ in nothing but their place (and in how many pixels have it), with their number."""
+    """Merge faults that differ only in their place (and in the number of affected pixels), with their number."""
     groups: dict[tuple[str, str, str], list[Fault]] = {}
     for fault in faults:
         groups.setdefault((re.sub(r" \(\d+ such pixels\)", "", fault.got), fault.needs, fault.do), []).append(fault)
@@ -136,7 +136,7 @@ def merged(faults: Sequence[Fault]) -> list[tuple[Fault, int]]:
 
 
 def _misnamed(config: Any, splits: list[Dataset]) -> Iterator[Fault]:
-    """Tasks with images that lack a label beside labels that lack an image: a sign that their names do not meet."""
+    """Tasks with both images without labels and labels without images: a sign that their names do not match."""
     for task in dict.fromkeys(task for dataset in splits for task in dataset.tasks):
         having = [dataset for dataset in splits if task in dataset.tasks]
         images = sum(map(len, having))
@@ -153,8 +153,8 @@ def _misnamed(config: Any, splits: list[Dataset]) -> Iterator[Fault]:
 
 
 def _build(config: Dataset.Config, split: str, tasks: tuple[str, ...], faults: dict[Fault, None]) -> Dataset | None:
-    """A split with as many of the tasks as can be built; what is wrong with the others goes to the faults. None where
-    there is no such split, too."""
+    """A split with as many of the tasks as can be built; faults of the others are recorded. None if there is no such
+    split."""
     try:
         return config.build(split=split, tasks=tasks)
     except EmptySplit:
@@ -183,10 +183,10 @@ def _faults(error: InputError) -> Iterator[Fault]:
 
 
 def _read(dataset: Dataset, index: int, checks: dict[str, Task], alone: dict[str, Dataset]) -> Sample | list[Fault]:
-    """The sample, or what is wrong with it.
+    """The sample, or its faults.
 
     Args:
-        alone: keeps the split with each task by itself, which is built when the first sample is at fault.
+        alone: holds the split with each task alone, which is built when the first sample is faulty.
     """
     try:
         sample = dataset.read(index)
@@ -206,7 +206,7 @@ def _read(dataset: Dataset, index: int, checks: dict[str, Task], alone: dict[str
 
 
 def _chosen_for_pictures(dataset: Dataset, indices: list[int], count: int) -> set[int]:
-    """Samples of a split to look at: evenly spaced ones among those with the most labels, where that is known."""
+    """Samples of a split to look at: evenly spaced among those with the most labels, if that is known."""
     lacking: dict[int, int] = dict.fromkeys(indices, 0)
     ids = getattr(dataset, "ids", None)
     if ids is not None:
@@ -236,7 +236,7 @@ def build_tasks(config: Any, dataset: Dataset, tasks: Sequence[str] | None = Non
 
 
 def _layout(config: Any, found: Dataset) -> tuple[str, LayoutFacts | None]:
-    """The layout by name: the one that makes the same dataset as the one that was found."""
+    """The name of the layout that gives the same dataset as the detected one."""
     stated = about(config.name)
     layouts = {} if stated is None else dict(stated.layouts)
     chosen = getattr(config, "layout", None)

@@ -93,7 +93,7 @@ class Splits:
         shares = {name: value for name, value in members.items() if isinstance(value, (int, float))}
         for name, share in shares.items():
             if not 0 <= share <= 1:
-                do = f"{share:g} % is {share / 100:g}" if 1 < share <= 100 else "correct it"
+                do = f"{share:g}% is {share / 100:g}" if 1 < share <= 100 else "correct it"
                 raise InputError(f"{where}.{name}", f"{share:g}", "a share from 0 to 1", do)
         if sum(shares.values()) > 1 + 1e-9:
             raise InputError(where, f"shares that add up to {sum(shares.values()):g}", "at most 1", "lower them")

@@ -119,9 +119,9 @@ def capture(root: nn.Module, *, size: tuple[int, int] | None = None, whole: Sequ
         graph = chain(root, whole, found.image)
         for image, expected in ((found.image, found.expected), (found.other, found.expected_other)):
             if not same(replay(graph, root, {}, image), expected):
-                raise InputError(f"the network {type(root).__name__}", "a result that its named modules in "
-                                 "sequence do not give", "modules (whole=[...]) with no other operation between them",
-                                 "name larger modules")
+                raise InputError(f"the network {type(root).__name__}", "a result that differs from that of "
+                                 "its named modules in sequence", "modules (whole=[...]) with no other operation "
+                                 "between them", "name larger modules")
     paths = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
     closed = tuple(_closed(root.get_submodule(path), path, "left whole as asked") for path in paths)
     return Capture(root, graph, found.structure, {}, tuple(found.image.shape), found.resized, closed,
@@ -162,7 +162,7 @@ class _Attempts:
             if self._learns_alike(graph, tracer, found):
                 break
         if not same(tracer.outputs, found.expected):
-            raise self._refusal("", "its result is another one each time")
+            raise self._refusal("", "its result differs from run to run")
         if any(not carries_tensors(node) for node in graph.nodes if node.op.startswith("call")):
             with in_evaluation(self.root):
                 self._record(graph, tracer, found)

@@ -73,7 +73,7 @@ def examples(root: nn.Module, size: tuple[int, int] | None) -> Examples:
             expected_other, _ = _run(root, other)
         return Examples(image, other, expected, expected_other, structure)
     raise InputError(f"the network {type(root).__name__}", f"no result for images of {sizes} ({reason})",
-                     "a network that takes one image (b 3 h w)", "say the size that it takes (size=(h, w))")
+                     "a network that takes one image (b 3 h w)", "pass the size that it takes (size=(h, w))")
 
 
 def _run(root: nn.Module, image: Tensor) -> tuple[list[Tensor], Structure]:

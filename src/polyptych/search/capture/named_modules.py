@@ -76,7 +76,7 @@ def _nodes(value: Any, known: Sequence[tuple[Tensor, fx.Node]], where: str) -> A
         for tensor, node in reversed(known):
             if tensor is value:
                 return node
-        raise InputError("the network to be captured", f"{where}: a tensor that no named module gave",
+        raise InputError("the network to be captured", f"{where}: a tensor that no named module returned",
                          "modules (whole=[...]) with no other operation between them", "name larger modules")
     if isinstance(value, list | tuple):
         return type(value)([_nodes(part, known, where) for part in value])

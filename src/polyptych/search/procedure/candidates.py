@@ -74,7 +74,7 @@ def baselines(supermodel: Supermodel, search: Search, use: Callable[[Policy], fl
 
 
 def shared_or_own(space: Space, random: Random) -> Policy:
-    """Every task of every unit by itself, more or less of them own."""
+    """A random choice of own or shared for every task at every unit; the probability of own is random, too."""
     share = random.random()
     return space.policy([tuple(OWN if random.random() < share else SHARED for _ in space.tasks)
                          for _ in range(len(space.units))])
@@ -82,7 +82,7 @@ def shared_or_own(space: Space, random: Random) -> Policy:
 
 def _random(name: str, kind: str, draw: Callable[[Random], Policy], use: Callable[[Policy], float], random: Random,
             drawn: Collection[Policy]) -> Candidate:
-    """A random policy that keeps the budget and uses most of it, another one than were ``drawn`` before."""
+    """A random policy that is within the budget, uses most of it, and was not ``drawn`` before."""
     best, most = None, -1.0
     least, fewest = None, float("inf")
     for _ in range(DRAWS):
@@ -98,25 +98,25 @@ def _random(name: str, kind: str, draw: Callable[[Random], Policy], use: Callabl
             break
     if best is not None:
         return Candidate(name, kind, best, f"random, takes {most:.2f} of the budget" if most else "random")
-    if least is None:  # there are not so many
+    if least is None:  # every draw was drawn before: the space has too few policies
         return Candidate(name, kind, draw(random).canonical(), "random, once more")
     return Candidate(name, kind, least, f"random; none of {DRAWS} kept the budget, this one takes {fewest:.2f} of it")
 
 
 def distinct(candidates: Iterator[Candidate] | list[Candidate]) -> list[Candidate]:
-    """Policies that share alike are trained once; the later ones say whose runs are theirs.
+    """Mark candidates that share like an earlier one, because each policy is trained only once.
 
     Raises:
-        InputError: two of one name.
+        InputError: two candidates have the same name.
     """
     first: dict[Policy, Candidate] = {}
     kept: list[Candidate] = []
     for candidate in candidates:
         if any(other.name == candidate.name for other in kept):
-            raise InputError("the candidates", f"{candidate.name} twice", "names that differ", "report this")
+            raise InputError("the candidates", f"{candidate.name} twice", "names that differ", "report this as a bug")
         plain = dataclasses.replace(candidate.policy.canonical(), space="")
         same = first.get(plain)
-        if candidate.kind == "single":  # networks of their own beginnings
+        if candidate.kind == "single":  # separate networks with separate initial weights
             kept.append(candidate)
         elif same is None:
             first[plain] = candidate

@@ -1,8 +1,8 @@
-"""Where tasks' gradients conflict: the cheap baseline that any search of sharing must beat.
+"""Where tasks' gradients conflict: the cheap baseline that any search for what to share must beat.
 
 Recon (Shi, Ren, Zhang, Pan, ICLR 2023, arXiv 2302.11289): train with everything shared, count for every part how often
-the gradients of two tasks point apart, and give the parts with the most conflicts to each task. Here the counts are
-taken on batches after the warm-up, with threshold 0, and parts are given away as long as the budget holds.
+the gradients of two tasks conflict, and give every task its own copy of the parts with the most conflicts. Here the
+conflicts (cosines below 0) are counted on batches after the warm-up, and units are copied as long as the budget allows.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from polyptych.types import Batch
 
 def count_conflicts(network: Network, tasks: Mapping[str, Task], batches: Iterable[Batch], device: torch.device
                     ) -> list[float]:
-    """For every unit the share of (batch, pair of tasks) in which the cosine of the gradients by the unit's shared
-    weights is negative; at equal shares the unit with the smaller mean cosine has the larger number (by less than one
-    batch and pair)."""
+    """For every unit, the share of (batch, pair of tasks) in which the gradients with respect to the unit's shared
+    weights have a negative cosine. At equal shares, the unit with the smaller mean cosine has the larger number, by
+    less than one batch and pair."""
     encoder = encoder_of(network)
     encoder.policy, encoder.weights = encoder.supermodel.space.all_shared(), None
     units = [[p for target in unit.targets for p in _parameters(encoder.supermodel.backbone, target)]

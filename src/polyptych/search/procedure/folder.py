@@ -201,5 +201,6 @@ class Ranking:
 def _listed(path: Path) -> list[dict[str, Any]]:
     data = read_json(path)
     if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
-        raise InputError(path, "a file that is not a list of objects", "one written by polyptych search", "remove it")
+        raise InputError(path, "a file that is not a list of objects", "a file written by polyptych search",
+                         "remove it, then resume the search")
     return data

@@ -44,10 +44,6 @@ class PhaseTrainer(Trainer):
     """
 
     def __init__(self, run: Run, search: Search, folder: Path, after: Path | None = None):
-        if run.backbone.freeze_until:
-            raise InputError("--backbone.freeze-until", f"{run.backbone.freeze_until}, in a search", "a backbone that "
-                             "is frozen for good or not at all: the phases of a search have steps of their own",
-                             "leave it out")
         self.search, self.after = search, after
         super().__init__(run, folder, resume=True)
 
@@ -119,7 +115,7 @@ def load_phase(folder: Path, network: Network) -> None:
 
 
 def phase_run(run: Run, steps: int) -> Run:
-    """The recipe as a phase of a search trains it: shorter, in one process, with a balancer that weighs losses."""
+    """The recipe as a phase of a search trains it: shorter, in one process, with a balancer that weights losses."""
     monitoring = dataclasses.replace(run.monitoring, validate_every=steps)
     execution = dataclasses.replace(run.execution, compile=False, sync_batch_norm=False, recompute=False, shard=False)
     return dataclasses.replace(run, steps=steps, ema=0.0, monitoring=monitoring, execution=execution)

@@ -77,11 +77,12 @@ def search(run: Run, choices: Search, folder: Path, seeds: tuple[int, ...] = (0,
         The path of the report.
 
     Raises:
-        InputError: bad input, no policy within the budget, or another process runs this search.
+        InputError: bad input, a frozen backbone, no policy within the budget, or another process runs this search.
         Interrupted: Ctrl-C or SIGTERM; everything is saved, and the same call continues.
     """
     if on == "ray":
         on_ray.require_ray()
+    check_freezing(run)
     setup = SearchSetup(run, choices, seeds, Facts.of(run.build_dataset("train")))
     begin(setup, folder)
     with hold(folder):
@@ -105,6 +106,25 @@ def resume(folder: Path, *, on: Where = "local", moved_to: Path | None = None,
     setup = SearchSetup.read(folder)
     with hold(folder):
         return _Search(setup, folder, on, say).run_all()
+
+
+def check_freezing(run: Run) -> None:
+    """Make sure that copies of the backbone's parts can come to differ.
+
+    Raises:
+        InputError: the whole backbone is frozen, is frozen until some step, or is replaced by stored features.
+    """
+    if run.backbone.freeze_until:
+        raise InputError("--backbone.freeze-until", f"{run.backbone.freeze_until}, in a search", "a backbone that "
+                         "is frozen for good or not at all: the phases of a search have steps of their own",
+                         "leave it out")
+    if run.loading.feature_views:
+        raise InputError("--loading.feature-views", f"{run.loading.feature_views}, in a search", "images: a stored "
+                         "feature has already passed the parts that a search copies", "leave it out")
+    if run.backbone.freeze == "all":
+        raise InputError("--backbone.freeze", "all, in a search", "a backbone that learns at least in part: copies of "
+                         "frozen weights stay equal, so all ways of sharing them are the same network",
+                         "leave it out, or freeze a part, as with --backbone.freeze stages --backbone.freeze-first 1")
 
 
 class _Search:
@@ -132,7 +152,7 @@ class _Search:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Of the warm-up and of what follows."""
+        """Numbers of steps of the warm-up and of the phase after it."""
         return self.choices.warmup or max(1, self.run.steps // 2), self.choices.sampling or self.run.steps
 
     @cached_property
@@ -162,14 +182,14 @@ class _Search:
         return self.cost(encoder_of(self.network).supermodel.one_backbone())
 
     def use(self, policy: Policy) -> float:
-        """Share of the budget."""
+        """The share of the budget that a policy uses."""
         return self.choices.limits.use(self.cost(policy), self.shared_cost)
 
     def allowed(self, policy: Policy) -> bool:
         return self.choices.limits.allows(self.cost(policy), self.shared_cost)
 
     def check(self) -> None:
-        """Refuse what cannot work before anything is trained: above all a budget that nothing keeps."""
+        """Refuse what cannot work before anything is trained: above all, a budget that no policy meets."""
         supermodel = encoder_of(self.network).supermodel
         for line in supermodel.capture.remarks():
             self.say(f"backbone: {line}")
@@ -178,14 +198,14 @@ class _Search:
         if not any(self.allowed(policy) for policy in policies):
             least = min(map(self.use, policies))
             raise InputError("--budget", f"{self.choices.limits.text}, which no policy meets (the cheapest of 200 "
-                             f"takes {least:.2f} of it)", "a larger budget",
+                             f"takes {least:.2f} times as much)", "a larger budget",
                              "1x is the cost of one backbone without any copy"
                              + (", and norms per task make every task compute nearly all of it again"
                                 if space.norms == "task" else ""))
         self.run.build_balancer(self.tasks)
 
     def train_supermodel(self) -> None:
-        """Both phases, as far as they are not finished."""
+        """Train both phases, as far as they are not finished."""
         warm_steps, steps = self.steps
         run, remark = with_plain_balancer(self.run)
         if remark:
@@ -232,7 +252,7 @@ class _Search:
         return networks
 
     def samples(self) -> list[Policy]:
-        """Of the soft policy: different ones that keep the budget."""
+        """Different samples of the soft policy that are within the budget."""
         logits = encoder_of(self.network).logits
         found: list[Policy] = []
         for policy in automtl.sample(logits, 100 * self.choices.finalists, self.run.seed, self.choices.share_first):
@@ -243,11 +263,11 @@ class _Search:
                 return found
         if not found:
             raise InputError("--budget", f"{self.choices.limits.text}, which none of {100 * self.choices.finalists} "
-                             "samples keeps", "a larger budget, or none", "start another search with it")
+                             "samples meets", "a larger budget, or none", "start another search with it")
         return found
 
     def conflicts(self) -> list[float]:
-        """Of every unit, after the warm-up."""
+        """The conflict count of every unit, after the warm-up."""
         path = self.folder / "conflicts.json"
         if not path.exists():
             encoder = encoder_of(self.network)

@@ -154,7 +154,7 @@ class SearchPage:
             "was evaluated once per network, after its training.",
             "The winning finalist is the best of all finalists on the validation split, so its skill there is "
             "slightly optimistic; on the test split it is not.",
-            "± is half the 95 % interval of the mean over seeds (Student t)." if several else
+            "± is half the 95% interval of the mean over seeds (Student t)." if several else
             "There is one seed, so no interval: differences may be chance.",
             *(f"{row.label}: {row.note}" + (f" (shares like {row.same_as}: the same runs)" if row.same_as else "") + "."
               for row in self.networks if row.note or row.same_as),

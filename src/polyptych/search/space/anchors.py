@@ -1,8 +1,8 @@
 """Which nodes of a captured graph have weights, and to which operation each weight belongs.
 
 An *anchor* is an operation that mixes channels or positions by weights: a convolution, a linear layer, a closed module,
-a matrix product with a parameter. Norms, scales, biases, position embeddings and class tokens follow: they belong to
-the last operation before them.
+a matrix product with a parameter. Norms, scales, biases, position embeddings, and class tokens are *followers*: they
+belong to the last anchor before them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Anchor:
     """One operation with weights.
 
     Attributes:
-        nodes: where it is called, in the order of the graph; the first is its place.
+        nodes: the nodes that call it, in the order of the graph; the first is its position.
         targets: paths of the modules and parameters that belong to it.
         name: the path of its module, or of the module that holds its parameters.
     """
@@ -41,7 +41,7 @@ class Anchor:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """All anchors, and the followers: a target, and the node at which it acts on an activation."""
+    """All anchors; the followers, each with the node at which it first acts on an activation; and which are norms."""
 
     anchors: list[Anchor]
     followers: list[tuple[str, fx.Node]]
@@ -49,7 +49,7 @@ class Weights:
 
 
 def find_weights(capture: Capture, flow: Dataflow) -> Weights:
-    """Anchors and followers of a captured network. What shares a parameter is one anchor."""
+    """Anchors and followers of a captured network. Operations that share a parameter are one anchor."""
     anchors: dict[fx.Node, Anchor] = {}
     followers: list[tuple[str, fx.Node]] = []
     norms = set()
@@ -59,7 +59,7 @@ def find_weights(capture: Capture, flow: Dataflow) -> Weights:
         if node.op == "call_module" and has_state(modules[target]):
             if is_norm(modules[target]):
                 norms.add(target)
-            if node not in flow:  # it computes something of parameters and constants alone
+            if node not in flow:  # it computes with parameters and constants only
                 followers += [(target, meeting) for meeting in _meetings(node, flow)[:1]]
             elif follows(modules[target]):
                 followers.append((target, node))
@@ -76,17 +76,17 @@ def find_weights(capture: Capture, flow: Dataflow) -> Weights:
 
 
 def has_state(module: nn.Module) -> bool:
-    """Whether it has parameters or running statistics."""
+    """Whether the module has parameters or running statistics."""
     return any(True for _ in module.parameters()) or has_statistics(module)
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Whether running it in training changes its buffers (batch norm, or a closed module with one inside)."""
+    """Whether a training pass changes its buffers (batch norm, or a closed module with one inside)."""
     return any("running_" in name or "num_batches" in name for name, _ in module.named_buffers())
 
 
 def follows(module: nn.Module) -> bool:
-    """Norms, scales and activations: all their parameters are vectors."""
+    """Whether the module is a norm, a scale, or an activation: all its parameters are vectors."""
     if isinstance(module, OPERATIONS):
         return False
     return all(p.numel() == max(p.shape, default=1) for p in module.parameters())
@@ -97,7 +97,7 @@ def _attribute(capture: Capture, path: str) -> Any:
 
 
 def _meetings(parameter: fx.Node, flow: Dataflow) -> list[fx.Node]:
-    """The nodes where what is made of a parameter alone meets an activation."""
+    """The nodes where a parameter, or a value computed from parameters alone, meets an activation."""
     found, waiting, seen = [], [parameter], {parameter}
     while waiting:
         for reader in waiting.pop().users:
@@ -106,7 +106,7 @@ def _meetings(parameter: fx.Node, flow: Dataflow) -> list[fx.Node]:
             seen.add(reader)
             if reader in flow:
                 found.append(reader)
-            elif carries_tensors(reader):  # not its shape
+            elif carries_tensors(reader):  # its values, not its shape
                 waiting.append(reader)
     return sorted(found, key=flow.order.__getitem__)
 
@@ -123,7 +123,7 @@ def _add(anchors: dict[fx.Node, Anchor], node: fx.Node, target: str, name: str) 
 
 
 def _join(anchors: list[Anchor], capture: Capture) -> list[Anchor]:
-    """One anchor for all that share a module or a parameter."""
+    """Merge the anchors that share a module or a parameter."""
     users: dict[int, Anchor] = {}
     joined: list[Anchor] = []
     for anchor in anchors:

@@ -14,9 +14,9 @@ class CostKind:
     """A kind of cost that a budget can limit.
 
     Attributes:
-        field: where :class:`PolicyCost` has it.
+        field: its field of :class:`PolicyCost`.
         title: its name in reports.
-        units: what one unit is in terms of the field.
+        units: the value of each unit, in units of the field.
     """
 
     field: str
@@ -46,8 +46,8 @@ class PolicyCost:
     Attributes:
         parameters: number of trained values.
         multiply_adds: as the profiler counts them.
-        memory: largest number of bytes of activations at a time, without gradients.
-        latency: seconds, the sum over all steps; 0 where it was not measured.
+        memory: peak bytes of activations in a forward pass without gradients.
+        latency: seconds, the sum over all steps; 0 if it was not measured.
     """
 
     parameters: int
@@ -70,10 +70,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits that all must hold.
+    """Limits that must all hold.
 
     Attributes:
-        text: as the user wrote it.
+        text: the budget as the user wrote it.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -85,17 +85,18 @@ class Budget:
         return any(limit.name == "latency" for limit in self.limits)
 
     def allows(self, cost: PolicyCost, shared: PolicyCost) -> bool:
-        """Whether a cost keeps all limits; ``shared`` is that of one shared backbone."""
+        """Whether a cost is within all limits; ``shared`` is the cost of one shared backbone."""
         return self.use(cost, shared) <= 1 + 1e-9
 
     def use(self, cost: PolicyCost, shared: PolicyCost) -> float:
-        """The largest share of a limit that a cost takes; 0 without limits."""
+        """The largest share of any limit that a cost takes: above 1 if it exceeds the budget, 0 without limits."""
         return max((getattr(cost, KINDS[limit.name].field) / max(limit.value(shared), 1e-30) for limit in self.limits),
                    default=0.0)
 
 
 def parse_budget(text: str) -> Budget:
-    """
+    """Read a budget such as ``params=0.5x,flops=4G``.
+
     Raises:
         InputError: an unknown name or unit, or a limit that is given twice or is not positive.
     """

@@ -14,16 +14,16 @@ from polyptych.search.capture.dataflow import Dataflow, Region
 from polyptych.search.space.anchors import Anchor
 from polyptych.search.space.skips import skip_of_branch
 
-MOST_IN_REGION = 16  # operations in a region: a larger one (a stage of HRNet, a dense block) is looked at for its parts
-MOST_IN_BLOCK = 8  # operations of a module without a shortcut that are one unit
-FEWEST_STAGES, MOST_STAGES = 3, 8  # numbers of stages that make sense
-STAGES = 4  # of equal size, where there is nothing to go by
+MOST_IN_REGION = 16  # operations in a region; a larger one (a stage of HRNet, a dense block) is divided into its parts
+MOST_IN_BLOCK = 8  # operations in a module without a shortcut that form one unit
+FEWEST_STAGES, MOST_STAGES = 3, 8  # plausible numbers of stages
+STAGES = 4  # number of stages, of equal size, if resolutions give no plausible one
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def group_anchors(capture: Capture, flow: Dataflow, anchors: Sequence[Anchor]
                   ) -> tuple[list[list[Anchor]], list[fx.Node | None]]:
-    """The anchors of each unit, and the join of those that are regions, in the order of the graph."""
+    """The anchors of each unit, and its join if it is a region (else None), in the order of the graph."""
     chosen = _choose(capture, flow, anchors)
     regions = {region.join: _within(region, anchors) for region in chosen}
     taken = {id(anchor) for group in regions.values() for anchor in group}
@@ -50,8 +50,8 @@ def _choose(capture: Capture, flow: Dataflow, anchors: Sequence[Anchor]) -> list
     """Regions that do not overlap, the largest first.
 
     Every join closes a region, so regions nest: a residual block lies in the stage that a longer shortcut closes, and
-    squeeze and excitation lies in the block. Wanted is the scale of a *block*. The largest region of an entry is that
-    block, unless
+    a squeeze-and-excitation gate lies in the block. A unit should have the size of a *block*. The largest region of an
+    entry is that block, unless
 
     - it is too large (MOST_IN_REGION). In a dense block every join goes back to the beginning, so that the regions of
       one entry grow to the whole block; then only the smallest of that entry counts.
@@ -72,7 +72,7 @@ def _choose(capture: Capture, flow: Dataflow, anchors: Sequence[Anchor]) -> list
     blocks = {region for _, region in candidates if skip_of_branch(capture, flow, region.join) is not None}
     candidates = [(count, region) for count, region in candidates if region in blocks
                   or sum(block.inside < region.inside for block in blocks) < 2]
-    # Greedy by size: what is inside of a chosen region is covered by it, so no operation has two units.
+    # Greedy by size. A chosen region covers everything inside it, so no operation belongs to two units.
     chosen: list[Region] = []
     covered: set[fx.Node] = set()
     for _, region in sorted(candidates, key=lambda pair: -len(pair[1].inside)):
@@ -87,20 +87,20 @@ def _within(region: Region, anchors: Sequence[Anchor]) -> list[Anchor]:
 
 
 def _closed_calls(region: Region, anchors: Sequence[Anchor]) -> bool:
-    """Whether each of its modules is called in it only. Weights that are also used elsewhere cannot be copied for one
-    task here and shared there: one set of weights has one unit."""
+    """Whether each of its modules is called only inside the region. Weights that are also used elsewhere cannot be
+    copied for one task here and shared there: a set of weights belongs to one unit."""
     return all(all(node in region.inside for node in anchor.nodes) for anchor in _within(region, anchors))
 
 
 def _is_gate(join: fx.Node) -> bool:
-    """A product, as of squeeze and excitation: the region is part of a block, not one. Its operations may therefore
-    still join the others of their module in :func:`_blocks`."""
+    """Whether it is a product, as in squeeze-and-excitation: such a region is part of a block, not a block itself. Its
+    operations may therefore still join the others of their module in :func:`_blocks`."""
     return getattr(join.target, "__name__", join.target) in ("mul", "imul", "sigmoid", "__mul__")
 
 
 def _blocks(capture: Capture, anchors: Sequence[Anchor], residual: set[int]) -> dict[int, list[Anchor]]:
-    """For anchors outside of residual regions, the block that they form: a module that is no container, holds several
-    operations and none of a residual region, the outermost such."""
+    """For anchors outside residual regions, the block that they form: the outermost module that is no container and
+    holds several operations, none of them from a residual region."""
     members: dict[str, list[Anchor]] = {}
     for anchor in anchors:
         path = anchor.name
@@ -108,7 +108,7 @@ def _blocks(capture: Capture, anchors: Sequence[Anchor], residual: set[int]) -> 
             members.setdefault(path, []).append(anchor)
             path = path.rpartition(".")[0]
     blocks: dict[int, list[Anchor]] = {}
-    for path in sorted(members, key=lambda p: p.count(".")):  # the outermost first; what it takes, inner ones do not
+    for path in sorted(members, key=lambda p: p.count(".")):  # outermost first: inner modules get what it leaves
         group = members[path]
         if not 2 <= len(group) <= MOST_IN_BLOCK or any(id(a) in residual or id(a) in blocks for a in group):
             continue
@@ -118,7 +118,7 @@ def _blocks(capture: Capture, anchors: Sequence[Anchor], residual: set[int]) -> 
 
 
 def group_stages(capture: Capture, groups: Sequence[list[Anchor]]) -> list[list[Anchor]]:
-    """The groups of each stage together."""
+    """The groups of each stage, merged."""
     keys: list[object]
     if isinstance(capture.root, Backbone):
         keys = [stage_of(group[0].name) for group in groups]
@@ -136,9 +136,10 @@ def stage_of(path: str) -> str:
 
 
 def _by_resolution(groups: Sequence[list[Anchor]]) -> list[object]:
-    """Positions that the last operation of each group gives, per image, where these never grow along the network."""
+    """A key per group: the resolution of its last operation, if resolutions never grow along the network and give a
+    plausible number of stages; otherwise stages of equal size."""
     positions = [_positions(group[-1].nodes[-1]) for group in groups]
-    for i in range(1, len(positions)):  # tokens and vectors (0) have no resolution: they stay in the stage before
+    for i in range(1, len(positions)):  # tokens and vectors (0) have no resolution: they stay in the stage before them
         positions[i] = positions[i] or positions[i - 1]
     falling = all(a >= b for a, b in pairwise(positions))
     if falling and FEWEST_STAGES <= len(list(groupby(positions))) <= MOST_STAGES:
@@ -147,7 +148,7 @@ def _by_resolution(groups: Sequence[list[Anchor]]) -> list[object]:
 
 
 def _positions(node: fx.Node) -> int:
-    """Numbers per image and channel, taking the second dimension of maps, the last of tokens for the channels."""
+    """Positions per image (h w) of a feature map (b c h w); 0 for tokens and vectors."""
     shape = node.meta.get("shape", ())
     if len(shape) == 4:
         return math.prod(shape) // shape[0] // shape[1]

@@ -1,4 +1,4 @@
-"""A policy: for every unit and task, whose weights the task uses there, as plain data."""
+"""A policy as plain data: which weights every task uses at every unit."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Row = tuple[str, ...]  # the choice of every task at a unit
 
 @dataclass(frozen=True)
 class Compilation:
-    """How a backbone was divided into units; needed to find the same ones again.
+    """How a backbone was divided into units; needed to find the same units again.
 
     Attributes:
-        granularity: of the units.
-        any_size: whether modules whose structure depends on the size of the image stay whole.
-        whole: patterns of paths of modules that stay whole.
+        granularity: granularity of the units.
+        any_size: whether modules whose structure depends on the image size stay whole.
+        whole: patterns for the paths of modules that stay whole.
         size: height and width of the example image; None for the smallest that fits.
     """
 
@@ -42,17 +42,17 @@ class Policy:
 
     A choice is ``own`` (a copy of the unit that no other task uses), ``skip`` (the task leaves the unit out), or the
     name of a group: tasks that name the same group at a unit use the same weights there. The group ``shared`` has the
-    backbone's own weights; every other group, and every ``own``, begins as a copy of them. Norms and scales that follow
-    a unit that is left out are those of ``shared``.
+    backbone's own weights; every other group, and every ``own``, starts as a copy of them. Norms and scales that follow
+    a skipped unit are those of ``shared``.
 
     Attributes:
-        tasks: in the order of the choices.
-        units: names of the units in the order in which they run.
+        tasks: names of the tasks, in the order of the choices.
+        units: names of the units, in the order in which they run.
         choices: for every unit, a choice for every task.
         graph: hash of the units, :attr:`polyptych.search.space.units.Units.hash`.
-        space: the space that it was drawn from.
-        norms: ``stream``: a norm belongs to its unit, with running statistics for every input of its own. ``task``:
-            every task has its own norms everywhere (AutoMTL), so that no activation after the first is shared.
+        space: the space that the policy was drawn from.
+        norms: ``stream``: a norm belongs to its unit and keeps separate running statistics for every distinct input.
+            ``task``: every task has its own norms everywhere (AutoMTL), so no activation after the first is shared.
         compilation: how the units were found.
     """
 
@@ -68,7 +68,7 @@ class Policy:
         assert len(self.choices) == len(self.units) and all(len(row) == len(self.tasks) for row in self.choices)
 
     def choice(self, unit: int, task: str) -> str:
-        """Of one task at the unit in this position."""
+        """The choice of a task at the unit in this position."""
         return self.choices[unit][self.tasks.index(task)]
 
     def with_choices(self, changes: Mapping[tuple[int, int], str]) -> Policy:
@@ -82,7 +82,7 @@ class Policy:
         """The same policy with its tasks in another order.
 
         Raises:
-            InputError: other tasks.
+            InputError: the policy has other tasks.
         """
         if sorted(tasks) != sorted(self.tasks):
             raise InputError("policy", f"choices for {', '.join(self.tasks)}", f"choices for {', '.join(tasks)}",
@@ -91,15 +91,15 @@ class Policy:
         return replace(self, tasks=tasks, choices=tuple(tuple(row[i] for i in columns) for row in self.choices))
 
     def canonical(self) -> Policy:
-        """The same sharing with the plainest names: a group of one task is ``own``, and the groups of a unit are
-        ``shared``, ``b``, ``c``, ... in the order of their first tasks. Policies that differ only by names (and by
-        which copies begin their training from trained ones) become equal."""
+        """The same sharing with standard names: a group of one task is ``own``, and the groups of a unit are
+        ``shared``, ``b``, ``c``, ... in the order of their first tasks. Policies that differ only in names (and in
+        which copies start from trained weights) become equal."""
         return replace(self, choices=tuple(map(plain, self.choices)))
 
     # -- JSON ---------------------------------------------------------------------------------------------------------
 
     def encode(self) -> dict[str, Any]:
-        """As JSON-ready data."""
+        """The policy as JSON-ready data."""
         how = self.compilation
         return {"format": FORMAT, "graph": self.graph, "space": self.space, "norms": self.norms,
                 "granularity": how.granularity, "any_size": how.any_size, "whole": list(how.whole),
@@ -109,9 +109,10 @@ class Policy:
 
     @classmethod
     def decode(cls, data: Any, where: str = "policy") -> Policy:
-        """
+        """The policy of JSON data.
+
         Raises:
-            InputError: not a policy, with the place of what is wrong.
+            InputError: the data is no policy; the message names the faulty place.
         """
         def need(condition: bool, place: str, got: Any, needs: str) -> None:
             if not condition:
@@ -150,20 +151,21 @@ class Policy:
                    data["graph"], data["space"], data.get("norms", "stream"), how)
 
     def write(self, path: Path) -> None:
-        """As a JSON file."""
+        """Write the policy as a JSON file."""
         write_json(path, self.encode())
 
     @classmethod
     def read(cls, path: Path) -> Policy:
-        """
+        """Read a policy from a JSON file.
+
         Raises:
-            InputError: no such file, or not a policy.
+            InputError: there is no such file, or it is no policy.
         """
         return cls.decode(read_json(path), str(path))
 
 
 def groups(row: Row) -> dict[str, tuple[int, ...]]:
-    """Positions of the tasks of each group at a unit; those of ``own`` and ``skip`` are left out."""
+    """Positions of the tasks in each group at a unit, without tasks that have ``own`` or ``skip``."""
     found: dict[str, list[int]] = {}
     for i, choice in enumerate(row):
         if choice not in (OWN, SKIP):
@@ -172,7 +174,7 @@ def groups(row: Row) -> dict[str, tuple[int, ...]]:
 
 
 def plain(row: Row) -> Row:
-    """The plainest names of groups, see :meth:`Policy.canonical`."""
+    """The choices with standard names of groups, see :meth:`Policy.canonical`."""
     several = [members for members in groups(row).values() if len(members) > 1]
     names = {i: SHARED if n == 0 else chr(ord("a") + n) for n, members in enumerate(several) for i in members}
     return tuple(choice if choice == SKIP else names.get(i, OWN) for i, choice in enumerate(row))

@@ -1,9 +1,9 @@
-"""What a task computes in place of a unit that it skips.
+"""What a task computes instead of a unit that it skips.
 
-AutoMTL (Zhang, Liu, Guan, NeurIPS 2022) leaves out single convolutions: the input goes on as it is where the shapes
-allow that, otherwise through a 1x1 convolution and BatchNorm of the task's own. Where the convolution keeps the size
-only by its padding, this is a map of the right size; other convolutions cannot be left out (the authors' code fails
-there at run time). In every other space a unit is left out only if it is a residual branch: the shortcut remains.
+AutoMTL (Zhang, Liu, Guan, NeurIPS 2022) skips single convolutions: the input passes unchanged where the shapes allow
+it, otherwise through the task's own 1x1 convolution and BatchNorm. The result has the right size only if the
+convolution pads so that its stride alone sets the size; other convolutions cannot be skipped (the authors' code fails
+there at run time). In every other space, only residual branches can be skipped: the shortcut remains.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from polyptych.search.space.anchors import Anchor
 
 @dataclass(frozen=True)
 class Projection:
-    """A 1x1 convolution without bias and BatchNorm: channels in and out, and stride."""
+    """A 1x1 convolution without bias, then BatchNorm: channels in and out, and stride."""
 
     inputs: int
     outputs: int
@@ -34,12 +34,12 @@ class Projection:
 
 @dataclass(frozen=True)
 class Skip:
-    """Leaving out.
+    """How to skip a unit.
 
     Attributes:
         node: name of the node whose value is replaced.
-        by: name of the node whose value takes its place, through the projection if there is one.
-        kind: ``branch`` (of a residual), ``identity`` or ``projection`` (of a convolution).
+        by: name of the node whose value replaces it, through the projection if there is one.
+        kind: ``branch`` for a residual branch, ``identity`` or ``projection`` for a convolution.
     """
 
     node: str
@@ -49,7 +49,7 @@ class Skip:
 
 
 def skip_of_branch(capture: Capture, flow: Dataflow, join: fx.Node) -> Skip | None:
-    """Of a region that ends in a sum with the value that entered it, unchanged."""
+    """How to skip a region that ends in a sum with the unchanged value that entered it; None for other regions."""
     name = join.target if isinstance(join.target, str) else getattr(join.target, "__name__", "")
     operands = [x for x in join.args[:2] if isinstance(x, fx.Node)]
     if name not in ("add", "iadd", "__add__") or len(operands) != 2 or join.kwargs:
@@ -64,7 +64,7 @@ def skip_of_branch(capture: Capture, flow: Dataflow, join: fx.Node) -> Skip | No
 
 
 def _unchanged(capture: Capture, node: fx.Node, entry: fx.Node) -> bool:
-    """Whether a node is the entry, seen through modules and methods that pass it on as it is."""
+    """Whether a node has the value of the entry, passed on unchanged by modules and methods in between."""
     while node is not entry:
         passes = node.op == "call_module" and isinstance(capture.root.get_submodule(str(node.target)), nn.Identity)
         named = node.op == "call_method" and node.target in ("contiguous", "clone")
@@ -75,7 +75,7 @@ def _unchanged(capture: Capture, node: fx.Node, entry: fx.Node) -> bool:
 
 
 def skip_of_operation(capture: Capture, anchor: Anchor) -> Skip | None:
-    """Of a single convolution, as AutoMTL has it."""
+    """How to skip a single convolution, as in AutoMTL; None for other operations."""
     node = anchor.nodes[0]
     if len(anchor.nodes) != 1 or node.op != "call_module" or len(node.all_input_nodes) != 1:
         return None

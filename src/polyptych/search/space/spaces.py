@@ -1,10 +1,10 @@
 """Spaces of policies.
 
 ========== =================================================================================================
-automtl    every operation and task: shared, own or skip, independently (AutoMTL, NeurIPS 2022)
+automtl    every operation and task: shared, own, or skip, independently (AutoMTL, NeurIPS 2022)
 tree       groups of tasks only split with depth, so that what tasks share is computed once (the default)
 partition  any groups at every unit
-skip_only  every unit shared, or left out (AdaShare, NeurIPS 2020)
+skip_only  every unit shared or skipped (AdaShare, NeurIPS 2020)
 ========== =================================================================================================
 """
 
@@ -28,10 +28,9 @@ class Space(ABC):
 
     Attributes:
         units, tasks: the network's units, and the tasks.
-        compilation: how the units were found; goes into every policy.
-        norms: goes into every policy.
-        skip: whether units may be left out.
-        pinned: for the position of a unit, its only choice.
+        compilation, norms: how the units were found, and who owns norms; recorded in every policy.
+        skip: whether tasks may skip units.
+        pinned: the only choice of some units, by position.
     """
 
     name: ClassVar[SpaceName]
@@ -46,19 +45,19 @@ class Space(ABC):
     # -- what a policy may say ----------------------------------------------------------------------------------------
 
     def may_skip(self, unit: int) -> bool:
-        """Whether a task may leave out the unit at this position: residual branches only, but for AutoMTL."""
+        """Whether a task may skip the unit at this position: only residual branches, except in AutoMTL."""
         found = self.units.all[unit].skip
         return self.skip and found is not None and found.kind == "branch"
 
     def choices(self, unit: int) -> tuple[str, ...]:
-        """The choices that a single task has at a unit. There are as many groups as could have two tasks each."""
+        """The choices of a single task at a unit, with as many groups as there can be pairs of tasks."""
         if unit in self.pinned:
             return (self.pinned[unit],)
         groups = tuple(chr(ord("a") + i) for i in range(1, len(self.tasks) // 2))
         return (SHARED, *groups, OWN, SKIP) if self.may_skip(unit) else (SHARED, *groups, OWN)
 
     def allows(self, policy: Policy) -> str:
-        """Why a policy is not of this space; empty if it is."""
+        """Why a policy is not in this space; empty if it is."""
         for unit, row in enumerate(policy.choices):
             for task, choice in zip(self.tasks, row, strict=True):
                 where = f"units.{self.units.names[unit]}.{task}: '{choice}'"
@@ -69,15 +68,16 @@ class Space(ABC):
         return ""
 
     def check_fit(self, policy: Policy) -> None:
-        """
+        """Refuse a policy that this network cannot run.
+
         Raises:
-            InputError: a policy of another network, of other tasks, or that skips what has no skip.
+            InputError: the policy is for another network or other tasks, or skips a unit that cannot be skipped.
         """
         if policy.graph != self.units.hash or policy.units != self.units.names:
             if policy.graph == self.units.hash:  # the file was edited
                 strange = [name for name in policy.units if name not in self.units.names]
                 missing = [name for name in self.units.names if name not in policy.units]
-                got = (f"the unit '{strange[0]}', which this network has not" if strange else
+                got = (f"the unit '{strange[0]}', which this network does not have" if strange else
                        f"no choices for the unit '{missing[0]}'" if missing else "the units in another order")
                 raise InputError("policy", got, f"the {len(self.units)} units of this network, in its order",
                                  "write it again with `polyptych search`")
@@ -93,9 +93,10 @@ class Space(ABC):
                                  "choose shared or own")
 
     def validate(self, policy: Policy) -> None:
-        """
+        """Refuse a policy that this network cannot run or that is not in this space.
+
         Raises:
-            InputError: a policy that does not fit the network, or is not of this space.
+            InputError: it does not fit the network, or is not in this space.
         """
         self.check_fit(policy)
         if reason := self.allows(policy):
@@ -105,7 +106,7 @@ class Space(ABC):
     # -- making policies ----------------------------------------------------------------------------------------------
 
     def policy(self, rows: Sequence[Row]) -> Policy:
-        """A policy with these choices, but for pinned units."""
+        """A policy with these choices, except at pinned units."""
         return Policy(self.tasks, self.units.names, tuple(self._pin(i, row) for i, row in enumerate(rows)),
                       self.units.hash, self.name, self.norms, self.compilation)
 
@@ -113,7 +114,7 @@ class Space(ABC):
         return (self.pinned[unit],) * len(self.tasks) if unit in self.pinned else row
 
     def nearest(self, rows: Sequence[Row]) -> Policy:
-        """A policy of the space that is these choices, or close to them."""
+        """A policy of the space with these choices, or with choices close to them."""
         return self.policy(rows)
 
     @abstractmethod
@@ -122,10 +123,10 @@ class Space(ABC):
 
     @abstractmethod
     def mutate(self, policy: Policy, random: Random) -> Policy:
-        """A policy that differs a little; now and then it does not differ."""
+        """A policy that differs a little, or sometimes not at all."""
 
     def all_shared(self) -> Policy:
-        """Every unit shared by all."""
+        """Every unit shared by all tasks."""
         return self.bottom_shared(len(self.units))
 
     def all_own(self) -> Policy:
@@ -133,7 +134,7 @@ class Space(ABC):
         return self.bottom_shared(0)
 
     def bottom_shared(self, count: int) -> Policy:
-        """The first units shared by all tasks; of every other unit, each task has its own copy."""
+        """The first ``count`` units shared by all tasks; each task has its own copy of every other unit."""
         return self.policy([(SHARED if i < count else OWN,) * len(self.tasks) for i in range(len(self.units))])
 
     def baselines(self) -> Iterator[tuple[str, Policy]]:
@@ -144,17 +145,17 @@ class Space(ABC):
         yield "all-shared", self.all_shared()
 
     def corners(self) -> Iterator[Policy]:
-        """Policies that together use every copy that choices of this space may use."""
+        """Policies that together use every copy of every unit that this space has."""
         for choice in dict.fromkeys(c for i in range(len(self.units)) for c in self.choices(i)):
             yield self.policy([((choice if choice in self.choices(i) else SHARED),) * len(self.tasks)
                                for i in range(len(self.units))])
 
 
-SKIPS = 0.1  # probability with which a random policy leaves out a unit that it may leave out
+SKIPS = 0.1  # probability that a random policy skips a unit that may be skipped
 
 
 class AutoMTL(Space):
-    """Every unit and task independently. Convolutions are left out as in the paper: identity, or a 1x1 projection."""
+    """Every unit and task independently. Convolutions are skipped as in the paper: by identity or a 1x1 projection."""
 
     name: ClassVar[SpaceName] = "automtl"
     default_norms: ClassVar[Norms] = "task"
@@ -168,11 +169,11 @@ class AutoMTL(Space):
     def allows(self, policy: Policy) -> str:
         for name, row in zip(policy.units, policy.choices, strict=True):
             if other := set(row) - {SHARED, OWN, SKIP}:
-                return f"units.{name}: the group '{other.pop()}', where there is only shared, own and skip"
+                return f"units.{name}: the group '{other.pop()}', where only shared, own, and skip exist"
         return super().allows(policy)
 
     def draw(self, random: Random) -> Policy:
-        """Each choice with the same probability, as sampled from the logits before any training."""
+        """Each choice with the same probability, as if sampled from untrained logits."""
         return self.policy([tuple(random.choice(self.choices(i)) for _ in self.tasks) for i in range(len(self.units))])
 
     def mutate(self, policy: Policy, random: Random) -> Policy:
@@ -197,7 +198,7 @@ class SkipOnly(AutoMTL):
     def allows(self, policy: Policy) -> str:
         for unit, row in enumerate(policy.choices):
             if OWN in row and unit not in self.pinned:
-                return f"units.{policy.units[unit]}: own, where every unit is shared or left out"
+                return f"units.{policy.units[unit]}: own, where every unit is shared or skipped"
         return super().allows(policy)
 
 
@@ -210,7 +211,7 @@ class Partition(Space):
         return self.policy([self._row(i, random) for i in range(len(self.units))])
 
     def _row(self, unit: int, random: Random) -> Row:
-        """Every task in turn leaves the unit out, joins a group, or opens one."""
+        """Every task in turn skips the unit, joins a group, or opens one."""
         names: list[str] = []
         for _ in self.tasks:
             if self.may_skip(unit) and random.random() < SKIPS:
@@ -227,8 +228,8 @@ class Partition(Space):
 
 
 class Tree(Space):
-    """Tasks that part at a unit never meet again: a group at a unit are tasks that did the same at every unit before
-    it. So each set of weights sees one stream of features, and what is shared is a trunk."""
+    """Tasks that part at a unit never meet again: the tasks of a group made the same choices at every unit before it.
+    So each set of weights sees one stream of features, and what is shared is a trunk."""
 
     name: ClassVar[SpaceName] = "tree"
 
@@ -242,10 +243,11 @@ class Tree(Space):
         return super().allows(policy)
 
     def draw(self, random: Random) -> Policy:
-        """All tasks together split in two at a random unit or never, and so does every part after it.
+        """The set of all tasks splits in two at a random unit or never, and so does every part from there on.
 
-        The unit at which a part splits is uniform over what is left *and* the end ("never"). So deep and shallow trees
-        are about equally likely; independent choices at every unit would nearly always part all tasks in the first few.
+        The unit at which a part splits is uniform over the remaining units *and* the end ("never"), so deep and shallow
+        trees are about equally likely. Independent choices at every unit would nearly always part all tasks within the
+        first few units.
         """
         count = len(self.units)
         starts: list[list[tuple[int, ...]]] = [[] for _ in range(count + 1)]
@@ -267,18 +269,18 @@ class Tree(Space):
             for number, part in enumerate(starts[unit]):
                 for i in part:
                     names[i] = f"{unit}_{number}"
-            # A whole group leaves the unit out: tasks that skip apart from their group would have parted from it. In
-            # sorted order, because the order of a set changes between processes and with it which number is whose.
+            # A whole group skips the unit, because a task that skips alone would part from its group. The groups are
+            # sorted: the order of a set differs between processes, and random numbers would go to other groups.
             out = {name for name in sorted(set(names)) if self.may_skip(unit) and random.random() < SKIPS}
             rows.append(tuple(SKIP if name in out else name for name in names))
         return self.nearest(rows)
 
     def mutate(self, policy: Policy, random: Random) -> Policy:
-        """A group parts at a unit; two groups that part at a unit stay together there; or a group leaves a unit out
-        (or no longer does).
+        """A group parts at a unit, two groups that part at a unit stay together there, or a group skips a unit (or no
+        longer does).
 
-        Each kind edits the rows without regard for the tree, and :meth:`nearest` repairs what the edit broke further
-        down. Names such as ``parted`` only have to differ from those that are there; ``canonical`` makes them plain.
+        Each kind of mutation edits the rows without regard for the tree, and :meth:`nearest` repairs the rows further
+        down. Names such as ``parted`` only have to differ from existing ones; ``canonical`` replaces them.
         """
         rows = [list(row) for row in policy.choices]
         unit = random.randrange(len(rows))
@@ -286,17 +288,17 @@ class Tree(Space):
         for i in range(len(self.tasks)):
             blocks.setdefault(_class(policy.choices[unit], i), []).append(i)
         block, *others = random.sample(list(blocks.values()), len(blocks))
-        # Only kinds that can change something, each with the same probability; a pinned unit comes back as it was.
+        # Only kinds that can change something, each with the same probability. A pinned unit does not change.
         kinds = ["split"] * (len(block) > 1) + ["merge"] * bool(others) + ["skip"] * self.may_skip(unit)
         kind = random.choice(kinds) if kinds else ""
         if kind == "split":
-            # At this unit only: the two parts have different histories from here on, and nearest() parts them at every
+            # At this unit only: from here on the two parts have different histories, so nearest() parts them at every
             # later unit.
             for i in random.sample(block, random.randint(1, len(block) - 1)):
                 rows[unit][i] = f"{rows[unit][i]}_parted"
         elif kind == "merge":
-            # Here only: whether they stay together further down, where they have names of their own, is for later
-            # mutations. (``own`` is no group: two tasks that say it would not share.)
+            # At this unit only: later mutations may merge them further down, where they have different names. (``own``
+            # is no group: two tasks with this choice do not share.)
             name = rows[unit][block[0]]
             for i in (*block, *others[0]):
                 rows[unit][i] = "joined" if name == OWN else name
@@ -306,14 +308,14 @@ class Tree(Space):
         return self.nearest([tuple(row) for row in rows])
 
     def nearest(self, rows: Sequence[Row]) -> Policy:
-        """Groups of tasks that have parted before become groups of those that have not.
+        """Divide each group into tasks that have not parted before.
 
-        Units run in order, so a unit's history is repaired before the unit itself. Tasks keep a common group if they
-        did the same at *every* unit whose output reaches this one; units on parallel branches do not count, because
-        what happens there does not change the features here.
+        Units are visited in order, so a unit's history is repaired before the unit itself. Tasks stay in a common group
+        if they made the same choices at *every* unit whose output reaches this one; units on parallel branches do not
+        count, because they do not change the features here.
         """
         fixed = [self._pin(i, row) for i, row in enumerate(rows)]
-        for _ in self.tasks:  # once, but where units come before each other both ways
+        for _ in self.tasks:  # one round, unless units precede each other both ways
             for unit, row in enumerate(fixed):
                 names = list(row)
                 for members in groups(row).values():
@@ -330,14 +332,15 @@ KINDS: dict[str, type[Space]] = {kind.name: kind for kind in (AutoMTL, Tree, Par
 
 def make_space(name: str, units: Units, tasks: tuple[str, ...], compilation: Compilation, *, norms: Norms | None = None,
                skip: bool = True, pinned: Mapping[str, str] | None = None) -> Space:
-    """
+    """Make a space by name.
+
     Args:
-        pinned: for patterns of unit names, their only choice. In a tree, units before one that is pinned to a group are
-            pinned to it too.
+        pinned: the only choice of units whose names match a pattern. In a tree, all units before one that is pinned to
+            a group are pinned to that group, too.
 
     Raises:
-        InputError: unknown space; no, repeated or unusable names of tasks; a pattern that no unit fits, or a choice
-            that its units cannot have.
+        InputError: the space is unknown; the tasks are none, repeated, or not usable as names; or a pattern matches no
+            unit or has a choice that its units cannot have.
     """
     if name not in KINDS:
         raise InputError("space", f"'{name}'", nearest(name, KINDS), "choose one of these")
@@ -348,7 +351,8 @@ def make_space(name: str, units: Units, tasks: tuple[str, ...], compilation: Com
     for pattern, choice in (pinned or {}).items():
         found = [i for i, unit in enumerate(units.names) if fnmatchcase(unit, pattern)]
         if not found:
-            raise InputError("pinned", f"'{pattern}', which fits no unit", nearest(pattern, units.names), "correct it")
+            raise InputError("pinned", f"'{pattern}', which matches no unit", nearest(pattern, units.names),
+                             "correct the pattern")
         if choice == SKIP and any(units.all[i].skip is None for i in found):
             raise InputError("pinned", f"'{pattern}': skip", "units that can be left out", "choose shared or own")
         if name == "tree" and choice not in (OWN, SKIP):
@@ -362,5 +366,5 @@ def make_space(name: str, units: Units, tasks: tuple[str, ...], compilation: Com
 
 
 def _class(row: Row, task: int) -> object:
-    """A label for what a task does at a unit: tasks with equal labels do the same."""
+    """A label for the choice of a task at a unit: tasks with equal labels do the same."""
     return (OWN, task) if row[task] == OWN else row[task]

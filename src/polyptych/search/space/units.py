@@ -1,8 +1,9 @@
-"""Policy units: the parts of a captured network that a policy decides about.
+"""Policy units: the parts of a captured network for which a policy makes a choice.
 
 - ``op``: every operation with weights, with the norms and scales that follow it.
 - ``region``: every part between a fork and the join that closes it (a residual block, the attention and the MLP of a
-  transformer block, the branches of an Inception module), blocks without a shortcut, and the operations between them.
+  transformer block, the branches of an Inception module), every block without a shortcut, and every operation between
+  these.
 - ``stage``: regions of one resolution together, or the stages of a :class:`~polyptych.backbones._base.Backbone`.
 """
 
@@ -33,13 +34,13 @@ class Unit:
     """One part of the network.
 
     Attributes:
-        name: for people and for policy files, a path such as ``layer1.0``.
+        name: a path such as ``layer1.0``, for people and policy files.
         targets: paths of the modules and parameters that belong to it.
-        norms: those of the targets that normalize.
+        norms: the targets that are normalization layers.
         before: positions of all units whose output reaches this one.
-        depth: operations with weights on the longest way up to here, its own included.
-        parameters: how many numbers.
-        skip: what a task computes that leaves it out; None where it cannot be left out.
+        depth: number of operations with weights on the longest path that ends here, its own included.
+        parameters: number of parameter values.
+        skip: what a task computes instead when it skips the unit; None if the unit cannot be skipped.
     """
 
     name: str
@@ -53,13 +54,13 @@ class Unit:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """All units of a network in the order in which they run.
+    """All units of a network, in the order in which they run.
 
     Attributes:
         all: the units.
         granularity: how they were found.
         owner: position of the unit that each target belongs to.
-        hash: of everything that a policy relies on: names, shapes of weights, who comes before whom.
+        hash: hash of everything that a policy relies on: names, shapes of weights, and which units come before which.
     """
 
     all: tuple[Unit, ...]
@@ -112,7 +113,7 @@ def find_units(capture: Capture, granularity: Granularity) -> Units:
 
 def _homes(flow: Dataflow, weights: Weights, groups: Sequence[list[Anchor]], joins: Sequence[fx.Node | None]
            ) -> list[list[str]]:
-    """For each group the followers that belong to it: those inside its region, and those after its operations."""
+    """For each group, the followers that belong to it: those inside its region, and those after its operations."""
     homes: list[list[str]] = [[] for _ in groups]
     placed: set[str] = set()
     places = {node: i for i, group in enumerate(groups) for anchor in group for node in anchor.nodes}
@@ -128,7 +129,7 @@ def _homes(flow: Dataflow, weights: Weights, groups: Sequence[list[Anchor]], joi
             homes[inside[node]].append(target)
             continue
         before = flow.nearest(node, places)
-        if before is None:  # nothing comes before: it belongs to what comes next
+        if before is None:  # nothing comes before it, so it belongs to the next operation
             before = next((n for n in places if flow.order[n] > flow.order[node]), next(iter(places), None))
         if before is not None:
             homes[places[before]].append(target)
@@ -136,7 +137,7 @@ def _homes(flow: Dataflow, weights: Weights, groups: Sequence[list[Anchor]], joi
 
 
 def _name(group: Sequence[Anchor]) -> str:
-    """The longest path that the modules of all its operations begin with."""
+    """The longest common prefix of the paths of its operations' modules."""
     paths = [anchor.name.split(".") for anchor in group]
     common = paths[0]
     for path in paths[1:]:
@@ -149,7 +150,7 @@ def _equal(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _distinct(units: Iterable[Unit]) -> list[Unit]:
-    """Names that occur once: a second ``layer1`` becomes ``layer1#2``."""
+    """The units with unique names: a second ``layer1`` becomes ``layer1#2``."""
     seen: dict[str, int] = {}
     distinct = []
     for unit in units:
@@ -159,7 +160,7 @@ def _distinct(units: Iterable[Unit]) -> list[Unit]:
 
 
 def _ordered(units: list[Unit], nodes: list[set[fx.Node]], flow: Dataflow) -> tuple[Unit, ...]:
-    """In the order in which they run, with what comes before each, and their depth."""
+    """The units in the order in which they run, with their predecessors and depths."""
     order = sorted(range(len(units)), key=lambda i: min((flow.order[n] for n in nodes[i]), default=0))
     position = {node: new for new, old in enumerate(order) for node in nodes[old]}
     reached: dict[fx.Node, int] = {}  # sets of positions as bits

@@ -1,9 +1,10 @@
 """What a policy costs: a sum over the steps of its plan, from a table with one row per node of the captured network.
 
-Parameters and multiply-adds are exact: those of the compact network as :func:`polyptych.profiling.operators.count` and
-``parameters()`` say it. The peak of the activations is that of a forward pass without gradients, in the order and with
-the lifetimes of the plan, views and what a closed module holds meanwhile included. Latency is the sum of the medians
-that every node took by itself on one device: good for ranking, not a forecast (docs/searching.md compares).
+Parameters and multiply-adds are exact: they equal what :func:`polyptych.profiling.operators.count` and ``parameters()``
+report for the compact network. The activation peak is that of a forward pass without gradients, with the order and
+lifetimes of the plan, including views and what a closed module allocates while it runs. Latency is the sum of the
+median times of the nodes, each measured alone on one device: good for ranking, but no forecast (docs/searching.md
+compares).
 
 Only the encoder counts: the decoder is the same for every policy.
 """
@@ -41,13 +42,13 @@ from polyptych.search.supermodel.model import Supermodel
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node.
+    """The cost of one node.
 
     Attributes:
         multiply_adds, seconds: of one run.
         new: bytes of new storages in its result.
-        peak: the most bytes that it allocates at a time while it runs, its result included.
-        views: the inputs (by name) whose storages are in its result.
+        peak: peak bytes that it allocates while it runs, its result included.
+        views: names of the inputs whose storages its result shares.
     """
 
     multiply_adds: int = 0
@@ -59,7 +60,7 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under what a table was measured."""
+    """The conditions under which a table was measured."""
 
     size: tuple[int, int]
     device: str
@@ -71,16 +72,16 @@ class Conditions:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Rows by the names of nodes; ``skips`` are those of projections, by the nodes whose place they take."""
+    """Costs by the names of nodes; ``skips`` holds those of projections, by the nodes that these replace."""
 
     setting: Conditions
     nodes: dict[str, NodeCost]
     skips: dict[str, NodeCost] = field(default_factory=dict)
 
     def cost(self, supermodel: Supermodel, policy: Policy) -> PolicyCost:
-        """Of the encoder that a policy gives."""
+        """The cost of a policy's encoder."""
         plan = supermodel.plan(policy)
-        free = NodeCost()  # of a size that stands in for another
+        free = NodeCost()  # of a node that replaces a size of another
         rows = [self.skips[step.skip.node] if step.skip is not None else self.nodes.get(step.node.name, free)
                 for step in plan.steps]
         return PolicyCost(_parameters(supermodel, plan), sum(row.multiply_adds for row in rows), _peak(plan, rows),
@@ -101,10 +102,10 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
     Args:
         size: height and width of the image.
         timed: also measure latency, on ``device``.
-        repeats, seconds: timed runs of every node, and about how long these may take.
+        repeats, seconds: number of timed runs of every node, and about how long these may take.
 
     Raises:
-        InputError: a network that does not take images of this size.
+        InputError: the network does not take images of this size.
     """
     place = torch.device(device)
     root, capture = supermodel.backbone, supermodel.capture
@@ -118,7 +119,8 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
                 nodes, skips = _scaled(nodes, skips, _whole(root, image, place, repeats, seconds))
     except (RuntimeError, AssertionError) as error:
         raise InputError("--size", f"{size[0]} {size[1]}, which the network does not take ({str(error)[:100]})",
-                         f"a size such as {capture.shape[2]} {capture.shape[3]}", "change it") from None
+                         f"a size such as {capture.shape[2]} {capture.shape[3]}",
+                         "choose another size") from None
     finally:
         root.to(home)
     hardware = devices.name_of(place) if place.type != "cpu" else str(environment()["processor"])
@@ -127,15 +129,15 @@ def measure_costs(supermodel: Supermodel, size: tuple[int, int], *, timed: bool 
 
 
 def _whole(root: nn.Module, image: Tensor, place: torch.device, repeats: int, seconds: float) -> float:
-    """Seconds that the backbone takes as a whole."""
+    """Seconds that the whole backbone takes."""
     with torch.inference_mode():
         return latency(partial(root, image), place, repeats, 10 * seconds).median
 
 
 def _scaled(nodes: dict[str, NodeCost], skips: dict[str, NodeCost], whole: float
             ) -> tuple[dict[str, NodeCost], dict[str, NodeCost]]:
-    """Times that add up to those of the backbone: an operation that is run again and again has its weights and inputs
-    in the caches, which it does not have between others."""
+    """Scale the times so that they add up to that of the whole backbone: an operation that is run repeatedly finds its
+    weights and inputs in the caches, unlike one that runs between others."""
     factor = whole / max(sum(row.seconds for row in nodes.values()), 1e-12)
     one, other = ({name: replace(row, seconds=factor * row.seconds) for name, row in rows.items()}
                   for rows in (nodes, skips))
@@ -144,7 +146,7 @@ def _scaled(nodes: dict[str, NodeCost], skips: dict[str, NodeCost], whole: float
 
 @contextmanager
 def _evaluating(root: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode for a while."""
+    """Put every module in evaluation mode inside the context."""
     training = {module: module.training for module in root.modules()}
     root.eval()
     try:
@@ -209,7 +211,7 @@ def _projection_row(skip: Skip, source: fx.Node, values: dict[fx.Node, Any], pla
 
 def _row(call: Callable[[], Any], node: fx.Node, values: dict[fx.Node, Any], place: torch.device, repeats: int,
          seconds: float) -> tuple[Any, NodeCost]:
-    """The value of a node and its row."""
+    """The value of a node, and its cost."""
     # Counted with gradients, because without them torch may hand whole layers to fused kernels that have no formula.
     with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=EXTRA_FORMULAS) as counter:
         call()
@@ -232,13 +234,13 @@ def _row(call: Callable[[], Any], node: fx.Node, values: dict[fx.Node, Any], pla
 
 
 def _storages(value: Any) -> dict[int, int]:
-    """Bytes of the storages in a value, by their addresses."""
+    """Bytes of the storages in a value, by the address of the storage."""
     storages = [x.untyped_storage() for x in tree_leaves(value) if isinstance(x, Tensor)]
     return {storage._cdata: storage.nbytes() for storage in storages}
 
 
 def _parameters(supermodel: Supermodel, plan: ExecutionPlan) -> int:
-    """Of everything that a plan uses, each bank's tensors once."""
+    """The number of parameters that a plan uses; each bank's tensors count once."""
     root = supermodel.backbone
     counted: dict[tuple[int, Bank | None], int] = {}
     total = 0
@@ -256,11 +258,11 @@ def _parameters(supermodel: Supermodel, plan: ExecutionPlan) -> int:
 
 
 def _peak(plan: ExecutionPlan, rows: list[NodeCost]) -> int:
-    """Largest number of bytes alive at a time: each step allocates its result, and what is not read any more is freed.
+    """Peak bytes alive: each step allocates its result, and values that are no longer read are freed.
 
-    Counted are storages, not tensors: a reshape allocates nothing but keeps alive what it looks at, so a storage lives
-    until the last use of any value that holds it. Outputs stay to the end. So does the cut, which the supermodel and
-    the compact network return beside the outputs.
+    This counts storages, not tensors: a reshape allocates nothing but keeps its storage alive, so a storage lives until
+    the last use of any value that holds it. Outputs stay to the end. So does the cut, which the supermodel and the
+    compact network return with the outputs.
     """
     last = {i: len(rows) for kept in (*plan.outputs.values(), plan.cut) for i in kept}  # outputs and the cut stay
     for at, done in enumerate(plan.last_use):

@@ -1,8 +1,8 @@
-"""What a task needs when it leaves out units: nothing of a branch that only gave its size.
+"""What a task needs when it skips units: no branch of which only the size is read.
 
-Code that asks a branch for its size (``h, w = y.shape[-2:]``) would keep the whole branch alive after a skip, with
+Code that reads the size of a branch (``h, w = y.shape[-2:]``) would keep the whole branch alive after a skip, with
 parameters that get no gradient. The capture has recorded every plain value for several sizes and numbers of images
-(:func:`polyptych.search.capture.node_values.record`); a value that was the same for all of them stands in.
+(:func:`polyptych.search.capture.node_values.record`); a value that was the same in all of these runs replaces it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import fx
 from polyptych.search.capture.node_values import carries_tensors, recorded
 
 Bypass = Callable[[fx.Node], fx.Node | None]
-"""The node whose value takes the place of this one's, for a unit that is left out."""
+"""The node whose value replaces that of this one, if this one ends a skipped unit."""
 
 
 @dataclass(eq=False)
 class SizeReaders:
-    """Finds stand-ins for plain values of one graph. ``made`` remembers nodes that were made for it."""
+    """Finds replacements for plain values of one graph. ``made`` holds the nodes created for this."""
 
     graph: fx.Graph
     made: dict[Any, fx.Node] = field(default_factory=dict)
@@ -29,14 +29,14 @@ class SizeReaders:
     def __post_init__(self) -> None:
         self.order = {node: i for i, node in enumerate(self.graph.nodes)}
         self.output = next(node for node in self.order if node.op == "output")
-        self.alike: dict[Any, list[fx.Node]] = {}  # by what was recorded
+        self.alike: dict[Any, list[fx.Node]] = {}  # nodes by their recorded values
         for node in self.order:
             if (key := recorded(node)) is not None:
                 self.alike.setdefault(key, []).append(node)
 
     def live(self, bypass: Bypass) -> tuple[set[fx.Node], dict[fx.Node, fx.Node]]:
-        """The nodes that a task needs, and by what it replaces some of them: another node of the graph, or a new one
-        that asks a living tensor for its size."""
+        """The nodes that a task needs, and the replacements of some of them: another node of the graph, or a new node
+        that reads the size of a living tensor."""
         tensors, plain = set[fx.Node](), set[fx.Node]()
         self._follow(self.output.all_input_nodes, bypass, tensors, plain)
         while True:
@@ -44,11 +44,11 @@ class SizeReaders:
             dead = next((node for node in sorted(plain, key=self.order.__getitem__) if not found.keep(node)), None)
             if dead is None:
                 return tensors | found.plain, found.replaced
-            # No stand-in: the tensors that this value was read from have to be computed after all.
+            # No replacement: the tensors that this value is read from must be computed after all.
             self._follow([node for node in self._sources(dead) if node not in tensors], bypass, tensors, plain)
 
     def _follow(self, start: Iterable[fx.Node], bypass: Bypass, tensors: set[fx.Node], plain: set[fx.Node]) -> None:
-        """Collect what tensors are computed from, and the plain values that this asks for."""
+        """Collect the tensors that the start is computed from, and the plain values that this takes."""
         waiting = list(start)
         while waiting:
             node = waiting.pop()
@@ -60,7 +60,7 @@ class SizeReaders:
                 waiting += node.all_input_nodes if by is None else [by]
 
     def _sources(self, node: fx.Node) -> set[fx.Node]:
-        """The tensors that a plain value was read from."""
+        """The tensors that a plain value is read from."""
         found, waiting = set[fx.Node](), [node]
         while waiting:
             for below in waiting.pop().all_input_nodes:
@@ -72,7 +72,7 @@ class SizeReaders:
 
 
 class _Living:
-    """Which plain values can be had from tensors that are computed anyway."""
+    """Which plain values can be obtained from tensors that are computed anyway."""
 
     def __init__(self, readers: SizeReaders, tensors: set[fx.Node]):
         self.readers, self.tensors = readers, tensors
@@ -81,7 +81,7 @@ class _Living:
         self._lost: set[fx.Node] = set()
 
     def keep(self, node: fx.Node) -> bool:
-        """Whether a plain value can be had; notes how."""
+        """Whether a plain value can be obtained; if so, note how."""
         if node in self.plain:
             return True
         if node in self._lost:
@@ -89,7 +89,7 @@ class _Living:
         if self._computable(node):
             self.plain.add(node)
             return True
-        self._lost.add(node)  # so that it does not stand in for itself
+        self._lost.add(node)  # so that it does not replace itself
         if self._of_another_tensor(node) or self._another_value(node) or self._a_side(node):
             self.plain.add(node)
             self._lost.discard(node)
@@ -105,7 +105,7 @@ class _Living:
         return True
 
     def _of_another_tensor(self, node: fx.Node) -> bool:
-        """Ask a living tensor of the same shape in the place of a dead one."""
+        """Read the value from a living tensor of the same shape as the dead one."""
         below = node.all_input_nodes
         if len(below) != 1 or "shape" not in below[0].meta:
             return False
@@ -126,7 +126,7 @@ class _Living:
         return False
 
     def _a_side(self, node: fx.Node) -> bool:
-        """Read a height, a width or a number of tokens off a living tensor that no code asked for it."""
+        """Read a height, a width, or a number of tokens from a living tensor, even if no code reads it there."""
         known = recorded(node)
         if known is None or node.meta["kind"] is not int:
             return False
@@ -164,7 +164,7 @@ class _Living:
 def _detached(op: str, target: Any, args: Any, kwargs: Any, like: fx.Node) -> fx.Node:
     """A node in a graph of its own, so that the captured one stays as it is."""
     node = fx.Graph().create_node(op, target, args, kwargs, f"{like.name}_living")
-    for below in node.all_input_nodes:  # the captured graph must not count it as a reader
+    for below in node.all_input_nodes:  # the captured graph must not list it as a reader
         below.users.pop(node, None)
     node.meta.update(like.meta)
     return node

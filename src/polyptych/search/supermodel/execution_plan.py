@@ -1,8 +1,8 @@
-"""What a policy computes: every node of the captured graph once for every set of tasks that see the same value there.
+"""What a policy computes: every node of the captured graph, once for each set of tasks with the same value there.
 
-Value numbering (Alpern, Wegman, Zadeck, POPL 1988) over (node, task): two tasks have the same value at a node if it is
-the same node with the same weights on the same inputs. So a shared trunk is computed once, in training and in the
-compact network alike, and what a network costs is a sum over the steps of its plan.
+This is value numbering (Alpern, Wegman, Zadeck, POPL 1988) over pairs of node and task: two tasks have the same value
+at a node if they use the same weights on the same inputs. So a shared trunk is computed once, in training and in the
+compact network alike, and the cost of a network is a sum over the steps of its plan.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from polyptych.search.space.skips import Skip
 from polyptych.search.space.units import Units
 from polyptych.search.supermodel.dead_branches import SizeReaders
 
-REMEMBERED = 256  # plans
+REMEMBERED = 256  # number of plans to cache
 
 
 class Bank(NamedTuple):
@@ -38,7 +38,7 @@ BASE = Bank(SHARED)
 
 
 def bank_of(choice: str, task: str) -> Bank:
-    """Whose weights a choice means. What follows a unit that is left out (norms, scales) is that of ``shared``."""
+    """The weights that a choice selects. Norms and scales that follow a skipped unit are those of ``shared``."""
     if choice in (SHARED, SKIP):
         return BASE
     return Bank(OWN, task) if choice == OWN else Bank("group", choice)
@@ -50,11 +50,11 @@ class Step:
 
     Attributes:
         node: what is computed.
-        bank: whose weights; None where the node has none.
-        inputs: for each node that this one reads, the position of the step that gives its value.
-        tasks: who uses the value.
-        skip: the projection that takes the place of a unit that ``tasks[0]`` leaves out (the node is then the one
-            whose value is replaced).
+        bank: the set of weights to use; None if the node has no weights.
+        inputs: for each node that this one reads, the position of the step that computes its value.
+        tasks: the tasks that use the value.
+        skip: the projection that replaces a unit that ``tasks[0]`` skips (the node is then the one whose value is
+            replaced).
     """
 
     node: fx.Node
@@ -70,7 +70,7 @@ class ExecutionPlan:
 
     Attributes:
         policy, steps: the policy and its steps.
-        outputs: for every task the steps that give its tensors.
+        outputs: for every task, the steps that compute its tensors.
     """
 
     policy: Policy
@@ -79,8 +79,8 @@ class ExecutionPlan:
 
     @cached_property
     def last_use(self) -> list[list[int]]:
-        """For every step the steps whose values are not needed after it: what the supermodel may free there, and what
-        the peak of the activations (:mod:`polyptych.search.supermodel.costs`) counts as freed."""
+        """For every step, the steps whose values are not needed after it. The supermodel frees these values there, and
+        the activation peak (:mod:`polyptych.search.supermodel.costs`) counts them as freed."""
         kept = {i for row in self.outputs.values() for i in row}
         last = {i: i for i in range(len(self.steps))}
         for at, step in enumerate(self.steps):
@@ -109,8 +109,8 @@ class ExecutionPlan:
                 from_image.add(i)
             if step.bank is not None or below & weighted:
                 weighted.add(i)
-            # One item of a common tuple is common although a single task reads it: the cut must be at the item, because
-            # a tuple has no gradient.
+            # An item of a common tuple is common even if only one task reads it: the cut must be at the item, because a
+            # tuple has no gradient.
             part = step.bank is None and below and below <= common and _is_item(step.node)
             if carries_tensors(step.node) and i in weighted & from_image and (len(step.tasks) == everyone or part):
                 common.add(i)
@@ -118,9 +118,9 @@ class ExecutionPlan:
 
     @cached_property
     def cut(self) -> tuple[int, ...]:
-        """Steps of the trunk whose values are read by something that is not of the trunk, or leave the network. The
-        gradients of each task with respect to these values are all that a balancer needs to combine, once, for the
-        whole trunk; values that are not floating point have none."""
+        """Steps of the trunk whose values are read outside the trunk or returned by the network. A balancer only has to
+        combine the gradients of each task with respect to these values, once for the whole trunk; values that are not
+        floating point have no gradients."""
         read = {i for at, step in enumerate(self.steps) if at not in self.trunk and carries_tensors(step.node)
                 for i in step.inputs.values()}
         read |= {i for row in self.outputs.values() for i in row}
@@ -155,10 +155,10 @@ class Planner:
         self._readers = SizeReaders(self.capture.graph)
 
     def __deepcopy__(self, memo: Any) -> Planner:
-        return self  # facts; no weights
+        return self  # it holds facts, no weights
 
     def plan(self, policy: Policy) -> ExecutionPlan:
-        """The steps of a policy. Those of the last policies are remembered."""
+        """The plan of a policy; recent plans are cached."""
         if policy not in self._plans:
             self._plans[policy] = self._make(policy)
             while len(self._plans) > REMEMBERED:
@@ -167,10 +167,10 @@ class Planner:
         return self._plans[policy]
 
     def _make(self, policy: Policy) -> ExecutionPlan:
-        """Node by node in the order of the graph, task by task. ``values`` is the position of the step that gives a
-        node's value for a task. Two tasks get the same step if and only if they use the same weights (bank), the same
-        skip and the same input *steps*; equality of the inputs is thus equality of their whole history, and the
-        comparison never has to look further back than one node."""
+        """Plan node by node in the order of the graph, task by task. ``values`` holds the position of the step that
+        computes a node's value for a task. Two tasks get the same step if and only if they use the same weights (bank),
+        the same skip, and the same input *steps*. Equal input steps mean equal histories, so the comparison never has
+        to look further back than one node."""
         live, replaced = {}, {}
         for task in policy.tasks:
             live[task], replaced[task] = self._live(policy, task)
@@ -185,11 +185,11 @@ class Planner:
                     continue
                 env = values[task]
                 skip = self._skip(policy, task, node)
-                if skip is not None and skip.projection is None:  # no step: the shortcut's value stands for the sum
+                if skip is not None and skip.projection is None:  # no step: the shortcut's value replaces the sum
                     env[node] = env[self._by_name[skip.by]]
                     continue
                 made = replaced[task].get(node, node)
-                if made in env:  # another size that is the same
+                if made in env:  # replaced by an equal size that is already there
                     env[node] = env[made]
                     continue
                 inputs = {n: env[n] for n in ([self._by_name[skip.by]] if skip else made.all_input_nodes)}
@@ -207,7 +207,7 @@ class Planner:
                                     for task in policy.tasks})
 
     def bank(self, policy: Policy, task: str, target: str) -> Bank | None:
-        """Whose weights a task uses at a module or parameter."""
+        """The set of weights that a task uses for a module or parameter."""
         at = self.units.owner.get(target)
         if at is None:
             return None
@@ -218,16 +218,16 @@ class Planner:
         return self.units.all[at].skip if at is not None and policy.choice(at, task) == SKIP else None
 
     def _live(self, policy: Policy, task: str) -> tuple[set[fx.Node], dict[fx.Node, fx.Node]]:
-        """The nodes that a task needs: all on ways back from its outputs, where a skipped unit is bypassed. The rest
-        (the inside of a skipped branch) is not computed, which is why a skip costs nothing. Beside them, what stands in
-        for sizes that only the rest has."""
+        """The nodes that a task needs, and the replacements of sizes that only other nodes have. Needed are all nodes
+        on paths back from the task's outputs that bypass skipped units. The rest (the inside of a skipped branch) is
+        not computed, which is why a skip costs nothing."""
         def bypass(node: fx.Node) -> fx.Node | None:
             skip = self._skip(policy, task, node)
             return None if skip is None else self._by_name[skip.by]
 
         live, replaced = self._readers.live(bypass)
-        # Checks have no reader, so that the way back never meets them. They stay where all tensors that they look at
-        # are computed anyway; a check of a skipped branch would bring that branch back.
+        # Checks have no readers, so paths back never meet them. They stay if all tensors that they check are computed
+        # anyway; a check of a skipped branch would bring that branch back.
         for node in self.capture.graph.nodes:
             if node.op == "call_function" and node.target in (require, torch._assert):
                 needed, waiting, tensors = set(), [node], True

@@ -1,4 +1,4 @@
-"""From a policy to a compact network: an ordinary module that computes what the supermodel computes, and no more."""
+"""From a policy to a compact network: an ordinary module that computes the same as the supermodel, and no more."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from polyptych.types import Features, TaskFeatures
 class Compact(nn.Module):
     """A multi-task network with no trace of the search.
 
-    Weights of the backbone keep their names under ``body``; those of other banks lie under ``body.copies``.
+    Weights of the backbone keep their names under ``body``; those of other banks are under ``body.copies``.
 
     Attributes:
         body: computes all tensors of all tasks, and the cut, as one flat tuple.
-        tasks: names in order.
+        tasks: names of the tasks, in order.
     """
 
     def __init__(self, body: fx.GraphModule, tasks: tuple[str, ...], structure: Structure, counts: tuple[int, int]):
@@ -29,7 +29,8 @@ class Compact(nn.Module):
         self.body, self.tasks, self._structure, self._counts = body, tasks, structure, counts
 
     def forward(self, image: Tensor) -> dict[str, Any]:
-        """For every task what the backbone returns; :class:`TaskFeatures` where that are :class:`Features`."""
+        """The result of the backbone for every task; a :class:`TaskFeatures` if the backbone returns
+        :class:`Features`."""
         found = self.body(image)
         per_task, cut = self._counts
         result = {task: self._structure.build(found[i * per_task:(i + 1) * per_task])
@@ -42,11 +43,11 @@ def extract(supermodel: Supermodel, policy: Policy, *, share_weights: bool = Fal
     """The compact network of a policy, with the supermodel's weights and running statistics.
 
     Args:
-        share_weights: whether it uses the supermodel's own modules, which then must not be used any more; by default it
-            has copies.
+        share_weights: whether to use the supermodel's own modules, after which the supermodel must not be used any
+            more; by default the network gets copies.
 
     Raises:
-        InputError: a policy of another network.
+        InputError: the policy is for another network.
     """
     plan = supermodel.plan(policy)
     supermodel.banks.materialize([plan])
@@ -73,8 +74,8 @@ def extract(supermodel: Supermodel, policy: Policy, *, share_weights: bool = Fal
 
 
 def _keep_modes(compact: Compact, training: bool) -> None:
-    """Every layer has the mode that it has in the supermodel (frozen norms stay in evaluation mode); what only groups
-    layers has the supermodel's."""
+    """Give modules that only group layers the supermodel's training mode. Every layer keeps its own: frozen norms stay
+    in evaluation mode."""
     for module in (compact, compact.body, *compact.body.modules()):
         if module in (compact, compact.body) or type(module) in (nn.Module, ModuleTree):
             module.training = training
@@ -100,7 +101,7 @@ def _emit(graph: fx.Graph, home: nn.Module, banks: WeightBanks, plan: ExecutionP
 
 
 def _settle(home: nn.Module, banks: WeightBanks, plan: ExecutionPlan, i: int, taken: dict[Any, Any] | None) -> str:
-    """Lay what a step needs into the compact network; gives its path there."""
+    """Put what a step needs into the compact network, and return its path there."""
     step = plan.steps[i]
     target, bank = str(step.node.target), step.bank
     path = target if bank in (None, BASE) else f"copies.{label(bank)}.{target}"
@@ -112,7 +113,7 @@ def _settle(home: nn.Module, banks: WeightBanks, plan: ExecutionPlan, i: int, ta
     if bank is not None:
         first = plan.steps[plan.banks[target, bank][0]]
         if module is not banks.module(target, bank, first.tasks):
-            # The same weights on another stream: statistics of their own, weights tied to those of the first.
+            # The same weights on another stream: separate statistics, with weights tied to those of the first.
             path = f"streams.{stream(bank, step.tasks)}.{target}"
     if not has(home, path):
         put(home, path, _taken(module, taken))
@@ -120,12 +121,12 @@ def _settle(home: nn.Module, banks: WeightBanks, plan: ExecutionPlan, i: int, ta
 
 
 def _taken(value: Any, memo: dict[Any, Any] | None) -> Any:
-    """The same object, or a copy of it that is tied to other copies as the originals are."""
+    """The object itself, or a copy of it; copies are tied to each other as the originals are."""
     return value if memo is None else copied(value, memo)
 
 
 def _keep_persistence(module: nn.Module, plan: ExecutionPlan, banks: WeightBanks) -> None:
-    """Buffers that graphs read directly are part of the state dict if they are part of the backbone's."""
+    """Keep buffers that the graph reads directly in the state dict exactly if they are in the backbone's."""
     state = banks.backbone.state_dict().keys()
     for path in {str(step.node.target) for step in plan.steps if step.node.op == "get_attr" and step.bank is None}:
         place, _, name = path.rpartition(".")

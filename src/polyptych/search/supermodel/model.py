@@ -1,4 +1,4 @@
-"""The supermodel: one forward pass for all tasks, whatever the policy; what they have in common is computed once."""
+"""The supermodel: one forward pass for all tasks under any policy; what tasks have in common is computed once."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def compile(backbone: nn.Module, tasks: Sequence[str], *, space: SpaceName = "tr
             any_size: bool = True) -> Supermodel:
     """A supermodel of any backbone, on which policies can be run, searched for and extracted.
 
-    The backbone's weights are used as they are and keep their names; load them before or after.
+    The backbone's weights are used as they are and keep their names; load them before or after compiling.
 
     Args:
         backbone: takes an image (b 3 h w) and returns a tensor, or lists, tuples, dicts or Features of tensors.
         tasks: names of the tasks.
         space: which policies there are, :mod:`polyptych.search.space.spaces`.
-        granularity: of the units; ``op`` by default for the space ``automtl``, else ``region``.
+        granularity: granularity of the units; by default ``op`` for the space ``automtl``, else ``region``.
         norms: ``task`` gives every task norms of its own everywhere, as AutoMTL does (the default there); ``stream``
             treats them as part of their units (the default elsewhere).
-        skip: whether tasks may leave units out, where that is possible.
+        skip: whether tasks may skip units, where that is possible.
         pinned: for patterns of unit names (``layer1.*``), the only choice that is allowed there.
-        size, whole, any_size: as of :func:`polyptych.search.capture.capturing.capture`.
+        size, whole, any_size: see :func:`polyptych.search.capture.capturing.capture`.
 
     Raises:
-        InputError: the backbone cannot be captured; a pattern that no unit fits.
+        InputError: the backbone cannot be captured, or a pattern matches no unit.
     """
     chosen = granularity or ("op" if space == "automtl" else "region")
     how = Compilation(chosen, any_size, tuple(whole), size)
@@ -55,13 +55,13 @@ def compile(backbone: nn.Module, tasks: Sequence[str], *, space: SpaceName = "tr
 class Supermodel(nn.Module):
     """A backbone in which every task may have its own copy of every unit.
 
-    The backbone's state dict lies under ``banks.backbone`` with its own names, and weights may be loaded into it before
-    or after compiling. Which policy runs is an argument; parameters of a policy are never part of the network.
+    The backbone's state dict is stored under ``banks.backbone`` with its own names, and weights may be loaded into it
+    before or after compiling. The policy is an argument of ``forward``; its parameters are never part of the network.
 
     Attributes:
-        capture, units, space: what was captured, its units, the policies to choose from.
+        capture, units, space: the captured backbone, its units, and the policies to choose from.
         banks: all weights.
-        tasks: names in order.
+        tasks: names of the tasks, in order.
     """
 
     def __init__(self, capture: Capture, units: Units, space: Space):
@@ -70,7 +70,7 @@ class Supermodel(nn.Module):
         self.tasks = space.tasks
         self.planner = Planner(capture, units)
         self.banks = WeightBanks(capture, units, self.planner, self.tasks)
-        # The backbone keeps the mode that it was given in, module by module; what is wrapped around it follows.
+        # Every module of the backbone keeps its training mode; the modules around it follow the backbone's.
         wrappers = {self, *self.banks.modules()} - set(self.backbone.modules())
         for module in wrappers:
             module.training = self.backbone.training
@@ -91,33 +91,33 @@ class Supermodel(nn.Module):
         return replace(self.space.all_shared(), choices=rows, norms="stream")
 
     def plan(self, policy: Policy) -> ExecutionPlan:
-        """What a policy computes."""
+        """The execution plan of a policy."""
         self.space.check_fit(policy)
         return self.planner.plan(policy)
 
     def materialize(self, policies: Iterable[Policy] | None = None) -> None:
         """Make the copies that these policies use (by default, a copy of every unit for every task), so that an
-        optimizer sees all parameters. Copies that are there already stay as they are."""
+        optimizer sees all parameters. Existing copies stay as they are."""
         chosen = self.space.corners() if policies is None else policies
         self.banks.materialize(map(self.plan, chosen))
 
     def renew(self) -> None:
-        """Let every copy begin again from what the backbone's weights are now, as between phases of a search.
-        Optimizers keep their parameters."""
+        """Reset every copy to the backbone's current weights, as between phases of a search. The parameters stay the
+        same objects, so optimizers keep them."""
         self.banks.renew()
 
     def forward(self, image: Float[Tensor, "b c h w"], policy: Policy) -> dict[str, Any]:
-        """For every task, what the backbone returns, with the weights that the policy gives it.
+        """The result of the backbone for every task, with the weights that the policy gives the task.
 
-        Where the backbone returns :class:`Features` the result is a :class:`TaskFeatures` with the cut between what
-        all tasks share and what follows.
+        If the backbone returns :class:`Features`, the result is a :class:`TaskFeatures` with the cut between what all
+        tasks share and what follows.
         """
         plan = self.plan(policy)
         values: list[Any] = [None] * len(plan.steps)
         cut: dict[int, Tensor] = {}
         for i, step in enumerate(plan.steps):
             values[i] = self._compute(plan, i, step, values, cut, image)
-            if i in plan.cut:  # a view of its own: the trunk's own readers must not be part of the gradient at the cut
+            if i in plan.cut:  # a separate view: the trunk's own readers must not add to the gradient at the cut
                 cut[i] = values[i].view_as(values[i])
             for done in plan.last_use[i]:
                 values[done] = None
@@ -135,7 +135,7 @@ class Supermodel(nn.Module):
             return image
         if node.op == "get_attr":
             return self.banks.get(str(node.target), step.bank)
-        # What is not of the trunk reads a branch of the value, so that gradients can be taken at the cut.
+        # Steps outside the trunk read the separate view, so that gradients can be taken at the cut.
         outside = cut if i not in plan.trunk else {}
         read = {n: outside[at] if at in outside else values[at] for n, at in step.inputs.items()}
         if step.skip is not None:

@@ -1,8 +1,9 @@
-"""Soft policies: logits of every unit and task, and forward passes that are differentiable with respect to them.
+"""Soft policies: logits for every unit and task, and forward passes that are differentiable with respect to them.
 
-With weights w over the choices of a task at a unit, the unit gives ``sum_c w_c y_c``: y_shared and y_own with the
-respective weights, y_skip without the unit (AutoMTL, NeurIPS 2022, eq. 1). Weights are softmax((logits + g) / tau) with
-Gumbel noise g (Jang, Gu, Poole, ICLR 2017, arXiv 1611.01144), or, straight through, one-hot with the gradient of these.
+With weights w over the choices of a task at a unit, the unit returns ``sum_c w_c y_c``: y_shared and y_own are computed
+with the respective copies of the unit, y_skip without the unit (AutoMTL, NeurIPS 2022, eq. 1). The weights are
+softmax((logits + g) / tau) with Gumbel noise g (Jang, Gu, Poole, ICLR 2017, arXiv 1611.01144) or, with the
+straight-through estimator, one-hot with the gradient of that softmax.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from polyptych.types import Features, TaskFeatures
 
 
 class Logits(nn.Module):
-    """Parameters of a soft policy: for every unit a table (tasks, choices), all zero at first.
+    """Parameters of a soft policy: for every unit a table (tasks, choices), initially zero.
 
-    They are no part of the supermodel, so that they have an optimizer of their own.
+    They are not part of the supermodel, so that they can have an optimizer of their own.
 
     Attributes:
-        choices: of every unit, in the order of the columns.
-        tables: the logits.
+        choices: the choices of every unit, in the order of the columns.
+        tables: the logits, a table (t c) for every unit.
     """
 
     def __init__(self, supermodel: Supermodel):
@@ -45,12 +46,12 @@ class Logits(nn.Module):
         self.tables = nn.ParameterList(nn.Parameter(torch.zeros(len(supermodel.tasks), len(c))) for c in self.choices)
 
     def probabilities(self) -> list[Float[Tensor, "t _"]]:
-        """softmax of the logits of each unit."""
+        """The softmax of each unit's logits."""
         return [table.softmax(-1) for table in self.tables]
 
     def sample(self, temperature: float, *, hard: bool = False, generator: torch.Generator | None = None
                ) -> list[Float[Tensor, "t _"]]:
-        """Gumbel-softmax weights of each unit; ``hard`` gives one-hot ones with the gradient of the soft."""
+        """Gumbel-softmax weights of each unit; with ``hard``, one-hot weights with the gradient of the soft ones."""
         return [gumbel_softmax(table, temperature, hard, generator) for table in self.tables]
 
     def uniform(self) -> list[Float[Tensor, "t _"]]:
@@ -66,27 +67,27 @@ class Logits(nn.Module):
 
 def gumbel_softmax(logits: Float[Tensor, "t c"], temperature: float, hard: bool = False,
                    generator: torch.Generator | None = None) -> Float[Tensor, "t c"]:
-    """softmax((logits + g) / temperature), g = -log(-log(u)), u uniform; one-hot with its gradient where ``hard``."""
-    # Away from 0 and 1, where the logarithms are infinite: one such draw would make all logits of the table NaN.
+    """softmax((logits + g) / temperature), g = -log(-log(u)), u uniform; with ``hard``, one-hot with its gradient."""
+    # Keep u away from 0 and 1, where the logarithms are infinite: one such draw would make the whole table NaN.
     uniform = devices.sent(torch.rand(logits.shape, generator=generator), logits.device, logits.dtype)
     uniform = uniform.clamp_(1e-20, 1 - 1e-7)
     soft = ((logits - (-uniform.log()).log()) / temperature).softmax(-1)
     if not hard:
         return soft
     one_hot = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
-    # In this order: soft - soft is exactly 0, so that the values are exactly one-hot and a hard mixture computes what
-    # the policy computes, to the bit. (one_hot + soft) - soft would not round back.
+    # The order matters: soft - soft is exactly 0, so the values are exactly one-hot, and a hard mixture computes the
+    # same as the policy, bit for bit. (one_hot + soft) - soft would leave rounding errors.
     return one_hot + (soft - soft.detach())
 
 
 @dataclass(eq=False)
 class _Value:
-    """What a node gives in one choice or outside of units.
+    """The value of a node under one choice, or outside all units.
 
-    ``token`` says how the value came about (node, weights, tokens of the inputs), so that equal tokens are equal
-    values. It is the value numbering of :mod:`polyptych.search.supermodel.execution_plan` while running: what two tasks
-    or two choices have in common is found under its token and not computed again. A mixture depends on the weights of
-    one task and gets a new token, because no other task has it.
+    ``token`` identifies how the value was computed (node, weights, tokens of the inputs), so that equal tokens mean
+    equal values. This is the value numbering of :mod:`polyptych.search.supermodel.execution_plan` at run time: a value
+    that tasks or choices have in common is looked up by its token, not computed again. A mixture depends on the weights
+    of one task, so it gets a new token.
     """
 
     token: Any
@@ -94,12 +95,12 @@ class _Value:
 
 
 class Mixer:
-    """Runs a supermodel with mixed choices. All choices of all tasks are computed: memory and time are about the number
-    of tasks times the number of choices; what no unit has touched is computed once.
+    """Runs a supermodel with mixed choices. All choices of all tasks are computed: memory and time grow with the number
+    of tasks times the number of choices; values that come before all units are computed once.
 
-    Inside a unit the choices run side by side in *lanes*, each from the first weight of the unit to its last with its
-    own weights, and only what leaves the unit is mixed. Mixing after every operation would be another network: a
-    nonlinearity of a mean is not the mean of the nonlinearities.
+    Inside a unit the choices run side by side in *lanes*, each with its own weights from the first to the last weight
+    of the unit, and only values that leave the unit are mixed. Mixing after every operation would be a different
+    network: a nonlinearity of a mean is not the mean of the nonlinearities.
     """
 
     def __init__(self, supermodel: Supermodel):
@@ -109,7 +110,7 @@ class Mixer:
                                   if space.norms == "task")
         self.extents: UnitExtents = find_extents(supermodel.capture, supermodel.units, self.per_task)
         self.choices = tuple(space.choices(i) for i in range(len(supermodel.units)))
-        self._common: set[int] = set()  # units before and at which no task has a choice: they see the same there
+        self._common: set[int] = set()  # units at and before which there is no choice: all tasks see the same there
         for i, unit in enumerate(supermodel.units):
             if unit.before <= self._common and len(self.choices[i]) == 1 and self.choices[i][0] != OWN:
                 self._common.add(i)
@@ -118,10 +119,12 @@ class Mixer:
 
     def __call__(self, image: Float[Tensor, "b c h w"], weights: Sequence[Float[Tensor, "t _"]],
                  tasks: Sequence[str] | None = None) -> dict[str, Any]:
-        """For every task (of ``tasks``), what the backbone returns with mixed choices.
+        """The result of the backbone with mixed choices, for every task.
 
         Args:
-            weights: for each unit (task, choice), as :class:`Logits` gives them.
+            image: (b 3 h w).
+            weights: for each unit a table (t c), as :class:`Logits` returns them.
+            tasks: the tasks to compute (default: all).
         """
         capture = self.supermodel.capture
         output = next(node for node in capture.graph.nodes if node.op == "output")
@@ -135,7 +138,7 @@ class Mixer:
     def _run(self, image: Tensor, weights: Sequence[Tensor], task: str, known: dict[Any, Any]) -> dict[fx.Node, _Value]:
         at = self.supermodel.tasks.index(task)
         outside: dict[fx.Node, _Value] = {}
-        lanes: dict[fx.Node, list[_Value]] = {}  # of nodes inside a span, in the order of its unit's choices
+        lanes: dict[fx.Node, list[_Value]] = {}  # of nodes inside a unit, in the order of its choices
         for node in self.supermodel.capture.graph.nodes:
             if node.op == "output":
                 continue
@@ -147,8 +150,8 @@ class Mixer:
             for i, choice in enumerate(self.choices[unit]):
                 inputs: dict[fx.Node, _Value] = {
                     n: lanes[n][i] if self.extents.unit.get(n) == unit else outside[n] for n in node.all_input_nodes}
-                # A skip replaces one node only, the end of the unit. Its lane computes the rest with the shared
-                # weights, as what reads other ends of the unit still needs a value.
+                # A skip replaces only one node, the end of the unit. Its lane computes the rest with the shared
+                # weights, because readers of the unit's other outputs still need a value.
                 if choice == SKIP and node.name in self._skips:
                     of_node.append(self._skipped(self._skips[node.name], task, unit, i, outside, lanes, known))
                 else:
@@ -156,7 +159,7 @@ class Mixer:
             lanes[node] = of_node
             if node in self.extents.exits or not node.users:
                 mixed = mix([value.data for value in of_node], weights[unit][at])
-                # With one choice there is nothing to mix, and other tasks with that choice have the same value.
+                # With one choice there is nothing to mix, and other tasks with the same choice share the value.
                 token = of_node[0].token if len(of_node) == 1 else object()
                 outside[node] = _Value(token, mixed)
         return outside
@@ -208,7 +211,7 @@ class Mixer:
 
 
 def mix(values: Sequence[Any], weights: Float[Tensor, " c"]) -> Any:
-    """``sum_c weights_c values_c`` of tensors; collections part by part; of anything else the first."""
+    """``sum_c weights_c values_c`` of tensors, and of the tensors in collections; for other values, the first one."""
     first = values[0]
     if len(values) == 1:
         return first
@@ -221,12 +224,12 @@ def mix(values: Sequence[Any], weights: Float[Tensor, " c"]) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class UnitExtents:
-    """The nodes of each unit between its first and its last weight: where its choices run side by side, and where their
+    """The extent of each unit, from its first weight to its last: where its choices run side by side, and where their
     values are mixed.
 
     Attributes:
-        unit: for each node inside a span, the position of its unit.
-        exits: nodes inside whose values are read outside.
+        unit: for each node inside an extent, the position of its unit.
+        exits: the nodes inside whose values are read outside.
     """
 
     unit: dict[fx.Node, int]
@@ -234,23 +237,24 @@ class UnitExtents:
 
 
 def find_extents(capture: Capture, units: Units, without: Iterable[str] = ()) -> UnitExtents:
-    """
+    """Find the extents of all units.
+
     Args:
         without: targets that do not depend on the choice at their unit.
     """
-    # A node lies inside a unit if it is on a way from one of the unit's weights (sources) to the last nodes that the
-    # weights act on (sinks) and no weight of another unit acts in between: there the other unit's choice comes in, and
+    # A node lies inside a unit if it is on a path from one of the unit's weights (sources) to the last nodes on which
+    # these act (sinks), and no weight of another unit acts in between: there the other unit's choice takes effect, so
     # the values must have been mixed before.
     free = set(without)
     flow = Dataflow(capture.graph)
     sources: list[set[fx.Node]] = [set() for _ in units]
     sinks: list[set[fx.Node]] = [set() for _ in units]
-    weighs: dict[fx.Node, set[int]] = {}  # units whose weights a value is made of, among values without the image
+    weighs: dict[fx.Node, set[int]] = {}  # for values that do not depend on the image, the units of their weights
     stateful: dict[fx.Node, set[int]] = {}
     for node in capture.graph.nodes:
         target = str(node.target)
-        # Weights may act through what is computed of them first (a standardized kernel, an interpolated position
-        # embedding); `weighs` follows them until they meet the image.
+        # Weights may be transformed before they act (a standardized kernel, an interpolated position embedding);
+        # `weighs` follows them until they meet the image.
         own = units.owner.get(target) if node.op in ("call_module", "get_attr") and target not in free else None
         below = set[int]().union(*(weighs.get(n, set()) for n in node.all_input_nodes))
         if own is not None:
@@ -281,7 +285,7 @@ def find_extents(capture: Capture, units: Units, without: Iterable[str] = ()) ->
 
 
 def _reached(start: set[fx.Node], barriers: set[fx.Node], forward: bool) -> set[fx.Node]:
-    """All nodes on ways from here that meet no barrier, the first ones included."""
+    """All nodes on paths from ``start`` that meet no barrier, ``start`` included."""
     seen, waiting = set(start), list(start)
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""Weights of the supermodel: the backbone's own, copies of its units made when first used, statistics per stream."""
+"""Weights of the supermodel: the backbone's own, copies of units made at their first use, and statistics per stream."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from polyptych.search.supermodel.execution_plan import BASE, Bank, ExecutionPlan
 class WeightBanks(nn.Module):
     """Everything with state that a captured network may use.
 
-    The names ``backbone``, ``copies``, ``streams`` and ``projections``, and ``banks`` in the supermodel, stand in
+    The names ``backbone``, ``copies``, ``streams``, and ``projections``, and ``banks`` in the supermodel, are part of
     checkpoints. ``backbone`` is the network itself, with the names that its checkpoints have. ``copies`` holds, under
-    the name of a bank, modules and parameters under the same paths. A copy is a clone of what the backbone holds when
-    it is made (:meth:`materialize` makes them all at once, for an optimizer that must know them). ``streams`` holds
-    norms whose weights are those of a bank but whose running statistics are of one stream: the same weights may see the
-    features of several sets of tasks.
+    the name of a bank, modules and parameters under the same paths. A copy is a clone of the backbone's weights at the
+    time when it is made (:meth:`materialize` makes all copies at once, for an optimizer that must know them).
+    ``streams`` holds norms with the weights of a bank but the running statistics of one stream: the same weights may
+    see the features of several sets of tasks.
     """
 
     def __init__(self, capture: Capture, units: Units, planner: Planner, tasks: Sequence[str]):
@@ -34,12 +34,12 @@ class WeightBanks(nn.Module):
         self.copies, self.streams, self.projections = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.tasks = tuple(tasks)
         self._units, self._planner = units, planner
-        self._found: dict[Any, nn.Module] = {}  # a memory of `module`
+        self._found: dict[Any, nn.Module] = {}  # results of `module`
         for name, value in capture.constants.items():
             self.register_buffer(name, value, persistent=False)
 
     def get(self, target: str, bank: Bank | None) -> Any:
-        """A module, parameter, buffer or constant."""
+        """A module, parameter, buffer, or constant."""
         if bank is None or bank == BASE:
             return getattr(self, target) if target in self._buffers else at(self.backbone, target)
         return at(self.copy_of(self._units.owner[target], bank), target)
@@ -53,7 +53,7 @@ class WeightBanks(nn.Module):
 
     def _module(self, target: str, bank: Bank | None, tasks: Sequence[str]) -> nn.Module:
         module: nn.Module = self.get(target, bank)
-        # The statistics of all tasks together, and those of a task's own copy, are the module's own.
+        # The module's own statistics are those of all tasks together or, in a task's own copy, of that task.
         if target not in self._planner.statistics or bank is None or bank.kind == OWN or len(tasks) == len(self.tasks):
             return module
         name = stream(bank, tasks)
@@ -65,21 +65,21 @@ class WeightBanks(nn.Module):
         return at(tree, target)
 
     def copy_of(self, unit: int, bank: Bank) -> nn.Module:
-        """The tree of a bank that holds its copy of a unit, made if it is not there yet."""
+        """The tree of a bank that holds its copy of a unit; makes the copy if there is none yet."""
         name = label(bank)
         if name not in self.copies:
             self.copies[name] = ModuleTree()
         tree = self.copies[name]
         targets = self._units.all[unit].targets
         if targets and not has(tree, targets[0]):
-            memo: dict[int, Any] = {}  # of all targets, so that what is tied stays tied
+            memo: dict[int, Any] = {}  # one for all targets, so that tied weights stay tied
             for target in targets:
                 put(tree, target, copied(at(self.backbone, target), memo))
         return tree
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Let all copies and streams that were made be what the backbone is now; parameters stay the same objects."""
+        """Reset all existing copies and streams to the backbone's current state; parameters stay the same objects."""
         now = {**dict(self.backbone.named_parameters(remove_duplicate=False)),
                **dict(self.backbone.named_buffers(remove_duplicate=False))}
         for tree in (*self.copies.values(), *self.streams.values()):
@@ -87,7 +87,7 @@ class WeightBanks(nn.Module):
                 tensor.copy_(now[name])
 
     def projection(self, skip: Skip, task: str) -> nn.Module:
-        """What a task has in place of a convolution that it leaves out."""
+        """The projection that a task has instead of a convolution that it skips."""
         assert skip.projection is not None
         if task not in self.projections:
             self.projections[task] = nn.ModuleDict()
@@ -98,7 +98,7 @@ class WeightBanks(nn.Module):
         return own[skip.node]
 
     def materialize(self, plans: Iterable[ExecutionPlan]) -> None:
-        """Make everything that these plans use."""
+        """Make all copies, streams, and projections that these plans use."""
         for plan in plans:
             for step in plan.steps:
                 if step.skip is not None:
@@ -115,7 +115,7 @@ class ModuleTree(nn.Module):
 
 
 def at(root: nn.Module, path: str) -> Any:
-    """What lies under a dotted path."""
+    """The module or tensor under a dotted path."""
     found: Any = root
     for name in path.split("."):
         found = getattr(found, name)
@@ -123,7 +123,7 @@ def at(root: nn.Module, path: str) -> Any:
 
 
 def has(root: nn.Module, path: str) -> bool:
-    """Whether something lies under a dotted path, other than a tree that leads further."""
+    """Whether there is something under a dotted path, other than a tree that leads further."""
     found: Any = root
     for name in path.split("."):
         found = getattr(found, name, None)
@@ -133,7 +133,7 @@ def has(root: nn.Module, path: str) -> bool:
 
 
 def put(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
-    """Lay a module, parameter or buffer under a dotted path."""
+    """Put a module, parameter, or buffer under a dotted path."""
     *places, name = path.split(".")
     for place in places:
         if not hasattr(root, place):
@@ -154,10 +154,10 @@ def put(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
 def copied(value: Any, memo: dict[Any, Any]) -> Any:
     """A deep copy.
 
-    The hooks of torch's old ``weight_norm`` and ``spectral_norm`` keep the weight that they computed last as a plain
-    attribute with a history, which torch does not copy. They compute it anew before the module runs, so its numbers do.
-    Parameters of a TorchScript module that torch copies send their gradients to the original; written and read again
-    they are parameters of their own.
+    The hooks of torch's old ``weight_norm`` and ``spectral_norm`` keep the last computed weight as a plain attribute
+    with a gradient history, which torch refuses to copy. They recompute it before the module runs, so a copy of its
+    numbers is enough. If torch copies a TorchScript module, the copied parameters send their gradients to the original;
+    saving and loading the module gives it its own parameters.
     """
     for module in value.modules() if isinstance(value, nn.Module) else ():
         if isinstance(module, torch.jit.ScriptModule):
@@ -169,7 +169,7 @@ def copied(value: Any, memo: dict[Any, Any]) -> Any:
                 memo[id(tensor)] = tensor.detach().clone()
     originals = list(value.parameters()) if isinstance(value, nn.Module) else [value]
     made = copy.deepcopy(value, memo)
-    for original in originals:  # torch copies parameters without what the optimizer wants to know of them
+    for original in originals:  # torch drops attributes of parameters that the optimizer needs
         for name in ("layers_above", "adapts"):
             if hasattr(original, name) and id(original) in memo:
                 setattr(memo[id(original)], name, getattr(original, name))
@@ -177,7 +177,7 @@ def copied(value: Any, memo: dict[Any, Any]) -> Any:
 
 
 def tied_copy(module: nn.Module) -> nn.Module:
-    """The same parameters, other buffers."""
+    """A copy with the same parameters but separate buffers."""
     return copied(module, {id(p): p for p in module.parameters()})
 
 
@@ -187,5 +187,5 @@ def label(bank: Bank) -> str:
 
 
 def stream(bank: Bank, tasks: Sequence[str]) -> str:
-    """The name of a stream in a state dict: a bank, and the tasks that have their features in common."""
+    """The name of a stream in a state dict: a bank, and the tasks that share its features."""
     return "-".join([label(bank), *tasks])
