@@ -244,7 +244,7 @@ def test_what_is_no_image(page) -> None:
     drop(page, b"not an image", "<img src=x onerror=alert(1)>.png")
     page.wait_for_selector("#status.error")
     said = page.text_content("#status")
-    assert said.startswith("<img src=x onerror=alert(1)>.png: image: got a file that cannot be read as one")
+    assert said.startswith("<img src=x onerror=alert(1)>.png: image: got an unreadable file")
     assert page.is_visible("#empty") and not page.query_selector("#status img")
     page.evaluate("""() => {
         const transfer = new DataTransfer();
