@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polyptych.balancers._base import Balancer, Pass, add
 from polyptych.balancers._engine import undisturbed
-from polyptych.balancers._task_numbers import check_known, check_number
+from polyptych.balancers._task_numbers import check_positive
 from polyptych.balancers._weighing import LossBalancer
 from polyptych.errors import InputError
 from polyptych.record import chosen
@@ -48,9 +48,7 @@ class PreferringBalancer(Balancer):
         Raises:
             InputError: the run does not have such a task, or a preference is not above 0.
         """
-        check_known("preferences", preferences, self.tasks)
-        for task, value in preferences.items():
-            check_number(f"preferences of '{task}'", value, value > 0, "a number above 0")
+        check_positive("preferences", preferences, self.tasks)
         self.preferences = preferences
 
     def weigh_by(self, weighing: Balancer) -> None:

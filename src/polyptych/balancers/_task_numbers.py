@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -29,6 +29,18 @@ def check_known(option: str, named: Iterable[str], tasks: tuple[str, ...]) -> No
         if task not in tasks:
             raise InputError(f"balancer.{option}", f"an entry for '{task}'", nearest(task, tasks),
                              "name a task of this run")
+
+
+def check_positive(option: str, values: Mapping[str, float], tasks: tuple[str, ...]) -> None:
+    """Refuse an option that has, for any task, a number that is not above 0, or that names a task the run does not
+    have.
+
+    Raises:
+        InputError: naming the option, the task, and the number.
+    """
+    check_known(option, values, tasks)
+    for task, value in values.items():
+        check_number(f"{option} of '{task}'", value, value > 0, "a number above 0")
 
 
 def check_number(option: str, value: float, right: bool, needs: str) -> None:

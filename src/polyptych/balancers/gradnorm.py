@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyptych.balancers._adam import TaskAdam
 from polyptych.balancers._gradients import GramBalancer, Level
-from polyptych.balancers._task_numbers import SMALLEST, check_known, check_number, numbers
+from polyptych.balancers._task_numbers import SMALLEST, check_number, check_positive, numbers
 
 LEAST = 1e-4  # smallest weight; an update could make one negative, and its loss would be maximized
 
@@ -76,9 +76,7 @@ class GradNorm(GramBalancer):
         check_number("alpha", config.alpha, config.alpha >= 0, "a number of at least 0")
         check_number("learning_rate", config.learning_rate, config.learning_rate > 0, "a number above 0")
         check_number("initial_steps", config.initial_steps, config.initial_steps >= 1, "at least 1 step")
-        check_known("initial", config.initial, self.tasks)
-        for task, value in config.initial.items():
-            check_number(f"initial of '{task}'", value, value > 0, "a number above 0")
+        check_positive("initial", config.initial, self.tasks)
         self.alpha, self.rate, self.initial_steps = config.alpha, config.learning_rate, config.initial_steps
         self.adam = TaskAdam(len(self.tasks), learning_rate=self.rate) if config.optimizer == "adam" else None
         self.register_buffer("weights", numbers(self.tasks, 1.0))

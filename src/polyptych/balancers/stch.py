@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyptych.balancers._task_numbers import SMALLEST, check_known, check_number, numbers
+from polyptych.balancers._task_numbers import SMALLEST, check_number, check_positive, numbers
 from polyptych.balancers._weighing import LossBalancer
 
 
@@ -56,9 +56,7 @@ class STCH(LossBalancer):
         super().__init__(config, standard_weights=standard_weights)
         check_number("mu", config.mu, config.mu > 0, "a number above 0")
         check_number("warmup", config.warmup, config.warmup >= 0, "a number of at least 0")
-        check_known("preferences", config.preferences, self.tasks)
-        for task, value in config.preferences.items():
-            check_number(f"preferences of '{task}'", value, value > 0, "a number above 0")
+        check_positive("preferences", config.preferences, self.tasks)
         self.mu, self.warmup = config.mu, config.warmup
         preferences = torch.tensor([config.preferences.get(task, 1.0) for task in self.tasks], dtype=torch.float64)
         self.register_buffer("preferences", preferences, persistent=False)
