@@ -271,6 +271,10 @@ def test_choices_follow_the_data(tmp_path: Path) -> None:
     assert asked.schedule.warmup == 80 and asked.monitoring.log_every == 20
     assert asked.monitoring.validate_every == 9 and asked.monitoring.save_every == 200
     assert asked_for(run, run) == run
+    usual = dataclasses.replace(run, backbone=dataclasses.replace(run.backbone, weights=Path("package:weights")))
+    other = asked_for(usual, dataclasses.replace(usual, backbone=dataclasses.replace(usual.backbone, model="test_vit")))
+    assert other.backbone.model == "test_vit" and other.backbone.weights is None  # those are weights of another model
+    assert other.reasons["backbone"].startswith("as asked: backbone.model test_vit, backbone.weights None")
     assert own_data(tmp_path, tmp_path / "dataset.toml").reasons == run.reasons
     text = DESCRIPTION.replace('"plant"', '"left plant"').replace('val = ["val.txt"]', "val = 0")
     (tmp_path / "dataset.toml").write_text(text)

@@ -100,14 +100,18 @@ def _watched(monitoring: Monitoring, pace: dict[str, Any]) -> Monitoring:
 
 
 def asked_for(chosen: Run, asked: Run) -> Run:
-    """The run that was asked for: what follows from the number of steps follows from the one that was asked for, and
-    reasons stand only where nobody asked for something else."""
+    """The run that was asked for. What depends on the number of steps follows the one asked for, another model does not
+    begin with the weights that were chosen for the usual one, and reasons remain only where nothing else was asked for.
+    """
     before, after = _pace(chosen.steps), _pace(asked.steps)
     kept = {name: after[name] for name in after
             if getattr(asked.schedule if name == "warmup" else asked.monitoring, name) == before[name]}
     warmup = kept.pop("warmup", asked.schedule.warmup)
     asked = dataclasses.replace(asked, schedule=dataclasses.replace(asked.schedule, warmup=warmup),
                                 monitoring=_watched(asked.monitoring, kept))
+    if (isinstance(asked.backbone, Timm.Config) and isinstance(chosen.backbone, Timm.Config)
+            and asked.backbone.model != chosen.backbone.model and asked.backbone.weights == chosen.backbone.weights):
+        asked = dataclasses.replace(asked, backbone=dataclasses.replace(asked.backbone, weights=None))
     reasons = {}
     for option, reason in chosen.reasons.items():
         one, other = ({option: encode(getattr(run, option))} for run in (chosen, asked))
