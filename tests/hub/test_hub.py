@@ -119,7 +119,7 @@ def test_names_that_are_not_there(run: Path, server: Hub, capsys: pytest.Capture
     server.faults = {"closed"}
     assert "nobody who is logged in" in refused(capsys, "push", str(run), NAME)
     server.faults = {"full"}
-    assert "a refusal of the server" in refused(capsys, "push", str(run), NAME)
+    assert "an error of the server" in refused(capsys, "push", str(run), NAME)
 
 
 def test_downloads_that_break_off_or_are_something_else(run: Path, server: Hub, tmp_path: Path,
