@@ -37,7 +37,7 @@ def changed(folder: Path, place: tuple, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("place", "value", "said"), [
-    (("facts", "labels", "depth"), DROPPED, "facts.labels: got nothing on task 'depth'"),
+    (("facts", "labels", "depth"), DROPPED, "facts.labels: got no labels of task 'depth'"),
     (("facts", "labels", "semseg", "colors", 0, 1), 300, "colors: got 16 colors for 16 classes, with values up to 300"),
     (("facts", "labels", "semseg", "classes", 0), "a\nb", "classes: got a name with unprintable characters"),
     (("facts", "labels", "semseg", "mirror"), [[0, 99]], "mirror: got a number that no class has"),
