@@ -110,7 +110,7 @@ def test_without_a_connection_what_was_fetched_serves(run: Path, server: Hub, mo
 
 def test_names_that_are_not_there(run: Path, server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert "or a private one" in refused(capsys, "evaluate", "hf://anna/none")
-    assert "no address" in refused(capsys, "evaluate", "hf://anna")
+    assert "malformed address" in refused(capsys, "evaluate", "hf://anna")
     assert "OWNER/NAME" in refused(capsys, "push", str(run), "anna")
     server.repositories["anna/empty"] = {"README.md": b"nothing"}
     assert "without run.json" in refused(capsys, "evaluate", "hf://anna/empty")
