@@ -38,7 +38,7 @@ class Taskonomy(Dataset):
       it. Numbers are not comparable.)
     - normals decoded by 2 v / 255 - 1; unknown where depth is unknown, as in AdaShare, so they need the depth files.
     - semantic segmentation with 17 classes. The files mark uncertain pixels; see ``uncertain``. AdaShare weights the
-    classes in the loss with numbers from its code: pass yours to the task as ``class_weights``.
+      classes in the loss with numbers from its code: pass yours to the task as ``class_weights``.
     - keypoints2d and edge_texture from -1 (no response) to 1 (0.005 and 0.08 of the stored range, and beyond).
     """
 
