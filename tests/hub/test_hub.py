@@ -117,7 +117,7 @@ def test_names_that_are_not_there(run: Path, server: Hub, capsys: pytest.Capture
     assert main(["push", str(run), NAME]) == 0
     assert "no revision 'x'" in refused(capsys, "evaluate", f"hf://{NAME}@x")
     server.faults = {"closed"}
-    assert "nobody who is logged in" in refused(capsys, "push", str(run), NAME)
+    assert "got no login" in refused(capsys, "push", str(run), NAME)
     server.faults = {"full"}
     assert "an error of the server" in refused(capsys, "push", str(run), NAME)
 

@@ -138,7 +138,7 @@ def _scene(frame: str) -> str:
 
 
 def _labels(types: Types) -> dict[str, LabelInfo]:
-    note = "" if types.mirror else "no pairs of types are known that a horizontal flip swaps: train without flips"
+    note = "" if types.mirror else "no pairs of types are known that a horizontal flip swaps: train without mirroring"
     return {"keypoints": LabelInfo(classes=types.types, mirror=types.mirror, skeleton=types.skeleton, note=note),
             "depth": LabelInfo(unit="m"), "normals": LabelInfo()}
 
