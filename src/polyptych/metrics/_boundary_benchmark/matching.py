@@ -53,10 +53,10 @@ def match_most(start, edges, active, row_mates, column_mates, excess_rows, exces
         start, edges: columns of each row, as :func:`candidates` gives them.
         active (n) bool: rows that take part.
         row_mates (n), column_mates (m) int32: a matching to begin with, -1 for none; completed in place. The initial
-        matching only affects which of the maximum matchings is found. excess_rows (n), excess_columns (m) bool: set
-        where alternating paths from unmatched rows reach. Every
-            maximum matching matches all other active rows with other columns, and all of these columns with these
-            rows (Dulmage and Mendelsohn 1958).
+            matching only affects which of the maximum matchings is found.
+        excess_rows (n), excess_columns (m) bool: set where alternating paths from unmatched rows reach. Every maximum
+            matching matches all other active rows with other columns, and all of these columns with these rows
+            (Dulmage and Mendelsohn 1958).
 
     Returns:
         The number of pairs.
