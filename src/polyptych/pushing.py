@@ -70,7 +70,7 @@ def push(folder: Path, name: str, *, weights: str = "", onnx: bool = False, priv
                 (out / file).parent.mkdir(exist_ok=True)
                 shutil.copyfile(folder / file, out / file)
         if (out / "evaluation").exists():
-            files["evaluation/test.json"] = "all test numbers; the ids of the test images lie beside it"
+            files["evaluation/test.json"] = "all test numbers; the ids of the test images are next to it"
         if onnx:
             export(folder, format="onnx", out=out / "model.onnx", weights=weights)
             files["model.onnx"] = "the network for onnxruntime, with preprocessing and meanings in its metadata"

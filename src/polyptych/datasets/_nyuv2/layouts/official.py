@@ -38,7 +38,7 @@ class OfficialLayout(NYUv2Layout):
 
     looks_for = f"{_FILE} and {_SPLITS}"
     note = ("894 labels, mapped to 40 or 13 classes; frames have a white border (see --dataset.crop); has normals only "
-            "if normals/NNNN.png, numbered from 0, lie beside it")
+            "if normals/NNNN.png, numbered from 0, are next to it")
     auto_order = 40
     normals_note = ("not official: as stored in normals/, in the form in which Eigen and Fergus published theirs; "
                     "masks that came with them are not read, only vectors near zero count as unknown")
