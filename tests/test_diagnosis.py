@@ -217,7 +217,7 @@ def test_the_command_fills_the_report(diagnosed, capsys) -> None:
         "semseg", "depth", "normals"}
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert "While it trained, step 4, 1 batch" in page and "With the weights of step 5, 2 batches" in page
-    assert "## How the tasks get along" in text and "| depth, normals |" in text
+    assert "## How the tasks affect each other" in text and "| depth, normals |" in text
     assert all(torch.equal(x, weights[n]) for n, x in read_tensors(folder / "checkpoints/last.safetensors")[0].items())
     assert cli.main(["diagnose", str(folder), "--batches", "1", "--device", "cpu", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["looks"] == 1

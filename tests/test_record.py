@@ -55,14 +55,16 @@ def test_a_component_carries_its_name_and_options() -> None:
 
 @pytest.mark.parametrize(("record", "message"), [
     ({"innner": {}}, "here.innner: got an unknown field; needs one of decoder, inner, kind, names, path, size, tasks, "
-                     "weights (nearest: inner); correct or remove it"),
-    ({"inner": {"number": "three"}}, "here.inner.number: got 'three'; needs a whole number; correct it"),
+                     "weights (nearest: inner); rename or remove it"),
+    ({"inner": {"number": "three"}}, "here.inner.number: got 'three'; needs a whole number; "
+                                     "write a value of this type"),
     ({"inner": 5}, "here.inner: got 5; needs an object"),
     ({"kind": "c"}, "here.kind: got 'c'"),
-    ({"size": [1]}, "here.size: got [1]; needs a list of 2, each a whole number or nothing; correct it"),
-    ({"names": "a"}, "here.names: got 'a'; needs a list, each entry text; correct it"),
-    ({"names": ["a", 2]}, "here.names[1]: got ['a', 2]; needs a list, each entry text; correct it"),
-    ({"weights": {"a": "b"}}, "needs a table, each entry a number; correct it"),
+    ({"size": [1]}, "here.size: got [1]; needs a list of 2, each a whole number or nothing; "
+                    "write a value of this type"),
+    ({"names": "a"}, "here.names: got 'a'; needs a list, each entry text; write a value of this type"),
+    ({"names": ["a", 2]}, "here.names[1]: got ['a', 2]; needs a list, each entry text; write a value of this type"),
+    ({"weights": {"a": "b"}}, "needs a table, each entry a number; write a value of this type"),
     ({"decoder": {"name": "headz"}}, "decoder 'headz': got an unknown name; needs one of"),
     ({"decoder": {}}, 'here.decoder: got {}; needs an object with the "name" of a decoder'),
     ({"tasks": {"depth": {"name": "depth", "typo": 1}}}, "here.tasks.depth.typo: got an unknown field"),

@@ -1,7 +1,7 @@
 """Starting from trained networks: every task's backbone and head from the run that trained it.
 
-So begin the cross-stitch networks and NDDR-CNNs that were published (Misra et al., CVPR 2016, arXiv 1604.03539; Gao et
-al., CVPR 2019, arXiv 1801.08297): their units, near the identity at first, then connect networks that already work.
+The published cross-stitch networks and NDDR-CNNs begin this way (Misra et al., CVPR 2016, arXiv 1604.03539; Gao et al.,
+CVPR 2019, arXiv 1801.08297): their units, close to the identity at first, connect networks that already work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from polyptych.tasks._base import Task
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has for one task."""
+    """The parts of a trained run that belong to one task."""
 
     folder: Path
     task: Task
@@ -34,23 +34,25 @@ class Trained:
 
 
 def begin(network: Network, tasks: Mapping[str, Task], folders: Sequence[Path]) -> str:
-    """Copy weights and batch statistics into a fresh network, those that the runs were tested with (``select``).
+    """Copy weights and batch statistics of trained runs into a fresh network: those that each run was tested with (its
+    ``select``).
 
-    Backbones are copied for every task; heads too, where the decoders of both networks have one for each task (other
-    decoders begin anew, with the backbones filled). The networks of the runs, too, must have a backbone for each task
-    and nothing between them: ``--encoder single``, or ``shared`` of one task.
+    Backbones are copied for every task; heads too, if both decoders have one per task (other decoders keep their fresh
+    weights). The networks of the runs must also have one backbone per task, with no connections between them:
+    ``--encoder single``, or ``shared`` with one task.
 
-    A network whose tasks share anything continues one of the same form as a whole: an imported one, for instance.
+    A network whose tasks share parameters can only be copied whole, from a single run of the same architecture (an
+    imported one, for instance).
 
     Args:
-        folders: runs that have each task exactly once. Tasks that this network does not have are left out.
+        folders: runs that together have each task exactly once. Tasks that this network does not have are left out.
 
     Returns:
-        What was done, in one line.
+        One line that says what was copied.
 
     Raises:
-        InputError: a task is in none of the runs or in several, tasks share a backbone, weights do not fit, or labels,
-            means or deviations of the images differ.
+        InputError: a task is in none of the runs or in several, tasks share a backbone, weights do not fit, or the
+            labels or the image normalization differ.
     """
     if len(folders) == 1 and any(network.encoder.own_backbone(name) is None for name in tasks) and (
             whole := _continued(network, tasks, folders[0])):
@@ -79,7 +81,7 @@ def begin(network: Network, tasks: Mapping[str, Task], folders: Sequence[Path]) 
 
 
 def trained(folder: Path) -> dict[str, Trained]:
-    """What a run has for each of its tasks.
+    """The parts of a trained run, by task.
 
     Raises:
         InputError: the run cannot be read, or its tasks are connected.
@@ -96,7 +98,8 @@ def trained(folder: Path) -> dict[str, Trained]:
 
 
 def _continued(network: Network, tasks: Mapping[str, Task], folder: Path) -> str:
-    """Fill the whole network from one of the same parts, tasks and shapes; empty, and nothing done, if it is not."""
+    """Fill the whole network from a run with the same parts, tasks and shapes; if they differ, do nothing and return
+    an empty text."""
     _, theirs, source, _ = load_network(folder)
     mine, found = network.state_dict(), source.state_dict()
     if (type(source.encoder) is not type(network.encoder) or type(source.decoder) is not type(network.decoder)

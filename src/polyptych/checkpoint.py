@@ -39,16 +39,16 @@ class TrainingState:
 
     @property
     def device(self) -> torch.device:
-        """Whose random numbers the network draws."""
+        """The device whose random numbers the network draws."""
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
 
 def save_state(path: Path, state: TrainingState) -> None:
-    """Write a checkpoint from which training resumes bit for bit on the CPU. Of several processes all must call; the
-    main one writes.
+    """Write a checkpoint from which training resumes bit for bit on the CPU. Every process must call this; the main one
+    writes.
 
     Raises:
-        InputError: it cannot be written; the checkpoint that was there before is untouched.
+        InputError: it cannot be written; the previous checkpoint is untouched.
     """
     tensors = {f"network.{k}": v for k, v in state.network.state_dict().items()}
     tensors |= {f"balancer.{k}": v for k, v in state.balancer.state_dict().items()}
@@ -71,7 +71,7 @@ def save_state(path: Path, state: TrainingState) -> None:
 
 
 def load_state(path: Path, state: TrainingState) -> None:
-    """Put a checkpoint into a freshly built state, random number generators included.
+    """Load a checkpoint into a freshly built state, random number generators included.
 
     Raises:
         InputError: the file is missing, truncated, not a checkpoint, or of another network.
@@ -82,7 +82,7 @@ def load_state(path: Path, state: TrainingState) -> None:
     if state.average is not None:
         fill(state.average, tensors, "average.", path)
     with fitting(path):
-        if values.get("tensors", len(tensors)) != len(tensors):  # since 0.2: one that is lost would begin anew
+        if values.get("tensors", len(tensors)) != len(tensors):  # since 0.2; a lost one would restart at zero
             raise ValueError(f"{len(tensors)} of {values['tensors']} tensors")
         entries: dict[int, dict[str, Any]] = {}
         for name, value in [*_under(tensors, "optimizer.").items(), *values["optimizer"].items()]:
@@ -91,7 +91,7 @@ def load_state(path: Path, state: TrainingState) -> None:
         _check_optimizer(state.optimizer, entries)
         _lay_out(state.optimizer, entries)
         state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": entries})
-        if values["scaler"]:  # empty where the weights come from a search, which scales no loss: a fresh scale
+        if values["scaler"]:  # empty for weights of a search, which scales no loss: keep the fresh scale
             _check_scaler(values["scaler"])
             state.scaler.load_state_dict(values["scaler"])
         state.step, state.progress = _step(values), _checked_progress(values["progress"])
@@ -100,7 +100,7 @@ def load_state(path: Path, state: TrainingState) -> None:
 
 @contextlib.contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Within, whatever a wrong value of a checkpoint causes is said in one line."""
+    """Within this context, any error that a wrong value in a checkpoint causes becomes one line."""
     try:
         yield
     except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
@@ -112,7 +112,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def load_weights(path: Path, network: nn.Module) -> int:
-    """Put the weights of a checkpoint into a network, the moving average where it has one; returns their step."""
+    """Load the weights of a checkpoint into a network (the moving average if there is one); returns their step."""
     tensors, values = read_tensors(path)
     has_average = any(name.startswith("average.") for name in tensors)
     fill(network, tensors, "average." if has_average else "network.", path)
@@ -121,7 +121,7 @@ def load_weights(path: Path, network: nn.Module) -> int:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """One safetensors file with JSON ``values`` in its header; complete or not there at all."""
+    """Write one safetensors file with JSON ``values`` in its header, atomically."""
     copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     write_whole(path, save(copies, {"polyptych": json.dumps(values)}))
 
@@ -161,7 +161,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path)
             raise InputError(path, came, f"shape {tuple(value.shape)}", "use a checkpoint of the same network")
         kind = found[name].dtype
         if kind != value.dtype and not (kind.is_floating_point and value.dtype.is_floating_point):
-            raise InputError(path, f"{prefix}{name} of {kind}", str(value.dtype),
+            raise InputError(path, f"{prefix}{name} of type {kind}", str(value.dtype),
                              "use a checkpoint of the same network")
     if extra := found.keys() - expected.keys():
         raise InputError(path, f"{len(extra)} unknown tensors, for instance {prefix}{min(extra)}",
@@ -170,7 +170,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path)
 
 
 def renewed(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names of today, where a part says what they were called in earlier versions."""
+    """The tensors under their current names: a module may translate those of earlier versions (``name_of_today``)."""
     for place, part in module.named_modules():
         if (renew := getattr(part, "name_of_today", None)) is not None:
             inside = f"{place}." if place else ""
@@ -184,7 +184,8 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _step(values: dict[str, Any]) -> int:
-    """The step that a checkpoint is of; text or a fraction would be found out only in the middle of the training."""
+    """The step of a checkpoint. Text or a fraction is refused here: it would fail only in the middle of the
+    training."""
     step = values["step"]
     if type(step) is not int or not 0 <= step < 2**53:
         raise ValueError(f"step {step!r}")
@@ -192,7 +193,7 @@ def _step(values: dict[str, Any]) -> int:
 
 
 def _checked_progress(progress: Any) -> dict[str, Any]:
-    """The plain values of the loop, each of its kind."""
+    """The plain values of the training loop, with their types checked."""
     if not isinstance(progress, dict):
         raise ValueError(f"progress {progress!r}")
     for name in ("seconds", "best_skill", "best_known"):
@@ -202,7 +203,7 @@ def _checked_progress(progress: Any) -> dict[str, Any]:
 
 
 def _check_scaler(values: Any) -> None:
-    """torch takes any value, and fails (or scales by zero) at the next step."""
+    """Refuse what torch would accept, only to fail (or scale by zero) at the next step."""
     factors = [values[name] for name in ("scale", "growth_factor", "backoff_factor")]
     steps = [values[name] for name in ("growth_interval", "_growth_tracker")]
     if not (all(type(x) is float and 0 < x < LARGEST_FLOAT32 for x in factors)
@@ -211,8 +212,8 @@ def _check_scaler(values: Any) -> None:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, entries: dict[int, dict[str, Any]]) -> None:
-    """torch takes a state without some of its tensors, or with ones of another shape, and fails at the next step. What
-    belongs there is what the same optimizer keeps of one parameter after one step."""
+    """Refuse a state that lacks tensors or has tensors of the wrong shape: torch would accept it and fail at the next
+    step. To find out what belongs in a state, the same optimizer takes one step on a single number."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     probe = torch.nn.Parameter(torch.zeros(1))
     probe.grad = torch.zeros(1)
@@ -235,8 +236,8 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, entries: dict[int, dict[s
 
 
 def _lay_out(optimizer: torch.optim.Optimizer, entries: dict[int, dict[str, Any]]) -> None:
-    """Moments in the memory order of their parameters. A file holds them in plain order, and a fused update walks
-    through the memory of both side by side: with weights in channels-last order it would pair wrong numbers."""
+    """Give moments the memory layout of their parameters. A file holds them in contiguous order, and a fused update
+    walks through both memories in parallel: with channels-last weights it would pair the wrong numbers."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, entry in entries.items():
         for name, value in entry.items():
@@ -266,7 +267,7 @@ def _restore_random(tensors: dict[str, Tensor], python: Any, device: torch.devic
     torch.set_rng_state(tensors["random.torch"])
     position, has_gauss, cached = tensors["random.numpy_rest"].tolist()
     keys = tensors["random.numpy"].numpy()
-    # numpy believes the position, and would read behind its table.
+    # numpy does not check the position, and would read past the end of its table.
     if not (0 <= position <= len(keys) and 0 <= keys.min() <= keys.max() < 2**32):
         raise ValueError(f"random.numpy at {position:g}")
     np.random.set_state(("MT19937", keys.astype(np.uint32), int(position), int(has_gauss), cached))

@@ -1,10 +1,10 @@
 """The mechanism behind every choice: one class, its nested frozen ``Config``, and a catalog that is the folder.
 
 A component is a class in a file of its own. Its options are the fields of its nested ``Config``; the docstring under
-a field is its help on the command line. ``Config.build`` constructs the class: choices of the user live in the
-Config, facts that come from elsewhere (channels, tasks) are arguments of ``build``. The stem of the file is the name
-on the command line, so a new file in ``decoders/`` is a new decoder everywhere, and only the chosen file is imported.
-Other packages add components through entry points, for instance ``[project.entry-points."polyptych.decoders"]``.
+a field is its help on the command line. ``Config.build`` constructs the class: the user's choices live in the Config,
+facts from elsewhere (channels, tasks) are arguments of ``build``. The stem of the file is the name on the command line,
+so a new file in ``decoders/`` is a new decoder everywhere, and only the chosen file is imported. Other packages add
+components through entry points, for instance ``[project.entry-points."polyptych.decoders"]``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 from polyptych.errors import InputError, nearest
 
 NUMERICS = 1
-"""Generation of the numbers that training and evaluation give. It is raised by one when a change moves them for most
-runs, and then also the records of comparisons (``--records``) are trained again. A change that moves those of one
-component alone raises that component's own :attr:`Component.numerics`, so that the other rows of a table stay."""
+"""Version of the numbers that training and evaluation produce. It goes up by one when a change alters them for most
+runs; the records of comparisons (``--records``) are then trained again. A change that affects one component alone
+raises that component's own :attr:`Component.numerics`, so that the other rows of a table remain valid."""
 
 
 class Component:
     """Base of everything that can be chosen. A subclass without options need not write a ``Config``.
 
     Attributes:
-        numerics: generation of the numbers that runs with this component give, see :data:`NUMERICS`.
-        tuned: name of its one own option that ``polyptych compare --tune`` tries values of, and these values, the most
-            promising first; the default is tried anyway. None where there is no such option.
+        numerics: version of the numbers that runs with this component produce, see :data:`NUMERICS`.
+        tuned: the one option that ``polyptych compare --tune`` tunes, and the values to try, the most promising first;
+            the default is always tried. None if there is no such option.
     """
 
     numerics: ClassVar[int] = 1
@@ -41,7 +41,7 @@ class Component:
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        owner: ClassVar[type[Any]]  # the component; every kind's `build` constructs it with arguments of its own
+        owner: ClassVar[type[Any]]  # the component class, which `build` constructs with arguments of its kind
         catalog: ClassVar[Catalog[Any]]
 
         @property
@@ -60,7 +60,7 @@ class Component:
 
     @classmethod
     def tuned_option(cls, config: Any, standard_weights: Mapping[str, float]) -> tuple[str, tuple[Any, ...]] | None:
-        """:attr:`tuned`; overridden where the values depend on other options or on the tasks' usual weights."""
+        """:attr:`tuned`; overridden if the values depend on other options or on the tasks' usual weights."""
         return cls.tuned
 
     @classmethod

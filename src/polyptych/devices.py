@@ -1,9 +1,8 @@
-"""Devices by what they can do: which are there, their random numbers, their widest type, and copies that nobody waits
-for.
+"""What devices can do: which ones exist, their random numbers, their widest type, and asynchronous copies.
 
-CUDA, ROCm (which torch also calls ``cuda``), Apple's MPS and Intel's XPU are one thing to the rest of the library: what
-``torch.accelerator`` finds. Nothing here starts a device that was not asked for; a started one takes hundreds of
-megabytes, and processes can no longer be forked.
+To the rest of the library CUDA, ROCm (which torch also calls ``cuda``), Apple's MPS and Intel's XPU are the same thing:
+whatever ``torch.accelerator`` finds. Nothing here initializes a device that was not asked for: that takes hundreds of
+megabytes, and afterwards processes can no longer be forked.
 """
 
 from __future__ import annotations
@@ -23,27 +22,28 @@ VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 
 
 def accelerators() -> tuple[str, int]:
-    """The kind of accelerator in this machine and how many of it there are; ``("cpu", 0)`` without one."""
+    """The type of accelerator in this machine and how many there are; ``("cpu", 0)`` if there is none."""
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return (there.type, torch.accelerator.device_count()) if there is not None else ("cpu", 0)
 
 
 def own_index(there: int) -> int | None:
-    """Which of the accelerators of this machine is this process's; None where there is only one process.
+    """The index of this process's accelerator on this machine; None if there is only one process.
 
-    ``torchrun`` says so, other launchers under names of their own; one that says nothing fills machine after machine.
+    ``torchrun`` announces it, other launchers under other names; one that announces nothing is assumed to fill one
+    machine after the other.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and "LOCAL_RANK" not in os.environ:
         return None
     said = next((int(os.environ[name]) for name in LOCAL_RANKS if name in os.environ), None)
     if said is None:
         return int(os.environ.get("RANK", "0")) % max(there, 1)
-    # A launcher may show each process its own device only, which then is number 0 everywhere.
+    # A launcher may show each process only its own device, which then has index 0 everywhere.
     return 0 if there == 1 and any(name in os.environ for name in VISIBLE) else said
 
 
 def name_of(device: torch.device) -> str:
-    """What the maker calls an accelerator."""
+    """The vendor's name of an accelerator."""
     module: Any = torch.get_device_module(device)
     return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
 
@@ -52,7 +52,7 @@ def name_of(device: torch.device) -> str:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The type for sums that must not drift: float64, and float32 where the device has no more."""
+    """The type for sums that must not drift: float64, or float32 if the device has nothing wider."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -61,12 +61,13 @@ def widened(x: Tensor) -> Tensor:
 
 
 def for_metrics(device: torch.device) -> torch.device:
-    """Where metrics are summed up: where the predictions are, unless the sums would lose digits there."""
+    """Where metrics are accumulated: on the device of the predictions, unless the sums would lose digits there."""
     return device if widest(device) == torch.float64 else torch.device("cpu")
 
 
 def check_precision(device: torch.device, precision: str) -> None:
-    """
+    """Try the precision on the device with one small product.
+
     Raises:
         InputError: the device cannot compute in this precision.
     """
@@ -92,7 +93,7 @@ def check_precision(device: torch.device, precision: str) -> None:
 
 
 def random_state(device: torch.device) -> Tensor:
-    """Of the generator that operators on this device draw from."""
+    """State of the random generator that operators on this device draw from."""
     if device.type == "cpu":
         return torch.get_rng_state()
     module: Any = torch.get_device_module(device)
@@ -109,14 +110,14 @@ def set_random_state(device: torch.device, state: Tensor) -> None:
 
 
 def random_states(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
-    """Those of the host and of these devices. (``meta`` computes nothing and draws nothing.)"""
+    """States of the generators of the host and of these devices. (``meta`` computes nothing and draws nothing.)"""
     drawing = dict.fromkeys(device for device in devices if device.type != "meta")
     return {device: random_state(device) for device in {torch.device("cpu"): None} | drawing}
 
 
 @contextmanager
 def same_random(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Afterwards the random numbers of the host and of these devices go on as if nothing had been drawn."""
+    """Restore the random states of the host and of these devices afterwards, as if nothing had been drawn."""
     before = random_states(devices)
     try:
         yield
@@ -129,20 +130,19 @@ def same_random(devices: Iterable[torch.device]) -> Iterator[None]:
 
 
 def pins(device: torch.device) -> bool:
-    """Whether copies to this device overlap with its work if they start from pinned memory. (MPS shares the memory of
-    the host.)"""
+    """Whether copies from pinned memory to this device overlap with its work. (MPS shares the memory of the host.)"""
     return device.type in ("cuda", "xpu")
 
 
 def sent(values: Tensor | Sequence[float] | Sequence[int], device: torch.device,
          dtype: torch.dtype | None = None) -> Tensor:
-    """A few numbers of the host, on the device, without waiting until it has them."""
+    """Send a few numbers from the host to the device without waiting for the copy."""
     here = values if isinstance(values, Tensor) else torch.tensor(values)
     return here.to(device, dtype if dtype is not None else here.dtype, non_blocking=True)
 
 
 def fetched(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of one device on the host: all copies are on their way before the first is waited for."""
+    """Copy tensors from one device to the host: all copies are started before the first is awaited."""
     device = next((x.device for x in values.values()), torch.device("cpu"))
     if not pins(device):
         return {name: x.cpu() for name, x in values.items()}
@@ -153,7 +153,7 @@ def fetched(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until everything that was asked of a device is done."""
+    """Wait until a device has finished all queued work."""
     if device.type != "cpu":
         module: Any = torch.get_device_module(device)
         module.synchronize() if device.type == "mps" else module.synchronize(device)

@@ -1,4 +1,4 @@
-"""Whether tasks go together: looks at a trained run, at the looks of its training, or at a network of one's own."""
+"""Do the tasks help or hinder each other? Measured on a trained run, during training, or in a network of your own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from polyptych.training import open_dataset, seed_everything
 
 
 class Diagnosis:
-    """Looks at how tasks get along, and what they say together. In a training loop of your own::
+    """Measurements (looks) of how tasks affect each other, and their summary. In a training loop of your own::
 
         diagnosis = polyptych.Diagnosis()
         for step, batch in enumerate(loader):
@@ -47,13 +47,14 @@ class Diagnosis:
 
     def sample(self, losses: Callable[[], Mapping[str, Tensor]], network: nn.Module, *, step: int | None = None,
                weights: Mapping[str, float] | None = None) -> Look:
-        """One more look. It leaves the network, its gradients and all random numbers as they were, and takes about as
-        long as one training step more than there are tasks.
+        """Take one more look. It leaves the network, its gradients and all random states as they were, and takes about
+        as long as one training step per task, plus one.
 
         Args:
-            losses: a forward pass on one batch, by task, every loss a scalar; it is called once more for every task.
-            step: optimizer steps done; by default looks are counted.
-            weights: by which you multiply the losses; 1 unless given.
+            losses: runs a forward pass on one batch and returns a scalar loss by task; it is called once, and once more
+                per task.
+            step: optimizer steps done; by default the number of the look.
+            weights: factors by which you multiply the losses; 1 by default.
 
         Raises:
             InputError: losses that are not scalars, or no two tasks that share a parameter.
@@ -64,10 +65,10 @@ class Diagnosis:
 
     @property
     def findings(self) -> Findings:
-        """All numbers.
+        """The numbers over all looks.
 
         Raises:
-            InputError: there is no look yet.
+            InputError: no look was taken yet.
         """
         if not self.looks:
             raise InputError("diagnosis", "no look", "at least one", "call sample() in your training loop")
@@ -81,12 +82,12 @@ class Diagnosis:
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
     def to_json(self) -> dict[str, Any]:
-        """Everything: what the looks say together, and each of them."""
+        """Everything as JSON: the summary over all looks, and each of them."""
         return {"version": __version__, **self.findings.to_json(), "first": self._first,
                 "samples": [one.to_json() for one in self.looks]}
 
     def write(self, folder: Path | str) -> Path:
-        """Write ``diagnosis.json`` and pictures (SVG) into a folder; returns that of the JSON."""
+        """Write ``diagnosis.json`` and figures (SVG) into a folder; returns the path of the JSON file."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / DIAGNOSIS, self.to_json())
@@ -96,16 +97,16 @@ class Diagnosis:
 
 
 def diagnose(folder: Path | str, *, batches: int = 8, weights: str = "", device: str = "auto") -> Diagnosis:
-    """Look at the tasks of a trained run on batches of its training data, write ``diagnosis.json`` into its folder, and
-    show what they say in its report.
+    """Diagnose the tasks of a trained run on batches of its training data, write ``diagnosis.json`` into its folder,
+    and add the result to its report.
 
-    Looks that training took (``--monitoring.diagnose``) are in the report too, but not in what is returned: those are
-    of other weights.
+    The report also shows looks taken during training (``--monitoring.diagnose``). They are not in what is returned,
+    because they saw other weights.
 
     Args:
-        folder: of the run.
-        batches: how many to look at; each takes about as long as one training step more than there are tasks.
-        weights: ``last`` or ``best``; empty takes what the run selects.
+        folder: folder of the run.
+        batches: how many to look at; each takes about as long as one training step per task, plus one.
+        weights: ``last`` or ``best``; by default what the run selects.
         device: ``auto``, ``cpu``, ``cuda``, ...
 
     Raises:
@@ -127,7 +128,7 @@ def diagnose(folder: Path | str, *, batches: int = 8, weights: str = "", device:
     first = {task: float(loss) for event in events[:1] for task, loss in event.get("losses", {}).items() if loss}
     found = Diagnosis(first=first)
     precision = getattr(torch, run.execution.precision)
-    # float16 needs a loss scale that training finds; bfloat16 costs the same and needs none.
+    # float16 needs a loss scale, which only training finds; bfloat16 costs the same and needs none.
     precision = torch.bfloat16 if precision is torch.float16 else precision
     for batch in islice(stream, batches):
         passes = Passes(network, network, tasks, [batch], where, memory, lambda: torch.autocast(

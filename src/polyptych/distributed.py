@@ -1,4 +1,4 @@
-"""Every collective operation. Started by ``torchrun``, a run spans processes; otherwise all of this is free."""
+"""All collective operations. A run started by ``torchrun`` spans processes; otherwise they cost nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def group(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         module: Any = torch.get_device_module(device)
         module.set_device(device)
-        # Numbers of the host are exchanged by the host: the device is not waited for.
+        # Host tensors are exchanged through gloo, so that nobody waits for the device.
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     dist.init_process_group(backend)
     try:
@@ -62,18 +62,18 @@ def group(device: torch.device) -> Iterator[None]:
 
 
 def _lost(error: RuntimeError) -> bool:
-    """Whether another process went away in the middle of an exchange."""
+    """Whether the error means that another process ended in the middle of an exchange."""
     text = str(error).lower()
     signs = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
     return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
 
 
 def local_device(name: str, where: str = "--execution.device") -> torch.device:
-    """The device this process works on. ``auto`` takes the accelerator of this machine, or the CPU; each of several
-    processes takes its own of an accelerator that is named without a number.
+    """The device this process works on. ``auto`` takes the accelerator of this machine, or else the CPU. If the name
+    has no index, each of several processes takes its own device.
 
     Raises:
-        InputError: an unknown name, or a device that this machine lacks; ``where`` says who asked.
+        InputError: an unknown name, or a device that this machine lacks; the message names ``where``.
     """
     kind, there = devices.accelerators()
     if name == "auto":
@@ -88,10 +88,10 @@ def local_device(name: str, where: str = "--execution.device") -> torch.device:
 
 
 def known_device(name: str, where: str) -> torch.device:
-    """The device of that name, in this machine or not; that of ``auto`` is the CPU.
+    """The device of that name, whether this machine has it or not; ``auto`` means the CPU.
 
     Raises:
-        InputError: it is the name of no device on which anything could be computed.
+        InputError: no device that can compute has this name.
     """
     try:
         device = torch.device("cpu" if name == "auto" else name)
@@ -109,11 +109,11 @@ def _devices(kind: str, number: int) -> str:
 
 
 def parallel(network: nn.Module, device: torch.device, unused: Iterable[nn.Parameter] = ()) -> nn.Module:
-    """The network, with gradients averaged over processes in its backward pass where there are several.
+    """The network, wrapped so that its backward pass averages gradients over processes if there are several.
 
     Args:
-        unused: trainable parameters that reach no loss. Nobody waits for their gradients. (Told to look for them by
-            itself, torch would start from every tensor in the output, used or not.)
+        unused: trainable parameters that reach no loss; nobody waits for their gradients. (``find_unused_parameters``
+            would not find them: torch searches from every tensor in the output, used or not.)
     """
     if world() == 1:
         return network
@@ -126,21 +126,21 @@ def parallel(network: nn.Module, device: torch.device, unused: Iterable[nn.Param
 
 
 def shard(network: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
-    """Each process keeps a part of every parameter from now on, and with it of its gradient. They are whole on the
-    device only while they are needed: those of each of ``parts`` while it computes, the rest from the forward pass to
-    the end of the backward pass.
+    """Shard the network (FSDP2): from now on each process keeps a part of every parameter and of its gradient.
+    Parameters are gathered on the device only while needed: those of each of ``parts`` while it computes, the rest from
+    the forward pass to the end of the backward pass.
 
-    The parameters are new ones: an optimizer must be made afterwards. A network that is too large for the device may
-    come from the host.
+    The parameters are replaced, so build the optimizer afterwards. A network that is too large for the device may be on
+    the host when it is passed in.
     """
-    from torch.distributed.device_mesh import init_device_mesh  # half a second, which other runs need not spend
+    from torch.distributed.device_mesh import init_device_mesh  # takes half a second, which other runs save
     from torch.distributed.fsdp import fully_shard
 
-    # Predictions are views, of which torch warns because of in-place changes; losses make none.
+    # Predictions are views; torch warns of them because of in-place changes, which no loss makes.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    network.to(memory_format=torch.contiguous_format)  # of other weights no part can be kept
+    network.to(memory_format=torch.contiguous_format)  # FSDP cannot shard other layouts
     said = {name: {note: value for note, value in vars(p).items() if isinstance(value, bool | int)}
-            for name, p in network.named_parameters()}  # what the optimizer wants to know (polyptych.optim)
+            for name, p in network.named_parameters()}  # read by the optimizer (polyptych.optim)
     spread_from_main(network)
     mesh = init_device_mesh(device.type, (world(),))
     for part in parts:
@@ -151,8 +151,8 @@ def shard(network: nn.Module, parts: Iterable[nn.Module], device: torch.device) 
 
 
 def share_of(value: Tensor, parameter: Tensor, *, numbers_too: bool = False) -> Tensor:
-    """What a process keeps of a tensor that belongs to a parameter: of a part of one, the same part. What is no more
-    than a number stays on the host, unless fused optimizers want it with the parameter."""
+    """This process's part of a tensor that belongs to a parameter: the same part as of the parameter. A single number
+    stays on the host, unless a fused optimizer needs it on the parameter's device (``numbers_too``)."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(parameter, DTensor) and value.ndim and value.shape == parameter.shape:
@@ -162,8 +162,8 @@ def share_of(value: Tensor, parameter: Tensor, *, numbers_too: bool = False) -> 
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of which processes keep parts, put together on the host of the main process; one at a time, because all
-    of them need not fit on a device. Every process must ask; the others get nothing that they could use."""
+    """Sharded tensors, gathered on the host of the main process; one at a time, because together they may not fit on a
+    device. Every process must call this; what the others get is meaningless."""
     found = {}
     for name, value in tensors.items():
         if hasattr(value, "full_tensor"):
@@ -175,8 +175,8 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def with_whole_parameters(network: nn.Module) -> Iterator[None]:
-    """Within, every process has all parameters, so that each may run the network, without gradients, as often as it
-    likes."""
+    """Within this context every process has all parameters whole, so that each may run the network, without gradients,
+    as often as it needs."""
     if world() == 1:
         yield
         return
@@ -202,7 +202,7 @@ def spread_from_main(network: nn.Module) -> None:
 
 
 def share_buffers(networks: Iterable[nn.Module | None]) -> None:
-    """Every process gets the main one's buffers (batch statistics), as if it had always been so."""
+    """Every process gets the main one's buffers (batch statistics)."""
     if world() > 1:
         for network in networks:
             for buffer in network.buffers() if network is not None else ():
@@ -234,7 +234,7 @@ def average_(tensors: Sequence[Tensor]) -> None:
     """Average tensors over processes, in place; those of one type in one exchange."""
     if world() == 1:
         return
-    # Sorted, because every process must make the same exchanges in the same order, or they wait for each other forever.
+    # Sorted, because processes that exchange in different orders wait for each other forever.
     for dtype in sorted({x.dtype for x in tensors}, key=str):
         alike = [x for x in tensors if x.dtype == dtype]
         flat = alike[0].view(-1) if len(alike) == 1 and alike[0].is_contiguous() else torch.cat(
@@ -247,8 +247,8 @@ def average_(tensors: Sequence[Tensor]) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average ``.grad`` over processes. One that has no gradient in some processes counts as zero there; one that has
-    none anywhere stays without."""
+    """Average ``.grad`` over processes. A missing gradient counts as zero; a parameter without one in any process keeps
+    none."""
     if world() == 1:
         return
     parameters = list(parameters)
@@ -265,7 +265,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def merge(metric: Metric) -> None:
-    """Add up a metric's sums over processes. A process that saw nothing takes part with zeros."""
+    """Add up a metric's sums over processes. A process that saw no image takes part with zeros."""
     if world() == 1:
         return
     # Names and shapes first: a process that saw no image has no sums, and must still join every exchange with zeros.

@@ -1,4 +1,4 @@
-"""The one error that a user's input may cause: it names the place, what came, what is needed, and what to do."""
+"""The one error for bad input of a user: it names the place, what came, what is needed, and what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST_SHOWN = 600  # characters of what came
 
 
 class InputError(ValueError):
-    """Something that came from outside is wrong. The command line prints it as one line and exits with code 2.
+    """Input from outside is wrong. The command line prints the message as one line and exits with code 2.
 
     Args:
         where: the place: a file, a flag, a field of run.json.
@@ -24,14 +24,14 @@ class InputError(ValueError):
     needs: str
     do: str
     missing: tuple[Path, ...] = ()
-    """All missing files, if that is what is wrong."""
+    """All missing files, if the error is about missing files."""
 
     def __init__(self, where: object, got: str, needs: str, do: str):
         self.where, self.got, self.needs, self.do = str(where), got, needs, do
         super().__init__(_one_line(f"{where}: got {_shortened(got)}; needs {needs}; {do}"))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
-        # Loader workers pickle it for the main process, where the default would pass only the message.
+        # Data-loading workers pickle the error for the main process; the default would pass only the message.
         return type(self), (self.where, self.got, self.needs, self.do)
 
 
@@ -41,7 +41,7 @@ def _one_line(text: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    """The text without its middle if it is long: somebody may put a megabyte into a field."""
+    """The text, its middle left out if it is long: a field of a file may hold a megabyte."""
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2:]}"
 
 

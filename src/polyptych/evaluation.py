@@ -1,4 +1,4 @@
-"""Evaluation at the native resolution of the labels, always beside the best constant prediction."""
+"""Evaluation at the native resolution of the labels, always alongside the best constant prediction."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from polyptych.types import Batch
 T = TypeVar("T")
 
 BatchPredictor = Callable[[Batch], dict[str, list[Tensor]]]
-"""Decoded predictions for a batch, by task, one tensor for every frame (:mod:`polyptych.frames`)."""
+"""Returns the decoded predictions for a batch, by task, one tensor per frame (:mod:`polyptych.frames`)."""
 
 MOST_SIZES = 32
-"""Pairs of task and native size whose constant predictions are kept."""
+"""Pairs of task and native size whose constant predictions are cached."""
 
 LONGEST_ID = 256
 """Bytes of an image's id and size that processes exchange."""
 
 
 class Evaluator:
-    """Measures networks on the splits of one run's data.
+    """Evaluates networks on the splits of one run's data.
 
-    The image is brought to the run's input size; predictions are brought back to the labels' own size (raw
-    predictions, bilinear) and only then decoded and measured. Trivial baselines are learned once from training labels.
+    Images are resized to the run's input size; raw predictions are resized to the labels' native size (bilinear), and
+    only then decoded and measured. Trivial baselines are computed once from training labels.
     """
 
     def __init__(self, run: Run, tasks: dict[str, Task], device: torch.device):
@@ -53,11 +53,11 @@ class Evaluator:
         self._trivial_metrics: dict[str, dict[str, Metric]] = {}
 
     def evaluate(self, network: nn.Module, split: str, *, final: bool = False) -> Evaluation:
-        """Measure a network on one split; what only the caller knows (step, weights) and what follows from it
-        (protocols) stays empty.
+        """Evaluate a network on one split. Fields that only the caller knows (step, weights), and the protocols that
+        follow from them, stay empty.
 
         Args:
-            final: also measure what takes too long to be watched during training.
+            final: also compute metrics that are too slow for validation during training.
         """
         start = time.monotonic()
         predictors: dict[str, BatchPredictor] = {"network": self.network_predictor(network)}
@@ -89,7 +89,7 @@ class Evaluator:
                                      self.run.batch_size) if final else None)
 
     def network_predictor(self, network: nn.Module) -> BatchPredictor:
-        """Decoded predictions of a network, which is put into evaluation mode."""
+        """Predictor of a network, which is put into evaluation mode."""
         precision = getattr(torch, self.run.execution.precision)
         network.eval()
 
@@ -101,7 +101,7 @@ class Evaluator:
         return lambda batch: framed_predictions(batch, forward, self.tasks)
 
     def trivial_predictor(self) -> BatchPredictor:
-        """The best constant predictions, learned from training labels."""
+        """Predictor that returns the best constants, computed from training labels."""
         trivials = self._learn_trivials()
 
         @lru_cache(MOST_SIZES)
@@ -115,7 +115,7 @@ class Evaluator:
         return lambda batch: {name: [constant(name, part) for part in frames(batch)] for name in self.tasks}
 
     def _learn_trivials(self) -> dict[str, Trivial]:
-        """Constants learned from evenly spaced training labels; the same in every process."""
+        """Constants computed from evenly spaced training labels; the same in every process."""
         dataset = self.run.build_dataset("train")
         trivials = {name: task.trivial() for name, task in self.tasks.items()}
         number = min(self.run.monitoring.trivial_samples, len(dataset))
@@ -135,8 +135,8 @@ class Evaluator:
 def measure(predictors: dict[str, BatchPredictor], batches: Iterable[Batch], tasks: dict[str, Task],
             device: torch.device, *, final: bool = False,
             watched: Resampling | None = None) -> dict[str, dict[str, Metric]]:
-    """Metrics of several predictors in one pass over the data, added up over processes; under ``final`` those of the
-    tasks that have such, of the predictor ``network``, or none. ``watched`` resamples those of ``network``."""
+    """Metrics of several predictors in one pass over the data, summed over processes. Tasks with slow final metrics
+    have them under ``final``, for the predictor ``network`` alone. ``watched`` resamples the metrics of ``network``."""
     metrics = {who: {name: task.metric() for name, task in tasks.items()} for who in predictors}
     slow = {name: task.final_metric() for name, task in tasks.items()} if final else {}
     metrics["final"] = {name: metric for name, metric in slow.items() if metric is not None}
@@ -163,16 +163,16 @@ def measure(predictors: dict[str, BatchPredictor], batches: Iterable[Batch], tas
 
 
 def _noting(batches: Iterable[Batch], seen: list[str]) -> Iterator[Batch]:
-    """The batches as they are; ``seen`` gets the native size and id of every image."""
+    """Pass the batches through, and append the native size and id of every image to ``seen``."""
     for batch in batches:
         seen += [f"{info.native[0]}x{info.native[1]} {info.id}" for info in batch.info]
         yield batch
 
 
 def _all_images(seen: Sequence[str], length: int) -> tuple[list[str], list[tuple[int, int]]]:
-    """The ids of the images that any process saw, and the native sizes that occur."""
+    """Ids of the images that any process saw, and the native sizes that occur."""
     if distributed.world() > 1:
-        # Every process fills in its own rows of a table of bytes, so that the sum over processes is the whole.
+        # Each process fills its own rows of a table of bytes, so that the sum over processes is the whole table.
         table = torch.zeros(length, LONGEST_ID, dtype=torch.uint8)
         for row, text in enumerate(seen):
             code = text.encode()[:LONGEST_ID]
@@ -202,20 +202,20 @@ def _result(task: Task, metric: Metric, trivial: Metric, final: Metric | None) -
 
 
 def skill(value: float, trivial: float, perfect: float) -> float:
-    """Skill score (value - trivial) / (perfect - trivial): 0 is the trivial baseline, 1 is perfect; it does not
-    depend on direction or unit, so that it can be averaged over tasks."""
+    """Skill score (value - trivial) / (perfect - trivial): 0 is the trivial baseline, 1 is perfect. It depends on
+    neither the direction nor the unit of the metric, so it can be averaged over tasks."""
     return (value - trivial) / (perfect - trivial) if perfect != trivial else float("nan")
 
 
 def evaluate(folder: Path, *, splits: Sequence[str] = ("test",), weights: str = "") -> dict[str, Evaluation]:
-    """Measure a run's network and write ``evaluation/SPLIT.json`` for every split, and the ids of its images into
+    """Evaluate a run's network and write, for every split, ``evaluation/SPLIT.json`` and the ids of its images,
     ``evaluation/SPLIT.images.txt``.
 
     Args:
-        weights: ``last`` or ``best``; empty takes what the run selects.
+        weights: ``last`` or ``best``; by default what the run selects.
 
     Returns:
-        What was found, by split.
+        The evaluation of each split.
     """
     folder = local_folder(folder)
     run, tasks, network, step = load_network(folder, weights)

@@ -1,6 +1,6 @@
-"""What an evaluation finds: one typed record, written to and read from ``evaluation/SPLIT.json``.
+"""The result of an evaluation: one typed record, written to and read from ``evaluation/SPLIT.json``.
 
-Evaluation fills it, protocols judge it, comparisons and searches calculate with it, reports show it.
+Evaluation fills it in, protocols check it, comparisons and searches compute with it, reports show it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from polyptych.metrics._accumulation import metric_name
 from polyptych.record import encode, read_json, write_json, write_whole
 
 NAN = math.nan
-BESIDE = ("image_ids", "resampled")  # not in SPLIT.json but in files of their own
+BESIDE = ("image_ids", "resampled")  # stored in files of their own, not in SPLIT.json
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """What was measured for one task. The name of a number says how it was accumulated unless that was globally
-    (``RMSE_per_image``), here and in the file.
+    """Metrics of one task. The name of a number says how it was accumulated (``RMSE_per_image``); a plain name means
+    over all pixels of the split. This holds here and in the file.
 
     Attributes:
         headline: the metric that stands for the task.
         trivial: what the best constant prediction scores on the same images.
         accumulation: see :data:`polyptych.metrics._accumulation.Accumulation`; empty, like ``ignores`` and
             ``options``, in files of older versions.
-        ignores: which pixels do not count, in words.
-        options: choices of the metric that change its values.
-        skill: the headline between the trivial prediction (0) and a perfect one (1); NaN where it has none.
-        classes: the headline by class, where there are classes.
+        ignores: description of the pixels that do not count.
+        options: options of the metric that change its values.
+        skill: the headline on a scale from the trivial prediction (0) to a perfect one (1); NaN if it has none.
+        classes: the headline by class, if the task has classes.
     """
 
     headline: str = ""
@@ -56,7 +56,7 @@ class TaskResult:
 
     @property
     def own_metrics(self) -> dict[str, float]:
-        """The metrics by the task's own names, which do not say the accumulation; those of the training log."""
+        """The metrics under the task's own names, without the accumulation, as in the training log."""
         return {metric_name(name, self.accumulation): value for name, value in self.metrics.items()}
 
     @property
@@ -65,14 +65,14 @@ class TaskResult:
 
     @property
     def rule(self) -> str:
-        """How the numbers came about: accumulation, options of the metric, what does not count."""
+        """How the numbers were computed: accumulation, options of the metric, ignored pixels."""
         options = [f"{name.replace('_', ' ')} {value}" for name, value in self.options.items() if value is not False]
         parts = [f"accumulation {self.accumulation}", *options, f"ignoring {self.ignores}" if self.ignores else ""]
         return ", ".join(part for part in parts if part) if self.accumulation else ""
 
     @property
     def remark(self) -> str:
-        """What a reader of the numbers must know."""
+        """What a reader must know to interpret the numbers."""
         return "; ".join(part for part in (self.note, self.rule) if part)
 
 
@@ -90,23 +90,24 @@ class ImageList:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was measured on one split. Files of older versions, and foreign ones, may lack all but the tasks.
+    """Metrics on one split. Files of older versions, or of other programs, may hold nothing but the tasks.
 
     Attributes:
         protocol: of the dataset, ``NAME-CLASSES-SIZE-LAYOUT``.
         images: how many the split has.
-        skipped: what was wrong with images that could not be read.
-        label_size: native height and width of the labels; None where images differ.
-        processes: that shared the images.
-        seconds: that the measuring took.
-        scores: numbers that the dataset makes of the metrics of all tasks, by name.
-        skill: the mean over the tasks; NaN where a task has none.
+        skipped: errors of the images that could not be read.
+        label_size: native height and width of the labels; None if images differ.
+        processes: how many processes shared the images.
+        seconds: duration of the evaluation.
+        scores: combined scores that the dataset defines over the metrics of all tasks, by name.
+        skill: mean over the tasks; NaN if a task has none.
         weights: ``last`` or ``best``.
-        protocols: notes by id of each published protocol that the numbers belong to.
-        other_protocols: why they do not belong to others on the same dataset, by id.
+        protocols: by id, a note on each published protocol that the numbers follow.
+        other_protocols: by id, why they do not follow the other protocols of the dataset.
         image_ids: the ids of all images; not in ``SPLIT.json`` but beside it, in ``SPLIT.images.txt``.
         resampled: headlines by task under random weightings of the images
-            (:meth:`polyptych.metrics._resampling.Resampling.record`); beside it too, in ``resampled/SPLIT.json``.
+            (:meth:`polyptych.metrics._resampling.Resampling.record`); also in a file of its own,
+            ``resampled/SPLIT.json``.
     """
 
     protocol: str = ""
@@ -133,12 +134,12 @@ class Evaluation:
     @property
     def known_skill(self) -> tuple[int, float]:
         """How many tasks have a finite skill, and its mean over them (NaN for none): a split need not have labels of
-        every task. Compared in this order, a network that got lost in a task never beats one that did not."""
+        every task. Compared in this order, a network that diverged on a task never beats one that did not."""
         finite = [task.skill for task in self.tasks.values() if math.isfinite(task.skill)]
         return len(finite), sum(finite) / len(finite) if finite else NAN
 
     def require_numbers(self, folder: Path) -> None:
-        """Refuse to call it a success where no task has a number; a table of dashes looks like one.
+        """Refuse an evaluation without a single number: its table of dashes would look like a success.
 
         Raises:
             InputError: no image had a label that a prediction could be measured with.
@@ -168,7 +169,7 @@ class Evaluation:
 
     @staticmethod
     def of_run(folder: Path, split: str) -> Evaluation:
-        """What was written for one split of a run.
+        """Read the evaluation of one split of a run.
 
         Raises:
             InputError: the file is missing, is not JSON, or is not an evaluation; the message names file and field.
@@ -178,7 +179,7 @@ class Evaluation:
 
     @staticmethod
     def read(data: Any, where: str | Path = "evaluation") -> Evaluation:
-        """Check the contents of an evaluation file; numbers that are null become NaN.
+        """Parse the contents of an evaluation file; null becomes NaN where a number belongs.
 
         Raises:
             InputError: a field is missing or of the wrong type; the message names the field.
@@ -191,7 +192,7 @@ class Evaluation:
 
 
 def _with_nan(data: Any) -> Any:
-    """NaN for null where a number belongs: in the tasks, and as mean skill."""
+    """Replace null by NaN where a number belongs: in the tasks, and as mean skill."""
     def numbers(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: numbers(item) for key, item in value.items()}

@@ -1,7 +1,7 @@
-"""Features of a frozen backbone, computed once for so many augmented views of each image and read from then on.
+"""Features of a frozen backbone, computed once for a fixed number of augmented views per image and then read from disk.
 
-What is stored belongs to the weights themselves (by a digest), to the backbone's options, the views and the precision.
-So runs with other seeds, decoders and balancers find it, and a changed backbone does not.
+Stored features are keyed by a digest of the weights, the backbone's options, the views and the precision. Runs with
+other seeds, decoders or balancers therefore reuse them; a run with another backbone does not.
 """
 
 from __future__ import annotations
@@ -43,23 +43,24 @@ def check_constant(run: Run, network: Network) -> None:
     """Make sure that the features of an image are always the same.
 
     Raises:
-        InputError: something before the decoder learns or is random, or there is no folder for the features.
+        InputError: something before the decoder is trained or is random, or there is no folder for the features.
     """
     if run.loading.cache is None:
         raise InputError("--loading.feature-views", "no folder for the features", "a folder on a local disk",
                          "add --loading.cache DIR")
     if run.backbone.freeze != "all" or thaw_step(network):
-        raise InputError("--loading.feature-views", "a backbone that learns", "one that is frozen for good, whose "
-                         "features are the same in every epoch", "add --backbone.freeze all, without "
+        raise InputError("--loading.feature-views", "a backbone that is trained", "a backbone that stays frozen, so "
+                         "that its features never change", "add --backbone.freeze all, without "
                          "--backbone.freeze-until")
     if type(network.encoder).frozen_maps is Encoder.frozen_maps:
-        raise InputError("--loading.feature-views", f"encoder '{run.encoder.name}', whose features are not those of "
-                         "the frozen backbone alone", "an encoder without parts of its own", "use --encoder shared")
+        raise InputError("--loading.feature-views", f"encoder '{run.encoder.name}', which changes the features of "
+                         "the frozen backbone", "an encoder without parts of its own", "use --encoder shared")
 
 
 def with_features(run: Run, network: Network, dataset: Dataset, tasks: dict[str, Task], size: tuple[int, int],
                   say: Callable[[object], None]) -> FeatureDataset:
-    """The augmented views of a dataset with their labels and features, both computed now if they are not there yet.
+    """The augmented views of a dataset with their labels and features; both are computed now if they are not stored
+    yet.
 
     Raises:
         InputError: the features are not constant, a sample is faulty, or the disk has no room.
@@ -89,7 +90,7 @@ def with_features(run: Run, network: Network, dataset: Dataset, tasks: dict[str,
 
 
 class FeatureDataset(Dataset):
-    """Views with their labels and features; the images themselves are not there, but for their size."""
+    """Views with their labels and features. Of the images only the size is stored."""
 
     def __init__(self, labels: CachedDataset, folder: Path):
         self.labels, self.protocol, self.doubts = labels.labels, labels.protocol, labels.doubts
@@ -115,7 +116,7 @@ class FeatureDataset(Dataset):
 
 
 def _maps(run: Run, network: Network, images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """What is stored, as the run computes it."""
+    """The feature maps to store, computed in the precision of the run."""
     precision = getattr(torch, run.execution.precision)
     layout = torch.channels_last if run.execution.channels_last else torch.contiguous_format
     with torch.no_grad(), torch.autocast(device.type, precision, enabled=precision is not torch.float32):
@@ -124,7 +125,7 @@ def _maps(run: Run, network: Network, images: Tensor, device: torch.device) -> t
 
 
 def _digest(run: Run, network: nn.Module) -> str:
-    """Of everything that the features of a view depend on."""
+    """Digest of everything that the features of a view depend on."""
     said = {"version": VERSION, "backbone": encode(run.backbone.without_weights()), "encoder": run.encoder.name,
             "precision": run.execution.precision, "type": run.loading.feature_type}
     found = hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=8)
@@ -137,10 +138,10 @@ def _digest(run: Run, network: nn.Module) -> str:
 
 def _announce(run: Run, views: int, shapes: Sequence[tuple[int, ...]], final: Path,
               say: Callable[[object], None]) -> None:
-    """Say how much will be written, before it begins.
+    """Say how much will be written, before writing begins.
 
     Raises:
-        InputError: the disk has less room.
+        InputError: the disk does not have that much room.
     """
     width = np.dtype(STORED[run.loading.feature_type]).itemsize
     needed = views * sum(int(np.prod(shape)) for shape in shapes) * width
@@ -166,8 +167,8 @@ def _write(run: Run, network: Network, views: Views, labels: CachedDataset,
             for file, x in zip(files, maps, strict=True):
                 values = x.to(type_).cpu().contiguous()
                 if not bool(values.isfinite().all()):
-                    raise InputError("--loading.feature-type", f"{run.loading.feature_type}, which does not hold "
-                                     f"features as large as {float(x.abs().max()):.3g}", "a type of a wider range",
+                    raise InputError("--loading.feature-type", f"{run.loading.feature_type}, which cannot hold "
+                                     f"features as large as {float(x.abs().max()):.3g}", "a type with a wider range",
                                      "use --loading.feature-type bfloat16")
                 file.write(values.view(torch.int16 if type_ is torch.bfloat16 else type_).numpy().view(stored).data)
             report(indices[-1] + 1, len(views))
@@ -179,7 +180,7 @@ def _write(run: Run, network: Network, views: Views, labels: CachedDataset,
 
 
 def _image(views: Views, index: int, labels: CachedDataset) -> Tensor:
-    """The image of a view; black where it cannot be read, which reading its labels says."""
+    """The image of a view; black if it cannot be read, because reading its labels already reports that."""
     try:
         return views.read(index).image
     except InputError:

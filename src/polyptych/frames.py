@@ -1,8 +1,8 @@
-"""The images of an evaluation batch, each in the frame of its own size: what is measured depends on no other image.
+"""The images of an evaluation batch, each cut back to its own size, so that no metric depends on the other images.
 
-Images of different sizes share a batch by padding. A tolerance that is a part of the diagonal, a map that is
-normalized over all places, or a network that looks across the border would see the padding, and with it the size of
-whatever image stands beside. So images and labels are cut back to their own size first.
+Images of different sizes are padded to share a batch. A tolerance relative to the diagonal, a map normalized over all
+positions, or a network whose receptive field crosses the border would see the padding, and through it the sizes of the
+other images. So images and labels are first cropped back to their own size.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from polyptych.types import Batch
 
 @dataclass(frozen=True)
 class Frame:
-    """Rows of a batch that need no padding among themselves: all of them, or one where sizes differ.
+    """Rows of a batch that need no padding: the whole batch, or a single image if sizes differ.
 
     Attributes:
-        native, content: sizes (h, w) of their labels and of their image in the batch.
+        native, content: sizes (h, w) of the labels and of the images in the batch.
     """
 
     rows: slice
@@ -46,11 +46,11 @@ def frames(batch: Batch) -> list[Frame]:
 
 def framed_predictions(batch: Batch, forward: Callable[[Tensor], Mapping[str, Tensor]],
                        tasks: Mapping[str, Task]) -> dict[str, list[Tensor]]:
-    """Decoded predictions by task, one tensor for every frame, at the native size of its labels (raw predictions are
-    resized, bilinear, and then decoded; those of a task that is not dense stay as they are).
+    """Decoded predictions by task, one tensor per frame, at the native size of its labels. Raw predictions are resized
+    (bilinear) before they are decoded; predictions of a task that is not dense are not resized.
 
     Args:
-        forward: raw predictions by task of images. Images of different sizes pass one at a time.
+        forward: maps images to raw predictions by task. Images of different sizes are passed one at a time.
     """
     parts = frames(batch)
     if all(part.content == tuple(batch.image.shape[-2:]) for part in parts):
@@ -63,7 +63,7 @@ def framed_predictions(batch: Batch, forward: Callable[[Tensor], Mapping[str, Te
 
 
 def framed_labels(batch: Batch, name: str, task: Task) -> list[tuple[Tensor, Bool[Tensor, "_ h w"]]]:
-    """The labels of one task and where they are valid, for every frame."""
+    """The labels of one task and their valid masks, one pair per frame."""
     target, valid = batch.target[name], batch.valid[name]
     padded = (valid.shape[-2], valid.shape[-1])
     result = []
@@ -71,7 +71,7 @@ def framed_labels(batch: Batch, name: str, task: Task) -> list[tuple[Tensor, Boo
         if part.native == padded:
             result.append((target[part.rows], valid[part.rows]))
             continue
-        # Every task knows how its labels move, and cutting off is a move.
+        # Every task knows how its labels transform, and cropping is a transform.
         cut = Geometry(padded, part.native, (0, 0, *part.native))
         labels = [task.move(t, v, cut) for t, v in zip(target[part.rows], valid[part.rows], strict=True)]
         result.append((task.collate([t for t, _ in labels]), valid[part.rows, :part.native[0], :part.native[1]]))

@@ -1,4 +1,4 @@
-"""How the C library treats the memory that tensors on the CPU free.
+"""Keep the memory of freed CPU tensors, instead of returning it to the operating system.
 
 By default glibc returns large blocks to the system at once and asks for new ones, which the kernel hands out page by
 page and fills with zeros. A training step allocates and frees the same few hundred blocks again and again: at 288x384
@@ -16,12 +16,12 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Have blocks below 2 GiB kept by the process when they are freed, for the next tensors.
+    """Make the C library keep freed blocks below 2 GiB in the process, for the next tensors.
 
-    The process then stays as large as it has been at its largest.
+    The process then stays at its peak size.
 
     Returns:
-        Whether this C library can.
+        Whether this C library supports it.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

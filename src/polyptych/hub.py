@@ -1,4 +1,4 @@
-"""Runs in repositories of Hugging Face: ``hf://OWNER/NAME`` wherever a run folder is read.
+"""Runs in Hugging Face repositories: ``hf://OWNER/NAME`` works wherever a run folder is read.
 
 Only ``run.json``, ``origin.json`` and ``model.safetensors`` are fetched, and checked against the hash that the server
 announces: nothing in them is executed. What has been fetched stays in the cache of ``huggingface_hub`` and is used when
@@ -36,21 +36,21 @@ from polyptych.record import read_json
 
 WEIGHTS, RUN, ORIGIN = "model.safetensors", "run.json", "origin.json"
 BESIDE = (ORIGIN, "evaluation/test.json", "evaluation/test.images.txt")
-"""Files that a run may come with: where imported weights come from, and its test numbers, which comparisons read."""
+"""Optional files of a run: where imported weights come from, and its test numbers, which comparisons read."""
 CONNECTION_SECONDS = 5.0
 _ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
 def on_hub(path: Path | str) -> bool:
-    """Whether this names a repository and no folder. (A ``Path`` writes the two slashes as one.)"""
+    """Whether this names a repository, not a folder. (A ``Path`` collapses the two slashes into one.)"""
     return str(path).startswith(("hf:/", "hf://"))
 
 
 def repository_name(name: str, where: str) -> str:
-    """An ``OWNER/NAME``, with ``hf://`` before it or not.
+    """``OWNER/NAME`` from a name with or without ``hf://`` before it.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not such a name.
     """
     found = _ADDRESS.fullmatch(name if on_hub(name) else f"hf://{name}")
     if found is None or found["revision"]:
@@ -60,17 +60,18 @@ def repository_name(name: str, where: str) -> str:
 
 
 def local_folder(path: Path) -> Path:
-    """The folder of a run: the path itself, or, of ``hf://OWNER/NAME[@REVISION]``, a folder with what is there.
+    """The folder of a run: the path itself, or, for ``hf://OWNER/NAME[@REVISION]``, a folder with the files fetched
+    from there.
 
     Raises:
         InputError: there is no such repository, it is private, it holds no run, the server cannot be reached and
-            nothing is in the cache, or a file is not what the server says.
+            nothing is in the cache, or a file does not match the hash that the server announces.
     """
     if not on_hub(path):
         return path
     found = _ADDRESS.fullmatch(str(path))
     if found is None:
-        raise InputError(path, "no address of a repository", "hf://OWNER/NAME or hf://OWNER/NAME@REVISION",
+        raise InputError(path, "a malformed address of a repository", "hf://OWNER/NAME or hf://OWNER/NAME@REVISION",
                          "for instance hf://anna/rooms-emanet")
     address = f"hf://{found[0].removeprefix('hf:').lstrip('/')}"
     online = not hub.HF_HUB_OFFLINE and reachable(hub.ENDPOINT)
@@ -83,7 +84,7 @@ def local_folder(path: Path) -> Path:
 
 
 def _fetched(address: str, name: str, revision: str | None, file: str, online: bool) -> Path:
-    """One file of a repository, in the cache, with the contents that the server announces."""
+    """Fetch one file of a repository into the cache, and check its contents against the announced hash."""
     try:
         path = Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
         if online:
@@ -106,7 +107,7 @@ def _fetched(address: str, name: str, revision: str | None, file: str, online: b
         raise InputError(address, f"a repository without {file}", "a run that `polyptych push` wrote",
                          "choose another repository") from None
     except HfHubHTTPError as error:
-        raise InputError(address, f"a refusal of the server ({first_line(error)})", "a repository that you may read",
+        raise InputError(address, f"an error of the server ({first_line(error)})", "a repository that you may read",
                          "log in with `hf auth login`, or try again later") from None
     except Exception as error:  # connections fail in as many ways as there are libraries
         raise _unreachable(address, online, error) from None
@@ -119,8 +120,8 @@ def _unreachable(address: str, online: bool, error: Exception) -> InputError:
 
 
 def _check_hash(path: Path, address: str, name: str, revision: str | None, file: str) -> None:
-    """Compare with the server's hash: SHA-256 of large files, git's SHA-1 of small ones. Checked once for every copy:
-    the client names copies by the announced hash and looks only at their length."""
+    """Compare with the server's hash: SHA-256 for large files, git's SHA-1 for small ones. Each copy is checked once,
+    because the client names copies by the announced hash but checks only their length."""
     marker = path.resolve().with_name(path.resolve().name + ".checked")
     if marker.exists():
         return
@@ -145,7 +146,7 @@ def _check_hash(path: Path, address: str, name: str, revision: str | None, file:
 
 
 def _as_run(files: dict[str, Path], name: str, address: str) -> Path:
-    """What was fetched, as the folder of a run. Evaluations are written there."""
+    """Lay out the fetched files as the folder of a run. Evaluations are written there."""
     revision = files[RUN].parent.name  # in the cache, a folder for every commit
     folder = Path(hub.HF_HOME) / "polyptych" / name.replace("/", "--") / revision / name.rpartition("/")[2]
     record = read_json(files[RUN])
@@ -156,7 +157,7 @@ def _as_run(files: dict[str, Path], name: str, address: str) -> Path:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for file, source in files.items():
         target = folder / file
-        if file != WEIGHTS and not target.exists():  # it may say by now where the data lie on this machine
+        if file != WEIGHTS and not target.exists():  # by now it may say where the data is on this machine
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
     weights = folder / "checkpoints" / f"{select}.safetensors"
@@ -182,7 +183,7 @@ def reachable(url: str) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the client prints about its attempts, and without bars where nobody watches."""
+    """Hide what the client prints about its attempts, and its progress bars if there is no terminal."""
     level = hub_logging.get_verbosity()
     bars = not are_progress_bars_disabled()
     hub_logging.set_verbosity(logging.CRITICAL)
@@ -198,7 +199,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Let the hub's client look in its cache only."""
+    """Restrict the hub's client to its cache."""
     before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
     try:
         yield

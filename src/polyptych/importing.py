@@ -1,6 +1,6 @@
-"""Published checkpoints into run folders: recognized by their keys and shapes, renamed, written.
+"""Import published checkpoints: recognize the network by keys and shapes, rename the tensors, write a run folder.
 
-What a repository's files look like is said in :mod:`polyptych.published`, one file for each.
+One module per repository in :mod:`polyptych.published` describes what its files look like.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from polyptych.types import LabelInfo
 from polyptych.weight_files import read_weights, without_prefixes
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
-"""What training programs put before every key."""
+"""Prefixes that training programs put before every key."""
 BESIDE = ("criterion.", "logsigma", "loss.", "metrics.")
-"""What lies beside the network in a training program, outside of these prefixes."""
+"""Beginnings of keys that training programs store next to the network, without these prefixes."""
 ALSO_CALLED = {"depth": "inverse_depth"}
-"""What repositories call otherwise: on Cityscapes, depth is inverse depth."""
+"""Tasks that repositories name differently: what they call depth on Cityscapes is inverse depth."""
 FOLDED = {"saliency": 2}
 """Channels of a softmax that become one logit."""
 UNITS = {"depth": "m"}
 ORIGIN = "origin.json"
-SHOWN = 8  # keys that a message names
+SHOWN = 8  # maximum number of keys in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What a user says beside the file.
+    """What the user says about the file.
 
     Attributes:
-        repository: a name in ``polyptych list published``, where several have networks with the same keys.
+        repository: a name in ``polyptych list published``, needed if several have networks with the same keys.
         tasks: our names in the order of the network.
         classes: their names, by task.
         size: height and width of the training images.
-        assume: what a file does not say, by the authors' names (``chan_nheads``).
-        dataset: the data of the network; None takes those of its authors that have as many classes.
-        numbered: classes may go without names where nothing else says them.
+        assume: values that the file does not hold, under the authors' names (``chan_nheads``).
+        dataset: the data that the network was trained on; None takes the authors' dataset with as many classes.
+        numbered: number the classes if their names are unknown.
     """
 
     repository: str = ""
@@ -76,9 +76,9 @@ class Imported:
 
     Attributes:
         tensors: of the network, ``mean`` and ``std`` among them.
-        facts: of the labels; the protocol is empty where the data were not there.
-        left_out: keys of the file that are no weights of the network.
-        left_over: keys that nothing says what to do with.
+        facts: facts about the labels; the protocol is empty if the data is not on this machine.
+        left_out: keys of the file that are not weights of the network.
+        left_over: unknown keys.
     """
 
     where: Path
@@ -95,7 +95,7 @@ class Imported:
         return self.run.build_tasks(self.facts.labels)
 
     def network(self) -> Network:
-        """The network with its weights, in evaluation mode; in double precision where the file is."""
+        """The network with its weights, in evaluation mode; in double precision if the file is."""
         network = self.run.build_network(self.tasks, pretrained=False)
         if any(tensor.dtype == torch.float64 for tensor in self.tensors.values()):
             network.double()
@@ -103,7 +103,7 @@ class Imported:
         return network.eval()
 
     def lines(self) -> list[str]:
-        """What was recognized, for the screen."""
+        """Lines for the terminal that say what was recognized."""
         channels = {name: task.channels for name, task in self.tasks.items()}
         found = [f"{self.form.name} of {self.repository.component_name()} ({self.repository.page}): "
                  f"{', '.join(f'{name} ({number})' for name, number in channels.items())}",
@@ -128,8 +128,8 @@ def read_published(path: Path, said: Said | None = None) -> Imported:
     """A published checkpoint, recognized and converted.
 
     Raises:
-        InputError: it cannot be read, is none of the known networks, lacks tensors, or leaves open what the message
-            says and an option answers.
+        InputError: it cannot be read, is none of the known networks, lacks tensors, or is ambiguous; the message then
+            names the option that settles it.
     """
     return converted(read_weights(path), path, said or Said())
 
@@ -141,11 +141,11 @@ def load_published(path: Path | str, *, repository: str = "", tasks: Sequence[st
     """A published checkpoint as a network that predicts: ``load_published("InvPT.pth.tar").predict("photo.jpg")``.
 
     Args:
-        repository: a name in ``polyptych list published``, where networks of several have the same keys.
-        tasks: our names in the order of the network, where the file does not hold them.
-        classes: their names by task; by default those of the authors' data, or numbers.
-        size: height and width of the training images, where the file does not say them.
-        assume: what the file does not say, by the authors' names: ``{"chan_nheads": 16}``.
+        repository: a name in ``polyptych list published``, needed if networks of several have the same keys.
+        tasks: this library's names in the order of the network, needed if the file does not hold them.
+        classes: class names by task; by default those of the authors' data, or numbers.
+        size: height and width of the training images, needed if the file does not hold them.
+        assume: values that the file does not hold, under the authors' names: ``{"chan_nheads": 16}``.
         dataset: the data that the network was trained on.
         inference: see :func:`polyptych.load`.
 
@@ -160,7 +160,8 @@ def load_published(path: Path | str, *, repository: str = "", tasks: Sequence[st
 
 
 def write_import(found: Imported, folder: Path) -> None:
-    """A run folder that evaluates, predicts, exports, profiles, and continues from step 0 (``polyptych resume``).
+    """Write a run folder that can be evaluated, used for prediction, exported, profiled, and continued from step 0
+    (``polyptych resume``).
 
     Raises:
         InputError: the folder exists, or cannot be written.
@@ -181,7 +182,7 @@ def write_import(found: Imported, folder: Path) -> None:
 
 
 def converted(state: dict[str, Tensor], where: Path, said: Said) -> Imported:
-    """Tensors under the authors' names as a run and tensors under ours. See :func:`read_published`."""
+    """Turn tensors under the authors' names into a run and tensors under ours. See :func:`read_published`."""
     state, prefix = without_prefixes(state, PREFIXES, BESIDE)
     seen = Seen(where, state, said.size, said.assume)
     repository, form = _recognized(seen, prefix, said.repository)
@@ -205,7 +206,7 @@ def converted(state: dict[str, Tensor], where: Path, said: Said) -> Imported:
     double = any(value.dtype == torch.float64 for value in tensors.values())
     kind = torch.float64 if double else torch.float32
     mean, std = repository.normalization
-    for name, values in (("mean", mean), ("std", std)):  # not from float32: double precision would not be that
+    for name, values in (("mean", mean), ("std", std)):  # not via float32, which would spoil double precision
         tensors[name] = torch.tensor(values, dtype=kind).view(3, 1, 1)
     found = Imported(where, repository, form, run, Facts(protocol, labels), tensors, left_out, left_over)
     _complete(found, kind)
@@ -226,7 +227,7 @@ def _recognized(seen: Seen, prefix: str, wanted: str) -> tuple[type[Repository],
     if not chosen:
         names = sorted({repository.component_name() for repository, _ in fitting})
         raise InputError("--repository", wanted, f"{' or '.join(names)}, whose {fitting[0][1].name} this is",
-                         "correct it, or leave it out")
+                         "name one of these, or leave it out")
     if len(chosen) > 1:  # networks that several repositories have: the training program's prefix, or tasks, tell them
         chosen = [pair for pair in chosen if not prefix or prefix.endswith(pair[0].prefix)] or chosen
         chosen = [pair for pair in chosen if _knows_all(pair[0], pair[1], seen)] or chosen
@@ -250,7 +251,7 @@ def _find_tasks(seen: Seen, repository: type[Repository], form: Form, wanted: tu
         channels = {name: seen.shape(text.replace("{task}", name))[0]
                     for text in reversed(form.outputs) for name in seen.values(text, "task")}
         final = seen.values(first, "task")
-        # The last of the patterns names auxiliary tasks too, so it says the order of all.
+        # The last pattern names auxiliary tasks too, so it gives the order of all tasks.
         found = [name for text in reversed(form.outputs) for name in seen.values(text, "task")]
         theirs = _in_order(list(dict.fromkeys(found)), repository.order)
     else:
@@ -262,7 +263,7 @@ def _find_tasks(seen: Seen, repository: type[Repository], form: Form, wanted: tu
         channels, final = dict(zip(theirs, rows, strict=True)), theirs
     ours = [repository.names.get(name, "") for name in theirs]
     if wanted:
-        if sorted(wanted) == sorted(ours):  # the same tasks: what is said is their order
+        if sorted(wanted) == sorted(ours):  # the same tasks: the user gives their order
             theirs = [theirs[ours.index(name)] for name in wanted]
         elif len(wanted) != len(theirs):
             raise InputError("--tasks", ",".join(wanted), f"{len(theirs)} tasks, which the file has: "
@@ -279,7 +280,8 @@ def _find_tasks(seen: Seen, repository: type[Repository], form: Form, wanted: tu
 
 
 def _in_order(found: list[str], order: Sequence[str]) -> list[str]:
-    """Tasks as the network has them: as the file lists them, unless something sorted its names (safetensors does)."""
+    """Tasks in the order of the network, which is that of the file, unless its names were sorted (safetensors does
+    this)."""
     if found == sorted(found) and all(name in order for name in found):
         return sorted(found, key=list(order).index)
     return found
@@ -290,8 +292,8 @@ def _in_order(found: list[str], order: Sequence[str]) -> list[str]:
 
 def _home(seen: Seen, repository: type[Repository], form: Form,
           said: Said) -> tuple[Run, dict[str, LabelInfo], str]:
-    """A run that trains as the authors do, on the data of the network, and their labels and protocol. Where the data
-    have inverse depth, the task ``depth`` is that."""
+    """A run that trains as the authors do on the data of the network, with the labels and the protocol of the data. If
+    the data has inverse depth, that is what the task ``depth`` means."""
     recipes = [load_recipe(name)() for name in form.recipes or repository.recipes]
     wanted = said.dataset
     for recipe in recipes if not said.classes else ():
@@ -315,14 +317,14 @@ def _home(seen: Seen, repository: type[Repository], form: Form,
 
 
 def _variants(dataset: Dataset.Config) -> Iterable[Any]:
-    """The data as they are, then with every other number of classes that they come in."""
+    """The dataset as it is, then with every other number of classes that it offers."""
     yield dataset
     options = get_args(get_type_hints(type(dataset)).get("classes"))
     yield from (replace(dataset, classes=number) for number in options)  # type: ignore[call-arg]
 
 
 def _as_in(tasks: Mapping[str, str], recipe: Run) -> dict[str, str]:
-    """Tasks by the names of a recipe."""
+    """Tasks under the names of a recipe."""
     def name_in(own: str) -> str:
         other = ALSO_CALLED.get(own, own)
         return other if other in recipe.tasks and own not in recipe.tasks else own
@@ -337,7 +339,7 @@ def _kind(name: str, recipe: Run) -> type[Task]:
 
 def _mismatch(tasks: Mapping[str, str], channels: Mapping[str, int], known: Mapping[str, LabelInfo],
               recipe: Run) -> tuple[str, int, int] | None:
-    """The first task that labels do not fit: its name, its channels in the file, and those that are needed."""
+    """The first task whose labels do not fit: its name, its channels in the file, and the channels needed."""
     for name, own in tasks.items():
         if own not in known:
             return own, channels[name], 0
@@ -349,7 +351,7 @@ def _mismatch(tasks: Mapping[str, str], channels: Mapping[str, int], known: Mapp
 
 def _labels_on_disk(dataset: Dataset.Config, tasks: Mapping[str, str], known: Mapping[str, LabelInfo],
                     asked: bool) -> tuple[dict[str, LabelInfo], str]:
-    """Labels and protocol of data that are there; of others what is known, and no protocol."""
+    """Labels and protocol of data on this machine; otherwise the known labels and no protocol."""
     try:
         opened = dataset.build(split="train", tasks=tuple(tasks.values()))
     except InputError:
@@ -360,7 +362,7 @@ def _labels_on_disk(dataset: Dataset.Config, tasks: Mapping[str, str], known: Ma
 
 
 def _numbered(seen: Seen, form: Form, recipe: Run, recipes: Sequence[Run], said: Said) -> dict[str, LabelInfo]:
-    """Labels without data: with the names that the user gives, or numbers in their place."""
+    """Labels without data: with class names that the user gives, or else with numbers."""
     labels, with_classes = {}, {}
     for name, own in seen.tasks.items():
         fixed = getattr(_kind(own, recipe), "channels", None)
@@ -369,7 +371,7 @@ def _numbered(seen: Seen, form: Form, recipe: Run, recipes: Sequence[Run], said:
             with_classes[own] = channels
         elif channels not in (fixed, FOLDED.get(own)):
             raise InputError(seen.where, f"{channels} channels for '{own}'", str(fixed), "name the tasks with --tasks, "
-                             "in the order of the file, if this one is another")
+                             "in the order of the file")
         names = said.classes.get(own, tuple(f"class {n}" for n in range(channels)) if fixed is None else ())
         if fixed is None and len(names) != channels:
             raise InputError(f"--classes {own}", f"{len(names)} names", f"{channels}, the channels of its prediction",
@@ -377,7 +379,7 @@ def _numbered(seen: Seen, form: Form, recipe: Run, recipes: Sequence[Run], said:
         labels[own] = LabelInfo(classes=names, unit=UNITS.get(own, ""))
     if unknown := said.classes.keys() - with_classes.keys():
         raise InputError(f"--classes {min(unknown)}", "no task with classes", f"one of {', '.join(with_classes)}",
-                         "correct it")
+                         "name one of these tasks, or leave it out")
     if not (said.numbered or said.classes):
         have = "; ".join(f"{each.dataset.name} " + ", ".join(
             f"{len(info.classes)} of {task}" for task, info in each.dataset.known_labels().items() if info.classes)
@@ -403,7 +405,7 @@ def _with_parts(run: Run, parts: Parts, labels: Mapping[str, LabelInfo], size: S
 
 
 def _complete(found: Imported, kind: torch.dtype) -> None:
-    """Fill in what no file has to hold, and refuse what is not the whole network.
+    """Fill in tensors that a file may lack, and refuse an incomplete network.
 
     Raises:
         InputError: tensors are missing or of another shape.
@@ -432,7 +434,8 @@ def _complete(found: Imported, kind: torch.dtype) -> None:
 
 
 def _shapes(found: Imported) -> dict[str, Tensor]:
-    """The tensors that the network has, without memory where it can be built so (MTAN's encoder compares values)."""
+    """The tensors that the network has, without memory if it can be built that way (MTAN's encoder cannot: it compares
+    values)."""
     with buildable(found.where):
         try:
             with torch.device("meta"):
@@ -442,7 +445,7 @@ def _shapes(found: Imported) -> dict[str, Tensor]:
 
 
 def _plain(tensor: Tensor, expected: Tensor) -> Tensor:
-    """Half precision becomes single; double stays; whole numbers stay what ours are."""
+    """Convert half precision to single, keep double, and give integers the type of ours."""
     if not expected.is_floating_point():
         return tensor.to(expected.dtype)
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -14,7 +14,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopFlag:
-    """Set by Ctrl-C or SIGTERM; the loop looks at it after every step. A second Ctrl-C stops at once."""
+    """Set by Ctrl-C or SIGTERM; the loop checks it after every step. A second Ctrl-C stops at once."""
 
     asked = False
 
@@ -26,8 +26,8 @@ class StopFlag:
 
 @contextlib.contextmanager
 def raise_on_signal(advice: str) -> Iterator[None]:
-    """Within, a signal raises :class:`Interrupted` with the advice at once: for work that is done again from its
-    beginning, where there is nothing to save."""
+    """Within this context a signal raises :class:`Interrupted` with the advice at once: for work that would start over
+    anyway, so that there is nothing to save."""
 
     flag = StopFlag()
 
@@ -38,7 +38,7 @@ def raise_on_signal(advice: str) -> Iterator[None]:
     with _handled(interrupt):
         try:
             yield
-        except RuntimeError:  # the signal also ended a loader process, whose end is noticed on the way out
+        except RuntimeError:  # the signal also ended a loading process, which is noticed on the way out
             if not flag.asked:
                 raise
             raise Interrupted(advice) from None
@@ -46,7 +46,7 @@ def raise_on_signal(advice: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopFlag]:
-    """Within, a signal sets the flag instead of ending the program."""
+    """Within this context a signal sets the flag instead of ending the program."""
     flag = StopFlag()
     with _handled(flag.ask):
         yield flag

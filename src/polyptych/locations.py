@@ -1,6 +1,6 @@
-"""Where the data of a run lie: absolute in what is recorded, and found again after they moved.
+"""Where the data of a run is: paths are recorded as absolute, and data is found again after it moved.
 
-All of it works on the Config of a dataset, whose paths may stand in parts of it (``mixed``), and opens no data.
+These functions work on the Config of a dataset, whose paths may be in its parts (``mixed``); they open no data.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Value = TypeVar("Value")
 
 
 def absolute(config: Dataset.Config) -> Dataset.Config:
-    """The Config with absolute paths, so that data are found from any working folder."""
+    """The Config with absolute paths, so that the data is found from any working directory."""
     return _with_paths(config.whole(), lambda path: Path(os.path.abspath(path)))
 
 
 def folders(config: Dataset.Config) -> list[Path]:
-    """The folders of the data, those of parts included; none for a dataset that makes its samples."""
+    """The folders of the data, including those of parts; none for a dataset that generates its samples."""
     config = config.whole()
     parts = getattr(config, "parts", None)
     if isinstance(parts, Mapping):
@@ -36,8 +36,8 @@ def folders(config: Dataset.Config) -> list[Path]:
 
 
 def moved(config: Dataset.Config, to: Path) -> Dataset.Config:
-    """The same data in another place. Of several folders those move that are not there any more, and lie to each other
-    as they did."""
+    """The same data in another place. Of several folders only the missing ones move, and they keep their places
+    relative to each other."""
     old = folders(absolute(config))
     gone = old if len(old) == 1 else [folder for folder in old if not folder.is_dir()]
     above = Path(os.path.commonpath(gone)) if gone else Path()
@@ -55,7 +55,7 @@ def _placeless(config: Dataset.Config) -> Dataset.Config:
 
 
 def _replaced(config: Dataset.Config, places: Mapping[Path, Path]) -> Dataset.Config:
-    """Every path in one of the folders (keys) becomes the same path in another (values)."""
+    """Move every path inside one of the folders (keys) to the same place in another folder (values)."""
     def replaced(path: Path) -> Path:
         for old, new in places.items():
             if path == old or old in path.parents:

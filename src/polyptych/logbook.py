@@ -1,4 +1,4 @@
-"""What a run records while it trains: metrics.jsonl, TensorBoard where asked, and the environment."""
+"""What a run records during training: metrics.jsonl, TensorBoard events on request, and the environment."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from polyptych.record import flat, write_whole, writing
 
 
 class Logbook:
-    """``metrics.jsonl``: one JSON object a line, in order of step. On resume, what lies after the checkpoint is cut
-    off, so that an interrupted run leaves the same log as an uninterrupted one.
+    """``metrics.jsonl``: one JSON object per line, in order of step. On resume, lines after the checkpoint are dropped,
+    so that an interrupted run leaves the same log as an uninterrupted one.
 
     Raises:
         InputError: the file cannot be written.
@@ -47,12 +47,12 @@ class Logbook:
             self._board.close()
 
     def _lines(self) -> list[str]:
-        # A machine that lost its power may leave anything in the last block of a file.
+        # After a power failure the last block of a file may hold anything.
         return _text(self._path).splitlines()
 
 
 def _text(path: Path) -> str:
-    """The log; empty where there is none."""
+    """The text of the log; empty if there is none."""
     if not path.exists():
         return ""
     require_plain(path, "the log of a run")
@@ -60,7 +60,8 @@ def _text(path: Path) -> str:
 
 
 def _step(line: str) -> float:
-    """The step of a line. Half a line, as a killed process or a full disk leaves it, is of no step that is kept."""
+    """The step of a line; infinite for half a line, as a killed process or a full disk leaves it, so that it is
+    dropped."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -72,7 +73,7 @@ def _step(line: str) -> float:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``; none when there is no such file.
 
-    Half a line at the very end, as a killed process leaves it, is passed over.
+    Half a line at the very end, as a killed process leaves it, is ignored.
 
     Raises:
         InputError: a line is not a JSON object with a step; the message names the line.
@@ -83,7 +84,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         try:
             event = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as error:
-            if number == len(lines):  # it lacks even the line end
+            if number == len(lines):  # even its line break is missing
                 break
             raise _damaged(path, number, f"a line that is not JSON ({error})") from None
         if event is None:
@@ -109,7 +110,8 @@ def _tensorboard(folder: Path, step: int) -> Any:
 
 
 def environment(device: torch.device | None = None) -> dict[str, str | int]:
-    """What a result depends on besides run.json, if it is computed on this device (by default the CPU)."""
+    """What a result depends on besides run.json when computed on this device (by default the CPU): versions and
+    hardware."""
     device = device or torch.device("cpu")
     return {
         "command": shlex.join(["polyptych", *sys.argv[1:]]),

@@ -1,4 +1,4 @@
-"""The page of a run in a repository of Hugging Face: what it predicts, how well, on what, and how to use it."""
+"""The model card of a run on Hugging Face: what it predicts, how well, on which data, and how to use it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SHOWN = 40  # class names of a task
 
 def model_card(folder: Path, name: str, run: Run, facts: Facts, tasks: Mapping[str, Task], network: Network, *,
                license: str, origin: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """Markdown with the head that the hub reads.
+    """Markdown with the YAML header that the hub reads.
 
     Args:
         folder: the run, whose evaluations are shown.
         name: OWNER/NAME.
-        license: of the weights; empty where nobody said it.
-        origin: what an import says of the authors; empty of a run of one's own.
-        files: what lies beside the card, with a word on each.
+        license: license of the weights; empty if unknown.
+        origin: what an import recorded about the authors; empty for your own run.
+        files: the files next to the card, with a description of each.
     """
     known = _SHORT.get(license, license.lower() if license.lower() in _SHORT.values() else "other")
     head = ["---", "library_name: polyptych", f"license: {known}"]
@@ -72,14 +72,14 @@ def model_card(folder: Path, name: str, run: Run, facts: Facts, tasks: Mapping[s
               f"{run.batch_size * run.accumulate} images, balancer `{run.balancer.name}`"
               + (" (what continuing would do; these weights were trained by their authors)." if origin else "."),
               f"- License of the weights: {license or 'not stated'}.", "", "## Limits", "",
-              "- Measured on images like those above only; elsewhere nobody knows how far predictions are off.",
+              "- Measured only on images like those above; on other images the quality of predictions is unknown.",
               *(f"- {task_name}: {escape_markdown(task.labels.note)}." for task_name, task in tasks.items()
                 if task.labels.note), "", "## Files", "", *(f"- `{file}`: {what}" for file, what in files.items()), ""]
     return "\n".join([*head, *lines])
 
 
 def _evaluations(folder: Path) -> list[Evaluation]:
-    """The test numbers; those of the validation split where nothing was tested."""
+    """The evaluation on the test split; on the validation split if nothing was tested."""
     for split in ("test", "val"):
         if (folder / "evaluation" / f"{split}.json").is_file():
             return [Evaluation.of_run(folder, split)]
@@ -95,7 +95,7 @@ def _numbers(values: Any) -> str:
 
 
 def _data_license(run: Run) -> str:
-    """What the owners of the data allow, where we know it."""
+    """License of the data, if known."""
     try:
         about = importlib.import_module(f"polyptych.datasets._{run.dataset.name}.about").ABOUT
     except (ImportError, AttributeError, InputError):

@@ -26,8 +26,8 @@ from polyptych.types import Auxiliary, FeatureSpec, Output
 class Network(nn.Module):
     """``Decoder(Encoder(image))``.
 
-    The mean and deviation that the backbone's weights expect are saved with the weights, so that a network restored
-    from a checkpoint normalizes as it did in training.
+    The mean and standard deviation that the backbone's weights expect are saved with the weights, so that a network
+    restored from a checkpoint normalizes as it did in training.
     """
 
     encoder: Encoder
@@ -46,13 +46,14 @@ class Network(nn.Module):
     @classmethod
     def build(cls, backbone: Backbone.Config, encoder: Encoder.Config, decoder: Decoder.Config,
               channels: dict[str, int], whole: frozenset[str] = frozenset()) -> Network:
-        """
+        """Build a network from the Configs of its parts.
+
         Args:
             channels: how many channels each task predicts, in the order of the tasks.
-            whole: tasks that say one thing about the whole image.
+            whole: tasks that predict one thing for the whole image.
 
         Raises:
-            InputError: a task with a name that a module cannot have, or parts that do not fit together.
+            InputError: a task name that no module may have, or parts that do not fit together.
         """
         for task in channels:
             check_task_name(task, "the name of a task")
@@ -61,17 +62,17 @@ class Network(nn.Module):
 
     def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"],
                 maps: tuple[Tensor, ...] = ()) -> Output:
-        """RGB, uint8 or float in [0, 1], of any size; ``final`` has the size of the image, but for the tasks of
-        ``whole``, which keep the decoder's resolution where nothing was padded: thousands of classes would fill the
-        memory with enlarged maps, only to be averaged.
+        """Predict all tasks from RGB images, uint8 or float in [0, 1], of any size. ``final`` has the size of the
+        image, except for the tasks in ``whole``. These keep the decoder's resolution if nothing was padded: enlarging
+        thousands of class maps, only to average them, would fill the memory.
 
-        Auxiliary predictions keep their own resolution, unless the image had to be padded: then they are brought to
-        the size of the image too, because only there can the padding be cut off exactly.
+        Auxiliary predictions keep their own resolution, unless the image had to be padded: then they are resized to
+        the image too, because only at that size can the padding be cropped exactly.
 
         Args:
-            maps: what the frozen backbone makes of the image (``encoder.frozen_maps``), where it is known.
+            maps: the feature maps of the frozen backbone (``encoder.frozen_maps``), if they were computed before.
         """
-        if maps:  # stored in few bits
+        if maps:  # stored in low precision
             features = self.encoder.from_frozen_maps(tuple(x.to(self.mean.dtype) for x in maps))
         else:
             features = self.encoder(self.pad(self.normalize(image)))
@@ -79,7 +80,7 @@ class Network(nn.Module):
         return self.fit(output, image.shape[-2], image.shape[-1])
 
     def train(self, mode: bool = True) -> Network:
-        """As always, but what is frozen stays in evaluation mode."""
+        """Set the mode as usual, but keep frozen modules in evaluation mode."""
         super().train(mode)
         hold_still(self)
         return self
@@ -87,32 +88,32 @@ class Network(nn.Module):
     def parameter_groups(self, *, learning_rate: float = 1e-3, backbone_scale: float = 1.0, weight_decay: float = 0.05,
                          decay_everything: bool = False, adapter_scale: float = 1.0, decoder_scale: float = 1.0,
                          layer_decay: float = 1.0, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
-        """Groups for any optimizer of PyTorch, by the rules of ``polyptych train``: no weight decay of biases,
-        normalization and tables of positions, and the factors that modules ask for.
+        """Parameter groups for any PyTorch optimizer, by the rules of ``polyptych train``: no weight decay for biases,
+        normalization layers and position tables, and the factors that modules ask for.
 
         Args:
             learning_rate, backbone_scale, weight_decay, decay_everything, adapter_scale, decoder_scale, layer_decay:
                 see :class:`polyptych.optim.Optimizer`.
-            balancer: one whose own parameters (``uncertainty`` has some) are learned too.
+            balancer: a balancer with learned parameters of its own (``uncertainty`` has some), to include them.
         """
         return Optimizer(learning_rate=learning_rate, backbone_scale=backbone_scale, weight_decay=weight_decay,
                          decay_everything=decay_everything, adapter_scale=adapter_scale,
                          decoder_scale=decoder_scale, layer_decay=layer_decay).groups(self, balancer)
 
     def normalize(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """What the backbone's weights expect."""
+        """Normalize as the backbone's weights expect."""
         unit = image.to(self.mean.dtype)
         unit = unit if image.is_floating_point() else unit / 255
         return (unit - self.mean) / self.std
 
     def pad(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
-        """Repeat the last row and column until height and width are multiples of what the encoder needs. (A zero
-        border would be an edge that the image does not have.)"""
+        """Repeat the last row and column until height and width are multiples of ``encoder.multiple``. (Zero padding
+        would create an edge that the image does not have.)"""
         below, right = (-size % self.encoder.multiple for size in image.shape[-2:])
         return F.pad(image, (0, right, 0, below), mode="replicate") if below or right else image
 
     def fit(self, output: Output, height: int, width: int) -> Output:
-        """Predictions on the padded image to predictions on the image."""
+        """Resize and crop predictions on the padded image to the image."""
         below, right = -height % self.encoder.multiple, -width % self.encoder.multiple
         padded = (height + below, width + right)
 
@@ -127,19 +128,20 @@ class Network(nn.Module):
 
 
 def described(encoder: Encoder) -> dict[str, FeatureSpec]:
-    """What a decoder is built for: each task's pyramid, and to what the network extends images."""
+    """What a decoder is built for: the shape of each task's pyramid, and the multiple to which the network pads
+    images."""
     return {task: replace(spec, multiple=encoder.multiple) for task, spec in encoder.spec.items()}
 
 
 @contextmanager
 def normalizing(images: int, size: tuple[int, int]) -> Iterator[None]:
-    """A forward pass in training mode of so many images of that size (height, width).
+    """Context of a forward pass in training mode on ``images`` images of ``size`` (height, width).
 
-    Normalization over a batch needs two values per channel. One image that is as small as the stride of the coarsest
-    map has a single one there, which torch reports from deep inside the network, without a word on the cause.
+    Batch normalization needs at least two values per channel. A single image as small as the coarsest stride leaves
+    only one, which torch reports from deep inside the network without naming the cause.
 
     Raises:
-        InputError: a layer finds a single value.
+        InputError: a layer gets a single value per channel.
     """
     try:
         yield

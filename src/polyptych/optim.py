@@ -16,17 +16,17 @@ from polyptych.ranges import check_range
 
 UNDECAYED = re.compile("bias|.*pos_embed.*|(cls|dist|reg)_token|attention_biases|relative_position_bias_table|"
                        "(pixel|patch)_pos|rel_pos_[hw]|logit_scale")
-UNDECAYED_MODULES = frozenset({"cpb_mlp", "rel_pos", "pos_block"})  # they make position tables
+UNDECAYED_MODULES = frozenset({"cpb_mlp", "rel_pos", "pos_block"})  # modules that generate position tables
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """How weights move.
+    """How weights are updated.
 
-    A module may have rules for its own parameters and those of all modules within, which multiply what is set here:
-    the attributes ``learning_rate_factor`` and ``weight_decay_factor`` (the units of cross-stitch networks have both).
-    ``undecayed`` names parameters of its own that nothing may pull to zero, whatever is set. A parameter may say that
-    it ``adapts`` pretrained weights, and how many ``layers_above`` it the backbone has.
+    A module may scale these settings for its own parameters and those of all its submodules, with the attributes
+    ``learning_rate_factor`` and ``weight_decay_factor`` (the units of cross-stitch networks have both). Its attribute
+    ``undecayed`` names own parameters that are never decayed, whatever is set here. The attributes of a parameter say
+    whether it ``adapts`` pretrained weights, and how many ``layers_above`` it the backbone has.
     """
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -68,7 +68,7 @@ class Optimizer:
                              "set --optimizer.momentum, for instance to 0.9")
 
     def build(self, network: nn.Module, balancer: nn.Module) -> torch.optim.Optimizer:
-        """An optimizer whose groups remember their peak learning rate as ``peak``."""
+        """Build the optimizer; its groups store their peak learning rate under ``peak``."""
         groups = self.groups(network, balancer)
         if self.kind == "sgd":
             return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov,
@@ -77,8 +77,8 @@ class Optimizer:
         return maker(groups, lr=self.learning_rate, betas=(self.momentum, self.beta2), fused=self.fused)
 
     def groups(self, network: nn.Module, balancer: nn.Module | None = None) -> list[dict[str, Any]]:
-        """Parameters by (learning rate, weight decay), in a fixed order, for any optimizer of PyTorch; a balancer's own
-        stand last and are never decayed."""
+        """Parameter groups by (learning rate, weight decay), in a fixed order, for any PyTorch optimizer. A balancer's
+        own parameters come last and are never decayed."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         factors, later = _factors(network), {id(p) for p in later_trained(network)}
         for name, parameter in network.named_parameters():
@@ -105,15 +105,15 @@ class Optimizer:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay suits a parameter. Of those with several dimensions it suits neither biases nor what timm's
-    networks list as ``no_weight_decay``; the names are known here because a backbone that was cut into stages has no
-    such list any more."""
+    """Whether weight decay applies to a parameter. Of those with several dimensions it spares biases and what timm's
+    networks list as ``no_weight_decay``. The names are repeated here because a backbone that was cut into stages has
+    lost that list."""
     *modules, own = name.split(".")
     return parameter.ndim > 1 and not UNDECAYED.fullmatch(own) and not UNDECAYED_MODULES.intersection(modules)
 
 
 def _factors(module: nn.Module, rate: float = 1.0, decay: float = 1.0) -> dict[int, tuple[float, float]]:
-    """By the parameter's id, the factors of learning rate and weight decay that the modules around it ask for."""
+    """By the id of a parameter: the factors of learning rate and weight decay that its enclosing modules ask for."""
     rate *= getattr(module, "learning_rate_factor", 1.0)
     decay *= getattr(module, "weight_decay_factor", 1.0)
     undecayed = getattr(module, "undecayed", ())
@@ -146,7 +146,7 @@ class Schedule:
         check_range("--schedule.warmup", self.warmup, 0)
         check_range("--schedule.power", self.power, 0, do="0.9 is usual")
         check_range("--schedule.period", self.period, 1)
-        # Below 1, cycles would shrink until the last step is never reached, and drops would raise the rate.
+        # Below 1, cycles would shrink so that the last step is never reached, and drops would raise the rate.
         check_range("--schedule.factor", self.factor, 1, do="2 is usual")
         check_range("--schedule.final", self.final, 0, 1)
 

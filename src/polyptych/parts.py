@@ -1,4 +1,4 @@
-"""Parts for a program of your own, by name: a network, a balancer, the losses of a step, a dataset."""
+"""Parts for your own program, by name: a network, a balancer, the losses of a step, a dataset."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def network(backbone: str | Backbone.Config, tasks: Mapping[str, int | TaskPart]
 
     Args:
         backbone: any timm model, or a name in ``polyptych list backbones``.
-        tasks: how many channels each predicts, or the task itself (:func:`polyptych.task`).
+        tasks: by name, how many channels each predicts, or the task itself (:func:`polyptych.task`).
         encoder, decoder: names in ``polyptych list``.
         pretrained: start the backbone from timm's weights.
         weights: start the backbone from a file.
-        options: those of the command line with _ for . and -: ``--backbone.output-stride`` is
-            ``backbone_output_stride`` and ``--decoder.head`` is ``decoder_head``.
+        options: options of the command line, with _ in place of . and -: ``--backbone.output-stride`` becomes
+            ``backbone_output_stride``, ``--decoder.head`` becomes ``decoder_head``.
 
     Raises:
-        InputError: a name, option or weight file that there is not, or parts that do not fit together.
+        InputError: a name, option or weight file that does not exist, or parts that do not fit together.
     """
     given: dict[str, dict[str, Any]] = {slot: {} for slot in _PARTS}
     for name, value in options.items():
@@ -81,19 +81,19 @@ def _channels(name: str, wanted: object) -> int:
 
 
 def _dense(name: str, wanted: int | TaskPart) -> bool:
-    """Whether every pixel has a prediction of its own. A number says nothing of it; the name of a kind does."""
+    """Whether every pixel has a prediction of its own. A number of channels does not tell; the name of a task may."""
     if isinstance(wanted, TaskPart):
         return wanted.task.dense
     return name not in TASKS.names() or TASKS.load(name).dense
 
 
 def balancer(name: str | Balancer.Config, tasks: Mapping[str, TaskPart | float], **options: Any) -> Balancer:
-    """A way to weigh tasks, which takes the place of ``loss.backward()``: ``balancer.backward(losses, network)``.
+    """A balancer, which weights the tasks. It replaces ``loss.backward()``: ``balancer.backward(losses, network)``.
 
     Args:
-        name: one in ``polyptych list balancers``.
-        tasks: parts, whose customary weights are used, or the weights themselves.
-        options: those of the command line, ``--balancer.every`` is ``every=4``.
+        name: a name in ``polyptych list balancers``.
+        tasks: by name, the task (its customary loss weight is used) or the loss weight itself.
+        options: options of the command line: ``--balancer.every 4`` becomes ``every=4``.
 
     Raises:
         InputError: no such balancer or option, or a wrong value.
@@ -108,14 +108,15 @@ def balancer(name: str | Balancer.Config, tasks: Mapping[str, TaskPart | float],
 
 def losses(tasks: Mapping[str, TaskPart], output: Output, target: Mapping[str, Tensor],
            valid: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The mean loss of each task over its pixels with a label, final and auxiliary predictions together (deep
-    supervision). Scalars; of a task without a label exactly 0. With several processes each takes the mean over its own
-    pixels.
+    """The mean loss of each task over its labeled pixels, of final and auxiliary predictions together (deep
+    supervision). Every loss is a scalar, exactly 0 for a task without labels. With several processes, each takes the
+    mean over its own pixels.
 
     Args:
-        tasks: by their names in the output.
-        target: by task; tasks that it lacks are left out.
-        valid: where a target may be trusted, by task; without one the part's ``ignored`` value alone says so.
+        tasks: tasks by their names in the output.
+        target: labels by task; tasks without an entry are left out.
+        valid: by task, a mask of the pixels with a valid label; by default only the task's ``ignored`` value marks the
+            others.
     """
     found = {}
     for name, part in tasks.items():
@@ -129,12 +130,13 @@ def losses(tasks: Mapping[str, TaskPart], output: Output, target: Mapping[str, T
 class SampleDataset(torch.utils.data.Dataset[Sample]):
     """A dataset of Polyptych for any DataLoader: ``DataLoader(data, batch_size=8, collate_fn=data.collate)``.
 
-    A sample has ``image``, uint8 (3 h w), and dictionaries ``target`` and ``valid`` by task; :meth:`collate` makes a
-    :class:`polyptych.types.Batch` of several, which has their batches. Random changes come from torch's random numbers,
-    so the DataLoader's seed governs them.
+    A sample has ``image``, uint8 (3 h w), and dictionaries ``target`` and ``valid`` by task; :meth:`collate` stacks
+    several into a :class:`polyptych.types.Batch`. Augmentation draws from torch's random numbers, so the DataLoader's
+    seed determines it.
 
     Attributes:
-        tasks: what labels are read of, by name: what :func:`polyptych.network` and :func:`polyptych.losses` take.
+        tasks: the tasks whose labels are read, by name, as :func:`polyptych.network` and :func:`polyptych.losses` take
+            them.
     """
 
     dataset: Dataset
@@ -160,21 +162,23 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         return augment(sample, self._tasks, self.size or (height, width), generator, self.how)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """A batch; where sizes differ, the smaller are padded with what has no label."""
+        """A batch; if sizes differ, smaller samples are padded with unlabeled pixels."""
         return collate(samples, self._tasks)
 
 
 def dataset(name: str | Dataset.Config, split: str, tasks: Sequence[str], *, size: tuple[int, int] | None = None,
             augment: Augment | None = None, **options: Any) -> SampleDataset:
-    """One split of a dataset, for a program of your own.
+    """One split of a dataset, for your own program.
 
     Args:
-        name: one in ``polyptych list datasets``.
+        name: a name in ``polyptych list datasets``.
         split: ``train``, ``val`` or ``test``.
-        tasks: names; a task that is not called as its kind is ``name:kind``, unless the dataset knows its kind.
-        size: height and width of the images; labels have it too if ``augment`` is given, and keep their own otherwise.
-        augment: random changes of a training sample.
-        options: those of the command line, ``--dataset.root`` is ``root="data/nyuv2"``.
+        tasks: names of tasks. A task with a name other than that of its kind is written ``name:kind``, unless the
+            dataset knows its kind.
+        size: height and width of the images; labels have this size too if ``augment`` is given, and otherwise keep
+            their own.
+        augment: augmentation of training samples; none by default.
+        options: options of the command line: ``--dataset.root data/nyuv2`` becomes ``root="data/nyuv2"``.
 
     Raises:
         InputError: no such dataset, split, task or option, or files that are not as needed.

@@ -1,4 +1,4 @@
-"""The forward passes of an optimizer step: from micro-batches to losses that are normalized over the whole step."""
+"""The forward passes of one optimizer step: from micro-batches to losses that are normalized over the whole step."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from polyptych.types import Batch, Loss, Output
 
 
 class Passes:
-    """One pass for every micro-batch of a step.
+    """One forward pass per micro-batch of a step.
 
-    A loss is the sum over valid pixels divided by their number in all micro-batches and processes. Processes average
-    their gradients, so each multiplies its part by their number: the mean is the gradient of the whole batch.
+    A loss is the sum over valid pixels, divided by their number in all micro-batches and processes. Gradients are
+    averaged over processes, so each process multiplies its part by the number of processes: the average is then the
+    gradient of the whole batch.
 
     Attributes:
         counts: valid pixels of each task in the step, over all processes.
-        active: the tasks that have any.
+        active: the tasks that have any valid pixel.
     """
 
     def __init__(self, model: nn.Module, forward: Callable[..., Output], tasks: dict[str, Task],
                  micro_batches: Sequence[Batch], device: torch.device, memory_format: torch.memory_format,
                  autocast: Callable[[], torch.autocast]):
-        # Counted where the loader left the masks: a device would have to be waited for.
+        # Counted on the host, where the loader left the masks: a device would have to be waited for.
         rows = [torch.stack([torch.cat([b.valid[name].sum()[None], task.label_sums(b.target[name], b.valid[name])])
                              for b in micro_batches]).sum(0) for name, task in tasks.items()]
         sums = torch.cat(rows)
@@ -49,8 +50,8 @@ class Passes:
         return [partial(self._run, batch) for batch in self._batches]
 
     def again(self, network: nn.Module) -> dict[str, Tensor]:
-        """The losses of the step as the network is now, over all processes: with the same random numbers as before, and
-        without a trace in gradients, batch statistics and the random numbers to come."""
+        """Compute the losses of the step again with the network's current weights, over all processes: with the same
+        random numbers as before, and without changing gradients, batch statistics, or later random numbers."""
         total: dict[str, Tensor] = {}
         with undisturbed(network), torch.no_grad():
             for device, state in self._random.items():
@@ -65,13 +66,13 @@ class Passes:
         losses = {name: total_loss(task, name, output, batch, self._label_sums[name]).sum
                   for name, task in self._tasks.items()}
         losses = {name: loss * (distributed.world() / max(self.counts[name], 1)) for name, loss in losses.items()}
-        if output.penalty is not None:  # of this process and micro-batch: the step's is the mean
+        if output.penalty is not None:  # of this process and micro-batch; that of the step is the mean
             part = output.penalty / len(self._batches)
             losses = {name: loss + part if name in self.active else loss for name, loss in losses.items()}
         return losses, output
 
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """DistributedDataParallel exchanges gradients once per step, with the last micro-batch."""
+        """Let DistributedDataParallel exchange gradients only once per step, with the last micro-batch."""
         if isinstance(self._model, nn.parallel.DistributedDataParallel) and not last:
             return self._model.no_sync()
         return contextlib.nullcontext()
@@ -85,24 +86,24 @@ class EpochMeans:
         self._sums = torch.zeros(2, len(self._tasks), dtype=devices.widest(device), device=device)
 
     def add(self, losses: dict[str, Tensor], counts: dict[str, float]) -> None:
-        """One step more."""
+        """Add one step."""
         number = devices.sent([counts[task] for task in self._tasks], self._sums.device, self._sums.dtype)
         self._sums += torch.stack([torch.stack([losses[task] for task in self._tasks]).to(number) * number, number])
 
     def take(self) -> dict[str, float]:
-        """The means so far, of the tasks that had labels; begins anew."""
+        """The means so far, for the tasks that had labels; then start over."""
         sums, numbers = self.saved()
         self._sums.zero_()
         return {task: value / number for task, value, number in zip(self._tasks, sums, numbers, strict=True) if number}
 
     def saved(self) -> list[list[float]]:
-        """What :meth:`restore` needs, as plain numbers; every process must ask."""
+        """What :meth:`restore` needs, as plain numbers; every process must call this."""
         return distributed.mean(self._sums).tolist()
 
     def restore(self, saved: list[list[float]]) -> None:
         sums = torch.tensor(saved, dtype=torch.float64)
         if sums.shape != self._sums.shape:
-            raise ValueError(f"epoch of shape {tuple(sums.shape)}")  # a smaller one would be spread over all tasks
+            raise ValueError(f"epoch of shape {tuple(sums.shape)}")  # a smaller one would be broadcast to all tasks
         self._sums.copy_(sums, non_blocking=True)
 
 
@@ -111,7 +112,7 @@ def total_loss(task: Task, name: str, output: Output, batch: Batch, sums: Tensor
     the final prediction: auxiliary losses add to the numerator only.
 
     Args:
-        sums: of the labels of the step that the batch is a part of (``Task.label_sums``); by default it is the whole.
+        sums: label sums (``Task.label_sums``) over the whole step, if the batch is only a part of it.
     """
     target, valid = batch.target[name], batch.valid[name]
     if sums is None:

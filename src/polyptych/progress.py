@@ -1,4 +1,4 @@
-"""What a person sees during a run: a bar with losses, throughput and time left; plain lines without a terminal."""
+"""Progress on the screen: a bar with losses, throughput and time left; plain lines if there is no terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Display:
     """Progress of one run.
 
     Args:
-        steps: length of the run; ``done`` of them are behind it already.
+        steps: length of the run; ``done`` of them are done already.
         quiet: show nothing (processes other than the main one).
     """
 
@@ -40,7 +40,7 @@ class Display:
 
     def status(self, step: int, losses: dict[str, float], images_per_second: float, learning_rate: float,
                weights: dict[str, float] | None = None) -> None:
-        """Losses, each with the weight of its task unless all weigh one."""
+        """Show losses, each with the weight of its task unless all weights are one."""
         weights = weights if weights and set(weights.values()) != {1.0} else {}
         parts = "  ".join(f"{name} {value:.3g}" + (f" (x{weights[name]:.2g})" if name in weights else "")
                           for name, value in losses.items())
@@ -50,5 +50,5 @@ class Display:
             self.say(f"step {step}/{self._steps}  {text}  lr {learning_rate:.2g}")
 
     def say(self, text: object) -> None:
-        """A line (or a table) above the bar."""
+        """Print a line (or a table) above the bar."""
         self.console.print(text, soft_wrap=isinstance(text, str))

@@ -1,4 +1,4 @@
-"""A run to a repository of Hugging Face: weights, choices, a card, and on request the exported file."""
+"""Push a run to a Hugging Face repository: weights, options, a model card, and on request an ONNX file."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ OWN_SERVER = "https://huggingface.co"
 
 def push(folder: Path, name: str, *, weights: str = "", onnx: bool = False, private: bool = False,
          license: str = "") -> str:
-    """Write a run to OWNER/NAME, in one commit; what was there is replaced.
+    """Write a run to OWNER/NAME in one commit, replacing what was there.
 
-    Only the network goes out, not the state of the optimizer, and no path of this machine.
+    Only the network is uploaded: no optimizer state, and no paths of this machine.
 
     Args:
-        weights: ``last`` or ``best``; empty takes what the run selects.
-        onnx: also export it.
-        private: make a repository that only you can read, if it is new.
-        license: of the weights; of an imported network by default that of its authors.
+        weights: ``last`` or ``best``; by default what the run selects.
+        onnx: also export the network to ONNX.
+        private: make a new repository private.
+        license: license of the weights; by default that of the authors for an imported network.
 
     Returns:
-        The page of the repository.
+        The URL of the repository.
 
     Raises:
         InputError: no such run, nobody is logged in, the name belongs to somebody else, or there is no connection.
@@ -70,7 +70,7 @@ def push(folder: Path, name: str, *, weights: str = "", onnx: bool = False, priv
                 (out / file).parent.mkdir(exist_ok=True)
                 shutil.copyfile(folder / file, out / file)
         if (out / "evaluation").exists():
-            files["evaluation/test.json"] = "all test numbers; the ids of the test images lie beside it"
+            files["evaluation/test.json"] = "all test numbers; the ids of the test images are next to it"
         if onnx:
             export(folder, format="onnx", out=out / "model.onnx", weights=weights)
             files["model.onnx"] = "the network for onnxruntime, with preprocessing and meanings in its metadata"
@@ -81,7 +81,7 @@ def push(folder: Path, name: str, *, weights: str = "", onnx: bool = False, priv
 
 
 def _anonymous(run: Run) -> Run:
-    """Without the folders of this machine: of every path only its last part."""
+    """The run without paths of this machine: only the last part of each path is kept."""
     def shortened(value: Any) -> Any:
         if isinstance(value, PurePath):
             return Path(value.name) if value.is_absolute() else value
@@ -108,13 +108,13 @@ def _commit(name: str, files: Path, private: bool, message: str) -> str:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         if status == 401:
-            raise InputError(f"push to {name}", "nobody who is logged in", "a token that may write",
+            raise InputError(f"push to {name}", "no login", "a token with write access",
                              "run `hf auth login`, or set HF_TOKEN") from None
         if status in (403, 404):
             raise InputError(f"push to {name}", "a name under which you may not write", "your own name or that of an "
-                             "organization of yours", "change OWNER, or use a token that may write") from None
-        raise InputError(f"push to {name}", f"a refusal of the server ({first_line(error)})",
-                         "a server that takes the files", "try again later") from None
+                             "organization of yours", "change OWNER, or use a token with write access") from None
+        raise InputError(f"push to {name}", f"an error of the server ({first_line(error)})",
+                         "a server that accepts the files", "try again later") from None
     except Exception as error:  # connections fail in as many ways as there are libraries
         raise InputError(f"push to {name}", f"an upload that broke off ({first_line(error)})",
                          f"a connection to {hub.ENDPOINT}", "try again: nothing was changed") from None
@@ -123,8 +123,8 @@ def _commit(name: str, files: Path, private: bool, message: str) -> str:
 
 @contextmanager
 def _plain_uploads() -> Iterator[None]:
-    """Large files by Git LFS where the server is not Hugging Face's own: the client would insist on its newer protocol
-    (Xet), which mirrors do not speak, and try for minutes."""
+    """Upload large files by Git LFS if the server is not Hugging Face's own: the client would otherwise keep trying its
+    newer protocol (Xet), which mirrors do not support, for minutes."""
     before = hub.HF_HUB_DISABLE_XET
     hub.HF_HUB_DISABLE_XET = before or hub.ENDPOINT != OWN_SERVER
     try:

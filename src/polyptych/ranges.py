@@ -1,4 +1,4 @@
-"""The range of a numeric option, checked where the option is set, not where it would do harm."""
+"""Checks the range of a numeric option where it is set, not where a bad value would do harm."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 from polyptych.errors import InputError
 
 LARGEST_SIDE = 32768
-"""Pixels of a side of anything that a network is given: a typo should not fill the memory."""
+"""Largest height or width, in pixels, of a network's input: a typo should not fill the memory."""
 
 
 def check_range(place: str, value: float, least: float = -math.inf, most: float = math.inf, *, above: bool = False,
-                below: bool = False, do: str = "correct it") -> None:
+                below: bool = False, do: str = "choose a value in this range") -> None:
     """Refuse a number outside a range. Infinity and NaN are outside every range.
 
     Args:

@@ -1,8 +1,7 @@
-"""Activation checkpointing: blocks of a network keep only their inputs, and compute the rest again for the backward
-pass.
+"""Activation checkpointing: blocks of a network keep only their inputs, and recompute the rest in the backward pass.
 
-Chen et al., 2016, arXiv 1604.06174. The gradients are the same to the last bit: the second computation draws the same
-random numbers, and leaves no trace in batch statistics.
+Chen et al., 2016, arXiv 1604.06174. The gradients are the same to the last bit: recomputation draws the same random
+numbers, and does not update batch statistics.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The smallest parts that networks are built of again and again (residual blocks, blocks of a transformer): those
-    elements of containers that hold several layers with weights, and no such element themselves."""
+    """The smallest repeated parts of a network (residual blocks, transformer blocks): elements of containers that hold
+    several layers with weights, and contain no such element themselves."""
     found: dict[int, nn.Module] = {}
     _look_for_blocks(network, found)
     return [*found.values()]
 
 
 def _look_for_blocks(module: nn.Module, found: dict[int, nn.Module]) -> bool:
-    """Whether there is any within ``module``."""
+    """Whether ``module`` contains any block; those found are added to ``found``."""
     any_within = False
     for child in module.children():
         within = _look_for_blocks(child, found)
@@ -46,7 +45,7 @@ def _layers(module: nn.Module) -> int:
 
 
 def recompute(network: nn.Module) -> int:
-    """Let the blocks of a network be computed twice; returns how many there are. The names of parameters stay."""
+    """Make the blocks of a network recompute; returns how many there are. Parameter names stay the same."""
     there = blocks(network)
     for block in there:
         block.__class__ = _recomputed(type(block))  # type: ignore[arg-type]
@@ -54,7 +53,7 @@ def recompute(network: nn.Module) -> int:
 
 
 class Recomputed(nn.Module):
-    """What is computed twice; the other base of its class says how."""
+    """Mixin of a recomputed block; the other base class has the actual forward pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -69,13 +68,13 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Around the first computation, which starts now, and around the second."""
+    """Contexts of the first computation, which starts now, and of the second."""
     place = next((x.device for x in (*block.parameters(), *block.buffers())), torch.device("cpu"))
     return nullcontext(), _Again(block, devices.random_states([place]))
 
 
 class _Again(AbstractContextManager[None]):
-    """:func:`_again`, as often as there are backward passes: balancers run one for every task."""
+    """:func:`_again`, reusable for every backward pass: balancers run one per task."""
 
     def __init__(self, block: nn.Module, states: Mapping[torch.device, Tensor]):
         self._block, self._states = block, states
@@ -90,7 +89,8 @@ class _Again(AbstractContextManager[None]):
 
 @contextmanager
 def _again(block: nn.Module, states: Mapping[torch.device, Tensor]) -> Iterator[None]:
-    """Random numbers as they were; what moves by itself (batch statistics) moves in copies."""
+    """Restore the random states of the first computation, and let buffers that a forward pass updates (batch
+    statistics) be updated as copies."""
     kept = [(module, name, buffer) for module in block.modules() for name, buffer in module._buffers.items()
             if buffer is not None]
     with devices.same_random(states):

@@ -1,4 +1,5 @@
-"""Configs to plain JSON and back, strictly: a wrong type, an unknown name or a typo is refused with its place."""
+"""Configs to plain JSON and back, strictly: a wrong type or an unknown name is refused, and the message names the
+place."""
 
 from __future__ import annotations
 
@@ -20,12 +21,12 @@ import msgspec
 from polyptych.component import Component
 from polyptych.errors import InputError, nearest
 
-TRIES, BETWEEN_TRIES = 20, 0.1  # of replacing a file that is read; seconds
+TRIES, BETWEEN_TRIES = 20, 0.1  # attempts to replace a file that is being read; seconds
 
 
 def encode(value: Any, spell: Callable[[Path], str] = str) -> Any:
-    """A Config, or anything made of dataclasses and plain values, as JSON-ready data. A component's options come with
-    its ``name``; ``spell`` writes paths."""
+    """A Config, or anything made of dataclasses and plain values, as JSON-ready data. A component is written as its
+    ``name`` and its options; ``spell`` writes paths."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {"name": value.name} if isinstance(value, Component.Config) else {}
         return named | {f.name: encode(getattr(value, f.name), spell) for f in dataclasses.fields(value)}
@@ -44,7 +45,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         where: the place for error messages, for instance ``run.json``.
 
     Raises:
-        InputError: naming the field, what stands there and what is needed.
+        InputError: a field is unknown, missing, or of the wrong type; the message names it and what is needed.
     """
     if isinstance(kind, type) and issubclass(kind, Component.Config):
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -54,13 +55,13 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         return _fields(typing.cast(type, kind), value, where)
     if typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
         if not isinstance(value, dict):
-            raise InputError(where, repr(value), "an object", "correct it")
+            raise InputError(where, repr(value), "an object", "write one, with a value for each name")
         return {key: decode(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in value.items()}
     try:
         return msgspec.convert(value, kind, dec_hook=lambda to, item: to(item))
     except (msgspec.ValidationError, TypeError) as error:
         inside = re.search(r"at `\$(.+)`", str(error))  # the entry of a list that is wrong
-        do = "choose one" if typing.get_origin(kind) is typing.Literal else "correct it"
+        do = "choose one" if typing.get_origin(kind) is typing.Literal else "write a value of this type"
         raise InputError(f"{where}{inside[1]}" if inside else where, repr(value), _in_words(kind), do) from None
 
 
@@ -69,7 +70,7 @@ _WORDS: Mapping[Any, str] = {str: "text", int: "a whole number", float: "a numbe
 
 
 def _in_words(kind: Any) -> str:
-    """What values of a type look like in a file."""
+    """How a message describes the values of a type."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return f"one of {', '.join(map(repr, parts))}"
@@ -86,12 +87,13 @@ def _in_words(kind: Any) -> str:
 
 def _fields(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise InputError(where, repr(value), "an object", "correct it")
+        raise InputError(where, repr(value), "an object", "write one, with a value for each name")
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in fields:
-            raise InputError(f"{where}.{name}", "an unknown field", nearest(name, fields), "correct or remove it")
+            raise InputError(f"{where}.{name}", "an unknown field", nearest(name, fields),
+                             "rename or remove it")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
@@ -100,7 +102,7 @@ def _fields(kind: type, value: Any, where: str) -> Any:
 
 
 def chosen(kind: Any, choice: Any, options: Mapping[str, Any], where: str) -> Any:
-    """The Config of a component that a program chose by name, with the options it gave, or as a Config.
+    """The Config of a component that the caller chose by name and options, or gave as a Config.
 
     Args:
         kind: the base ``Config`` of the family.
@@ -116,8 +118,7 @@ def chosen(kind: Any, choice: Any, options: Mapping[str, Any], where: str) -> An
 
 
 def first_difference(planned: Any, found: Any) -> tuple[str, str, str] | None:
-    """The first field in which two Configs (or their JSON) differ, with both values as JSON; None when they are the
-    same."""
+    """The first field in which two Configs (or their JSON) differ, with both values as JSON; None if they are equal."""
     one, other = dict(flat(encode(planned))), dict(flat(encode(found)))
     for name in {**one, **other}:
         if one.get(name) != other.get(name):
@@ -150,21 +151,21 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise InputError(path, f"a file that cannot be read ({error.strerror})", "a file written by polyptych",
                          "check the path") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, integers of thousands of digits
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or integers with thousands of digits
         raise InputError(path, f"a file that is not JSON ({error})", "a file written by polyptych",
                          "restore it or choose another run") from None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file; complete or not at all."""
+    """Write a JSON file atomically."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that neither a reader nor a kill nor a full disk ever leaves half of it.
+    """Write a file atomically: no reader, kill, or full disk ever leaves half of it.
 
     Raises:
-        InputError: it cannot be written; what was there before is untouched.
+        InputError: it cannot be written; the previous file is untouched.
     """
     temporary = path.with_name(path.name + ".partial")
     with writing(path, len(data)):
@@ -172,7 +173,7 @@ def write_whole(path: Path, data: bytes) -> None:
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
-                # Without it the name may reach the disk before the contents, and a power cut leaves an empty file.
+                # Otherwise the name may reach the disk before the contents, and a power failure leaves an empty file.
                 os.fsync(file.fileno())
             put_in_place(temporary, path)
         except OSError:
@@ -182,8 +183,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, in place of what has it. Windows refuses that while anybody reads the old one (a
-    page of a viewer, a virus scanner); readers are patient enough to be waited for."""
+    """Give a finished file its final name, replacing an old one. Windows refuses this while anybody reads the old file
+    (the viewer, a virus scanner); such reads are short, so wait for them."""
     for left in reversed(range(TRIES if sys.platform == "win32" else 1)):
         try:
             os.replace(temporary, path)
@@ -196,7 +197,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, size: int = 0) -> Iterator[None]:
-    """Say in one line what the file system says within, of a file of ``size`` bytes."""
+    """Within this context, an error of the file system while writing ``size`` bytes becomes one line."""
     try:
         yield
     except OSError as error:

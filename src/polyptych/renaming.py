@@ -1,13 +1,13 @@
-"""Tables of names: whose tensor becomes which of ours, and by which transformation.
+"""Tables of names: which of the authors' tensors becomes which of ours, and by which transformation.
 
 A row reads
 
     Rename("scale_{s}.decoders.{task}.*", "decoder.initial.predict.{s}.{task}.*")
 
 Braces on the left match one part of a name: ``{task}`` and ``{sender}`` a task, any other word a number, ``{n:0|1}``
-one of these alternatives. A star at the end matches the rest. Braces on the right hold an expression of what was
-matched, of ``tasks`` (our names, in the order of the network) and of what a network's sizes say: ``{9 - j}``,
-``{tasks[i]}``. A task's name is ours on the right.
+one of these alternatives. A star at the end matches the rest. Braces on the right hold an expression of the matched
+values, of ``tasks`` (our names, in the order of the network) and of values derived from the network's sizes: ``{9 -
+j}``, ``{tasks[i]}``. On the right, a task has our name.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Rename:
 
     Attributes:
         theirs, ours: names, as above.
-        change: what is done to the values.
-        gather: several tensors of the file make one of ours; they come in the order of the rows, of the tasks, and of
-            the numbers in their names.
-        spread: one tensor of the file makes several of ours, which differ in ``{part}``.
+        change: transformation of the values.
+        gather: combines several tensors of the file into one of ours; they come in the order of the rows, of the tasks,
+            and of the numbers in their names.
+        spread: splits one tensor of the file into several of ours, which differ in ``{part}``.
     """
 
     theirs: str
@@ -49,7 +49,7 @@ class Rename:
 
 
 def under(prefix: str, target: str, rules: Iterable[Rename]) -> tuple[Rename, ...]:
-    """A table for a network that is a part of another: names in the file and ours get a beginning."""
+    """A table for a network inside another: names in the file and ours get a prefix."""
     return tuple(Rename(prefix + rule.theirs, target + rule.ours, rule.change, rule.gather, rule.spread)
                  for rule in rules)
 
@@ -70,17 +70,17 @@ def pattern(text: str) -> re.Pattern[str]:
 
 
 def matched(text: str, key: str) -> dict[str, str] | None:
-    """What the braces of a left side match in a key; None where it does not match."""
+    """What the braces of a left side match in a key; None if it does not match."""
     found = pattern(text).fullmatch(key)
     return found.groupdict() if found else None
 
 
 def renamed(state: Mapping[str, Tensor], rules: Iterable[Rename], names: Mapping[str, str],
             sizes: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors under our names, and the keys that no row names.
+    """The tensors under our names, and the keys that match no row.
 
     Args:
-        names: the tasks, theirs and ours, in the order of the network.
+        names: the authors' task names and ours, in the order of the network.
         sizes: further values that expressions may use.
     """
     rules = tuple(rules)
@@ -115,7 +115,7 @@ def renamed(state: Mapping[str, Tensor], rules: Iterable[Rename], names: Mapping
 
 
 def _values(rule: Rename, key: str, names: Mapping[str, str]) -> dict[str, Any] | None:
-    """What a row matches in a key, tasks by our names, numbers as numbers."""
+    """The values that a row matches in a key; tasks under our names, numbers as integers."""
     groups = matched(rule.theirs, key)
     if groups is None or any(groups[name] not in names for name in _NAMES if name in groups):
         return None
@@ -124,7 +124,7 @@ def _values(rule: Rename, key: str, names: Mapping[str, str]) -> dict[str, Any] 
 
 
 def _filled(template: str, values: Mapping[str, Any]) -> str:
-    """The right side of a row for what was matched."""
+    """The right side of a row, filled in with matched values."""
     def one(found: re.Match[str]) -> str:
         try:
             return str(_value(ast.parse(found[1], mode="eval").body, values))
@@ -142,7 +142,8 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    """What an expression of a right side gives. A table needs no more than these forms, so nothing else runs."""
+    """Evaluate an expression of a right side. Only the forms that tables need are allowed, so that nothing else can
+    run."""
     match node:
         case ast.Constant(int() as number):
             return number
@@ -173,12 +174,12 @@ def without_width(weight: Tensor) -> Tensor:
 
 
 def stacked(pieces: list[Tensor]) -> Tensor:
-    """One row for each."""
+    """Stack the tensors: one row for each."""
     return torch.stack(pieces)
 
 
 def joined(pieces: list[Tensor]) -> Tensor:
-    """All rows of the first, then all of the next."""
+    """Concatenate the tensors: all rows of the first, then all of the next."""
     return torch.cat(pieces)
 
 
@@ -192,7 +193,8 @@ def squared(pieces: list[Tensor]) -> Tensor:
 
 
 def two_channels_as_one(tensors: dict[str, Tensor], layer: str) -> None:
-    """Background and salient under a softmax are one logit, their difference: folds the last layer, in place."""
+    """Fold the last layer, in place: two classes (background and salient) under a softmax equal one logit, their
+    difference."""
     for end in ("weight", "bias"):
         value = tensors[f"{layer}.{end}"]
         if value.shape[0] == 2:

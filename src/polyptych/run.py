@@ -57,7 +57,7 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """On what and in which arithmetic the run is computed."""
+    """The device and the arithmetic of the run."""
 
     device: str = "auto"
     """auto (the accelerator of the machine, if there is one), cpu, cuda (also ROCm), cuda:1, mps, xpu, ..."""
@@ -80,16 +80,16 @@ class Execution:
         known_device(self.device, "--execution.device")
         for name in ("recompute", "shard"):
             if getattr(self, name) and self.compile:
-                raise InputError(f"--execution.{name}", "a compiled network", "one that is not compiled",
+                raise InputError(f"--execution.{name}", "a compiled network", "a network that is not compiled",
                                  "drop --execution.compile")
         if self.shard and self.precision == "float16":
-            raise InputError("--execution.shard", "float16, whose gradients are scaled and looked at as a whole",
+            raise InputError("--execution.shard", "float16, whose loss scaling checks all gradients as a whole",
                              "bfloat16 or float32", "use --execution.precision bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Monitoring:
-    """What is watched, kept and shown."""
+    """What is logged, saved and shown."""
 
     log_every: int = 20
     """Steps between entries in metrics.jsonl."""
@@ -104,14 +104,14 @@ class Monitoring:
     trivial_samples: int = 200
     """Number of training labels from which the trivial baselines (majority class, mean depth, ...) are learned."""
     diagnose: float = 0.0
-    """Share of the training time that may go into looks at how the tasks get along, as `polyptych diagnose` shows it
+    """Share of the training time to spend on diagnosing how the tasks affect each other, as `polyptych diagnose` does
     (0: none; for instance 0.05)."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "validate_every", "save_every", "trivial_samples"):
             check_range(f"--monitoring.{name.replace('_', '-')}", getattr(self, name), 1, do="raise it")
         check_range("--monitoring.examples", self.examples, 0, do="0 shows none")
-        check_range("--monitoring.diagnose", self.diagnose, 0, 1, do="use for instance 0.05, or 0 for no look")
+        check_range("--monitoring.diagnose", self.diagnose, 0, 1, do="use for instance 0.05, or 0 for no diagnosis")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Run:
     """Every choice of one run."""
 
     dataset: Dataset.Config
-    """Dataset to learn from."""
+    """Dataset to train on."""
     tasks: dict[str, Task.Config]
     """Tasks to predict."""
     backbone: Backbone.Config
@@ -149,8 +149,8 @@ class Run:
     """Weights to test: the last, or the best on the validation split by mean skill. Nothing is ever selected on the
     test split."""
     start: tuple[Path, ...] = ()
-    """Runs to initialize this one from: one with all tasks, or one per task, whose tasks share nothing (cross_stitch
-    and nddr are published this way; single continues)."""
+    """Runs to initialize this one from: one run with all tasks, or one per task, if the tasks share nothing
+    (cross_stitch and nddr are published this way; single continues training)."""
     seed: int = 0
     """Seed for initialization, sample order and augmentation."""
     augment: Augment = field(default_factory=Augment)
@@ -161,7 +161,7 @@ class Run:
     monitoring: Monitoring = field(default_factory=Monitoring)
 
     reasons: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
-    """What was chosen from the data, and why, by option; for the screen and the report, without effect."""
+    """Options that were chosen from the data, and why; shown on the screen and in the report, without effect."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):
@@ -175,21 +175,22 @@ class Run:
         check_range("--seed", self.seed, 0, 2**63, below=True)
         if self.size is not None and not 1 <= min(self.size) <= max(self.size) <= LARGEST_SIDE:
             raise InputError("--size", f"{self.size[0]} {self.size[1]}", f"a height and width from 1 to {LARGEST_SIDE}",
-                             "correct it")
+                             "choose both in this range")
 
     def build_dataset(self, split: str) -> Dataset:
-        """One split of the data, with the run's tasks."""
+        """Open one split of the data, with the run's tasks."""
         return self.dataset.build(split=split, tasks=tuple(self.tasks))
 
     def located(self) -> Run:
-        """The run with absolute paths of its data, so that it finds them from any working folder."""
+        """The run with absolute paths of its data, so that it finds the data from any working directory."""
         return dataclasses.replace(self, dataset=locations.absolute(self.dataset))
 
     def build_tasks(self, labels: dict[str, LabelInfo]) -> dict[str, Task]:
         return {name: config.build(labels=labels[name]) for name, config in self.tasks.items()}
 
     def build_network(self, tasks: dict[str, Task], *, pretrained: bool = True) -> Network:
-        """The network; ``pretrained=False`` fetches no weights, for when a checkpoint is about to fill it."""
+        """Build the network; ``pretrained=False`` loads no pretrained weights, if a checkpoint will be loaded
+        anyway."""
         channels = {name: task.channels for name, task in tasks.items()}
         backbone = self.backbone if pretrained else self.backbone.without_weights()
         whole = frozenset(name for name, task in tasks.items() if not task.dense)
@@ -201,8 +202,8 @@ class Run:
 
 
 def numerics(run: Run) -> dict[str, int]:
-    """Which generation of the numbers (:data:`polyptych.component.NUMERICS`) this code gives the run: that of the whole
-    and of every component that has moved them since its first version."""
+    """The versions of the numbers (:data:`polyptych.component.NUMERICS`) that this code produces for the run: the
+    global one, and that of every component that changed its own since its first version."""
     parts = [run.dataset, run.backbone, run.encoder, run.decoder, run.balancer, *run.tasks.values()]
     return {"polyptych": NUMERICS} | {f"{part.catalog.kind} {part.name}": part.owner.numerics for part in parts
                                       if part.owner.numerics != Component.numerics}
@@ -210,11 +211,11 @@ def numerics(run: Run) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the dataset said when the run began, so that the network can be rebuilt without the data.
+    """Facts about the data, recorded when the run began, so that the network can be rebuilt without the data.
 
     Attributes:
-        protocol: of the data; empty where a network was imported without them.
-        dataset: what the data set is called, where it is not called like its component.
+        protocol: protocol of the data; empty if a network was imported without its data.
+        dataset: name of the dataset, if it differs from that of its component.
     """
 
     protocol: str
@@ -232,14 +233,14 @@ def write_run(path: Path, run: Run, facts: Facts) -> None:
 
 
 def require_data(folder: Path, moved_to: Path | None, command: str) -> None:
-    """Make sure that the data of a run are where its ``run.json`` says; if they moved, write down where to.
+    """Make sure that the data of a run is where its ``run.json`` says; if it moved, record the new place.
 
     Args:
-        moved_to: the folder in which they lie now, None where they did not move.
-        command: that the user gave, with the folder, for the message.
+        moved_to: the folder that holds the data now; None if it did not move.
+        command: the command that the user gave, with the folder, for the message.
 
     Raises:
-        InputError: the folder of the data is not there, or ``moved_to`` holds other data.
+        InputError: the folder of the data does not exist, or ``moved_to`` holds other data.
     """
     run, facts = read_run(folder)
     found = located_data(run, facts, moved_to, f"data of {folder}", command)
@@ -250,15 +251,15 @@ def require_data(folder: Path, moved_to: Path | None, command: str) -> None:
 
 
 def rewrite_run(path: Path, run: Run, facts: Facts | None = None) -> None:
-    """Change the choices in a file that holds them under ``run``, with absolute paths; all else in it stays, but for
-    what is known of the data, where that is new."""
+    """Rewrite the options in a file that holds them under ``run``, with absolute paths; everything else stays, except
+    for the facts about the data if new ones are given."""
     changed = {"run": encode(run.located())} | ({"facts": encode(facts)} if facts is not None else {})
     write_json(path, read_json(path) | changed)
 
 
 def with_data_of(found: Run, facts: Facts, planned: Run) -> Run:
-    """The run with its data where a planned run has them, if they are the same and not any more in the old place;
-    otherwise the same object."""
+    """The run with the data folder of a planned run, if the data is the same and no longer in the old place; otherwise
+    the same object."""
     places = locations.folders(found.dataset)
     if (all(place.is_dir() for place in places) or not locations.same_elsewhere(found.dataset, planned.dataset)
             or planned.build_dataset("train").protocol != facts.protocol):
@@ -267,7 +268,7 @@ def with_data_of(found: Run, facts: Facts, planned: Run) -> Run:
 
 
 def run_with_data_of(folder: Path, planned: Run) -> Run:
-    """The run of a folder; where its data moved to where the planned run has them, that is written down."""
+    """The run of a folder. If its data moved to the planned run's data folder, that is recorded."""
     run, facts = read_run(folder)
     found = with_data_of(run, facts, planned)
     if found is not run:
@@ -276,12 +277,12 @@ def run_with_data_of(folder: Path, planned: Run) -> Run:
 
 
 def located_data(run: Run, facts: Facts, moved_to: Path | None, where: str, command: str) -> Run:
-    """The run with its data where they are now; the same object where they did not move.
+    """The run with the current folder of its data; the same object if the data did not move.
 
     Args:
-        facts: what the data said when the run began; other data say something else.
-        where: whose data they are, and
-        command: that the user gave, for messages.
+        facts: facts recorded when the run began, which identify the data.
+        where: whose data it is, for messages.
+        command: the command that the user gave, for messages.
 
     Raises:
         InputError: as :func:`require_data`.
@@ -290,7 +291,7 @@ def located_data(run: Run, facts: Facts, moved_to: Path | None, where: str, comm
     if moved_to is None:
         if missing := [place for place in places if not place.is_dir()]:
             raise InputError(f"{where} ({missing[0]})", "no such folder", "the data that the run was trained on",
-                             f"if they moved, say where to: `polyptych {command} --dataset.root DIR`")
+                             f"if it moved, give the new folder: `polyptych {command} --dataset.root DIR`")
         return run
     if not places:
         raise InputError("--dataset.root", f"a run on {run.dataset.name}, which has no folder of its own",
@@ -298,11 +299,11 @@ def located_data(run: Run, facts: Facts, moved_to: Path | None, where: str, comm
     run = dataclasses.replace(run, dataset=locations.moved(run.dataset, moved_to))
     if missing := [place for place in locations.folders(run.dataset) if not place.is_dir()]:
         raise InputError(f"--dataset.root {moved_to}", f"no folder {missing[0]}", "the folder that holds the data now",
-                         "correct the path")
+                         "check the path")
     found = run.build_dataset("train").protocol
     if facts.protocol and found != facts.protocol:
-        raise InputError(f"--dataset.root {moved_to}", f"other data (protocol {found})", f"those of the run "
-                         f"({facts.protocol})", "name the folder that moved, with its description as it was")
+        raise InputError(f"--dataset.root {moved_to}", f"other data (protocol {found})", f"the data of the run "
+                         f"({facts.protocol})", "name the folder that moved, with an unchanged description")
     return run
 
 
@@ -320,38 +321,39 @@ def read_run(path: Path) -> tuple[Run, Facts]:
     run, facts = decode(Run, record["run"], f"{path}: run"), decode(Facts, record["facts"], f"{path}: facts")
     for task in run.tasks:
         if task not in facts.labels:
-            raise InputError(f"{path}: facts.labels", f"nothing on task '{task}'", "what the dataset said of each task",
+            raise InputError(f"{path}: facts.labels", f"no labels of task '{task}'", "the labels of each task",
                              "restore the file, or choose another run")
         _check_labels(facts.labels[task], f"{path}: facts.labels.{task}")
     return run, facts
 
 
 def _check_labels(labels: LabelInfo, where: str) -> None:
-    """Refuse what no dataset says, and what would end a picture or a table in the middle."""
+    """Refuse labels that no dataset has and that would make drawing a picture or a table fail."""
     number = len(labels.classes)
     if any(not name.isprintable() for name in labels.classes):
-        raise InputError(f"{where}.classes", "a name of several lines", "names of one line", "correct it")
+        raise InputError(f"{where}.classes", "a name with unprintable characters", "printable names",
+                         "write each name on one line")
     if labels.colors and (len(labels.colors) != number or not all(0 <= c <= 255 for rgb in labels.colors for c in rgb)):
         raise InputError(f"{where}.colors", f"{len(labels.colors)} colors for {number} classes, with values up to "
                          f"{max(max(rgb) for rgb in labels.colors)}", "one for each class, red, green and blue from 0 "
-                         "to 255", "correct them, or leave them out")
+                         "to 255", "give every class a color, or leave the colors out")
     for name in ("mirror", "skeleton"):
         if not all(0 <= one < number for pair in getattr(labels, name) for one in pair):
             raise InputError(f"{where}.{name}", "a number that no class has",
-                             f"pairs of numbers from 0 to {number - 1}", "correct it")
+                             f"pairs of numbers from 0 to {number - 1}", "remove that pair")
 
 
 @contextlib.contextmanager
 def buildable(where: Path) -> Iterator[None]:
-    """Say in one line that nothing can be built from the choices of a file: each may be of the right type, and all
-    together (a width of a trillion, an index that no feature has) make no network."""
+    """Within this context, a failure to build a network becomes one line. Options of a file may each be of the right
+    type and yet make no network together (a width of a trillion, an index that no feature has)."""
     try:
         yield
     except InputError:
         raise
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         said = (str(error).splitlines() or [""])[0]
-        raise InputError(where, f"choices from which no network can be built ({type(error).__name__}: {said[:200]})",
+        raise InputError(where, f"options from which no network can be built ({type(error).__name__}: {said[:200]})",
                          "a run.json written by polyptych", "restore it, or choose another run") from error
 
 

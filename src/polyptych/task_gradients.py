@@ -1,4 +1,5 @@
-"""How the tasks of a network get along: their gradients, stage by stage, and what a step for one does to the others."""
+"""How the tasks of a network affect each other: their gradients by stage, and what a step for one task does to the
+losses of the others."""
 
 from __future__ import annotations
 
@@ -19,27 +20,27 @@ from polyptych.balancers._base import scalars
 from polyptych.balancers._engine import Reach, gram, reach, undisturbed
 from polyptych.errors import InputError
 
-WHOLE = "all"  # the name of all stages together
-STEP = 0.01  # by which share of the total loss the steps of all tasks together lower it, to first order
-MOST_STAGES = 8  # of a network that does not say what its stages are
+WHOLE = "all"  # the name for all stages together
+STEP = 0.01  # share by which the steps of all tasks together lower the total loss, to first order
+MOST_STAGES = 8  # of a network that does not define its stages
 
 
 @dataclass(frozen=True)
 class Look:
-    """The tasks of a network as one batch shows them. A number that does not exist (a task without labels, a gradient
-    of zero) is None.
+    """Measurements of the tasks of a network on one batch. A number that is undefined (a task without labels, a
+    gradient of zero) is None.
 
     Attributes:
         step: optimizer steps done.
         losses: mean losses by task.
-        weights: by which training multiplied them.
-        norms: by stage and task, the norm of the gradient of the loss (without its weight) by the parameters of the
-            stage that several tasks share. The stage ``all`` is the whole.
-        cosines: by stage and pair (``semseg/depth``), of the angle between these gradients, over the parameters that
-            both tasks use.
-        affinity: ``affinity[i][j]`` is the share of its loss that task j loses by a step for task i alone (below 0: by
-            which its loss grows).
-        seconds: that the look took.
+        weights: factors by which training multiplied the losses.
+        norms: by stage and task, the norm of the gradient of the unweighted loss with respect to the parameters of the
+            stage that several tasks share. The stage ``all`` is all stages together.
+        cosines: by stage and pair (``semseg/depth``), the cosine of the angle between these gradients, over the
+            parameters that both tasks use.
+        affinity: ``affinity[i][j]`` is the share by which the loss of task j drops after a step for task i alone
+            (negative: by which it grows).
+        seconds: duration of the measurement.
     """
 
     step: int
@@ -55,33 +56,33 @@ class Look:
 
     @staticmethod
     def of_json(value: Mapping[str, Any]) -> Look:
-        """Of what :meth:`to_json` gave; what stands beside it is ignored."""
+        """The inverse of :meth:`to_json`; other entries are ignored."""
         return Look(**{name: value[name] for name in Look.__dataclass_fields__})
 
 
 def cost(tasks: int) -> int:
-    """At most so many steps' worth of time a look takes: one forward pass, a backward pass for every task, and one
-    more forward pass after the step of each."""
+    """Upper bound of the duration of a look, in training steps: one forward pass, a backward pass for every task, and
+    one more forward pass after the step of each."""
     return tasks + 1
 
 
 def look(losses: Callable[[], Mapping[str, Tensor]], network: nn.Module, *, step: int = 0,
          weights: Mapping[str, float] | None = None, known: Reach | None = None, scale: float = 1.0) -> Look:
-    """Measure how tasks get along in one batch. The network, its ``.grad`` and all random numbers are afterwards what
-    they were.
+    """Measure how the tasks affect each other on one batch. The network, its ``.grad`` and all random states are left
+    unchanged.
 
     The affinity is that of Fifty et al.: ``1 - L_j(theta - eta w_i grad L_i) / L_j(theta)``, where only parameters that
-    several tasks share move, by a plain gradient step. Their eta is the learning rate. Under Adam that says nothing of
-    the length of a step, so eta is here what lowers the total loss by 1%, if every task lowers its own and gradients
-    are orthogonal: ``eta = 0.01 sum_i |w_i L_i| / sum_i |w_i grad L_i|^2``. Affinities of different times and runs are
-    thus on one scale.
+    several tasks share are updated, by a plain gradient step. Their eta is the learning rate. Under Adam that does not
+    determine the length of a step, so here eta is chosen to lower the total loss by 1% to first order if the gradients
+    of the tasks are orthogonal: ``eta = 0.01 sum_i |w_i L_i| / sum_i |w_i grad L_i|^2``. This puts affinities of
+    different steps and runs on one scale.
 
     Args:
-        losses: a forward pass on the batch; each call computes the losses anew. Of several processes, each gives its
-            own; the mean over processes is the loss.
-        weights: by which training multiplies the losses; 1 unless given.
-        known: which parameters are shared, where that was measured.
-        scale: multiplies losses while they are differentiated, against underflow in float16.
+        losses: runs a forward pass on the batch and returns the losses; called several times. With several processes
+            each returns its own; the loss is their mean.
+        weights: factors by which training multiplies the losses; 1 by default.
+        known: which parameters are shared, if that was measured before.
+        scale: multiplies the losses for differentiation, against underflow in float16.
 
     Raises:
         InputError: losses that are not scalars, or no two tasks that share a parameter.
@@ -94,9 +95,9 @@ def look(losses: Callable[[], Mapping[str, Tensor]], network: nn.Module, *, step
         found = scalars(found, tuple(found), None)
         shared = (known or reach(network, {task: [loss] for task, loss in found.items()}, ())).shared
         if len(found) < 2 or not shared:
-            raise InputError("how tasks get along", f"{len(found)} tasks that share no trainable parameter"
+            raise InputError("the tasks of the network", f"{len(found)} tasks that share no trainable parameter"
                              if len(found) > 1 else "one task", "tasks that share parameters",
-                             "look at a network with a shared part, such as --encoder shared")
+                             "diagnose a network with a shared part, such as --encoder shared")
         rows = _gradients(found, shared, scale)
     tasks = tuple(found)
     host = _means([found[task].detach() for task in tasks])
@@ -129,7 +130,7 @@ def look(losses: Callable[[], Mapping[str, Tensor]], network: nn.Module, *, step
 
 
 def _means(losses: Sequence[Float[Tensor, ""]]) -> Float[Tensor, " t"]:
-    """Over processes, in float64 on the host."""
+    """Means over processes, in float64 on the host."""
     return distributed.mean(devices.widened(torch.stack([*losses]))).cpu().double()
 
 
@@ -139,7 +140,7 @@ def _number(value: Tensor) -> float | None:
 
 def _gradients(losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter],
                scale: float) -> list[list[Tensor | None]]:
-    """By task and parameter, averaged over processes; None where a task does not use a parameter in any of them."""
+    """Gradients by task and parameter, averaged over processes; None if no process uses the parameter for the task."""
     made = [task for task, loss in losses.items() if loss.requires_grad]
     rows: list[list[Tensor | None]] = []
     for task, loss in losses.items():
@@ -160,9 +161,9 @@ def _gradients(losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter],
 
 def _products(rows: Sequence[Sequence[Tensor | None]], stages: Iterable[Sequence[int]]) -> tuple[
         Float[Tensor, "s t t"], Float[Tensor, "s t t"]]:
-    """By stage, and of all of them at the end: inner products of the tasks' gradients, and at (i, j) the square of
-    task i's over the parameters that task j uses too. (Tasks may share some parameters with one task and others with
-    another.)"""
+    """By stage, and last of all stages together: inner products of the tasks' gradients, and at (i, j) the squared norm
+    of task i's gradient over the parameters that task j uses too. (A task may share different parameters with different
+    tasks.)"""
     size, found = len(rows), []
     for stage in stages:
         by_users: dict[tuple[int, ...], list[int]] = {}
@@ -187,11 +188,11 @@ def _present(gradient: Tensor | None) -> Tensor:
 
 
 def _cosines(inner: Float[Tensor, "s t t"], squares: Float[Tensor, "s t t"]) -> Float[Tensor, "s t t"]:
-    return inner / (squares * squares.mT).sqrt()  # 0 / 0, which is NaN, where a gradient is zero
+    return inner / (squares * squares.mT).sqrt()  # NaN (0 / 0) if a gradient is zero
 
 
 class _moved:
-    """Within, parameters are moved against a gradient; afterwards they are, to the bit, what they were."""
+    """Context in which parameters are moved against a gradient; on exit they are restored bit for bit."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], gradient: Sequence[Tensor | None], length: float):
         self.parameters, self.gradient, self.length = parameters, gradient, length
@@ -210,8 +211,8 @@ class _moved:
 
 
 def _stages(network: nn.Module, shared: Sequence[nn.Parameter]) -> dict[str, list[int]]:
-    """The positions of the shared parameters by stage: those of backbones, what else is in encoder and decoder; of
-    other networks the parts of the smallest module that holds all shared parameters."""
+    """The positions of the shared parameters by stage: the stages of backbones, then the rest of encoder and decoder.
+    In other networks, the stages are the children of the smallest module that holds all shared parameters."""
     place = {id(p): k for k, p in enumerate(shared)}
     names = [name for name, p in network.named_parameters() if id(p) in place]
     order = [place[id(p)] for _, p in network.named_parameters() if id(p) in place]

@@ -1,4 +1,4 @@
-"""A task for a program of your own: its loss, decoding, metric and colors, for labels from anywhere."""
+"""A task for your own program: its loss, decoding, metric and colors, for labels from any source."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from polyptych.types import LabelInfo
 
 
 class TaskPart:
-    """What a program needs of a task. Shapes: a raw prediction is (b ``channels`` h w), of any resolution; a target is
-    (b h w), or (b c h w) where a pixel has a vector, in the form that the task states (class ids, meters, unit vectors,
-    0 and 1); ``valid`` is (b h w) bool.
+    """One task, as your own program needs it. Shapes: a raw prediction is (b ``channels`` h w), of any resolution; a
+    target is (b h w), or (b c h w) if a pixel has a vector, in the form of the task (class ids, meters, unit vectors, 0
+    and 1); ``valid`` is (b h w) bool.
 
-    Labels are missing where ``valid`` is False and, if the part has one, where the target is the value ``ignored``
-    (in all channels; NaN is allowed). Values there reach neither loss nor gradient.
+    A label is missing where ``valid`` is False, and where the target has the value ``ignored`` (in all channels; NaN is
+    allowed), if one is set. Missing labels affect neither the loss nor the gradient.
 
     Attributes:
-        task: all that the task is; see :mod:`polyptych.tasks`.
-        ignored: value that means no label.
+        task: the task itself; see :mod:`polyptych.tasks`.
+        ignored: target value that means no label; None if there is none.
     """
 
     task: Task
@@ -45,7 +45,7 @@ class TaskPart:
 
     @property
     def channels(self) -> int:
-        """Of the raw prediction."""
+        """Number of channels of the raw prediction."""
         return self.task.channels
 
     @property
@@ -54,7 +54,7 @@ class TaskPart:
         return self.task.standard_weight
 
     def labelled(self, target: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The target in the type that the task needs, without ``ignored`` values, and where it may be trusted.
+        """The target in the type that the task needs, without ``ignored`` values, and its valid mask (b h w).
 
         Raises:
             InputError: shapes or types do not fit.
@@ -67,14 +67,14 @@ class TaskPart:
         if valid is None:
             if not (per_pixel or per_image):
                 raise InputError(f"target of task '{name}'", f"shape {tuple(target.shape)} and no `valid`",
-                                 f"a label of {own.ndim} dimensions after that of the batch", "correct the shape, or "
+                                 f"a label of {own.ndim} dimensions after that of the batch", "reshape it, or "
                                  "give `valid`, a bool mask (b h w)")
             size = target.shape[-2:] if per_pixel else (1, 1)
             valid = torch.ones(len(target), *size, dtype=torch.bool, device=target.device)
         if valid.dtype != torch.bool or valid.ndim != 3 or len(valid) != len(target) or (
                 per_pixel and valid.shape[-2:] != target.shape[-2:]):
             raise InputError(f"valid of task '{name}'", f"{valid.dtype} {tuple(valid.shape)} for a target "
-                             f"{tuple(target.shape)}", "a bool mask (b h w) of the target's size", "correct it")
+                             f"{tuple(target.shape)}", "a bool mask (b h w) of the target's size", "reshape it")
         if self.ignored is not None and (per_pixel or per_image):
             missing = target.isnan() if math.isnan(self.ignored) else target == self.ignored
             if own.ndim == 3:
@@ -89,7 +89,7 @@ class TaskPart:
 
     def losses(self, predictions: Sequence[tuple[Tensor, float]], target: Tensor,
                valid: Tensor | None = None) -> Tensor:
-        """As :meth:`loss`, of several predictions, each times its weight (deep supervision).
+        """Like :meth:`loss`, summed over several predictions, each times its weight (deep supervision).
 
         Raises:
             InputError: a pixel with a label has a value that the task does not allow.
@@ -99,26 +99,26 @@ class TaskPart:
         try:
             return torch.stack([weight * self.task.loss_in_step(prediction, target, valid, sums).mean()
                                 for prediction, weight in predictions]).sum()
-        except IndexError:  # not looked for before: it would read all labels at every step
+        except IndexError:  # not checked beforehand, which would read all labels at every step
             for one, mask in zip(target, valid, strict=True):
                 if fault := self.task.fault(one, mask):
                     raise InputError(f"target of task '{self.task.config.name}'", fault, "values that the task allows",
-                                     "correct it, or name the value that means no label: `ignored=`") from None
+                                     "if this value means no label, pass it as `ignored=`") from None
             raise
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """What a raw prediction says: class ids (b h w), meters (b h w), unit vectors (b 3 h w), probabilities."""
+        """Decode a raw prediction into class ids (b h w), meters (b h w), unit vectors (b 3 h w), or probabilities."""
         return self.task.decode(prediction)
 
     def metric(self) -> TaskMetric:
-        """A fresh metric over a whole set."""
+        """A fresh metric, to be accumulated over a whole dataset."""
         return TaskMetric(self)
 
     def colors(self, decoded: Tensor, image: np.ndarray | None = None) -> np.ndarray:
-        """A picture, uint8 (h w 3), of one decoded prediction or target without its batch dimension.
+        """An RGB picture, uint8 (h w 3), of one decoded prediction or target without its batch dimension.
 
         Args:
-            image: uint8 RGB (h w 3), for tasks that draw on it; black unless given.
+            image: uint8 RGB (h w 3), for tasks that draw on it; black by default.
         """
         if image is None:
             image = np.zeros((*decoded.shape[-2:], 3), np.uint8)
@@ -132,8 +132,8 @@ class TaskPart:
 class TaskMetric:
     """The metric of a task with the protocol of torchmetrics: ``update``, ``compute``, ``reset``, ``sync``.
 
-    ``compute`` counts the pixels of all processes, so every process must call it and all get the same numbers, which
-    are those of one process. In Lightning: ``self.log_dict(metric.compute())``, then ``metric.reset()``.
+    ``compute`` covers the pixels of all processes: every process must call it, and all get the same numbers, equal to
+    those of a single process. In Lightning: ``self.log_dict(metric.compute())``, then ``metric.reset()``.
 
     Attributes:
         headline: the number that stands for the task.
@@ -142,7 +142,7 @@ class TaskMetric:
 
     def __init__(self, part: TaskPart):
         self._part = part
-        self._before: dict[str, Tensor] | None = None  # the sums of this process while it holds those of all
+        self._before: dict[str, Tensor] | None = None  # the sums of this process, while synchronized
         self.headline: str = part.task.headline
         self.higher_is_better: dict[str, bool] = dict(part.task.higher_is_better)
         self.reset()
@@ -153,7 +153,7 @@ class TaskMetric:
 
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> None:
-        """Add a batch: raw predictions of any resolution, targets, and where these may be trusted."""
+        """Add a batch: raw predictions of any resolution, targets, and their valid mask."""
         if self._before is not None:
             raise RuntimeError("the metric holds the sums of all processes: call unsync() or reset() before update()")
         target, valid = self._part.labelled(target, valid)
@@ -162,7 +162,7 @@ class TaskMetric:
         self._metric.update(self._part.decode(prediction), target, valid)
 
     def compute(self) -> dict[str, float]:
-        """Numbers by name; NaN for what nothing was seen of."""
+        """Numbers by name; NaN for a number without any data."""
         metric = self._metric
         if self._before is None:
             metric = copy.copy(metric)
@@ -171,7 +171,7 @@ class TaskMetric:
         return metric.compute()
 
     def sync(self) -> None:
-        """Hold the sums of all processes from now on, until :meth:`unsync` or :meth:`reset`."""
+        """Hold the sums of all processes until :meth:`unsync` or :meth:`reset`."""
         if self._before is None:
             self._before = dict(self._metric.sums)
             distributed.merge(self._metric)
@@ -190,8 +190,8 @@ def task(kind: str, *, classes: int | Sequence[str] = (), colors: Sequence[tuple
     Args:
         classes: their names, or how many there are (semseg, parts, keypoints, classification).
         colors, mirror, skeleton, unit: see :class:`polyptych.types.LabelInfo`.
-        ignored: value of a target that means no label: 255, 0, NaN.
-        options: as on the command line, ``--tasks.semseg.label-smoothing`` is ``label_smoothing=0.1``.
+        ignored: target value that means no label, such as 255, 0 or NaN.
+        options: options of the command line: ``--tasks.semseg.label-smoothing 0.1`` becomes ``label_smoothing=0.1``.
 
     Raises:
         InputError: no such task or option, or a wrong value.
@@ -199,15 +199,16 @@ def task(kind: str, *, classes: int | Sequence[str] = (), colors: Sequence[tuple
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
     for name, pairs in (("mirror", mirror), ("skeleton", skeleton)):
         if not all(0 <= one < len(names) for pair in pairs for one in pair):
-            raise InputError(f"{name} of task '{kind}'", str(list(pairs)), "pairs of class ids", "correct them")
+            raise InputError(f"{name} of task '{kind}'", str(list(pairs)), "pairs of class ids",
+                             "write pairs such as (0, 1)")
     if colors and len(colors) != len(names):
         raise InputError(f"colors of task '{kind}'", f"{len(colors)} for {len(names)} classes", "one for each class",
-                         "correct them, or leave them out")
+                         "give every class a color, or leave the colors out")
     config: Task.Config = chosen(Task.Config, kind, options, f"task '{kind}'")
     labels = LabelInfo(names, tuple(colors), tuple(mirror), tuple(skeleton), unit)
     return TaskPart(config.build(labels=labels), ignored)
 
 
 def as_parts(tasks: Mapping[str, Task]) -> dict[str, TaskPart]:
-    """Tasks that a dataset or a run has, as parts."""
+    """The tasks of a dataset or a run, as parts."""
     return {name: TaskPart(one) for name, one in tasks.items()}

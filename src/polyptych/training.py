@@ -356,15 +356,15 @@ class Trainer:
                 average.copy_(buffer)
 
     def _look_every(self) -> int:
-        """Steps between diagnoses of how the tasks get along, such that these take at most the requested share of the
-        time; 0 if there is nothing to look at, or if parameters are sharded."""
+        """Steps between diagnoses of how the tasks affect each other, such that these take at most the requested share
+        of the time; 0 if there is nothing to diagnose, or if parameters are sharded."""
         share, shared = self.run.monitoring.diagnose, self.balancer.reach.shared if self.balancer.reach else ()
         if not share or len(self.tasks) < 2 or not shared or self.sharded:
             return 0
         return math.ceil(cost(len(self.tasks)) / (share * self.run.accumulate))
 
     def _look(self, batch: Batch, weights: Mapping[str, float | Tensor]) -> np.ndarray:
-        """Look at how the tasks get along in a batch that was just trained on; returns the seconds it took."""
+        """Diagnose the tasks on a batch that was just trained on; returns the seconds it took."""
         start = _clock()
         network, state = self.state.network, self.state
         passes = Passes(network, network, self.tasks, [batch], self.device, self.memory_format, self.autocast)

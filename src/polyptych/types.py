@@ -1,4 +1,4 @@
-"""The few small types that cross a boundary. Shapes: b batch, c channels, h height, w width, t tasks.
+"""The few small types that modules exchange. Shapes: b batch, c channels, h height, w width, t tasks.
 
 Inside the library a missing label is always an explicit ``False`` in a mask; 255, 0 and -1 exist only where a
 dataset reads its files.
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 Likelihood = Literal["gaussian", "laplace", "categorical"]
-"""The probability model of a label whose negative logarithm a loss is, but for its scale and constants."""
+"""The probability model of a label whose negative log-likelihood a loss is, up to scale and constants."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class LabelInfo:
     Attributes:
         classes: names of the classes (semseg, parts) or of the keypoint types, in the order of their ids.
         colors: one RGB triple per class for pictures; empty lets the task choose.
-        mirror: pairs of classes or keypoints that a mirror image swaps (left ankle, right ankle).
+        mirror: pairs of classes or keypoints that a horizontal flip swaps (left ankle, right ankle).
         skeleton: pairs of keypoints that a picture joins by a line.
         unit: unit of the values, for instance ``m``.
-        note: what a reader of the numbers must know about these labels.
+        note: what a reader must know about these labels to interpret the numbers.
     """
 
     classes: tuple[str, ...] = ()
@@ -42,8 +42,8 @@ class LabelInfo:
 
 @dataclass(frozen=True)
 class SampleInfo:
-    """Where a batch element comes from: its ``id``, its ``native`` size on disk and its ``content`` size (h, w) in
-    the batch, which lies in the top left corner; what exceeds it is padding."""
+    """Where a batch element comes from: its ``id``, its ``native`` size on disk, and its ``content`` size (h, w) in the
+    batch. The content is in the top left corner; the rest is padding."""
 
     id: str
     native: tuple[int, int]
@@ -55,9 +55,9 @@ class Sample:
     """One image and its labels, before collation.
 
     ``image`` is uint8 RGB. ``target`` holds, per task, the
-    label in the form the task states (:mod:`polyptych.tasks`); ``valid`` says where it may be trusted. A task
-    without a label for this sample is absent from both. ``features`` are the maps of a frozen backbone (c h w), where
-    they were computed before (:mod:`polyptych.feature_cache`); the image then has a size and no contents.
+    label in the form of the task (:mod:`polyptych.tasks`); ``valid`` is the mask of valid labels. A task
+    without a label for this sample is absent from both. ``features`` are the maps of a frozen backbone (c h w), if they
+    were computed before (:mod:`polyptych.feature_cache`); the image then has a size but no contents.
     """
 
     image: Tensor  # (3 h w)
@@ -71,8 +71,8 @@ class Sample:
 class Batch:
     """Samples of one size.
 
-    ``image`` is RGB, uint8 or float in [0, 1]; the network normalizes it, because the mean and deviation belong to the
-    backbone's weights. Labels have the size of the image in training and their native size in evaluation.
+    ``image`` is RGB, uint8 or float in [0, 1]; the network normalizes it, because mean and standard deviation belong to
+    the backbone's weights. Labels have the size of the image in training and their native size in evaluation.
     ``valid[task]`` is all ``False`` for a sample that has no label for the task.
     """
 
@@ -100,14 +100,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Shape of a feature pyramid, fine to coarse, from which the parts of a network negotiate their widths.
+    """Shape of a feature pyramid, fine to coarse, from which the parts of a network derive their widths.
 
     Attributes:
-        channels, strides: of the maps.
+        channels, strides: channels and strides of the maps.
         affinities: attention heads of the scores between tasks that come with each map
             (:class:`TaskFeatures`); empty where an encoder has none.
-        multiple: of what height and width of the images are multiples (the network extends them); the coarsest stride
-            unless the network says otherwise.
+        multiple: height and width of the images are multiples of this (the network pads them); the coarsest stride by
+            default.
     """
 
     channels: tuple[int, ...]
@@ -133,8 +133,8 @@ class TaskFeatures(dict[str, Features]):
     ``shared`` holds the tensors at the cut between what all tasks share and what follows (empty when nothing is
     shared); balancers that work on the representation differentiate with respect to them.
 
-    ``affinities`` holds, for every map of the pyramids, how much each task (row, in the order of the tasks) asked in
-    the encoder for each task (column), per attention head; empty where an encoder has no such scores.
+    ``affinities`` holds, for every map of the pyramids and every attention head, how much each task (row, in task
+    order) attended to each task (column) in the encoder; empty if the encoder has no such scores.
     """
 
     def __init__(self, features: Mapping[str, Features], shared: tuple[Tensor, ...] = (),
@@ -145,8 +145,8 @@ class TaskFeatures(dict[str, Features]):
 
 @dataclass
 class Auxiliary:
-    """Further predictions that are supervised (deep supervision) and then thrown away, at whatever resolution they
-    have. ``weight`` multiplies their losses."""
+    """Further predictions that are only supervised in training (deep supervision), at any resolution. ``weight``
+    multiplies their losses."""
 
     prediction: dict[str, Float[Tensor, "b _ _ _"]]
     weight: float = 1.0
@@ -154,14 +154,14 @@ class Auxiliary:
 
 @dataclass
 class Output:
-    """What a network says about a batch: raw predictions (logits, not probabilities) for every task.
+    """The output of a network for a batch: raw predictions (logits, not probabilities) for every task.
 
-    A decoder gives ``final`` at whatever resolution it works; :class:`polyptych.networks.Network` brings it to the
-    size of the image. An output can be read as the mapping ``final``: ``output["depth"]``, ``output.items()``,
-    ``dict(output)``. (It is no ``Mapping`` by type: Accelerate rebuilds those from their items, and the auxiliary
-    predictions would be lost on the way.)
+    A decoder returns ``final`` at its own resolution; :class:`polyptych.networks.Network` resizes it to the image. An
+    output can be used like the mapping ``final``: ``output["depth"]``, ``output.items()``, ``dict(output)``. (Its type
+    is not a ``Mapping``, because Accelerate rebuilds those from their items, which would lose the auxiliary
+    predictions.)
 
-    ``penalty``, where a decoder has one in training, is added to the loss of every task.
+    ``penalty``, if a decoder has one in training, is added to the loss of every task.
     """
 
     final: dict[str, Float[Tensor, "b _ h w"]]
@@ -188,15 +188,15 @@ class Output:
         return self.final.items()
 
 
-# torch.export and FSDP find the tensors of an output only where its type is known to them.
+# torch.export and FSDP find the tensors of an output only if its type is registered.
 for _kind in (Auxiliary, Output):
     torch.export.register_dataclass(_kind, serialized_type_name=f"polyptych.{_kind.__name__}")
 
 
 @dataclass
 class Loss:
-    """A loss as a sum over valid pixels and their number, so that masked pixels normalize by the global count: over
-    a batch, over micro-batches and over processes. No valid pixel contributes exactly zero, never NaN."""
+    """A loss as a sum over valid pixels and their count, so that it can be normalized by the count over the whole
+    batch, all micro-batches and all processes. Without valid pixels it is exactly zero, never NaN."""
 
     sum: Float[Tensor, ""]
     count: Tensor

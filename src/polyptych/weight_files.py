@@ -1,8 +1,8 @@
-"""Files of weights from anywhere: what torch saves, safetensors and numpy archives; nothing in them is executed.
+"""Weight files from any source: torch.save, safetensors and numpy archives; nothing in them is executed.
 
-Pickles go through torch's restricted loader. Training programs keep a few objects of their own beside the tensors
-(callbacks, configurations, numpy's scalars); those of known packages are replaced by stand-ins that do nothing, and
-anything else is refused by name.
+Pickles go through torch's restricted loader. Training programs store a few objects next to the tensors (callbacks,
+configurations, numpy scalars). Those of known packages are replaced by stand-ins that do nothing; anything else is
+refused by name.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from polyptych.errors import InputError, first_line
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "network",
               "net", "teacher", "weights")
-"""Under which training programs keep a network's tensors, the preferred first."""
+"""Keys under which training programs store a network's tensors, in order of preference."""
 
 _BESIDE_TENSORS = re.compile(
     r"(pytorch_lightning|lightning|lightning_fabric|yacs|numpy|argparse|easydict|omegaconf|mmcv|mmengine|addict|"
     r"torch\.optim|torch\.nn\.parallel|pathlib|collections|datetime)\.[\w.]+")
-"""Packages whose objects may lie beside tensors."""
+"""Packages whose objects may accompany tensors."""
 _LIKE_DICTIONARIES = re.compile(r"\.(CfgNode|AttributeDict|EasyDict|ConfigDict|Config|Dict|defaultdict)$")
 """Classes that are filled like dictionaries; the loader fills nothing else."""
 _MOST_STAND_INS = 64
 
 
 class StandIn:
-    """In place of an object that lies beside the tensors: it takes everything and does nothing."""
+    """Replaces an object that accompanies the tensors: accepts everything and does nothing."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> StandIn:
         return object.__new__(cls)
@@ -49,10 +49,10 @@ class StandIn:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without the wrapping that training programs put around them.
+    """Read the tensors of a file, without the wrapping that training programs put around them.
 
     Raises:
-        InputError: it is not there, is damaged, holds no tensors, or holds objects that are not allowed.
+        InputError: the file is missing or damaged, holds no tensors, or holds objects that are not allowed.
     """
     if not path.is_file():
         raise InputError(path, "no such file" if not path.exists() else "a folder", "a file with weights",
@@ -90,11 +90,11 @@ def _content(path: Path) -> Any:
     except Exception as error:
         raise InputError(path, f"a file that cannot be read as weights ({_reason(path, error)})",
                          "a whole file of tensors (.safetensors, .npz, or of torch.save)",
-                         "get it again, or save its state_dict again") from error
+                         "download it again, or save its state_dict again") from error
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """What is wrong, in words of this project where the library's say little."""
+    """What is wrong, in clearer words than the library's if the cause is known."""
     head = b""
     if path.is_file():
         with open(path, "rb") as file:
@@ -105,14 +105,14 @@ def _reason(path: Path, error: Exception) -> str:
         return "it is a web page; links to Google Drive and OneDrive often save one"
     if isinstance(error, EOFError | IndexError) or (head.startswith(b"PK") and not zipfile.is_zipfile(path)):
         return "it ends in the middle, like an interrupted download"
-    # torch says at length what could be done, and then, on a line of its own, what is wrong.
+    # torch first gives long advice, and then, on a line of its own, says what is wrong.
     inner = re.search(r"(Unsupported operand|Trying to|Can only) [^\n]*", str(error))
     return inner[0] if inner else first_line(error) or type(error).__name__
 
 
 def _unpickled(path: Path) -> Any:
-    """What torch.save wrote, old or new, by the restricted loader."""
-    stand_ins: list[Any] = []  # pairs of a class and the name that it stands for
+    """Load what torch.save wrote, in the old or new format, with the restricted loader."""
+    stand_ins: list[Any] = []  # pairs of a class and the name that it replaces
     while True:
         try:
             with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
@@ -133,17 +133,17 @@ def _unpickled(path: Path) -> Any:
 
 
 def _refused_name(error: Exception) -> str | None:
-    """The global that the restricted loader refuses, where that is what is wrong."""
+    """The global that the restricted loader refuses, if that is the error."""
     found = re.search(r"GLOBAL ([A-Za-z_][\w.]*)", str(error))
     return found[1] if found else None
 
 
 def without_prefixes(state: dict[str, Tensor], prefixes: Iterable[str],
                      beside: Iterable[str] = ()) -> tuple[dict[str, Tensor], str]:
-    """Tensors without what wraps the names of all of them, and that prefix.
+    """Tensors without the prefix that all names share, and that prefix.
 
     Args:
-        beside: beginnings of names that stand outside of the wrapped network.
+        beside: beginnings of names that are outside of the wrapped network.
     """
     known, apart, removed = tuple(prefixes), tuple(beside), ""
     while True:

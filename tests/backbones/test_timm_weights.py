@@ -120,7 +120,7 @@ def _branches(hrnet, image):
 
 
 @pytest.mark.parametrize(("donor", "said"), [
-    ("resnet34", "96 are too many"), ("resnet50", "'layer1.0.conv1.weight' (77 of 100"),
+    ("resnet34", "96 do not belong"), ("resnet50", "'layer1.0.conv1.weight' (77 of 100"),
     ("test_convnext", "(0 of 100")])
 def test_file_of_another_model(donor, said, tmp_path):
     save_file(timm.create_model(donor).state_dict(), tmp_path / "w.safetensors")

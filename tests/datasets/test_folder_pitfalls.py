@@ -144,7 +144,7 @@ def test_one_class_is_doubted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "options", "doubted"), [
-    ("saliency", {}, "threshold = 0.5 takes them for positive: set 127.5"), ("saliency", {"threshold": 127.5}, ""),
+    ("saliency", {}, "threshold = 0.5 makes them positive: set 127.5"), ("saliency", {"threshold": 127.5}, ""),
     ("semseg", {"classes": ["a", "b"]}, "changes stored numbers"), ("depth", {}, "changes stored numbers")])
 def test_labels_compressed_with_losses_are_doubted(tmp_path: Path, kind: str, options: dict, doubted: str) -> None:
     Image.fromarray(255 * np.eye(*SIZE, dtype=np.uint8)).save(tmp_path / "a.seg.jpg")

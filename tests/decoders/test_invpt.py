@@ -235,7 +235,7 @@ def test_ablation_is_that_of_the_paper():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"width": 0}, r"decoder\.width: got 0; needs 1 or more"),
-    ({"width": 12}, r"decoder\.width: got 12, with 64 more 76; needs that to be a multiple of 8.*use 16"),
+    ({"width": 12}, r"decoder\.width: got 12, with 64 more 76; needs a multiple of 8 in total.*use 16"),
     ({"heads": 0}, "needs 1 or more"),
     ({"heads": 5}, r"a multiple of 20.*use 516"),
     ({"stages": 0}, "needs 1 to 4"),

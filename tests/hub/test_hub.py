@@ -110,16 +110,16 @@ def test_without_a_connection_what_was_fetched_serves(run: Path, server: Hub, mo
 
 def test_names_that_are_not_there(run: Path, server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert "or a private one" in refused(capsys, "evaluate", "hf://anna/none")
-    assert "no address" in refused(capsys, "evaluate", "hf://anna")
+    assert "malformed address" in refused(capsys, "evaluate", "hf://anna")
     assert "OWNER/NAME" in refused(capsys, "push", str(run), "anna")
     server.repositories["anna/empty"] = {"README.md": b"nothing"}
     assert "without run.json" in refused(capsys, "evaluate", "hf://anna/empty")
     assert main(["push", str(run), NAME]) == 0
     assert "no revision 'x'" in refused(capsys, "evaluate", f"hf://{NAME}@x")
     server.faults = {"closed"}
-    assert "nobody who is logged in" in refused(capsys, "push", str(run), NAME)
+    assert "got no login" in refused(capsys, "push", str(run), NAME)
     server.faults = {"full"}
-    assert "a refusal of the server" in refused(capsys, "push", str(run), NAME)
+    assert "an error of the server" in refused(capsys, "push", str(run), NAME)
 
 
 def test_downloads_that_break_off_or_are_something_else(run: Path, server: Hub, tmp_path: Path,

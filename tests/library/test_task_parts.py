@@ -78,7 +78,7 @@ def test_one_label_for_an_image_needs_no_mask() -> None:
     (lambda: polyptych.task("semseg", classes=2, colors=[(1, 2, 3)]), "colors"),
     (lambda: polyptych.task("semseg", classes=2).loss(torch.randn(1, 2, 4, 4), torch.full((1, 4, 4), 9)), "ignored="),
     (lambda: polyptych.task("semseg", classes=2).loss(torch.randn(1, 2, 4, 4), torch.rand(1, 4, 4)), "whole numbers"),
-    (lambda: polyptych.task("depth").loss(torch.randn(1, 1, 4, 4), torch.rand(1, 1, 4, 4)), "correct the shape"),
+    (lambda: polyptych.task("depth").loss(torch.randn(1, 1, 4, 4), torch.rand(1, 1, 4, 4)), "reshape it"),
     (lambda: polyptych.task("depth").loss(torch.randn(1, 1, 4, 4), torch.rand(1, 4, 4), torch.ones(1, 4, 4)), "bool"),
 ])
 def test_what_is_wrong_is_said_in_one_line(make, said) -> None:

@@ -37,13 +37,13 @@ def changed(folder: Path, place: tuple, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("place", "value", "said"), [
-    (("facts", "labels", "depth"), DROPPED, "facts.labels: got nothing on task 'depth'"),
+    (("facts", "labels", "depth"), DROPPED, "facts.labels: got no labels of task 'depth'"),
     (("facts", "labels", "semseg", "colors", 0, 1), 300, "colors: got 16 colors for 16 classes, with values up to 300"),
-    (("facts", "labels", "semseg", "classes", 0), "a\nb", "classes: got a name of several lines"),
+    (("facts", "labels", "semseg", "classes", 0), "a\nb", "classes: got a name with unprintable characters"),
     (("facts", "labels", "semseg", "mirror"), [[0, 99]], "mirror: got a number that no class has"),
     (("run", "size"), [10**6, 10**6], "--size: got 1000000 1000000; needs a height and width from 1 to 32768"),
     (("run", "encoder", "name"), "a\nb", r"encoder 'a\nb': got an unknown name"),
-    (("run", "decoder", "width"), 10**12, "run.json: got choices from which no network can be built"),
+    (("run", "decoder", "width"), 10**12, "run.json: got options from which no network can be built"),
 ])
 def test_the_cause_is_named(folder: Path, place: tuple, value: Any, said: str) -> None:
     changed(folder, place, value)

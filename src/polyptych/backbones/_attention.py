@@ -1,7 +1,7 @@
-"""Where tasks can attend to a backbone: what MTAN needs to know of it.
+"""The points at which tasks can attend to a backbone, for MTAN.
 
-A backbone of its own design says so itself (SegNet attends in encoder and decoder); any other one gets
-:class:`StageTrunk`, one point per stage.
+A backbone may define its own points (SegNet attends in encoder and decoder); any other one gets :class:`StageTrunk`,
+with one point per stage.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from polyptych.types import Features
 
 @dataclass(frozen=True)
 class Point:
-    """A place where tasks attend; one number per map where branches run in parallel.
+    """A place where tasks attend; one number per map, because branches may run in parallel.
 
     Attributes:
         entry: channels of the features that a mask is computed from.
-        exit: channels of the features that a mask multiplies, which have the same size.
-        strides: of both.
+        exit: channels of the features that the mask multiplies, which have the same size.
+        strides: strides of both.
         bottom: a coarser stride that the trunk passes through before the next point, if there is one.
     """
 
@@ -41,9 +41,9 @@ class Attention:
     """How tasks attend.
 
     Attributes:
-        points: in the order of the trunk.
-        form: of masks and of the refinement between points (:mod:`polyptych.encoders._attention`).
-        finish: the last attended map is refined too.
+        points: points in the order of the trunk.
+        form: form of masks and of the refinement between points (:mod:`polyptych.encoders._attention`).
+        finish: whether the last attended map is refined too.
     """
 
     points: tuple[Point, ...]
@@ -61,24 +61,25 @@ class Trunk(Protocol):
     attention: Attention
 
     def attention_maps(self, image: Float[Tensor, "b 3 h w"]) -> list[Taken]:
-        """What masks are computed from and what they multiply, at every point; the backbone runs once."""
+        """Run the backbone once, and return for every point the maps that masks are computed from and those that they
+        multiply."""
 
     def attended_features(self, attended: list[list[Tensor]]) -> Features:
-        """A task's pyramid from what it attended to, one list of maps per point. With every mask at 1 it is the
-        backbone's own, where nothing is refined at the end."""
+        """A task's pyramid from its attended maps, one list per point. If every mask is 1 and nothing is refined at the
+        end, it equals the backbone's own."""
 
 
 def trunk_of(backbone: Backbone) -> Trunk:
-    """The backbone itself where it knows how to be attended to, else its stages."""
+    """The backbone itself if it defines points, else its stages."""
     return cast(Trunk, backbone) if isinstance(backbone, Trunk) else StageTrunk(backbone)
 
 
 class StageTrunk:
-    """One point for every stage but the stem: masks are computed from what enters its last block (from its output,
-    where the stage does not come apart) and multiply its output. A backbone that cannot be cut, whose only state is
-    the list of its maps, has a point for each of them instead.
+    """One point for every stage except the stem: masks are computed from the input of its last block (from its output,
+    if the stage cannot be split) and multiply its output. A backbone that cannot be cut, whose only state is the list
+    of its maps, has a point for each map instead.
 
-    Not a module: the backbone stays one, with its stages cut in place.
+    Not a module itself: the backbone remains the module, with its stages split in place.
     """
 
     def __init__(self, backbone: Backbone):
@@ -89,7 +90,7 @@ class StageTrunk:
         training = backbone.training
         backbone.eval()
         self.halved = set() if self.separate else self._halve([image, *states[:-1]])
-        # From here on only the structure of the states is needed, to put attended maps into it.
+        # From here on, only the structure of the states is needed, to fill in attended maps.
         self.states = [with_maps(state, [x.new_empty(0) for x in maps_of(state)]) for state in states]
         with torch.no_grad():
             pairs = self.attention_maps(image)
@@ -99,7 +100,8 @@ class StageTrunk:
             for entry, end in pairs))
 
     def _halve(self, states: list[Any]) -> set[int]:
-        """Cut the stages in place, given the state that enters each; returns which of them came apart."""
+        """Split the stages in place, given the input state of each; returns the indices of those that could be
+        split."""
         halved = set()
         for number in range(self.first, len(states)):
             if (halves := halve(self.backbone.stages[number], states[number])) is not None:
@@ -114,7 +116,7 @@ class StageTrunk:
         for number, stage in enumerate(stages):
             if number in self.halved:
                 state = stage[0](state)
-                entry = self.backbone.grids(state)  # before HRNet's last module writes into the list of its branches
+                entry = self.backbone.grids(state)  # read before HRNet's last module overwrites the list of branches
                 state = stage[1](state)
                 pairs.append((entry, self.backbone.grids(state)))
             else:

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Strides 4, 8, 16 and 32 from one map, each by itself: strided transposed convolutions, identity, max-pooling;
+    """Strides 4, 8, 16 and 32, each computed from the same map: strided transposed convolutions, identity, max-pooling;
     then a 1x1 and a 3x3 convolution with LayerNorm.
 
-    Li, Mao, Girshick, He, ECCV 2022 (ViTDet), arXiv 2203.16527, Figure 2 and Section 3; 256 channels as there.
+    Li, Mao, Girshick, He, ECCV 2022 (ViTDet), arXiv 2203.16527, Figure 2 and Section 3; with 256 channels as in the
+    paper.
 
     Args:
-        channels: of the map.
-        stride: of the map, a power of two.
+        channels: channels of the map.
+        stride: stride of the map, a power of two.
     """
 
     strides = (4, 8, 16, 32)

@@ -1,4 +1,4 @@
-"""What of a backbone stands still while the rest is trained, and how far below its top a parameter lies."""
+"""Freezing parts of a backbone, and the depth of each parameter below its top."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def freeze(backbone: Any, what: str, first: int, until: int) -> None:
-    """Let a part of a backbone's stages stand still. What was added to them (a pyramid on a transformer's last map, a
-    norm on every map) has no trained weights, so it learns.
+    """Freeze a part of a backbone's stages. Additions (a pyramid on a transformer's last map, a norm on every map) have
+    no pretrained weights, so they are trained.
 
     Args:
         what, first, until: see the options of :class:`polyptych.backbones._base.Backbone.Config`.
@@ -50,7 +50,7 @@ def freeze(backbone: Any, what: str, first: int, until: int) -> None:
 
 
 def _freeze_blocks(backbone: Any, first: int, until: int) -> None:
-    """A module stands still if all of it belongs to the first layers; layer 0 is the stem."""
+    """Freeze modules that belong entirely to the first layers; layer 0 is the stem."""
     def layers(module: nn.Module, recurse: bool = True) -> list[int]:
         return [p.layer for p in module.parameters(recurse)]  # type: ignore[attr-defined]
 
@@ -72,11 +72,12 @@ def _top(backbone: Any) -> int:
 def _check_first(first: int, most: int, what: str) -> None:
     if not 1 <= first <= most:
         raise InputError("--backbone.freeze-first", str(first), f"1 to {most}, of the {most} {what} of this backbone",
-                         "change it, or use --backbone.freeze all")
+                         "choose such a number, or use --backbone.freeze all")
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it normalizes, with learned factors of its own: torch's kinds, and timm's, which have names like them."""
+    """Whether a module is a normalization layer with learned factors: torch's classes, and timm's, which have similar
+    names."""
     return isinstance(module, NORMS) or "norm" in type(module).__name__.lower()
 
 
@@ -84,15 +85,14 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def number_as_timm(network: nn.Module, model: str, architecture: str = "") -> None:
-    """Write into every parameter of a timm network how many layers lie above it (``layers_above``), and into every
-    module what it is called there (``name_in_timm``).
+    """Set ``layers_above`` of every parameter of a timm network, and ``name_in_timm`` of every module.
 
-    Layers are timm's: the embedding or stem, every block, and one more for what follows them and for everything that is
-    not of the network.
+    Layers are timm's: the embedding or stem, every block, and one more for everything after them and everything outside
+    the network.
 
     Args:
-        network: an extractor, whose parameters are called as those of the whole network, but for a prefix and for dots
-            that became underscores.
+        network: a feature extractor, whose parameters are named as in the whole network, except for a prefix and for
+            dots that became underscores.
     """
     layers, top, modules = _layers_of(model, architecture)
     for name, module in network.named_modules():
@@ -108,7 +108,7 @@ def number_as_timm(network: nn.Module, model: str, architecture: str = "") -> No
 
 @lru_cache(8)
 def _layers_of(model: str, architecture: str) -> tuple[dict[str, int], int, dict[str, str]]:
-    """The number of the layer of every parameter, from 0, that of the last one, and the names of all modules."""
+    """The layer of every parameter, counted from 0; the number of the last layer; and the names of all modules."""
     with torch.device("meta"):
         network: Any = timm.create_model(model, **arguments(architecture))
     modules = {_plain(name): name for name, _ in network.named_modules()}
@@ -119,7 +119,7 @@ def _layers_of(model: str, architecture: str) -> tuple[dict[str, int], int, dict
 
 
 def arguments(text: str) -> dict[str, Any]:
-    """``width=16, depths=(2, 2)`` as a dictionary.
+    """Parse ``width=16, depths=(2, 2)`` into a dictionary.
 
     Raises:
         InputError: something else.
@@ -129,7 +129,7 @@ def arguments(text: str) -> dict[str, Any]:
         return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, AttributeError) as error:
         raise InputError("backbone.architecture", f"'{text}' ({error})", "names with values, such as "
-                         "embed_dim=16, depths=(2, 2, 3, 2)", "correct it") from None
+                         "embed_dim=16, depths=(2, 2, 3, 2)", "write it like that") from None
 
 
 def _plain(name: str) -> str:
@@ -137,7 +137,7 @@ def _plain(name: str) -> str:
 
 
 def number_stages(backbone: Any) -> None:
-    """Take stages for layers, where nothing finer is known."""
+    """Treat stages as layers, if nothing finer is known."""
     if not any(hasattr(p, "layers_above") for p in backbone.stages.parameters()):
         stem = int(backbone.has_stem)
         top = len(backbone.stages) - stem + 1

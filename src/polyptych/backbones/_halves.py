@@ -1,8 +1,9 @@
-"""A stage in two: all but its last block, and that block.
+"""Splits a stage in two: all but its last block, and that block.
 
-Attention on a residual network reads what enters the last block of a stage and masks what leaves it (MTAN in the survey
-of Vandenhende et al., TPAMI 2021, arXiv 2004.13379). Where a stage ends with a sequence of blocks, its last one is
-taken off; whether the two in a row are still the stage is measured, not known from a list of architectures.
+Attention on a residual network reads the input of the last block of a stage and masks its output (MTAN in the survey
+of Vandenhende et al., TPAMI 2021, arXiv 2004.13379). If a stage ends with a sequence of blocks, the last one is split
+off. Whether the two parts in sequence still equal the stage is verified by running them, so that no list of
+architectures is needed.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ Halves = tuple[nn.Module, nn.Module]
 
 
 def halve(stage: nn.Module, state: Any) -> nn.Sequential | None:
-    """The stage as a sequence of two, made of its own blocks (the stage itself must not be used any more); None where
-    it does not come apart into two that give maps of the same sizes.
+    """The stage as a sequence of two parts, made of its own blocks (do not use the stage itself afterwards); None if it
+    cannot be split into two parts with maps of the same sizes.
 
     Args:
-        state: a state that enters the stage, to compare with what the stage gave. The stage must be in evaluation mode.
+        state: an input state, for comparing the outputs. The stage must be in evaluation mode.
     """
     trial = _take_off(deepcopy(stage))
     if trial is None or not any(True for _ in trial[1].parameters()):
@@ -44,7 +45,7 @@ def halve(stage: nn.Module, state: Any) -> nn.Sequential | None:
 
 def _both(stage: nn.Module) -> Halves:
     halves = _take_off(stage)
-    assert halves is not None  # it came apart when its copy was tried
+    assert halves is not None  # splitting its copy worked
     return halves
 
 
@@ -69,7 +70,7 @@ def _take_off(stage: nn.Module) -> Halves | None:
         end = blocks[-1]
         del blocks[-1]
         return stage, end
-    if len(names := [name for name, _ in stage.named_children()]) > 1:  # it may run its children in their order
+    if len(names := [name for name, _ in stage.named_children()]) > 1:  # it may run its children in order
         end = stage.get_submodule(names[-1])
         delattr(stage, names[-1])
         return stage, end
@@ -77,7 +78,7 @@ def _take_off(stage: nn.Module) -> Halves | None:
 
 
 def _take_off_sequence(stage: nn.Sequential) -> Halves | None:
-    """The last block may stand at the end of a sequence within."""
+    """Split off the last block, which may be at the end of a nested sequence."""
     if len(stage) == 0:
         return None
     inner = _take_off(stage[-1]) if isinstance(stage[-1], nn.Sequential) else None

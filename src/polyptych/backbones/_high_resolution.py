@@ -16,8 +16,8 @@ from polyptych.ops.resize import resize
 
 
 class Exchange(HighResolutionModule):
-    """timm's module, in which a coarse branch is enlarged to the size of the finer one that it is added to, not by a
-    whole factor: of an image of 425 rows, the branches have 107, 54, 27 and 14."""
+    """timm's module, but a coarse branch is resized to the finer one that it is added to, instead of by an integer
+    factor: for an image of 425 rows, the branches have 107, 54, 27 and 14 rows."""
 
     mode: Literal["bilinear", "nearest"]
 
@@ -50,7 +50,7 @@ class Exchange(HighResolutionModule):
 
 
 def exchange(network: nn.Module, mode: Literal["bilinear", "nearest"]) -> None:
-    """Let the modules of a timm HRNet be :class:`Exchange`."""
+    """Turn the modules of a timm HRNet into :class:`Exchange`."""
     for module in network.modules():
         if type(module) is HighResolutionModule:
             exchanging: Any = module

@@ -1,6 +1,7 @@
-"""Backbones' weights as their authors, or others who trained them, lay them out: names and shapes to timm's.
+"""Converts backbone weights from the layouts of their authors, or of others who trained them, to timm's names and
+shapes.
 
-timm converts many itself (Microsoft's Swin, MAE, DINOv2, DINOv3); here is what it does not know.
+timm converts many layouts itself (Microsoft's Swin, MAE, DINOv2, DINOv3); this module has the others.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from polyptych.renaming import Rename, renamed
 
 
 def block_order(merging: Tensor) -> Tensor:
-    """Patch merging reads 2x2 patches as 4C columns: mmsegmentation channel by channel (it unfolds), each with its four
-    places row by row; Microsoft and timm place by place, column by column of the window, each with its C channels. On
-    the columns of the linear layer, and on the norm before it."""
+    """Reorder the 4C inputs of patch merging, which reads 2x2 patches. mmsegmentation (which unfolds) orders them by
+    channel, then by position, row by row; Microsoft and timm order them by position, column by column, then by channel.
+    Applies to the columns of the linear layer and to the norm before it."""
     channels = merging.shape[-1] // 4
     places = merging.unflatten(-1, (channels, 2, 2))  # (..., channel, row, column)
     return places.movedim(-3, -1).transpose(-3, -2).flatten(-3)  # (..., column, row, channel)
@@ -31,7 +32,7 @@ SWIN_MMSEG = (
     Rename("stages.{s}.blocks.{b}.ffn.layers.0.0.*", "layers.{s}.blocks.{b}.mlp.fc1.*"),
     Rename("stages.{s}.blocks.{b}.ffn.layers.1.*", "layers.{s}.blocks.{b}.mlp.fc2.*"),
     Rename("stages.{s}.blocks.{b}.norm{n}.*", "layers.{s}.blocks.{b}.norm{n}.*"),
-    # Merging ends a stage there and begins the next one in timm.
+    # Patch merging ends a stage in mmsegmentation, and begins the next one in timm.
     Rename("stages.{s}.downsample.*", "layers.{s + 1}.downsample.*", change=block_order),
     Rename("norm{s:0|1|2|3}.*", "norm{s}.*"),
 )
@@ -100,14 +101,14 @@ def _unstacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class OwnLayout:
-    """One way in which weights are laid out.
+    """One layout of weights.
 
     Attributes:
-        name: for the message on what was recognized.
+        name: name for the message on what was recognized.
         sign: the end of a key that only this layout has.
-        rules: names to timm's; whatever else the file has is left as it is called.
-        before: done to all tensors first.
-        for_timm: timm's own conversion comes after, which brings tables of positions and patches to other sizes.
+        rules: renames keys to timm's names; other keys keep their names.
+        before: applied to all tensors first.
+        for_timm: whether timm's own conversion runs afterwards, which resizes position tables and patch embeddings.
     """
 
     name: str
@@ -128,7 +129,7 @@ _CHUNK = re.compile(r"^(.*\bblocks)\.\d+\.(\d+\..*)$")
 
 
 def in_timms_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], OwnLayout | None, str]:
-    """Tensors by timm's names, the layout that they had, if it is one of these, and what stood before their names."""
+    """Tensors under timm's names, their original layout if it is one of these, and the prefix of their names."""
     dotted = {key.replace("/", "."): tensor for key, tensor in state.items()}
     for layout in LAYOUTS:
         key = next((key for key in dotted if key == layout.sign or key.endswith(f".{layout.sign}")), None)
@@ -141,6 +142,6 @@ def in_timms_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], OwnLayo
         found, left = renamed(inside, layout.rules, {}, {})
         return found | {key: inside[key] for key in left if key not in found}, layout, prefix
     if any(key.endswith("0.0.attn.qkv.weight") and _CHUNK.match(key) for key in state):
-        # DINOv2's training keeps blocks in chunks: blocks.CHUNK.NUMBER. (EfficientNet counts its stages so.)
+        # DINOv2's training code stores blocks in chunks: blocks.CHUNK.NUMBER. (EfficientNet names stages the same way.)
         return {(_CHUNK.sub(r"\1.\2", key)): tensor for key, tensor in state.items()}, CHUNKS, ""
     return state, None, ""

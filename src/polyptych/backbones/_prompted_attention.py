@@ -1,4 +1,4 @@
-"""Attention with learned tokens of a task in front of an image's, which are thrown away after it."""
+"""Attention with learned prompt tokens of a task before those of the image, which are discarded afterwards."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ KNOWN = (WindowAttention, Attention, EvaAttention)
 
 
 class Now:
-    """For which task blocks run that depend on it. (Not a module: it has no state that is saved.)"""
+    """The task for which task-dependent blocks currently run. (Not a module: it has no state to save.)"""
 
     task = ""
 
 
 class PromptedAttention(nn.Module):
-    """A layer of timm with prompts. They have no position: in windows, bias and mask are 0 in their rows and columns;
-    rotary positions do not turn them. Each window has a copy of all.
+    """A timm attention layer with prompts. Prompts have no position: in windows, position bias and mask are 0 in their
+    rows and columns; rotary embeddings do not rotate them. Each window has a copy of all prompts.
 
     Args:
-        prompts: gives those of the task for which the network runs (p c).
+        prompts: returns the prompts (p c) of the current task.
     """
 
     def __init__(self, inner: Any, now: Now, prompts: Prompts, index: int):
         super().__init__()
         self.inner, self.now, self.index, self.count = inner, now, index, prompts.count
-        self._prompts = (prompts,)  # in a tuple, so that it is no submodule: it belongs to the stage
+        self._prompts = (prompts,)  # in a tuple, so as not to be a submodule: it belongs to the stage
         if isinstance(inner, EvaAttention):
-            inner.num_prefix_tokens += prompts.count  # what is not turned
+            inner.num_prefix_tokens += prompts.count  # tokens that are not rotated
 
     def forward(self, x: Float[Tensor, "b n c"], *args: Any, **options: Any) -> Float[Tensor, "b n c"]:
         own = self._prompts[0](self.now.task, self.index).to(x.dtype)
@@ -56,7 +56,7 @@ class PromptedAttention(nn.Module):
 
 
 class Prompts(nn.Module):
-    """Those of a stage: for every task (blocks p c), uniform between -limit and limit at first."""
+    """The prompts of a stage: for every task (blocks p c), initialized uniformly between -limit and limit."""
 
     def __init__(self, tasks: tuple[str, ...], blocks: int, count: int, width: int, limit: float):
         super().__init__()

@@ -1,9 +1,8 @@
 """Cutting a timm feature extractor into stages whose states are maps (b c h w), or lists of them.
 
 Four kinds are cut: timm's lists of modules (ResNet, ConvNeXt, Swin, RegNet, DenseNet, ...), the EfficientNet and
-MobileNet extractors, HRNet, and plain vision transformers, those with rotary positions (EVA, DINOv3) too. Whatever else
-timm has (hierarchical transformers with a ``forward_intermediates`` of their own) becomes one stage that runs the
-whole.
+MobileNet extractors, HRNet, and plain vision transformers, including those with rotary positions (EVA, DINOv3). Any
+other timm network (hierarchical transformers with their own ``forward_intermediates``) becomes a single stage.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from torch import Tensor, cat, nn
 
 @dataclass(frozen=True)
 class Cut:
-    """A network in stages.
+    """A network cut into stages.
 
     Attributes:
-        stages: to be run in order.
+        stages: the stages, to be run in order.
         taps: which states are maps of the pyramid; None when the last state is the list of all maps.
-        channels, strides: of the maps, as timm declares them.
-        plain: all maps of the network have one stride.
-        concatenate: a state that is a tuple stands for its concatenation (else for its first element).
+        channels, strides: channels and strides of the maps, as timm declares them.
+        plain: whether all maps of the network have the same stride.
+        concatenate: whether the map of a tuple state is the concatenation of its elements (else its first element).
     """
 
     stages: list[nn.Module]
@@ -44,11 +43,13 @@ class Cut:
 
 
 def cut(network: nn.Module, finest: int, taps: bool = False) -> Cut:
-    """
+    """Cut a timm feature extractor into stages.
+
     Args:
-        network: what ``timm.create_model(..., features_only=True)`` gives; its modules move into the stages.
-        finest: maps of a smaller stride are left out.
-        taps: of a network with maps of one stride keep all (made with :func:`options_of_taps`), not the last alone.
+        network: the result of ``timm.create_model(..., features_only=True)``; its modules move into the stages.
+        finest: maps with a smaller stride are left out.
+        taps: for a network whose maps have one stride, keep all of them, not only the last (create it with
+            :func:`options_of_taps`).
     """
     if isinstance(network, FeatureListNet):
         return _cut_list(network, finest)
@@ -66,7 +67,7 @@ def cut(network: nn.Module, finest: int, taps: bool = False) -> Cut:
 
 
 class Whole(nn.Module):
-    """A network that cannot be cut, as one stage; the state is the list of its maps."""
+    """A network that cannot be cut, as a single stage; its state is the list of its maps."""
 
     def __init__(self, network: nn.Module, kept: list[int]):
         super().__init__()
@@ -121,7 +122,7 @@ def _join(modules: list[nn.Module]) -> nn.Module:
 
 
 class ChannelsFirst(nn.Module):
-    """A stage that takes or gives (b h w c), seen from outside as working on (b c h w)."""
+    """Wraps a stage that takes or returns (b h w c), so that it works on (b c h w)."""
 
     def __init__(self, stage: nn.Module, enters_last: bool, leaves_last: bool):
         super().__init__()
@@ -133,10 +134,10 @@ class ChannelsFirst(nn.Module):
 
 
 def put_channels_first(stages: list[nn.Module], states: list[Any], height: int, width: int) -> list[nn.Module]:
-    """Stages whose states are (b c h w), also where some of those between the stages were (b h w c).
+    """Wrap stages so that all states between them are (b c h w), even if some were (b h w c).
 
     Args:
-        states: what the stages gave for an image of this height and (other) width.
+        states: output states of the stages for an image of this height and width, which must differ.
     """
     def is_grid(rows: int, columns: int) -> bool:
         return rows * width == columns * height
@@ -148,7 +149,7 @@ def put_channels_first(stages: list[nn.Module], states: list[Any], height: int, 
 
 
 def leave_inputs_alone(stages: Iterable[nn.Module]) -> None:
-    """Let no stage begin with an activation that writes into the state that enters (VGG's do): it has other readers."""
+    """Make sure that no stage begins with an in-place activation (VGG's do): others read its input state too."""
     for stage in stages:
         first: Any = next(module for module in stage.modules() if not any(True for _ in module.children()))
         if hasattr(first, "inplace"):
@@ -163,7 +164,7 @@ def _cut_hrnet(network: HighResolutionNetFeatures) -> Cut:
     stages = [stem, network.layer1,
               *(HighResolutionStage(getattr(network, f"transition{i - 1}"), getattr(network, f"stage{i}"))
                 for i in (2, 3, 4))]
-    info = cast(FeatureInfo, network.feature_info)  # declared as the list that it is made of
+    info = cast(FeatureInfo, network.feature_info)  # timm declares it as the list that it is made from
     return Cut(stages, None, info.channels(), info.reduction())
 
 
@@ -175,7 +176,7 @@ class HighResolutionStage(nn.Module):
         self.transition, self.branches = transition, modules
 
     def forward(self, state: Tensor | list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, "b _ _ _"]]:
-        if isinstance(state, Tensor):  # the first transition makes all branches of one map
+        if isinstance(state, Tensor):  # the first transition makes all branches from one map
             return self.branches([step(state) for step in self.transition])
         opened = [state[i] if isinstance(step, nn.Identity) else step(state[-1])
                   for i, step in enumerate(self.transition)]
@@ -186,7 +187,7 @@ class HighResolutionStage(nn.Module):
 
 
 def _is_plain_transformer(model: nn.Module) -> TypeGuard[VisionTransformer | Eva]:
-    if isinstance(model, Eva):  # rotary angles that are learned for every depth, and dropped patches, stay inside
+    if isinstance(model, Eva):  # variants with learned rotary angles per depth, or dropped patches, are not cut
         return (type(model).forward_intermediates is Eva.forward_intermediates and model.patch_drop is None
                 and not getattr(model, "rope_mixed", False))
     return (isinstance(model, VisionTransformer)
@@ -194,21 +195,21 @@ def _is_plain_transformer(model: nn.Module) -> TypeGuard[VisionTransformer | Eva
 
 
 def _quarters(depth: int) -> list[int]:
-    """The numbers of blocks after which a network of that depth is cut, 0 among them; four parts if it has four
+    """The numbers of blocks after which a network of that depth is cut, including 0; four parts if it has at least four
     blocks."""
     return sorted({round(i * depth / 4) for i in range(5)})
 
 
 def options_of_taps(network: Any) -> dict[str, Any]:
-    """Options with which timm makes an extractor of this kind that gives the maps after each quarter of the blocks;
-    none unless all maps of the network have one stride."""
+    """Options with which timm makes an extractor that returns the maps after each quarter of the blocks; none unless
+    all maps of the network have the same stride."""
     if not isinstance(network, FeatureGetterNet) or len(set(network.feature_info.reduction())) > 1:
         return {}
     return {"feature_cls": QuarterTaps, "out_indices": [n - 1 for n in _quarters(len(network.feature_info.info))[1:]]}
 
 
 class QuarterTaps(FeatureGetterNet):
-    """Maps at several depths, the last one, and only that, after the network's final norm."""
+    """Maps at several depths; only the last one passes through the network's final norm."""
 
     def __init__(self, model: nn.Module, **options: Any):
         super().__init__(model, norm=isinstance(getattr(model, "norm", None), nn.Module), **options)
@@ -235,8 +236,8 @@ def _cut_transformer(model: VisionTransformer | Eva, taps: bool) -> Cut:
 
 
 class Rotations(nn.Module):
-    """The angles by which a transformer's queries and keys are turned, from the size of the map alone. Every stage has
-    them: only maps pass from one to the next."""
+    """Rotary position embeddings of a transformer, computed from the size of the map. Every stage has its own copy,
+    because only maps pass from one to the next."""
 
     def __init__(self, model: Eva):
         super().__init__()
@@ -248,18 +249,18 @@ class Rotations(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Image to tokens, as a map (b c h w). Class and register tokens are a second map (b c 1 p), so that whatever acts
-    on the channels of a state acts on them too."""
+    """Image to tokens, as a map (b c h w). Class and register tokens are a second map (b c 1 p), so that modules that
+    mix channels of states apply to them too."""
 
     def __init__(self, model: VisionTransformer | Eva):
         super().__init__()
         self.model = model
-        model.blocks = nn.Sequential()  # they belong to the stages that follow
+        model.blocks = nn.Sequential()  # they belong to the following stages
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Tensor | list[Tensor]:
         model: Any = self.model
         tokens = model._pos_embed(model.patch_embed(image))
-        if isinstance(tokens, tuple):  # with rotary positions, which are not there any more
+        if isinstance(tokens, tuple):  # returned with rotary embeddings, which were removed
             tokens = tokens[0]
         if model.patch_drop is not None:
             tokens = model.patch_drop(tokens)
@@ -269,8 +270,8 @@ class TokenEmbedding(nn.Module):
 
 
 class TokenBlocks(nn.Module):
-    """Some transformer blocks; after the last ones a norm, and only the map goes on. An encoder that runs blocks by
-    itself does so as :meth:`forward` does."""
+    """Consecutive transformer blocks; the last stage adds the norm and returns the map alone. Encoders that run the
+    blocks themselves follow :meth:`forward`."""
 
     def __init__(self, blocks: list[nn.Module], norm: nn.Module | None = None, rope: Rotations | None = None):
         super().__init__()
@@ -293,7 +294,7 @@ class TokenBlocks(nn.Module):
         return tokens if prefix is None else cat([prefix.flatten(2).transpose(1, 2), tokens], dim=1)
 
     def rotations(self, state: Tensor | list[Tensor]) -> Tensor | None:
-        """What attention needs beside tokens."""
+        """The rotary embeddings that attention needs; None if the network has none."""
         grid = state if isinstance(state, Tensor) else state[0]
         return None if self.rope is None else self.rope(grid.shape[2], grid.shape[3])
 

@@ -1,7 +1,7 @@
 """States between the stages of a backbone, whatever their structure: tensors, and tuples and lists of them.
 
-A *map* is a floating-point tensor (b c h w) of a state. What mixes the features of several networks acts on maps alone;
-whole numbers (the indices of unpooling) stay with the network that made them.
+A *map* is a floating-point tensor (b c h w) of a state. Units that mix features of several networks act on maps only;
+integer tensors (unpooling indices) stay with the network that made them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PROBE = 64  # no less than this many pixels, so that the coarsest of usual maps is not a single value
+PROBE = 64  # minimum size in pixels, so that the coarsest map is usually not a single value
 
 
 def maps_of(state: Any) -> list[Tensor]:
-    """The maps of a state, in its order."""
+    """The maps of a state, in order."""
     if isinstance(state, Tensor):
         return [state] if state.is_floating_point() else []
     if isinstance(state, list | tuple):
@@ -26,7 +26,7 @@ def maps_of(state: Any) -> list[Tensor]:
 
 
 def with_maps(state: Any, maps: Sequence[Tensor]) -> Any:
-    """The same state with other maps in the places of its first ones."""
+    """The state with its first maps replaced."""
     return _replace(state, iter(maps))
 
 
@@ -35,13 +35,14 @@ def _replace(state: Any, maps: Iterator[Tensor]) -> Any:
         return next(maps, state) if state.is_floating_point() else state
     if isinstance(state, list | tuple):
         parts = [_replace(part, maps) for part in state]
-        # A named tuple takes its parts one by one.
+        # A named tuple takes its elements as separate arguments.
         return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
     return state
 
 
 def branch_off(state: Any) -> Any:
-    """The same values on a way of their own: a gradient by these maps does not run on through later stages."""
+    """The same values as views: a gradient with respect to these maps does not include the path through later
+    stages."""
     return with_maps(state, [x.view_as(x) for x in maps_of(state)])
 
 

@@ -30,13 +30,13 @@ def create_pretrained(model: str, options: dict[str, Any]) -> nn.Module:
     """timm's feature extractor with its published weights.
 
     Raises:
-        InputError: there are none, or they are neither in the cache nor within reach.
+        InputError: there are none, or they are neither cached nor reachable.
     """
     source = timm.models.get_pretrained_cfg(model)
     if source is None or not source.has_weights:
         raise InputError(f"pretrained weights of '{model}'", "a model for which timm has none",
                          "a model that timm.list_pretrained() names",
-                         "choose another or leave --backbone.pretrained out")
+                         "choose another, or leave --backbone.pretrained out")
     online = hub.HF_HUB_OFFLINE or reachable(hub.ENDPOINT)
     try:
         with nullcontext() if online else offline():
@@ -50,7 +50,7 @@ def create_pretrained(model: str, options: dict[str, Any]) -> nn.Module:
 
 
 def is_within_reach(model: str) -> str:
-    """Where timm's weights of a model can be had from, in words; empty if from nowhere. Fetches nothing."""
+    """Where timm's weights of a model are available, in words; empty if nowhere. Downloads nothing."""
     source = timm.models.get_pretrained_cfg(model)
     if source is None or not source.has_weights or not source.hf_hub_id:
         return ""
@@ -65,8 +65,8 @@ def load_file(network: nn.Module, path: Path, model: str,
     """Load a file with weights of the complete model (classifier and all) into its feature extractor.
 
     Returns:
-        What was recognized, in one line, and LayerNorms of the maps by ``LEVEL.weight`` and ``LEVEL.bias``, where the
-        file has some (Swin for dense prediction does).
+        One line on what was recognized, and the LayerNorms of the maps as ``LEVEL.weight`` and ``LEVEL.bias``, if the
+        file has them (Swin for dense prediction does).
 
     Raises:
         InputError: the file cannot be read, or a tensor that the extractor needs is missing or has another shape.
@@ -86,7 +86,7 @@ def load_file(network: nn.Module, path: Path, model: str,
               if not name.endswith("num_batches_tracked")}
     found = _names_in_extractor(state, needed)
     wrong = [name for name, tensor in needed.items() if name not in found or found[name].shape != tensor.shape]
-    # A deeper network of the same kind has everything that is needed, and more of the same.
+    # A deeper network of the same family would have everything needed, plus more blocks.
     modules = {name.partition(".")[0] for name in whole.state_dict() if name in found or f"model.{name}" in needed}
     extra = [name for name in state if "." in name and name.partition(".")[0] in modules
              and name not in whole.state_dict()]
@@ -97,7 +97,7 @@ def load_file(network: nn.Module, path: Path, model: str,
         names = f"; the file has {_some(stored)}, the model {_some(tuple(whole.state_dict()))}" if len(
             wrong) > len(needed) / 2 else ""
         raise InputError(path, f"{got} for '{name}' ({len(needed) - len(wrong)} of {len(needed)} tensors fit, "
-                               f"{len(extra)} are too many{names})", f"{needs} there, for '{model}'",
+                               f"{len(extra)} do not belong{names})", f"{needs} there, for '{model}'",
                          "pass a file of this model or change --backbone.model")
     network.load_state_dict({name: found[name] for name in needed}, strict=False)
     without = f", the prefix '{prefix}' left out" if prefix else ""
@@ -105,7 +105,7 @@ def load_file(network: nn.Module, path: Path, model: str,
 
 
 def _norms_of_maps(content: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``norm0`` to ``norm3`` of a Swin for dense prediction, which timm does not have: :class:`Timm` has them."""
+    """``norm0`` to ``norm3`` of a Swin for dense prediction, which timm lacks but :class:`Timm` has."""
     found = {name: re.fullmatch(r"(?:[\w.]+\.)?norm([0-3])\.(weight|bias)", name) for name in content}
     return {f"{match[1]}.{match[2]}": content[name] for name, match in found.items()
             if match and "blocks" not in name and "layers" not in name and "stages" not in name}
@@ -113,21 +113,21 @@ def _norms_of_maps(content: dict[str, Tensor]) -> dict[str, Tensor]:
 
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.", "network.", "student.", "teacher.", "base.",
              "trunk.")
-"""What training code puts before the names of a network that is part of something larger."""
+"""Prefixes that training code puts before the names of a network inside a larger model."""
 
 
 def without_prefix(state: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], str]:
-    """The tensors of the network that is meant, where a file holds it as a part of something larger, and the prefix
-    that its names had. Tensors without the prefix (heads, a second encoder) are left out."""
+    """The tensors of the wanted network, if the file has it inside a larger model, and the prefix of its names. Tensors
+    without the prefix (heads, a second encoder) are left out."""
     known = sum(name in wanted for name in state)
-    # By names that the network has: whatever stands before them, if that explains more of the file.
+    # By the names of the network: any prefix that explains more of the file.
     ends = [name for name in wanted if "." in name][:8]
     found = {name.removesuffix(end) for end in ends for name in state if name.endswith(f".{end}")}
     best = max(found, default="", key=lambda prefix: (sum(name.removeprefix(prefix) in wanted for name in state
                                                           if name.startswith(prefix)), -len(prefix)))
     if best and sum(name.removeprefix(best) in wanted for name in state if name.startswith(best)) > known:
         return {name.removeprefix(best): tensor for name, tensor in state.items() if name.startswith(best)}, best
-    # By what training code writes, for files under the names of authors, which are converted afterwards.
+    # By known prefixes of training code, for files with names of authors, which are converted afterwards.
     prefix = ""
     while not any(name in wanted for name in state):
         here = next((word for word in _PREFIXES if sum(name.startswith(word) for name in state) > len(state) / 2
@@ -145,9 +145,9 @@ def _some(names: Sequence[str]) -> str:
 
 @contextmanager
 def positions_resampled(how: Literal["antialiased", "plain"]) -> Iterator[None]:
-    """Let timm bring tables of positions to another grid while it loads weights, with or without antialiasing.
+    """Context in which timm resamples position tables with or without antialiasing while it loads weights.
 
-    Its loaders for vision transformers pass the choice on to one function, but nobody can pass it to them.
+    Its loaders for vision transformers pass the choice on to one function, but do not accept it as an argument.
     """
     if how == "antialiased":
         yield
@@ -196,9 +196,8 @@ def _shipped(package: str) -> Path:
 
 
 def _converted(state: dict[str, Tensor], whole: nn.Module, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors under timm's names, and what names they had. Names and shapes of the authors' checkpoints become
-    timm's own (position tables are resampled, for instance) by the function that timm keeps for it beside most
-    models."""
+    """The tensors under timm's names, and a description of their original names. timm's own conversion function, which
+    most models have, converts the authors' names and shapes (it resamples position tables, for instance)."""
     if "_conv_stem.weight" in state:
         return _efficientnet_in_order(state, whole, path), "EfficientNet's first names (_conv_stem, _blocks)"
     module = vars(sys.modules[type(whole).__module__])
@@ -217,8 +216,8 @@ def _converted(state: dict[str, Tensor], whole: nn.Module, path: Path) -> tuple[
 
 def _efficientnet_in_order(state: dict[str, Tensor], whole: nn.Module, path: Path) -> dict[str, Tensor]:
     """EfficientNet under its first PyTorch names (``_conv_stem``, ``_blocks.3._bn1``, ...; Melas-Kyriazi 2019, and the
-    packages of its Lite forms). They number blocks in one row where timm counts stages, but both list the same layers
-    in the same order. A wrong pairing would show in a shape or in the last part of a name."""
+    packages of its Lite forms). They number blocks consecutively, whereas timm counts per stage, but both list the same
+    layers in the same order. A wrong pairing would show up in a shape or in the last part of a name."""
     needed = whole.state_dict()
     pairs = list(zip(state.items(), needed.items(), strict=False))
     wrong = next((f"'{old}' {tuple(given.shape)} for '{name}' {tuple(tensor.shape)}"

@@ -1,8 +1,8 @@
-"""Swin's shifted windows as networks for dense prediction have them.
+"""Swin's shifted windows, as in networks for dense prediction.
 
-Liu et al., ICCV 2021, arXiv 2103.14030. Every second block shifts its windows, at every stage, and a map that windows
-do not divide is padded with zeros before it is shifted. timm decides by the size of its native images which blocks
-shift, so that those of the last stage (7 x 7 at 224 x 224, one window) never do, and shifts before it pads.
+Liu et al., ICCV 2021, arXiv 2103.14030. Every second block shifts its windows, in every stage, and a map whose size is
+not a multiple of the window is padded with zeros before it is shifted. timm decides from its native image size which
+blocks shift, so that those of the last stage (7 x 7 at 224 x 224, one window) never do, and shifts before it pads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class ShiftedWindows(SwinTransformerBlock):
-    """timm's block, with windows as above; parameters and their names stay."""
+    """timm's block, with windows as above; parameters keep their names."""
 
     def _attn(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         windows, padded = cut_windows(self, x)
@@ -26,7 +26,7 @@ class ShiftedWindows(SwinTransformerBlock):
 
 
 def shift_every_second_block(network: nn.Module) -> None:
-    """Let the Swin blocks of a timm network be :class:`ShiftedWindows`."""
+    """Turn the Swin blocks of a timm network into :class:`ShiftedWindows`."""
     for module in network.modules():
         if type(module) is SwinTransformerBlock:
             block: Any = module
@@ -37,9 +37,9 @@ def shift_every_second_block(network: nn.Module) -> None:
 
 
 def shift_as_published(network: nn.Module) -> None:
-    """Let the Swin blocks of a network made for images of one size have the windows of Microsoft's code: where the
-    shorter side of a map is not larger than the window, that side is the window, in both directions, and nothing
-    shifts. (timm decides for rows and columns by themselves.) A map is padded before it is shifted."""
+    """Give the Swin blocks of a network for one image size the windows of Microsoft's code: if the shorter side of a
+    map is not larger than the window, that side becomes the window size in both directions, and nothing is shifted.
+    (timm decides for rows and columns separately.) A map is padded before it is shifted."""
     shift_every_second_block(network)
     for module in network.modules():
         if isinstance(module, ShiftedWindows):
@@ -51,7 +51,7 @@ def shift_as_published(network: nn.Module) -> None:
 
 
 def cut_windows(block: Any, x: Float[Tensor, "b h w c"]) -> tuple[Float[Tensor, "n p c"], Tensor]:
-    """The block's windows, image after image, and the shifted, padded map that they were cut from."""
+    """The block's windows, image by image, and the padded and shifted map from which they were cut."""
     rows, columns = block.window_size
     border = (0, 0, 0, -x.shape[2] % columns, 0, -x.shape[1] % rows)
     shift = (-block.shift_size[0], -block.shift_size[1])

@@ -32,21 +32,20 @@ PROBE = (1024, 1536)
 
 
 class Prototxt(Backbone):
-    """The maps of a described network at whole strides; layers that do not feed them are dropped. One submodule per
-    layer, under the layer's name; stages end where a map is taken.
+    """The maps of a described network with integer strides; layers that do not contribute to them are dropped. One
+    submodule per layer, under the layer's name; stages end where a map is taken.
 
-    Which maps: those of ``taps``; else the outputs of a network that has several; else, of the layers that the one
-    output depends on, the last map of each stride from 4 on through which all that follows goes (so that it does not
-    end within a residual block), or the last one where there is none.
+    Which maps: those of ``taps``; else the outputs, if the network has several; else, among the layers that the single
+    output depends on, for each stride from 4 on the last map through which everything later passes (so that a stage
+    does not end inside a residual block), or simply the last map if there is none.
 
     Pooling that rounds up makes maps one row and one column larger than the image divided by the stride
-    (deeplab_resnet34 of AutoMTL). Their last row and column lie beyond the image: they take part in what follows, as in
-    the described network, and are cut off where a map is taken.
+    (deeplab_resnet34 of AutoMTL). Their last row and column are beyond the image: later layers use them, as in the
+    described network, and they are cropped where a map is taken.
 
     Raises:
-        InputError: no file, a description that is not right (with its line), a map whose size does not follow that of
-            the image by a whole stride, convolutions after the last map that could be taken, an image of other than 3
-            channels, or weights that do not fit.
+        InputError: no file, an invalid description (the message names the line), a map without an integer stride,
+            convolutions after the last usable map, an image without 3 channels, or weights that do not fit.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ class Prototxt(Backbone):
         file: Path | None = None
         """Network description (prototxt)."""
         taps: tuple[str, ...] = ()
-        """Layers or tops that give the maps of the pyramid (default: the last map of every stride from 4 on)."""
+        """Layers or tops to use as maps of the pyramid (default: the last map of every stride from 4 on)."""
         weights: Path | None = None
         """Local file of initial weights (.safetensors or .pth), with tensors named after the layers."""
         text: Annotated[str, Suppress] = ""
@@ -82,7 +81,8 @@ class Prototxt(Backbone):
         source = str(config.file or "prototxt")
         definition = parse_prototxt(config.text.partition("\n")[2] if config.file else config.text, source).define()
         if definition.shapes[0][1] != 3:
-            raise InputError(source, f"an input of {definition.shapes[0][1]} channels", "3, an RGB image", "correct it")
+            raise InputError(source, f"an input of {definition.shapes[0][1]} channels", "3, an RGB image",
+                             "change the input")
         grids = _taps(definition, config.taps, source)
         strides = {value: grid.stride for value, grid in grids.items()}
         order = sorted(strides)  # as they come in the file
@@ -107,7 +107,7 @@ class Prototxt(Backbone):
         return Features(tuple(taken[index] for index in self._maps))
 
     def grids(self, state: Any) -> list[Tensor]:
-        """The map that ends the stage; what else later layers read may have any shape."""
+        """The map at the end of the stage; other values that later layers read may have any shape."""
         return maps_of(state)[:1]
 
     def _load(self, path: Path) -> None:
@@ -131,18 +131,18 @@ def of_layers(specification: Sequence[Layer], shape: Sequence[int] = (3, 224, 22
     """A backbone from a list of layer specifications: AutoMTL's Python interface.
 
     Args:
-        shape: of the image, (c, h, w); the size matters to a network with InnerProduct only.
+        shape: shape of the image, (c, h, w); the size matters only for a network with InnerProduct.
     """
     return cast(Prototxt, Prototxt.Config(text=to_text(specification, shape), taps=taps).build())
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """How a map lies over the image.
+    """Position of a map relative to the image.
 
     Attributes:
         stride: how much smaller it is than the image.
-        beyond: rows and columns more than the image divided by the stride.
+        beyond: number of rows and columns in excess of the image size divided by the stride.
     """
 
     stride: int
@@ -150,11 +150,11 @@ class _Grid:
 
 
 def _taps(definition: Definition, names: Sequence[str], source: str) -> dict[int, _Grid]:
-    """The values that give maps, in the order of the file, and how they lie over the image.
+    """The values to use as maps, in the order of the file, and their positions relative to the image.
 
     Raises:
-        InputError: a map that is asked for is none; or nothing is asked for, and what there is would leave out
-            convolutions. A part of a network is never taken for the whole of it.
+        InputError: a requested value is not a map; or none is requested, and the maps found would leave out
+            convolutions, because a part of a network is never silently used in place of the whole.
     """
     chosen = [definition.find(name, f"taps of {source}") for name in names]
     if not chosen and len(definition.outputs) > 1:
@@ -180,7 +180,7 @@ def _taps(definition: Definition, names: Sequence[str], source: str) -> dict[int
             passed |= {grid.stride} if narrow else set()
     end = max(last.values())
     for value in sorted(keep - definition.needed([end])):
-        # What has one size for every image (a classifier after global pooling) is no map and is left out.
+        # Values of constant size (a classifier after global pooling) are not maps, and are left out.
         depends_on_size = value in small and value in large and small[value] != large[value]
         if isinstance(definition.layers[value - 1], layers.Convolution) and depends_on_size and value > end:
             down, across = small[value][2:]
@@ -193,13 +193,13 @@ def _taps(definition: Definition, names: Sequence[str], source: str) -> dict[int
 
 
 def _within(found: Tensor, beyond: tuple[int, int]) -> Tensor:
-    """A map as far as it lies over the image."""
+    """A map, cropped to the image."""
     below, right = beyond
     return found[..., :found.shape[-2] - below, :found.shape[-1] - right] if below or right else found
 
 
 def _live(definition: Definition, tap: int, needed: set[int]) -> list[int]:
-    """The values besides a tap that are made before it and read after it."""
+    """The values other than a tap that are computed before it and read after it."""
     return [value for value in sorted(needed) if value < tap and any(
         reader > tap and reader in needed for reader in definition.readers(value))]
 

@@ -31,7 +31,7 @@ LAYERS = (2, 2, 3, 3, 3)  # convolutions of VGG-16 between two poolings
 
 
 class Switches(NamedTuple):
-    """What unpooling needs of one pooling: where in the map before each maximum was, and the size of that map."""
+    """What unpooling needs from a pooling: the position of each maximum in its input, and the size of that input."""
 
     places: Int[Tensor, "b c h w"]
     size: tuple[int, int]
@@ -53,8 +53,8 @@ class SegNet(Backbone):
     3, 3, 3, 2, 2 that begin with unpooling. Every convolution is 3x3 with bias, followed by BatchNorm and ReLU. The
     pyramid is the last map: full resolution, 64 channels. 24,943,296 parameters.
 
-    Weights begin as MTAN's do: Xavier-normal, biases 0, no ImageNet; images are not normalized. An image may have any
-    size: pooling rounds up, and unpooling restores the size that was.
+    Weights are initialized as in MTAN: Xavier normal, biases 0, without ImageNet; images are not normalized. Images may
+    have any size: pooling rounds up, and unpooling restores the size before it.
 
     Raises:
         InputError: a width below 1.
@@ -75,14 +75,14 @@ class SegNet(Backbone):
         """Distribution of the initial weights (Glorot and Bengio): MTAN's code uses the uniform one in its cross-stitch
         and dense networks."""
         weights: Path | None = None
-        """Initialize the way down from a file with torchvision's vgg16_bn or vgg16; images are then normalized as
-        ImageNet's."""
+        """Initialize the encoder from a file with torchvision's vgg16_bn or vgg16; images are then normalized as for
+        ImageNet."""
 
         def without_weights(self) -> SegNet.Config:
             return replace(self, weights=None)
 
     loaded: str = ""
-    """What was begun with, where a file was given."""
+    """Description of the initial weights, if a file was given."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -111,11 +111,11 @@ class SegNet(Backbone):
             form="plain")
 
     def _begin_as_vgg(self, path: Path) -> None:
-        """The thirteen convolutions of a VGG-16 into those of the way down, with their norms; a VGG without norms gets
-        ones that change nothing.
+        """Load the thirteen convolutions of a VGG-16 and their norms into the encoder; for a VGG without norms, norms
+        are set to the identity.
 
         Raises:
-            InputError: the file is none of torchvision's VGG-16, or this network has other widths.
+            InputError: the file is not a VGG-16 of torchvision, or this network has other widths.
         """
         state = read_weights(path)
         found = sorted({int(name.split(".")[-2]) for name, value in state.items()
@@ -146,8 +146,9 @@ class SegNet(Backbone):
         return Features((states[-1].map,))
 
     def attention_maps(self, image: Float[Tensor, "b 3 h w"]) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """For every block what masks are computed from and what they multiply: on the way down the results of its first
-        and last convolution, on the way up its unpooled input and the result of its last convolution."""
+        """For every block, the maps that masks are computed from and those that they multiply: in the encoder the
+        outputs of its first and last convolution, in the decoder its unpooled input and the output of its last
+        convolution."""
         state: State = image
         pairs = []
         for block in self._blocks():
@@ -163,9 +164,9 @@ class SegNet(Backbone):
         return Features((attended[-1][0],))
 
     def double_inputs(self) -> None:
-        """Let every block but the first take a pair of states, its own and another network's, whose maps it
-        concatenates (each unpooled by its own switches). The last block keeps twice its width up to its last
-        convolution, as in MTAN's dense network."""
+        """Make every block except the first take a pair of states, its own and another network's, and concatenate their
+        maps (each unpooled with its own indices). The last block keeps twice its width up to its last convolution, as
+        in MTAN's dense network."""
         for i, block in enumerate(self._blocks()):
             first, *inner, last = block.channels
             if i == len(self.stages) - 1:
@@ -182,8 +183,8 @@ class Block(nn.Module, ABC):
     the convolutions, ``leave`` makes the state for the next block.
 
     Args:
-        channels: of the map that enters and after each convolution.
-        first: how many convolutions are the first.
+        channels: channels of the input and after each convolution.
+        first: number of convolutions in ``first``.
     """
 
     def __init__(self, channels: Sequence[int], first: int):
@@ -226,7 +227,7 @@ class DecoderBlock(Block):
     def enter(self, state: State) -> Float[Tensor, "b c h w"]:
         assert isinstance(state, Pooled)  # an encoder block comes before
         places, size = state.switches[-1]
-        if exporting():  # ONNX has no unpooling that takes a size; the places are the same
+        if exporting():  # ONNX has no unpooling with a given size; positions stay the same
             empty = state.map.new_zeros((*state.map.shape[:2], size[0] * size[1]))
             return empty.scatter(2, places.flatten(2), state.map.flatten(2)).unflatten(2, size)
         return F.max_unpool2d(state.map, places, (2, 2), output_size=size)

@@ -28,7 +28,7 @@ from polyptych.backbones._windows import shift_as_published, shift_every_second_
 from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec
 
-FINEST_STRIDE = 4  # finer maps (a stem at stride 2) cost more than they give, and no published decoder uses them
+FINEST_STRIDE = 4  # finer maps (a stem at stride 2) are not worth their cost, and no published decoder uses them
 
 
 class Timm(Backbone):
@@ -36,18 +36,18 @@ class Timm(Backbone):
 
     - HRNet gives its raw branches (18, 36, 72, 144 channels for w18), as the multi-task literature uses it, not timm's
       widened ones.
-    - A plain vision transformer has maps of one stride; a simple feature pyramid (Li et al., ECCV 2022, arXiv
-      2203.16527) makes strides 4, 8, 16, 32 of the last one, or (``vit_pyramid``) the pyramid is four of them, after
-      each quarter of the blocks. A patch size that is not a power of two (DINOv2's 14) becomes 16, for which timm
-      resamples the weights of the patch embedding.
-    - ResNets are dilated by ``output_stride`` as published: in a dilated layer the convolution that used to be strided
-      keeps the dilation of the layer before.
+    - A plain vision transformer has maps of one stride; either a simple feature pyramid (Li et al., ECCV 2022, arXiv
+      2203.16527) makes strides 4, 8, 16, 32 from the last one, or (``vit_pyramid``) the pyramid consists of the four
+      maps after each quarter of the blocks. A patch size that is not a power of two (DINOv2's 14) becomes 16, for which
+      timm resamples the weights of the patch embedding.
+    - ResNets are dilated by ``output_stride`` as published: in a dilated layer, the formerly strided convolution keeps
+      the dilation of the previous layer.
 
     Channels, strides and ``multiple`` are measured by running the network once.
 
     Raises:
-        InputError: unknown model, an option that it does not have, weights that cannot be found or do not fit, or a
-            network that accepts one input size only.
+        InputError: unknown model, an unsupported option, weights that cannot be found or do not fit, or a network that
+            accepts only one input size.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Timm(Backbone):
         model: str = "resnet18"
         """Name of any timm model, for example resnet50, hrnet_w18_small_v2, swin_tiny_patch4_window7_224."""
         architecture: str = ""
-        """Further arguments of the timm model, for networks of other sizes than those that have a name:
+        """Further arguments of the timm model, for sizes other than those of named models:
         embed_dim=16, depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 8)."""
         pretrained: bool = False
         """Initialize from timm's weights (cached or downloaded)."""
@@ -72,8 +72,8 @@ class Timm(Backbone):
         nearest, as in timm."""
         swin_windows: Literal["dense", "timm", "published"] = "dense"
         """How Swin shifts its windows: in every second block, on padded maps, as in networks for dense prediction; as
-        in timm, whose last stage never shifts them; or as in Microsoft's code for images of image_size, where a map
-        whose shorter side is not larger than the window has one of that side (:mod:`polyptych.backbones._windows`)."""
+        in timm, whose last stage never shifts them; or as in Microsoft's code for images of image_size, where the
+        window shrinks to the shorter side of a map that is not larger than it (:mod:`polyptych.backbones._windows`)."""
         image_size: tuple[int, int] | None = None
         """Height and width of the images for which a vision transformer's position table is made (default: the model's
         own). For other sizes, each forward pass resamples it. Weights loaded from a file may be of this size."""
@@ -100,7 +100,8 @@ class Timm(Backbone):
     def __init__(self, config: Config):
         super().__init__()
         if not 0 <= config.drop_path < 1:
-            raise InputError("backbone.drop_path", str(config.drop_path), "a probability in [0, 1)", "change it")
+            raise InputError("backbone.drop_path", str(config.drop_path), "a probability in [0, 1)",
+                             "change --backbone.drop-path")
         if config.batch_norm_momentum is not None and not 0 < config.batch_norm_momentum <= 1:
             raise InputError("backbone.batch_norm_momentum", str(config.batch_norm_momentum), "a share in (0, 1]",
                              "change --backbone.batch-norm-momentum")
@@ -136,7 +137,7 @@ class Timm(Backbone):
             self.mean, self.std = tuple(published["mean"]), tuple(published["std"])
 
     def _fill_norms(self, found: dict[str, Tensor]) -> None:
-        """LayerNorms of the maps, of a file that has them all."""
+        """Load the LayerNorms of the maps from a file that has them all."""
         assert self.norms is not None
         own = self.norms.state_dict()
         if found.keys() == own.keys() and all(found[name].shape == value.shape for name, value in own.items()):
@@ -162,7 +163,7 @@ class Timm(Backbone):
         return x if self.norms is None else self.norms[level](x)
 
     def name_of_today(self, name: str) -> str:
-        """EVA and DINOv3 ran in one piece in version 0.1."""
+        """Rename tensors of version 0.1, in which EVA and DINOv3 were a single stage."""
         old = "stages.0.network.model."
         if not name.startswith(old) or not isinstance(self.stages[-1], TokenBlocks):
             return name
@@ -190,8 +191,8 @@ class Timm(Backbone):
 
     @torch.no_grad()
     def _measure(self, config: Config, stride: int, native: int) -> tuple[FeatureSpec, int]:
-        """Run once. Where windows or position tables want more than multiples of the coarsest stride, try multiples of
-        the native input size."""
+        """Run the network once to measure its maps. If windows or position tables need more than multiples of the
+        coarsest stride, try multiples of the native input size."""
         self.eval()
         for multiple in (stride, native) if native % stride == 0 else (stride,):
             height, width = 2 * multiple, 3 * multiple
@@ -214,7 +215,7 @@ class Timm(Backbone):
 
     @torch.no_grad()
     def _check_any_size(self, config: Config) -> None:
-        """Whether maps cover images that strides do not divide."""
+        """Check that maps cover images whose size is not a multiple of the strides."""
         self.eval()
         height, width = 2 * self.multiple + 9, 3 * self.multiple - 5
         covering = [(-(-height // stride), -(-width // stride)) for stride in self.spec.strides]
@@ -259,7 +260,7 @@ def _create(config: Timm.Config) -> tuple[nn.Module, str, dict[str, Tensor]]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and config.batch_norm_momentum is not None:
             module.momentum = config.batch_norm_momentum
         if isinstance(module, PatchEmbed) and not config.pad:
-            embedding: Any = module  # a constant, says timm, for torch.jit
+            embedding: Any = module  # timm declares it constant for torch.jit
             embedding.dynamic_img_pad = True
     return network, loaded, norms
 
@@ -274,7 +275,7 @@ def _options(config: Timm.Config) -> dict[str, Any]:
     if config.image_size is not None:
         asked["img_size"] = config.image_size
     fixed = {"feature_location": "", "out_indices": (1, 2, 3, 4)} if config.model.startswith("hrnet_") else {}
-    # Ways of asking for inputs of any size; a network that knows none of them takes any size or none.
+    # Ways of asking for inputs of any size; a network that has none of them accepts either any size or only one.
     for free_size in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
         options = asked | fixed | free_size
         try:

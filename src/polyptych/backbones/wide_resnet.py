@@ -47,7 +47,8 @@ class WideResNet(Backbone):
         super().__init__()
         blocks, left = divmod(config.depth - 4, 6)
         if left or blocks < 1:
-            raise InputError("backbone.depth", str(config.depth), "10, 16, 22, 28 or another 6 n + 4", "change it")
+            raise InputError("backbone.depth", str(config.depth), "10, 16, 22, 28 or another 6 n + 4",
+                             "change --backbone.depth")
         if config.width < 1:
             raise InputError("backbone.width", str(config.width), "1 or more", "raise it")
         channels = (16, *(config.width * c for c in (16, 32, 64)))
@@ -62,7 +63,7 @@ class WideResNet(Backbone):
         return Features(tuple(states))
 
     def attention_maps(self, image: Float[Tensor, "b 3 h w"]) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """The result of every stage, twice: masks are computed from the maps that they multiply."""
+        """The output of every stage, twice: masks are computed from the same maps that they multiply."""
         pairs, x = [], image
         for stage in self.stages:
             x = stage(x)

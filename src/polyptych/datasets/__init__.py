@@ -1,1 +1,1 @@
-"""Datasets to learn from: one file each."""
+"""Datasets to train on: one file each."""

@@ -1,4 +1,5 @@
-"""What a user must know to get a dataset: where it comes from, how its files are arranged on disk, how many there are.
+"""What a user must know to obtain a dataset: where it comes from, how its files are arranged on disk, how many there
+are.
 
 Each dataset states it in ``datasets/_NAME/about.py`` as ``ABOUT``; ``polyptych data info NAME`` prints it and
 ``polyptych data verify NAME`` checks it. Facts only: a checksum or a count that nobody has read is left out.
@@ -17,8 +18,8 @@ class Download:
     Attributes:
         file: its name.
         page: the official page that offers it.
-        url: where it can be fetched without logging in; empty where a person must register or click.
-        size: what the page says, for instance ``2.8 GB``; empty if not known.
+        url: direct download link; empty if one must register, log in or click.
+        size: size as the page states it, for instance ``2.8 GB``; empty if unknown.
         sha256: empty if not known.
     """
 
@@ -34,8 +35,8 @@ class LayoutFacts:
     """One way the files are arranged on disk.
 
     Attributes:
-        looks_for: the paths by which it is recognized, in words.
-        counts: number of images of each official split, where known.
+        looks_for: description of the paths by which it is recognized.
+        counts: number of images of each official split, if known.
         note: what distinguishes its numbers from those of other layouts.
     """
 
@@ -46,10 +47,11 @@ class LayoutFacts:
 
 @dataclass(frozen=True)
 class About:
-    """
+    """Where a dataset comes from and how its files are arranged.
+
     Attributes:
         title: full name and source.
-        license: what its owners allow, in a few words, or where to read it.
+        license: what its owners allow, in short, or where to read it.
         downloads: files to get.
         layouts: by name, as ``--dataset.layout`` has it.
         notes: what is not certain about labels, crops or counts.

@@ -1,4 +1,5 @@
-"""How a validation set is carved out of official training images: deterministic, and in runs that belong together."""
+"""How a validation set is carved out of official training images: deterministically, and in whole runs of related
+frames."""
 
 from __future__ import annotations
 
@@ -10,16 +11,16 @@ from polyptych.datasets._base import EmptySplit
 from polyptych.errors import InputError
 
 BLOCK = 40
-"""Length of a run where nothing but the order of the frames tells which of them are neighbors."""
+"""Length of a run if only the order of the frames tells which of them are neighbors."""
 
 
 def hold_out(runs: Sequence[Sequence[str]], share: float) -> set[str]:
     """The training frames that make up ``val``: whole runs, because frames of one run show the same place.
 
-    Going through the runs in order from the second on, a run is held out when that brings the share held out so
-    far closer to ``share``, so that the held out runs are spread over the whole collection. Nothing random is
-    involved. Where no run fits, which happens in small subsets, the last one is held out; where all frames are one
-    run, its last frames (at least one). Something is always left: a single frame is never held out.
+    The runs are visited in order, starting with the second. A run is held out if that brings the share so far closer to
+    ``share``; this spreads the held-out runs over the whole collection, without randomness. If no run fits, as in small
+    subsets, the last one is held out; if all frames are one run, its last frames are (at least one). Some frames always
+    remain: a single frame is never held out.
     """
     total = sum(map(len, runs))
     if not share > 0 or total < 2:
@@ -30,7 +31,7 @@ def hold_out(runs: Sequence[Sequence[str]], share: float) -> set[str]:
     seen = len(runs[0])
     for run in runs[1:]:
         seen += len(run)
-        # Half a run: taking it is closer to the share than leaving it exactly where its middle lies below the target.
+        # Half a run: taking a run is better than leaving it exactly if its middle is below the target.
         if len(taken) + len(run) / 2 < share * seen:
             taken += run
     return set(taken or runs[-1])
@@ -42,8 +43,8 @@ def blocks(frames: Sequence[str]) -> list[Sequence[str]]:
 
 
 def numbered_runs(frames: Sequence[str]) -> Sequence[Sequence[str]]:
-    """Runs of consecutive numbers, for frames that are named by their place in a recording; other names are cut into
-    :func:`blocks`, longer than most such runs, so that few places are cut in two."""
+    """Runs of consecutive numbers, for frames that are named by their position in a recording. Other names are cut into
+    :func:`blocks`, which are longer than most such runs, so that few scenes are cut in two."""
     if not all(frame.isdecimal() for frame in frames):
         return blocks(frames)
     runs: list[list[str]] = []
@@ -56,9 +57,10 @@ def numbered_runs(frames: Sequence[str]) -> Sequence[Sequence[str]]:
 
 
 def checked_share(share: float, dataset: str) -> None:
-    """
+    """Check the share of training images that is held out.
+
     Raises:
-        InputError: ``--dataset.validation`` is no share.
+        InputError: ``--dataset.validation`` is not a share.
     """
     if not 0 <= share < 1:
         raise InputError(f"validation of {dataset}", str(share), "a share from 0 to below 1",
@@ -66,15 +68,16 @@ def checked_share(share: float, dataset: str) -> None:
 
 
 def part_of(frames: list[str], runs: Sequence[Sequence[str]], share: float, split: str, root: Path) -> list[str]:
-    """The frames of our ``split``, in their order: all of them for ``test``; what is or is not held out for the others.
+    """The frames of our ``split``, in order: all of them for ``test``, the held-out ones for ``val``, the others for
+    ``train``.
 
     Args:
-        frames: of the official part that the split is taken from.
+        frames: frames of the official split that ours is taken from.
         runs: the same frames in groups that show the same place.
 
     Raises:
-        EmptySplit: there are none (of ``train``, an InputError).
-        InputError: a list names one twice, which would count twice.
+        EmptySplit: there are none (for ``train``, an InputError).
+        InputError: a list names a frame twice, so that it would count twice.
     """
     if len(set(frames)) < len(frames):
         twice = next(frame for place, frame in enumerate(frames) if frame in frames[:place])

@@ -1,9 +1,9 @@
 """Layouts: the ways in which a dataset's files may be arranged on disk, each a class in a file of its own.
 
 The folder ``datasets/_NAME/layouts/`` is the registry, as ``decoders/`` is for decoders (:mod:`polyptych.component`). A
-new file there is a new choice of ``--dataset.layout`` with its line of help, is found by ``auto``, has its row in
-``polyptych data info NAME``, and writes the miniature of ``polyptych data fixture NAME DIR --layout``; nothing else is
-edited.
+new file there becomes a new choice of ``--dataset.layout`` with its line of help, is found by ``auto``, gets a row in
+``polyptych data info NAME``, and writes the miniature of ``polyptych data fixture NAME DIR --layout``; nothing else
+needs to be edited.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from polyptych.types import Sample, SampleInfo
 
 Files = dict[str, dict[str, Path]]
 Label = tuple[Tensor, Tensor]
-"""A target and the mask of where it is known."""
+"""A target and the mask where it is known."""
 
 
 class Layout(Component, ABC):
     """One way in which a dataset's files are arranged on disk. The first line of the module's docstring is its help.
 
     Attributes:
-        looks_for: what it is recognized by, in words, for messages and ``polyptych data info``.
-        counts: number of images of each official split, where known.
+        looks_for: description of how it is recognized, for messages and ``polyptych data info``.
+        counts: number of images of each official split, if known.
         note: what distinguishes its numbers from those of other layouts.
-        auto_order: ``auto`` takes the first layout that matches, lowest number first. A layout whose marks include
-            those of another must come before it, or it is found only by name.
-        files: for ``image`` and every other kind of file, the path of each frame that is there.
+        auto_order: ``auto`` takes the first layout that matches, lowest number first. A layout that is a special case
+            of another must come before it, or else can only be chosen by name.
+        files: for ``image`` and every other kind of file, the path of each frame that exists.
         kinds: kinds of files that the label of each task is read from.
     """
 
@@ -55,7 +55,7 @@ class Layout(Component, ABC):
     def __init__(self, config: Any):
         """
         Args:
-            config: the dataset's options, which :meth:`accept` has seen.
+            config: the dataset's options, already checked by :meth:`accept`.
         """
         self.config, self.root = config, spelled(Path(config.root))
         self.files: Files = self.find()
@@ -63,14 +63,14 @@ class Layout(Component, ABC):
     @classmethod
     @abstractmethod
     def matches(cls, root: Path) -> bool:
-        """Whether ``root`` looks like this layout. Quick: ``auto`` asks every layout."""
+        """Whether ``root`` looks like this layout. Must be quick: ``auto`` asks every layout."""
 
     @classmethod
     def accept(cls, config: Any, tasks: tuple[str, ...]) -> None:
         """Refuse options and tasks that this layout has no files for, before any folder is listed.
 
         Raises:
-            InputError: with the choices that this layout has.
+            InputError: an option or task is not available; the message names the choices that are.
         """
 
     @abstractmethod
@@ -79,17 +79,17 @@ class Layout(Component, ABC):
 
     @abstractmethod
     def frames(self, part: str) -> list[str]:
-        """Names of the official training images (``train``), or of the images that are tested on (``test``), neighbors
-        side by side."""
+        """Names of the official training images (``train``) or of the test images (``test``), neighbors next to each
+        other."""
 
     def runs(self, frames: list[str]) -> Sequence[Sequence[str]]:
-        """The frames in groups that show the same place, so that none is in ``train`` and ``val``. By default blocks of
-        neighbors: the files do not tell."""
+        """The frames in groups that show the same place, so that no place is in both ``train`` and ``val``. By default,
+        blocks of neighbors, for files that do not tell."""
         return blocks(frames)
 
     @abstractmethod
     def expected(self, frame: str, kind: str) -> Path:
-        """Where a file would be."""
+        """The path where a file should be."""
 
     def has(self, task: str) -> bool:
         """Whether there are files for the labels of a task."""
@@ -111,10 +111,10 @@ class Layout(Component, ABC):
 
     @abstractmethod
     def size(self, frame: str) -> tuple[int, int]:
-        """(h, w) of a frame, if possible without reading its pixels."""
+        """Size (h, w) of a frame, if possible without decoding it."""
 
     def image(self, frame: str) -> UInt8[Tensor, "3 h w"]:
-        """The upright RGB picture; a layout without a picture for every frame reads it in its own way."""
+        """The upright RGB image; a layout without one image file per frame overrides this."""
         return read_color(self.path(frame, "image"))
 
     @classmethod
@@ -141,7 +141,7 @@ class LayoutCatalog(Catalog[AnyLayout]):
                          tyro.conf.arg(help=f"Layout of the files on disk; auto detects it. {about}")]
 
     def by_name(self) -> dict[str, type[AnyLayout]]:
-        """Every layout, in the order in which ``auto`` looks."""
+        """Every layout, in the order in which ``auto`` tries them."""
         found = {name: self.load(name) for name in self.names()}
         return dict(sorted(found.items(), key=lambda item: (item[1].auto_order, item[0])))
 
@@ -154,23 +154,23 @@ class LayoutCatalog(Catalog[AnyLayout]):
         return {name: kind.write_fixture for name, kind in self.by_name().items()}
 
     def open(self, config: Any, tasks: tuple[str, ...]) -> AnyLayout:
-        """The layout that the options name, or the one that is found.
+        """The layout that the options name, or the one that is detected.
 
         Raises:
-            InputError: there is no such folder, it is of another layout, or the layout lacks what is asked for.
+            InputError: there is no such folder, it has another layout, or the layout lacks an option or task.
         """
         root = spelled(Path(config.root))
         where = f"root of {self.dataset} ({root})"
         if not root.is_dir():
             raise InputError(where, "no such folder", "the folder of the dataset",
-                             f"correct the path, or get the files (`polyptych data info {self.dataset}`)")
+                             f"check the path, or get the files (`polyptych data info {self.dataset}`)")
         if config.layout != "auto" and config.layout not in self.names():
             raise InputError(f"layout of {self.dataset}", f"'{config.layout}'",
-                             nearest(config.layout, ["auto", *self.names()]), "correct the name")
+                             nearest(config.layout, ["auto", *self.names()]), "use one of these names")
         kind = self._detect(root, where) if config.layout == "auto" else self.load(config.layout)
         if not kind.matches(root):
             raise InputError(where, f"a folder without {kind.looks_for}", f"the layout '{config.layout}'",
-                             "correct the path, or let --dataset.layout auto look")
+                             "check the path, or use --dataset.layout auto")
         kind.accept(config, tasks)
         return kind(config)
 
@@ -183,18 +183,19 @@ class LayoutCatalog(Catalog[AnyLayout]):
                   if is_visible(child.name) and child.is_dir() and any(kind.matches(child) for kind in kinds.values())]
         raise InputError(where, "a folder of no known layout",
                          "; ".join(f"{kind.looks_for} ({name})" for name, kind in kinds.items()),
-                         f"did you mean {inside[0]}?" if inside else "correct the path")
+                         f"did you mean {inside[0]}?" if inside else "check the path")
 
 
 class LayoutDataset(Dataset):
-    """A dataset whose files may have several layouts on disk. It says what the labels mean; the layout reads them.
+    """A dataset whose files may have one of several layouts on disk. The dataset defines what the labels mean; the
+    layout reads them.
 
     ``val`` is carved out of the official training images, whole runs at a time (:meth:`Layout.runs`,
     :mod:`polyptych.datasets._holdout`), and is the same on every machine.
 
     Attributes:
-        layouts: the layouts that there are.
-        layout: the one that the files have.
+        layouts: all layouts of the dataset.
+        layout: the layout of the files.
         frames: names of the frames of this split.
     """
 
@@ -223,12 +224,12 @@ class LayoutDataset(Dataset):
 
     @abstractmethod
     def find_labels(self, tasks: tuple[str, ...]) -> dict[str, Any]:
-        """The labels that the layout has files for. (A task of ``tasks`` may be among them all the same, so that the
-        files that it lacks are named.)"""
+        """Label information for the tasks that the layout has files for. (May include requested ``tasks`` without
+        files, so that an error can name the missing files.)"""
 
     @abstractmethod
     def label(self, task: str, frame: str) -> Label:
-        """The label of a task, as :meth:`Dataset.read` states its form."""
+        """The label of a task, in the form that :meth:`Dataset.read` defines."""
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -1,4 +1,4 @@
-"""``prepared.json``: what a prepared folder holds, so that nothing else is needed to train on it."""
+"""``prepared.json``: the contents of a prepared folder; nothing else is needed to train on it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """
+    """The contents of ``prepared.json``.
+
     Attributes:
-        dataset: the options of the dataset that was prepared, as run.json has them.
-        protocol: that of the copy.
-        labels: of every task.
+        dataset: options of the prepared dataset, as in run.json.
+        protocol: protocol of the prepared copy.
+        labels: label information of every task.
         splits: the folder of each split.
-        files: of every file, its size in bytes, by which a copy that is cut off is noticed.
-        kinds: of the tasks that are called otherwise than their kind.
-        version: of this form.
+        files: size of every file in bytes, to detect truncated copies.
+        kinds: kinds of the tasks whose names are not those of their kinds.
+        version: version of this format.
     """
 
     dataset: dict[str, Any]
@@ -37,14 +38,15 @@ class Manifest:
 
 
 def read_manifest(root: Path) -> Manifest:
-    """
+    """Read the manifest, and check that the folder is complete.
+
     Raises:
         InputError: the folder was not written by ``polyptych data prepare``, or only in part.
     """
     path = root / NAME
     if not path.is_file():
         raise InputError(path, "no such file", "a folder written by `polyptych data prepare`",
-                         "prepare the dataset (again), or correct the path")
+                         "prepare the dataset (again), or check the path")
     manifest: Manifest = decode(Manifest, read_json(path), str(path))
     if manifest.version != VERSION:
         raise InputError(path, f"version {manifest.version}", f"version {VERSION}", "prepare the dataset again")

@@ -12,16 +12,17 @@ from polyptych.data.order import hashed
 from polyptych.errors import InputError, nearest
 
 Order = Callable[[int, int], int]
-"""(position, seed) to an index in one part."""
+"""Maps (position, seed) to an index in one part."""
 
 
 class Interleaving:
     """An endless stream in which every part has its share of every window.
 
-    The parts are the leaves of a balanced binary tree. At a node, position q goes left where round(q w) grows, with w
-    the left side's share; the number of earlier positions on that side is then known in closed form, which is what
-    makes the stream stateless. In any window of the stream a side's count differs from its share by at most 1 at every
-    node, so a part's count differs from its share by at most the depth of the tree, ceil(log2(parts)).
+    The parts are the leaves of a balanced binary tree. At a node, position q goes left if round(q w) increases there,
+    with w the left side's share. The number of earlier positions on that side is then known in closed form, which makes
+    the stream stateless: a run can resume at any position. In any window of the stream a side's count differs from its
+    share by at most 1 at every node, so a part's count differs from its share by at most the depth of the tree,
+    ceil(log2(parts)).
 
     Args:
         weights: positive; only their proportions matter. Taken as the decimal numbers they print as, so that
@@ -34,7 +35,7 @@ class Interleaving:
         self._sums = [0, *itertools.accumulate(int(weight * scale) for weight in exact)]
 
     def place(self, position: int) -> tuple[int, int]:
-        """The part that stands at ``position``, and how many earlier positions are its own."""
+        """The part at ``position``, and how many earlier positions belong to it."""
         low, high = 0, len(self._sums) - 1
         while high - low > 1:
             middle = (low + high) // 2
@@ -53,8 +54,8 @@ class Mixture:
 
     Args:
         lengths: number of samples of each part.
-        weights: of each part in the stream.
-        orders: the stream of each part by itself.
+        weights: weight of each part in the stream.
+        orders: the order of samples within each part.
     """
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float], orders: Sequence[Order]):
@@ -69,7 +70,7 @@ class Mixture:
         """The part that an index lies in, and the index there."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} samples")
-        part = bisect_right(self._starts, index) - 1  # the last that starts here: empty parts hold nothing
+        part = bisect_right(self._starts, index) - 1  # the last part that starts here; others are empty
         return part, index - self._starts[part]
 
     def index_at(self, position: int, seed: int) -> int:
@@ -79,15 +80,16 @@ class Mixture:
 
 
 def checked_weights(given: Mapping[str, float], parts: Iterable[str], where: str) -> list[float]:
-    """The weight of each part, 1 where none is given.
+    """The weight of each part; 1 by default.
 
     Raises:
-        InputError: a weight of no part, or one that is not a positive number.
+        InputError: a weight of an unknown part, or one that is not a positive number.
     """
     parts = list(parts)
     for name, weight in given.items():
         if name not in parts:
-            raise InputError(f"{where}: weight of '{name}'", "an unknown name", nearest(name, parts), "correct it")
+            raise InputError(f"{where}: weight of '{name}'", "an unknown name", nearest(name, parts),
+                             "use one of these names")
         if not (0 < weight < math.inf):
             raise InputError(f"{where}: weight of '{name}'", f"{weight:g}", "a number above 0",
                              "leave the part out if it should not occur")

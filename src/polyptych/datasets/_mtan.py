@@ -1,4 +1,4 @@
-"""The arrays in which the authors of MTAN hand out NYUv2 and Cityscapes.
+"""The arrays in which the authors of MTAN distribute NYUv2 and Cityscapes.
 
 Source: Liu, Johns and Davison, CVPR 2019, arXiv 1803.10704
 """
@@ -20,11 +20,11 @@ _PARTS = {"train": "train", "test": "val"}
 
 
 class MTANArrays(Layout):
-    """``{train,val}/FOLDER/I.npy``; ``val`` holds the images that are tested on. Frames are called ``train/12``. Images
+    """``{train,val}/FOLDER/I.npy``; ``val`` holds the test images. Frames are called ``train/12``. Images
     are stored as floats in [0, 1]; reading rounds them to 8 bits, from which they were made.
 
     Attributes:
-        folders: of each kind of file.
+        folders: folder of each kind of file.
     """
 
     folders: Mapping[str, str]
@@ -35,7 +35,7 @@ class MTANArrays(Layout):
                 for kind, folder in self.folders.items()}
 
     def frames(self, part: str) -> list[str]:
-        """0 .. n-1 for the n numbered images that are there, as in the published loaders."""
+        """0 .. n-1 for the n image files, as in the published loaders."""
         folder = _PARTS[part]
         count = sum(where == folder and stem.isdecimal()
                     for where, _, stem in (frame.partition("/") for frame in self.files["image"]))

@@ -22,7 +22,7 @@ def decode_toml(kind: type[Contents], tables: dict[str, Any], path: Path) -> Con
     """The tables as a dataclass, checked field by field (:func:`polyptych.record.decode`).
 
     Raises:
-        InputError: naming the file and the entry.
+        InputError: an entry is wrong; the message names the file and the entry.
     """
     try:
         return decode(kind, tables, "")
@@ -37,14 +37,15 @@ def read_toml(path: Path, needs: str) -> dict[str, Any]:
         needs: what the file must be, for messages.
 
     Raises:
-        InputError: it is missing or is not TOML; the message gives the line.
+        InputError: it is missing or is not TOML; the message names the line.
     """
     if not path.exists():
-        raise InputError(path, "no such file", needs, "write it or correct the path")
+        raise InputError(path, "no such file", needs, "write it, or check the path")
     text = read_text(path, needs)
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # of the syntax, and of numbers with thousands of digits
+    except (ValueError, RecursionError) as error:  # wrong syntax, or integers with thousands of digits
         said = " ".join(str(error).split())
-        do = "write / in paths, also on Windows" if "'\\'" in said or "escape" in said.lower() else "correct it"
+        do = ("write / in paths, also on Windows" if "'\\'" in said or "escape" in said.lower() else
+              "correct the syntax there")
         raise InputError(path, f"a file that is not TOML ({said})", needs, do) from None

@@ -73,7 +73,7 @@ class Cityscapes(LayoutDataset):
                 note="disparity at the official width of 2048; 0 is infinitely far" if pixels else
                 "16-bit code of the disparity / 65535; 1/65535 is infinitely far and dominates rel"),
         }
-        # What is asked for is offered, so that the files that are missing can be named.
+        # A requested task is offered even without files, so that an error can name the missing files.
         return {task: info for task, info in labels.items()
                 if layout.has(task) or (task in tasks and task in layout.kinds)}
 

@@ -27,19 +27,19 @@ from polyptych.types import LabelInfo, Sample, SampleInfo
 
 
 class Decathlon(Dataset):
-    """Ten tasks of the kind ``classification``, named like the domains; an image has the label of its domain only.
+    """Ten tasks of the kind ``classification``, named after the domains; an image has a label for its own domain only.
 
-    Only domains that are asked for as tasks are read. Training draws from them in proportion to ``weights``, whatever
-    their sizes (see :class:`polyptych.datasets.mixed.Mixed`).
+    Only domains that are requested as tasks are read. Training draws from them in proportion to ``weights``, regardless
+    of their sizes (see :class:`polyptych.datasets.mixed.Mixed`).
 
-    **The splits are not the official ones.** Nobody has the labels of the official test images, so ``test`` is the
+    **The splits are not the official ones.** The labels of the official test images are not public, so ``test`` is the
     official val, and ``val`` is carved out of the official training images
     (:func:`polyptych.datasets._decathlon.annotations.held_out`). Scores here
     (:func:`polyptych.metrics.decathlon.decathlon_score`) are therefore not comparable with published ones.
 
     Images have a shorter side of 72 pixels and differ in size, so a run needs ``--size``, for instance 72 72. The
-    network normalizes all domains alike, by the mean and deviation its backbone expects. MTAN normalizes each by its
-    own; ``match_statistics`` does the same up to clipping at black and white.
+    network normalizes all domains alike, by the mean and standard deviation that its backbone expects. MTAN normalizes
+    each domain by its own statistics; ``match_statistics`` does the same, up to clipping at black and white.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Decathlon(Dataset):
         return self._mixture.index_at(position, seed)
 
     def scores(self, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """The decathlon's score, of a run on all ten domains."""
+        """The Decathlon score, for a run on all ten domains."""
         accuracy = {name: values["top1"] for name, values in metrics.items()}
         if accuracy.keys() != DOMAINS.keys() or any(math.isnan(value) for value in accuracy.values()):
             return {}
@@ -128,14 +128,15 @@ class Decathlon(Dataset):
                              "0.1 sets a tenth of the training images aside")
         for domain in config.domains:
             if domain not in DOMAINS:
-                raise InputError(f"domain '{domain}'", "an unknown name", nearest(domain, DOMAINS), "correct it")
+                raise InputError(f"domain '{domain}'", "an unknown name", nearest(domain, DOMAINS),
+                                 "use one of these names")
         if not Path(config.root).is_dir():
             raise InputError(f"root of decathlon ({config.root})", "no such folder", "the folder of the dataset",
-                             "download the decathlon or correct the path")
+                             "download the Decathlon, or check the path")
 
 
 def matched(image: Tensor, domain: str) -> Tensor:
-    """The image (3 h w), uint8, with the mean and deviation of its domain brought to those of imagenet12."""
+    """The image (3 h w), uint8, with the mean and standard deviation of its domain matched to those of imagenet12."""
     (mean, std), (to_mean, to_std) = (
         (torch.tensor(stated.mean)[:, None, None], torch.tensor(stated.std)[:, None, None])
         for stated in (DOMAINS[domain], REFERENCE))
@@ -149,12 +150,12 @@ def _shuffled(length: int, position: int, seed: int) -> int:
 
 def _annotation_file(root: Path, domain: str, split: str) -> Path:
     below = Path("annotations") / f"{domain}_{split}.json"
-    inner = root / "decathlon-1.0" / below  # where the devkit unpacks itself
+    inner = root / "decathlon-1.0" / below  # where the devkit unpacks to
     return inner if inner.is_file() else root / below
 
 
 def _image_folder(root: Path, domain: str) -> Path:
-    """The folder below which the paths of the annotation files (without their ``data/``) lead to images."""
+    """The folder that the paths of the annotation files (without their ``data/``) are relative to."""
     for folder in (root, root / "data", root / "decathlon-1.0-data", root / "decathlon-1.0" / "data"):
         if (folder / domain).is_dir():
             return folder

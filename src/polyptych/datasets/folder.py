@@ -26,7 +26,7 @@ from polyptych.types import Sample, SampleInfo
 
 
 class Folder(Dataset):
-    """Files as they are, in formats that the description states; an image may lack labels of any task::
+    """Your files as they are, in the formats that the description states; an image may lack labels of any task::
 
         image = "images/{id}.jpg"             # what {id} stands for names the sample; it may contain folders
 
@@ -50,24 +50,24 @@ class Folder(Dataset):
         [tasks.boundaries]
         from = "semseg"                       # derived; saliency from classes, normals from depth and a camera
 
-    Every table is one task. Its name is that of a kind of task, or it says which: ``task = "semseg"`` in
-    ``[tasks.material]`` makes a second segmentation. The options of each kind are the fields in
+    Every table is one task. Its name is that of a kind of task, or ``task`` gives the kind: ``task = "semseg"`` in
+    ``[tasks.material]`` defines a second segmentation. The options of each kind are the fields in
     :mod:`polyptych.datasets._folder.maps` (semseg, parts, normals, boundaries, saliency),
     :mod:`polyptych.datasets._folder.values` (depth, inverse_depth, edge_texture, keypoints2d) and
-    :mod:`polyptych.datasets._folder.objects` (keypoints, classification), and of labels that follow from others in
+    :mod:`polyptych.datasets._folder.objects` (keypoints, classification), and for derived labels in
     :mod:`polyptych.datasets._folder.derived`.
 
-    Images of different sizes need ``--size``. Pictures stand upright, as EXIF says that they were held, and labels are
-    expected to lie on them so. OpenEXR needs ``polyptych[formats]``; ``polyptych data convert`` draws the polygons of
-    annotation tools.
+    Images of different sizes need ``--size``. Images are rotated upright as EXIF says, and labels are expected to match
+    the upright image. OpenEXR needs ``polyptych[formats]``; ``polyptych data convert`` draws the polygons of annotation
+    tools.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):
         root: Path | None = None
-        """Folder of the data; without it that of the description."""
+        """Folder of the data (default: that of the description)."""
         description: Path | None = None
-        """The TOML file; without it dataset.toml in the root."""
+        """The TOML file that describes the data (default: dataset.toml in the root)."""
 
         def kinds(self) -> dict[str, str]:
             return _described(self)[1].kinds if self.description or self.root else {}
@@ -98,8 +98,8 @@ class Folder(Dataset):
         return sum(map(self.sources[task].has, self.ids))
 
     def without_image(self, task: str) -> list[str]:
-        """Ids that have a label of a task and no image. A file that fits the pattern of another label better is not one
-        of this task."""
+        """Ids that have a label of a task but no image. A file that matches the pattern of another label better does
+        not count."""
         source, others = self.sources[task], self._patterns(task)
         own = self.description.tasks[task].patterns(self.description.where(task))
         return [name for name in source.ids if name not in self.images and not any(
@@ -122,10 +122,10 @@ class Folder(Dataset):
         return Sample(image, target, valid, SampleInfo(name, size, size))
 
     def _find_images(self) -> dict[str, Path]:
-        """All images by id; label files that lie among them are none.
+        """All images by id, without label files among them.
 
         Raises:
-            InputError: there are none, or one is of a type that cannot be read.
+            InputError: there are none, or one has an unsupported type.
         """
         pattern, others = self.description.image, self._patterns()
         found = {name: path for name, path in pattern.find(self.root).items()
@@ -135,7 +135,7 @@ class Folder(Dataset):
         return found
 
     def _patterns(self, but: str = "") -> list[Pattern]:
-        """Those of all labels, without those of one task."""
+        """The patterns of all labels, except those of one task."""
         return [pattern for name, labels in self.description.tasks.items() if name != but
                 for pattern in labels.patterns(self.description.where(name))]
 
@@ -143,12 +143,12 @@ class Folder(Dataset):
         return composed(os.path.relpath(path, self.root).replace(os.sep, "/"))
 
     def _doubts(self, task: str) -> Iterator[str]:
-        """What a user should know before training on a task, by counting."""
+        """Warnings for the user before training on a task, from counting labels."""
         where, source, count = self.description.where(task), self.sources[task], self.labelled(task)
         classes = self.labels[task].classes
         if len(classes) == 1 and self.description.kinds[task] in ("semseg", "parts", "classification"):
-            yield (f"{where}: '{classes[0]}' is the only class, so that every prediction is right: name what is not "
-                   f"{classes[0]} as a class too, or make it a task of the kind saliency")
+            yield (f"{where}: '{classes[0]}' is the only class, so every prediction is right: add a class for what "
+                   f"is not {classes[0]}, or make it a task of the kind saliency")
         if count < len(self):
             first = next(name for name in self.ids if not source.has(name))
             orphans = self.without_image(task)
@@ -161,11 +161,11 @@ class Folder(Dataset):
         source = self.description.open(task, self.root)
         if not any(map(source.has, self.images)):
             image, label = next(iter(self.images)), next(iter(source.ids), "")
-            if not label:  # only the class of an image may have no list and no file
-                raise InputError(where, f"no image in a folder that is called like a class (the first is '{image}')",
+            if not label:  # only labels by folder name have neither a list nor files
+                raise InputError(where, f"no image in a folder named after a class (the first is '{image}')",
                                  "the class of every image", "set `table` to a CSV file with lines `id,class`, or sort "
-                                 "the images into folders that are called like the classes")
-            raise InputError(where, "labels of no image", "ids that images have",
+                                 "the images into folders named after the classes")
+            raise InputError(where, "labels that belong to no image", "ids that images have",
                              f"compare the patterns; the first image is '{image}', the first label '{label}'")
         if self.split == "train" and not any(map(source.has, self.ids)):
             raise InputError(where, "no label of a training image", "at least one", "change the splits, or leave "
@@ -174,7 +174,7 @@ class Folder(Dataset):
 
 
 def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
-    """RGB, from a picture (upright, as EXIF says that it is held) or from an array uint8 (h w 3) or (h w).
+    """RGB, from a picture (rotated upright as EXIF says) or from an array, uint8 (h w 3) or (h w).
 
     Raises:
         InputError: the file cannot be read, or has more than eight bits.
@@ -194,22 +194,22 @@ def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
 
 
 def data_name(root: Path, description: FolderSpec) -> str:
-    """What the data set is called: as its description says, or like its folder."""
+    """Name of the dataset: that in its description, or else that of its folder."""
     return description.name or root.resolve().name
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's name or of a protocol."""
+    """A name in a form that suits file names and protocol ids."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.").lower()
 
 
 def _described(config: Folder.Config) -> tuple[Path, FolderSpec]:
-    """The folder of the data and what its description says."""
+    """The folder of the data and its description."""
     if config.description is None and config.root is None:
         raise InputError("dataset folder", "neither a root nor a description", "a folder with dataset.toml, or a "
                          "TOML file", "pass --dataset.root DIR or --dataset.description FILE")
     path = config.description or Path(config.root or "") / "dataset.toml"
     root = path.parent if config.root is None else Path(config.root)
     if not root.is_dir():
-        raise InputError(f"root of folder ({root})", "no such folder", "the folder of the data", "correct the path")
+        raise InputError(f"root of folder ({root})", "no such folder", "the folder of the data", "check the path")
     return root, read_description(path, root)

@@ -19,7 +19,7 @@ from polyptych.types import LabelInfo, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureSpec:
-    """What the file of ``--dataset.description`` holds."""
+    """Contents of the file of ``--dataset.description``."""
 
     parts: dict[str, Dataset.Config]
     weights: dict[str, float] = field(default_factory=dict)
@@ -29,9 +29,9 @@ class MixtureSpec:
 class Mixed(Dataset):
     """The samples of all parts; a sample has the labels that its part has.
 
-    Training draws from the parts in proportion to their weights, whatever their sizes: any stretch of the stream holds
-    every part as often as its weight says, up to rounding, and each part goes through its own samples in an order of
-    its own. Evaluation reads every sample of every part once, so the weights change no metric's definition.
+    Training draws from the parts in proportion to their weights, regardless of their sizes: any stretch of the stream
+    contains every part as often as its weight says, up to rounding, and each part goes through its samples in its own
+    order. Evaluation reads every sample of every part once, so the weights do not affect metrics.
 
     Labels of one task must mean the same in all parts: the same classes, mirror pairs and unit. The sizes of the
     parts' images may differ, which needs ``--size``.
@@ -60,7 +60,7 @@ class Mixed(Dataset):
         description: Path | None = None
         """TOML file with parts, weights and tasks, in place of the options below."""
         parts: dict[str, Dataset.Config] = field(default_factory=dict)
-        """The datasets, each under a name of its own."""
+        """The datasets, each under its own name."""
         weights: dict[str, float] = field(default_factory=dict)
         """Relative sampling weight of each part in training (default: 1)."""
         tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Mixed(Dataset):
 
         def whole(self) -> Mixed.Config:
             if self.description is None or not self.description.is_file():
-                return self  # what is missing is said where it is read
+                return self  # the error is reported where the file is read
             found = _describe(self)[1]
             return Mixed.Config(parts=found.parts, weights=found.weights, tasks=found.tasks)
 
@@ -87,7 +87,7 @@ class Mixed(Dataset):
         for name, part in description.parts.items():
             try:
                 self.parts[name] = part.build(split=split, tasks=tuple(t for t in tasks if t in offered[name]))
-            except EmptySplit:  # what the other parts have is measured
+            except EmptySplit:  # the other parts are evaluated
                 if split == "train":
                     raise
         if not self.parts:
@@ -114,7 +114,7 @@ class Mixed(Dataset):
         return self._mixture.index_at(position, seed)
 
     def read(self, index: int) -> Sample:
-        """The part's sample; its id begins with the part's name."""
+        """The sample of a part; its id begins with the name of the part."""
         number, own = self._mixture.locate(index)
         name = list(self.parts)[number]
         sample = self.parts[name].read(own)
@@ -122,7 +122,7 @@ class Mixed(Dataset):
 
 
 def _describe(config: Mixed.Config) -> tuple[str, MixtureSpec]:
-    """The place for messages, and the parts from wherever they are given."""
+    """The place for messages, and the parts, from the file or the options."""
     if config.description is not None:
         where = str(config.description)
         if config.parts or config.weights or config.tasks:
@@ -140,26 +140,26 @@ def _describe(config: Mixed.Config) -> tuple[str, MixtureSpec]:
     for name in description.tasks:
         if name not in description.parts:
             raise InputError(f"{where}: tasks of '{name}'", "an unknown part", nearest(name, description.parts),
-                             "correct it")
+                             "use one of these names")
     return where, description
 
 
 def _offered(where: str, name: str, part: Dataset.Config, description: MixtureSpec) -> Mapping[str, LabelInfo]:
-    """What a part has labels for, as far as it is used."""
+    """Label information of the tasks that a part is used for."""
     labels = part.build(split="train", tasks=()).labels
     used = description.tasks.get(name, tuple(labels))
     for task in used:
         if task not in labels:
             raise InputError(f"{where}: tasks of '{name}'", f"'{task}', for which it has no labels",
-                             nearest(task, labels), "correct it")
+                             nearest(task, labels), "use one of these tasks")
     return {task: labels[task] for task in used}
 
 
 def _agreed(where: str, offered: Mapping[str, Mapping[str, LabelInfo]]) -> dict[str, LabelInfo]:
-    """One description of the labels of each task.
+    """Label information of each task, the same for all parts.
 
     Raises:
-        InputError: parts mean different things by a task.
+        InputError: labels of a task differ in meaning between parts.
     """
     agreed: dict[str, LabelInfo] = {}
     first: dict[str, str] = {}

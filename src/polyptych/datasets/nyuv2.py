@@ -23,8 +23,8 @@ from polyptych.errors import InputError
 from polyptych.types import LabelInfo, Sample, SampleInfo
 
 _FULL = (480, 640)
-# Rows and columns that lie inside the white border. The toolbox says mask(45:471, 41:601) in MATLAB, which counts from
-# 1 and includes the last one.
+# Rows and columns inside the white border. The toolbox has mask(45:471, 41:601) in MATLAB, which counts from 1 and
+# includes the end.
 _CROPS = {"toolbox": (slice(44, 471), slice(40, 601)), "gupta": (slice(45, 470), slice(40, 600))}
 
 
@@ -71,7 +71,7 @@ class NYUv2(LayoutDataset):
         layout, classes = self.layout, self.config.classes
         labels = {
             "semseg": LabelInfo(classes=NAMES[classes], colors=COLORS[classes], note=layout.semseg_note),
-            "depth": LabelInfo(unit="m", note="of the sensor, with holes" if self.config.raw_depth else ""),
+            "depth": LabelInfo(unit="m", note="raw sensor depth, with holes" if self.config.raw_depth else ""),
             "normals": LabelInfo(note=note(layout.root / "normals") or layout.normals_note),
             "boundaries": LabelInfo(note="as stored in the dataset" if layout.files.get("boundaries") else
                                     "derived from the segmentation"),

@@ -33,7 +33,7 @@ _SUFFIXES = {"image": (".jpg", ".png"), "keypoints": (".npy",), "depth": (".npy"
 
 
 class NYUv2Keypoints(Dataset):
-    """Frames of rooms in the form that we expect, because the data of the paper was never released: bring your own.
+    """Video frames of rooms with keypoints. The data of the paper was never released, so bring your own in this form:
 
     ``{image,keypoints,depth,normals}/SCENE/FRAME.*`` with the lists ``train.txt`` and ``test.txt`` of ``SCENE/FRAME``,
     one per line; no scene may be in both (the paper splits 90 / 10 by scene). ``val`` is made of whole scenes of
@@ -41,7 +41,7 @@ class NYUv2Keypoints(Dataset):
     (v = 127.5 (n + 1)), x right, y down, z forward, 0 where unknown.
 
     Keypoints are .npy, either (k 3) with x, y in pixels of the image and visible (0 or 1), or heat maps (k h w) from 0
-    to 1, whose peaks are taken. ``keypoints.json`` names the k types, the pairs that a mirror image swaps and those
+    to 1, whose peaks are taken. ``keypoints.json`` names the k types, the pairs that a horizontal flip swaps, and those
     that a picture joins: ``{"types": [...], "mirror": [[0, 1]], "skeleton": [[0, 2]]}``. Without it there are 48 types
     and no pairs: then train without mirroring.
     """
@@ -65,7 +65,7 @@ class NYUv2Keypoints(Dataset):
                              "0.1 sets a tenth of the training images aside")
         if not self.root.is_dir():
             raise InputError(f"root of nyuv2_keypoints ({self.root})", "no such folder", "the folder of the dataset",
-                             "correct the path")
+                             "check the path")
         self.types = read_types(self.root / "keypoints.json")
         self.labels = _labels(self.types)
         super().__init__(config, split=split, tasks=tasks)
@@ -99,7 +99,7 @@ class NYUv2Keypoints(Dataset):
             for frame in frames:
                 if frame.count("/") != 1 or ".." in frame:
                     raise InputError(self.root / f"{part}.txt", f"'{frame}'", "SCENE/FRAME on every line",
-                                     "correct the line")
+                                     "write the line that way")
         both = {_scene(frame) for frame in lists["train"]} & {_scene(frame) for frame in lists["test"]}
         if both:
             raise InputError(self.root / "test.txt", f"scene '{min(both)}', which is in train.txt too",
@@ -125,7 +125,8 @@ class NYUv2Keypoints(Dataset):
         return found
 
     def _layout(self) -> str:
-        """How keypoints are stored, whether they are asked for or not: the protocol does not depend on the tasks."""
+        """How keypoints are stored. Determined even if they are not requested, because the protocol must not depend on
+        the tasks."""
         path = self.root / "keypoints" / f"{self.frames[0]}.npy"
         if self.config.layout != "auto" or not path.is_file():
             return self.config.layout
@@ -137,7 +138,7 @@ def _scene(frame: str) -> str:
 
 
 def _labels(types: Types) -> dict[str, LabelInfo]:
-    note = "" if types.mirror else "no pairs of types are known to swap in a mirror image: train without mirroring"
+    note = "" if types.mirror else "no pairs of types are known that a horizontal flip swaps: train without mirroring"
     return {"keypoints": LabelInfo(classes=types.types, mirror=types.mirror, skeleton=types.skeleton, note=note),
             "depth": LabelInfo(unit="m"), "normals": LabelInfo()}
 

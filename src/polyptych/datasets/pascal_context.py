@@ -37,13 +37,13 @@ _LABELS = {
 class PASCALContext(Dataset):
     """PASCAL-Context with five tasks, 4998 images in the official ``train`` and 5105 in the official ``val``.
 
-    **Our** ``test`` **is the official** ``val``, which all published numbers are on. Our ``val`` is carved out of the
-    official training images: photographs have nothing to do with their neighbors in the list, so they are taken one
-    by one, evenly spaced.
+    **Our** ``test`` **is the official** ``val``, on which all published numbers are measured. Our ``val`` is carved out
+    of the official training images: neighbors in the list are unrelated photographs, so single images are taken, evenly
+    spaced.
 
     Images keep their native sizes. Labels stored at another scale are resized to the image (nearest neighbor, normals
-    bicubic), as in the published loaders. Their 255 for an image without any part is a mask that is False everywhere;
-    an image without a file in ``human_parts/`` has no label for parts at all.
+    bicubic), as in the published loaders. Where they use 255 for an image without any part, the mask is False
+    everywhere; an image without a file in ``human_parts/`` has no label for parts at all.
 
     Boundaries are where the Laplacian of the context classes is not zero, thinned (the published training labels;
     the benchmark for odsF derives its own truth from the same classes).
@@ -63,7 +63,7 @@ class PASCALContext(Dataset):
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
         self.tree = _open(config)
-        # What is asked for is offered, so that the files that are missing can be named.
+        # A requested task is offered even without files, so that an error can name the missing files.
         self.labels = {task: info for task, info in _LABELS.items() if self.tree.has(task) or task in tasks}
         super().__init__(config, split=split, tasks=tasks)
         self.frames = self._split_frames()
@@ -138,9 +138,9 @@ def _open(config: PASCALContext.Config) -> Tree:
         raise InputError("validation of pascal_context", str(config.validation), "a share from 0 to below 1",
                          "0.1 sets a tenth of the training images aside")
     if not root.is_dir():
-        raise InputError(where, "no such folder", "the folder of the dataset", "unpack PASCAL_MT or correct the path")
+        raise InputError(where, "no such folder", "the folder of the dataset", "unpack PASCAL_MT, or check the path")
     if not Tree.matches(root):
         inside = [child for child in sorted(root.iterdir()) if child.is_dir() and Tree.matches(child)]
         raise InputError(where, f"a folder without {Tree.looks_for}", "the unpacked PASCAL_MT",
-                         f"did you mean {inside[0]}?" if inside else "correct the path")
+                         f"did you mean {inside[0]}?" if inside else "check the path")
     return Tree(root)

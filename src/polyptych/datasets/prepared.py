@@ -12,11 +12,11 @@ from polyptych.types import LabelInfo, Sample
 
 
 class Prepared(Dataset):
-    """The folder that ``polyptych data prepare NAME`` wrote; everything is in it.
+    """A self-contained folder that ``polyptych data prepare NAME`` wrote.
 
-    Its protocol is not that of the original: labels are kept as :mod:`polyptych.data.cache` states (float16), and
-    resized where images were. Train on it, and take final numbers from the original
-    (``polyptych train --from RUN --dataset NAME``, or report them with this protocol).
+    Its protocol is not that of the original: labels are stored as in :mod:`polyptych.data.cache` (float16), and resized
+    along with the images. Train on it, and take final numbers from the original (``polyptych train --from RUN --dataset
+    NAME``, or report them with this protocol).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Prepared(Dataset):
         super().__init__(config, split=split, tasks=tasks)
         if split not in manifest.splits:
             raise EmptySplit(f"{split} split of {root}", "nothing", f"one of {', '.join(manifest.splits)}",
-                             "prepare the dataset again, with such a split")
+                             "prepare the dataset again with this split")
         self._copy = CachedDataset(self, root / manifest.splits[split])
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ class Python(Dataset):
             return polyptych.samples(MyDataset(split), {"semseg": polyptych.task("semseg", classes=13, ignored=255)})
 
     Train with ``--dataset python --dataset.source my_data.py:mine``. The protocol is ``python`` and the source: numbers
-    are comparable where the function has not changed.
+    are comparable only as long as the function does not change.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Python(Dataset):
 
 
 def samples_of(source: str, split: str) -> OwnSamples | None:
-    """What the function returns for a split.
+    """Call the function for a split.
 
     Raises:
         InputError: there is no such function, it cannot be imported, or it returns something else.
@@ -65,12 +65,12 @@ def samples_of(source: str, split: str) -> OwnSamples | None:
         raise InputError(where, f"'{source}'", "FILE.py:FUNCTION or MODULE:FUNCTION", "for instance my_data.py:mine")
     try:
         module = _module(place)
-    except Exception as error:  # the file of a user may raise anything
+    except Exception as error:  # user code may raise anything
         raise InputError(where, f"'{place}', which cannot be imported ({type(error).__name__}: {first_line(error)})",
-                         "a file or module that can", "correct it") from error
+                         "a file or module that can", "fix that error") from error
     make: Any = getattr(module, name, None)
     if not callable(make):
-        raise InputError(where, f"'{name}', which is no function of {place}", "the name of one", "correct it")
+        raise InputError(where, f"'{name}', which is not a function of {place}", "the name of one", "check the name")
     found = make(split)
     if found is not None and not isinstance(found, OwnSamples):
         raise InputError(f"{source}('{split}')", f"a {type(found).__name__}", "what polyptych.samples returns, or None",
@@ -85,12 +85,12 @@ def _module(place: str) -> ModuleType:
     name = f"polyptych_source_{path.stem}"
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path):
-        return known  # one module for all splits, as an import would have it
+        return known  # one module for all splits, like an import
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # loader processes find classes of it by this name
+    sys.modules[name] = module  # loading processes find its classes by this name
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -1,6 +1,6 @@
 """Endless furnished rooms with people, ray cast on the fly: exact labels for seven tasks, no download.
 
-Every sample is a function of the configuration, the split and the index alone, to the bit. The same index at another
+Every sample is determined bit for bit by the configuration, the split and the index alone. The same index at another
 resolution is the same room; labels are exact at the centers of the pixels of the resolution asked for.
 """
 
@@ -22,11 +22,11 @@ from polyptych.errors import InputError
 from polyptych.types import LabelInfo, Sample, SampleInfo
 
 ENDLESS = 1_000_000
-"""Length of a training set that does not end."""
+"""Nominal length of the unlimited training set."""
 
 
 class Rooms(Dataset):
-    """Furnished rooms with people. See the module for what is guaranteed, :mod:`_rooms.labels` for the labels."""
+    """Furnished rooms with people. See the module docstring for guarantees, :mod:`_rooms.labels` for the labels."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):
@@ -47,7 +47,7 @@ class Rooms(Dataset):
 
     config: Config
 
-    labels: dict[str, LabelInfo] = {  # noqa: RUF012 (nobody changes it; other datasets make their own)
+    labels: dict[str, LabelInfo] = {  # noqa: RUF012 (never modified; other datasets set their own)
         "semseg": LabelInfo(classes=c.CLASSES, colors=c.CLASS_COLORS),
         "depth": LabelInfo(unit="m", note="distance along the optical axis; no label on window glass"),
         "normals": LabelInfo(note="exact; no label on window glass"),
@@ -62,7 +62,7 @@ class Rooms(Dataset):
         height, width = config.size
         if min(height, width) < 16:
             raise InputError("size of rooms", f"{height}x{width}", "at least 16 pixels in each direction",
-                             "enlarge it")
+                             "choose a larger size")
         for name in ("frames", "val_frames", "test_frames", "max_people", "clutter"):
             if getattr(config, name) < 0:
                 raise InputError(f"{name} of rooms", str(getattr(config, name)), "a number that is not negative",
@@ -78,7 +78,7 @@ class Rooms(Dataset):
         return {"train": config.frames or ENDLESS, "val": config.val_frames, "test": config.test_frames}[self.split]
 
     def room(self, index: int) -> Room:
-        """The room itself, at no particular resolution; ``room(i).camera(size).intrinsics`` are fx, fy, cx, cy."""
+        """The room itself, independent of resolution; ``room(i).camera(size).intrinsics`` are fx, fy, cx, cy."""
         config = self.config
         return furnish(Random(self._seed(index)), max_people=config.max_people, empty=config.empty,
                        clutter=config.clutter)
@@ -94,7 +94,7 @@ class Rooms(Dataset):
         return Sample(image, target, valid, SampleInfo(f"{self.split}/{index:06d}", size, size))
 
     def _seed(self, index: int) -> int:
-        """Disjoint between splits: both numbers enter the hash."""
+        """Seed of a room. Splits do not share rooms, because split and index are both hashed."""
         if not 0 <= index < len(self):
             raise IndexError(f"rooms has {len(self)} {self.split} rooms, asked for {index}")
         state = np.random.SeedSequence((SPLITS.index(self.split), index)).generate_state(2, np.uint64)

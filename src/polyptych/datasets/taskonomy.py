@@ -26,7 +26,7 @@ Label = tuple[Tensor, Tensor]
 
 HOLE = 65535
 METERS = 1 / 512
-# AdaShare's and AutoMTL's range of each map, as a share of 65536; what responds more strongly is cut to it.
+# AdaShare's and AutoMTL's range of each map, as a share of 65536; stronger responses are clipped to it.
 STRONGEST = {"keypoints2d": 0.005, "edge_texture": 0.08}
 
 
@@ -34,11 +34,11 @@ class Taskonomy(Dataset):
     """The 25 / 5 / 5 buildings of the Tiny split, with its own ``val``; the five tasks of AdaShare and AutoMTL.
 
     - depth in meters, unknown where the scan has a hole. (AdaShare's target is log(1 + p) / log 2^16 of the stored
-      number p, masked from p = 64500, 126 m, on; the losses ``log_l1`` and ``log_l2`` of the depth task are the
-      nearest to it. Numbers are not comparable.)
-    - normals decoded by 2 v / 255 - 1; unknown where depth is, as there, so that they need the depth files.
-    - semantic segmentation with 17 classes. The files mark uncertain pixels; see ``uncertain``. AdaShare weighs the
-      classes in the loss with numbers that come with its code: give yours to the task as ``class_weights``.
+      number p, masked from p = 64500, 126 m, on; the losses ``log_l1`` and ``log_l2`` of the depth task come closest to
+      it. Numbers are not comparable.)
+    - normals decoded by 2 v / 255 - 1; unknown where depth is unknown, as in AdaShare, so they need the depth files.
+    - semantic segmentation with 17 classes. The files mark uncertain pixels; see ``uncertain``. AdaShare weights the
+      classes in the loss with numbers from its code: pass yours to the task as ``class_weights``.
     - keypoints2d and edge_texture from -1 (no response) to 1 (0.005 and 0.08 of the stored range, and beyond).
     """
 
@@ -57,13 +57,13 @@ class Taskonomy(Dataset):
 
     config: Config
 
-    labels: dict[str, LabelInfo] = {  # noqa: RUF012 (nobody changes it; other datasets make their own)
+    labels: dict[str, LabelInfo] = {  # noqa: RUF012 (never modified; other datasets set their own)
         "semseg": LabelInfo(classes=CLASSES),
         "depth": LabelInfo(unit="m"),
-        "normals": LabelInfo(note="red, green and blue taken for x, y and z; nobody has checked the axes, so that only "
-                                  "mirroring is safe as augmentation"),
-        "keypoints2d": LabelInfo(note="cut at 0.005 of the stored range"),
-        "edge_texture": LabelInfo(note="cut at 0.08 of the stored range"),
+        "normals": LabelInfo(note="red, green and blue read as x, y and z; the axes are unverified, so that only "
+                                  "flipping is safe as augmentation"),
+        "keypoints2d": LabelInfo(note="clipped at 0.005 of the stored range"),
+        "edge_texture": LabelInfo(note="clipped at 0.08 of the stored range"),
     }
 
     def __init__(self, config: Config, *, split: str, tasks: tuple[str, ...]):
@@ -71,7 +71,7 @@ class Taskonomy(Dataset):
         root = Path(config.root)
         if not root.is_dir():
             raise InputError(f"root of taskonomy ({root})", "no such folder", "the folder of the dataset",
-                             "download Taskonomy (Tiny) or correct the path")
+                             "download Taskonomy (Tiny), or check the path")
         self._files = Views(root, find_order(root) if config.layout == "auto" else config.layout)
         needed = dict.fromkeys(["image", *tasks, *(["depth"] if "normals" in tasks else [])])
         self.views = self._files.list(_chosen(config.buildings, split), list(needed))
@@ -122,7 +122,7 @@ class Taskonomy(Dataset):
         normals = read_color(self._files.path(view, "normals")).contiguous().float().mul_(2 / 255).sub_(1)
         length = normals.square().sum(0).sqrt_()
         self._same_size(view, "depth", valid, (int(length.shape[0]), int(length.shape[1])))
-        valid = valid & (length > 0.1)  # the middle of the bytes is not exactly zero
+        valid = valid & (length > 0.1)  # a zero vector in 8 bits is not exactly zero
         return normals * (valid / length.clamp(min=0.1)), valid
 
     def _response(self, view: str, task: str) -> Label:
@@ -143,7 +143,8 @@ def _chosen(buildings: tuple[str, ...], split: str) -> list[str]:
     known = [building for part in BUILDINGS.values() for building in part]
     for building in buildings:
         if building not in known:
-            raise InputError("buildings of taskonomy", f"'{building}'", nearest(building, known), "correct the name")
+            raise InputError("buildings of taskonomy", f"'{building}'", nearest(building, known),
+                             "use one of these names")
     chosen = [building for building in BUILDINGS[split] if not buildings or building in buildings]
     if not chosen:
         raise EmptySplit("buildings of taskonomy", f"none of the {split} split",

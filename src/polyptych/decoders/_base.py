@@ -1,4 +1,4 @@
-"""The contract of a decoder: feature pyramids in, raw predictions for every task out."""
+"""Base of all decoders: feature pyramids in, raw predictions for every task out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Decoder(nn.Module, Component, ABC):
     """How predictions are made, and refined by each other.
 
     Attributes:
-        refines: tasks read each other's features here, so that a backbone for each does not make single-task networks.
+        refines: tasks read each other's features here, so that even with a backbone per task the networks are not
+            single-task.
     """
 
     refines: ClassVar[bool] = False
@@ -32,15 +33,15 @@ class Decoder(nn.Module, Component, ABC):
             return self.owner(self, features=features, channels=channels)
 
         def ablation(self) -> dict[str, Decoder.Config]:
-            """What remains of this decoder without its parts: a description and a configuration for every step, from
-            the least to the whole, then variations of the whole. Empty where its paper has no ablation."""
+            """The ablation of this decoder: a description and a configuration for every step, from the baseline to the
+            full decoder, then variants of it. Empty if its paper has no ablation."""
             return {}
 
     def own_head(self, task: str) -> nn.Module | None:
-        """The module that makes this task's prediction, so that trained weights can be copied from or into it; None
-        where tasks interact."""
+        """The module that makes this task's prediction, so that trained weights can be copied from or into it; None if
+        tasks interact."""
         return None
 
     @abstractmethod
     def forward(self, features: TaskFeatures) -> Output:
-        """Predictions at any resolution; the network brings ``final`` to the size of the image."""
+        """Predictions at any resolution; the network resizes ``final`` to the image."""

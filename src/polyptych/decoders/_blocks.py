@@ -19,8 +19,8 @@ from polyptych.types import Features, FeatureSpec, TaskFeatures
 
 
 class SingleValueBatchNorm(nn.BatchNorm2d):
-    """BatchNorm that also accepts one value per channel in training, where a variance does not exist: it then
-    normalizes by the running statistics and leaves them alone."""
+    """BatchNorm that also accepts a single value per channel in training, where the variance is undefined: it then
+    normalizes by the running statistics and does not update them."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
@@ -35,7 +35,7 @@ class Head(nn.Module):
     Args:
         spec: the pyramid.
         channels: channels of the prediction.
-        width: inner channels; 0 takes the published number.
+        width: inner channels; 0 means the published number.
     """
 
     def __init__(self, spec: FeatureSpec, channels: int, width: int = 0):
@@ -43,7 +43,7 @@ class Head(nn.Module):
 
     @staticmethod
     def gather(features: Features) -> Tensor | tuple[Tensor, ...]:
-        """What the head needs of the pyramid."""
+        """The part of the head without parameters, from the pyramid."""
         return features.maps
 
 
@@ -64,7 +64,7 @@ def convolution(channels_in: int, channels_out: int, kernel: int, dilation: int 
 
 
 class FusedHead(Head):
-    """HRNet's head: all scales at the finest one, concatenated, two 1x1 convolutions.
+    """HRNet's head: all scales at the finest resolution, concatenated, and two 1x1 convolutions.
 
     Wang et al., TPAMI 2020, arXiv 1908.07919 (HRNetV2). The published width is the sum of the pyramid's channels.
     """
@@ -87,9 +87,9 @@ class FusedHead(Head):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: a 1x1 convolution, three dilated ones and the mean of the image, concatenated.
 
-    Chen et al. 2017, arXiv 1706.05587 (DeepLabv3). The dilations are 12, 24, 36 at stride 8, as published, and keep
-    the same extent in the image at other strides (6, 12, 18 at stride 16). The published code cannot train with one
-    image per device, because the image branch normalizes a single value; ours then uses the running statistics.
+    Chen et al. 2017, arXiv 1706.05587 (DeepLabv3). The dilations are 12, 24, 36 at stride 8, as published, and cover
+    the same area of the image at other strides (6, 12, 18 at stride 16). The published code cannot train with one image
+    per device, because the image branch normalizes a single value; ours then uses the running statistics.
     """
 
     def __init__(self, channels: int, stride: int, width: int = 256):
@@ -153,9 +153,9 @@ class FPNHead(Head):
 
 
 class ConvolutionHead(Head):
-    """All scales at the finest one, concatenated, a 3x3 convolution to a quarter of their channels (or ``width``), the
-    prediction: the plain heads beside which ATRC (Brüggemann et al., ICCV 2021, arXiv 2104.13874) and DeMT report
-    their gains."""
+    """All scales at the finest resolution, concatenated, a 3x3 convolution to a quarter of their channels (or
+    ``width``), then the prediction: the plain heads against which ATRC (Brüggemann et al., ICCV 2021, arXiv 2104.13874)
+    and DeMT report their gains."""
 
     def __init__(self, spec: FeatureSpec, channels: int, width: int = 0):
         super().__init__(spec, channels, width)
@@ -180,7 +180,7 @@ class LinearHead(Head):
 
     Liu, Johns, Davison, CVPR 2019, arXiv 1803.10704: MTAN's SegNet predicts with width 64. Without width and averaged
     over the image, as the task ``classification`` does, it is global average pooling and a linear layer, the classifier
-    of MTAN's WRN. (That averages 8x8 of its 9x9 positions; here it is all of them.)
+    of MTAN's WRN. (MTAN averages 8x8 of the 9x9 positions; here all are averaged.)
     """
 
     def __init__(self, spec: FeatureSpec, channels: int, width: int = 0):
@@ -201,7 +201,7 @@ class LinearHead(Head):
 
 
 class Fusion(nn.Module):
-    """HRNetV2's fusion of a pyramid: all scales at the finest one, concatenated, one 1x1 convolution with bias,
+    """HRNetV2's fusion of a pyramid: all scales at the finest resolution, concatenated, one 1x1 convolution with bias,
     BatchNorm, ReLU. Wang et al., TPAMI 2020, arXiv 1908.07919. ``channels`` is the sum over the pyramid."""
 
     def __init__(self, spec: FeatureSpec):
@@ -216,7 +216,7 @@ class Fusion(nn.Module):
 
 def residual(block: type[BasicBlock] | type[Bottleneck], channels_in: int, channels_out: int) -> nn.Module:
     """A residual block of He et al., CVPR 2016, arXiv 1512.03385, that keeps the resolution; the shortcut is a 1x1
-    convolution with BatchNorm where the number of channels changes. A Bottleneck's output is 4 times its inside, so
+    convolution with BatchNorm if the number of channels changes. A Bottleneck's output is 4 times its inner width, so
     ``channels_out`` must then be a multiple of 4."""
     shortcut = None
     if channels_in != channels_out:
@@ -231,7 +231,7 @@ class BottleneckHead(nn.Module):
 
     Args:
         width: channels of the features (published: 256 for initial heads), a multiple of 4.
-        channels: channels of the prediction; 0 makes features only, and the prediction is None.
+        channels: channels of the prediction; if 0, only features are computed, and the prediction is None.
     """
 
     def __init__(self, channels_in: int, width: int, channels: int):
@@ -245,7 +245,7 @@ class BottleneckHead(nn.Module):
 
 
 class Distillation(nn.Module):
-    """Every target's features plus what the gates let through from the other tasks; 3x3 convolutions without bias.
+    """Every target's features plus gated messages from the other tasks; 3x3 convolutions without bias.
 
     Xu, Ouyang, Wang, Sebe, CVPR 2018, arXiv 1805.04409 (PAD-Net, module C). With features F and one message
     convolution W_{ta} for every pair, target t becomes
@@ -276,7 +276,7 @@ class Distillation(nn.Module):
         """``features`` of all sources and targets; the result has the targets."""
         gates: dict[str, dict[str, Tensor]] = {target: {} for target in self.message}
         messages: dict[str, dict[str, Tensor]] = {target: {} for target in self.message}
-        for name, x in features.items():  # all that is convolved of one task's features is convolved at once
+        for name, x in features.items():  # all convolutions of one task's features run as one
             places = [(maps[target], layers[name]) for layer, maps in ((self.gate, gates), (self.message, messages))
                       for target, layers in layer.items() if name in layers]
             if places:
@@ -306,7 +306,7 @@ def common_spec(features: dict[str, FeatureSpec], decoder: str) -> FeatureSpec:
 
 
 def for_each_pyramid(module: Callable[[Features], Any], features: TaskFeatures) -> dict[str, Any]:
-    """``module`` of every task's pyramid, computed once where tasks share it."""
+    """``module`` applied to every task's pyramid, computed only once if tasks share it."""
     results, previous, result = {}, None, None
     for task, pyramid in features.items():
         if pyramid is not previous:
@@ -319,7 +319,7 @@ def with_a_final_head(auxiliary: Sequence[str], tasks: Iterable[str]) -> tuple[s
     """The tasks of a run without those that only help the others.
 
     Raises:
-        InputError: an auxiliary task that the run does not have, or no other task.
+        InputError: an auxiliary task that the run does not have, or no task left besides them.
     """
     tasks = tuple(tasks)
     for task in auxiliary:

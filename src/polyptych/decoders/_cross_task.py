@@ -9,18 +9,18 @@ position* i, task t receives
     O_t(i)    = sum_p V_t(p) M_t[i, p]                           values gathered from the whole image
     X_t       = gamma O_t + (1 - gamma) F_t
 
-There is no softmax and no normalization of rows, so O grows with the number of positions N; BatchNorm follows.
+There is no softmax and no row normalization, so O grows with the number of positions N; BatchNorm follows.
 
-Ours differs from the authors' code (EMA-Net, and its successor CTAL) in this:
+Differences from the authors' code (EMA-Net, and its successor CTAL):
 
 - their filters are shared by all receiving tasks, so that every M_t is the same; the figure in the paper has one per
-  task, and so have we (``fusion="shared"`` is the code);
-- they store one N x N matrix per task and a further one; we never do (:mod:`polyptych.ops.affinity`);
-- their filters fit one size of the image, ours are resampled for others (:class:`PositionwiseFilters`);
-- they divide by lengths without a floor to speak of, so the gradient of a feature vector of length zero (a position at
-  which every ReLU is dead) explodes, although its value is finite; here lengths have one, and the gradient is bounded.
+  task, as we do (``fusion="shared"`` is their code);
+- they store one N x N matrix per task and another one; we never store any (:mod:`polyptych.ops.affinity`);
+- their filters fit a single image size; ours are resampled for others (:class:`PositionwiseFilters`);
+- they divide by lengths with a negligible lower bound, so the gradient of a feature vector of length zero (a position
+  at which every ReLU is inactive) explodes, although its value is finite; our lower bound keeps the gradient bounded.
 
-The paper's tables could not be read when this was written; layers, widths, gamma and initialization are the code's.
+The paper's tables were not accessible when this was written; layers, widths, gamma and initialization follow the code.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CrossTaskConfig(Decoder.Config):
     kernel_size: int = 3
     """Size of the filters; must be odd."""
     gamma: float = 0.05
-    """Share of what comes from other positions and tasks; at 0, every task is on its own."""
+    """Share of the features gathered from other positions and tasks; at 0, tasks are independent."""
     learn_gamma: bool = False
     """Learn one gamma per task, starting from that value (the published one is fixed)."""
     width: int = 128
@@ -86,8 +86,8 @@ class CrossTaskConfig(Decoder.Config):
         return {"CTAL": "affinity", "deep supervision": "deep_supervision"}
 
     def ablation(self) -> dict[str, Decoder.Config]:
-        """The paper's: without any part, then with one more at a time; then the whole on the other grids on which
-        positions can be compared."""
+        """The paper's ablation: without any part, then adding one at a time; then the full decoder with positions
+        compared on other grids."""
         parts = self.parts()
         config = self.switched(False, *parts.values())
         steps: dict[str, Decoder.Config] = {"none of its parts": config}
@@ -98,7 +98,7 @@ class CrossTaskConfig(Decoder.Config):
                         for scale in (4, 8, 16) if scale != self.scale}
 
     def switched(self, on: bool, *options: str) -> CrossTaskConfig:
-        """The same with these options on or off."""
+        """A copy with these options on or off."""
         values: dict[str, Any] = dict.fromkeys(options, on)
         return replace(self, **values)
 
@@ -126,8 +126,8 @@ class PositionwiseFilters(nn.Module):
     def forward(self, grid: tuple[int, int]) -> tuple[Float[Tensor, "t n s k k"], Float[Tensor, "t n"]]:
         """The filters at the positions (row by row) of ``grid``.
 
-        On another grid they are also scaled by the ratio of the numbers of positions: what they weigh is summed over
-        all positions, and the sum over a finer grid of the same image must not grow.
+        On another grid they are also scaled by the ratio of the numbers of positions: the terms that they weight are
+        summed over all positions, and the sum must not grow on a finer grid of the same image.
         """
         weight, bias = resize(self.weight, grid), resize(self.bias, grid)
         if grid != self.grid:
@@ -138,11 +138,11 @@ class PositionwiseFilters(nn.Module):
 
 
 class CrossTaskAffinity(nn.Module):
-    """CTAL: every task's features, enriched by those of other positions that all tasks judge similar.
+    """CTAL: every task's features, enriched by those of positions that all tasks find similar.
 
     The affinities are computed on a grid ``ratio`` times coarser than the features (averages of ratio x ratio
-    positions); their result is brought back before it is blended, so that the features keep their detail. From unit
-    vectors to blend the arithmetic is at least float32: a sum over thousands of positions has no bound.
+    positions); the result is upsampled before it is blended, so that the features keep their detail. From unit vectors
+    to blending, arithmetic is at least float32, because sums over thousands of positions are unbounded.
     """
 
     undecayed = ("gamma",)
@@ -163,26 +163,26 @@ class CrossTaskAffinity(nn.Module):
         values = side_by_side([project(x) for project, x in zip(self.values, maps, strict=True)])
         with torch.autocast(features.device.type, enabled=False):
             precision = torch.promote_types(features.dtype, torch.float32)
-            # Unit length makes the affinities cosines. Without it, the positions with the longest features would decide
-            # every sum, and the sums would grow with the features.
+            # Unit length makes the affinities cosines. Without it, the positions with the longest features would
+            # dominate every sum, and the sums would grow with the features.
             unit = F.normalize(side_by_side(maps).to(precision), dim=2, eps=SMALLEST_LENGTH)
             kernel, bias = self.filters((maps[0].shape[-2], maps[0].shape[-1]))
             if self.shared:
                 kernel, bias = kernel[0], bias[0]
             gathered = cross_task_affinity(unit, values.to(precision), kernel.to(precision), bias.to(precision),
                                            method=self.method)
-            # Only what was gathered is resized: the features themselves never pass through the coarser grid.
+            # Only the gathered features are resized: the features themselves never pass through the coarser grid.
             gathered = resize(gathered.flatten(0, 1), (features.shape[-2], features.shape[-1])).view_as(features)
             gamma = self.gamma.view(-1, 1, 1, 1) if isinstance(self.gamma, Tensor) else self.gamma
             return (gamma * gathered + (1 - gamma) * features).to(features.dtype)
 
 
 class CrossTaskHeads(nn.Module):
-    """From each task's features to its final prediction: a 1x1 convolution, CTAL, enlarging by two, a head.
+    """From each task's features to its final prediction: a 1x1 convolution, CTAL, upsampling by two, a head.
 
     Args:
-        channels_in: of each task's features.
-        channels: of each task's prediction.
+        channels_in: channels of each task's features.
+        channels: channels of each task's prediction.
         spec: the pyramid; the features have the resolution of its finest map.
     """
 
@@ -209,12 +209,13 @@ class CrossTaskHeads(nn.Module):
 
 
 def side_by_side(maps: Sequence[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b t c h w"]:
-    """Stacked as channels of one image: unlike :func:`torch.stack` that keeps maps whose channels are last in memory as
-    they are, and convolutions need no copies."""
+    """Stack maps as channels of one image. Unlike :func:`torch.stack`, this keeps channels-last maps in their memory
+    format, so that convolutions need no copies."""
     return torch.cat(list(maps), dim=1).unflatten(1, (len(maps), -1))
 
 
 def grid_of(size: tuple[int, int], stride: int, multiple: int) -> tuple[int, int]:
-    """Positions at ``stride`` of an image of this size, which the network extends to multiples of ``multiple``."""
+    """The grid of positions at ``stride`` for an image of this size, which the network pads to multiples of
+    ``multiple``."""
     height, width = (math.ceil(multiple * math.ceil(x / multiple) / stride) for x in size)
     return height, width

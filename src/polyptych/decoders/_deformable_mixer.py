@@ -1,4 +1,4 @@
-"""DeMT's deformable mixer: 1x1 convolutions mix channels, deformed samples mix positions.
+"""DeMT's deformable mixer: 1x1 convolutions mix channels, deformable sampling mixes positions.
 
 Source: Xu, Yang, Zhang, AAAI 2023, arXiv 2301.03461
 """
@@ -15,7 +15,8 @@ from polyptych.ops.deform import deformable_convolution
 
 
 class LocalOffsets(nn.Module):
-    """(dy, dx) around the pixel for every group of channels: a 3x3 convolution that begins with zeros."""
+    """Offsets (dy, dx) relative to the pixel for every group of channels: a 3x3 convolution initialized to zero, so
+    that at first every pixel reads itself."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -28,13 +29,13 @@ class LocalOffsets(nn.Module):
 
 
 class PublishedOffsets(nn.Module):
-    """The published code's: a 3x3 convolution to a vector for each of nine taps, to which the position of the tap is
-    added, in pixels of the whole map, counted from one; then a grouped 3x3 convolution from nine rows and nine columns
-    to two numbers per channel.
+    """The offsets of the published code: a 3x3 convolution predicts a vector for each of nine taps, to which the
+    absolute position of the tap is added, in pixels of the whole map, counted from one; then a grouped 3x3 convolution
+    maps nine rows and nine columns to two numbers per channel.
 
-    Its first half is made of rows alone and its second of columns, but the operator reads pairs: the first half of the
-    channels is moved by two row numbers, the second by two column numbers. As positions enter with weights that are
-    random at first, so do samples from far away.
+    The first half of its output depends on rows only and the second on columns only, but the operator reads (dy, dx)
+    pairs: the first half of the channels is shifted by two row values, the second by two column values. Because
+    absolute positions enter with random initial weights, samples initially come from far away.
     """
 
     def __init__(self, channels: int):
@@ -45,7 +46,7 @@ class PublishedOffsets(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
         places = self.p_conv(x)
-        with torch.autocast(x.device.type, enabled=False):  # half precision would round hundreds of pixels
+        with torch.autocast(x.device.type, enabled=False):  # half precision would round coordinates in the hundreds
             places = places.to(self.opt.weight.dtype)
             return self.opt(places + self._positions(places))
 
@@ -59,13 +60,13 @@ class PublishedOffsets(nn.Module):
 
 
 class DeformableMixer(nn.Module):
-    """With a 1x1 convolution W, a 1x1 deformable one D and the offsets p that are predicted from y,
+    """With a 1x1 convolution W, a deformable 1x1 convolution D, and offsets p predicted from y,
 
         y = BN(GELU(W x)),    y + BN(GELU(D(y; p)))
 
     Args:
-        channels: of x and of the result.
-        groups: channels of a group are moved together (``local``).
+        channels: channels of x and of the result.
+        groups: number of channel groups; the channels of a group share offsets (``local``).
         published: the offsets of the published code, a pair for every channel.
     """
 
@@ -74,7 +75,7 @@ class DeformableMixer(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 1)
         self.norm = SingleValueBatchNorm(channels)
         self.offsets = PublishedOffsets(channels) if published else LocalOffsets(channels, groups)
-        self.deform = nn.Conv2d(channels, channels, 1)  # holds the weights; what it reads is moved
+        self.deform = nn.Conv2d(channels, channels, 1)  # holds the weights; its input is sampled at the offsets
         self.deformed_norm = SingleValueBatchNorm(channels)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -1,6 +1,6 @@
 """InvPT's stages: all tasks attend to each other while the resolution rises.
 
-A stage works on the tokens of all tasks together, shape (b t h w c): t tasks, h x w positions, c channels.
+A stage processes the tokens of all tasks together, shape (b t h w c): t tasks, h x w positions, c channels.
 
 Source: Ye, Xu, ECCV 2022, arXiv 2203.07997
 """
@@ -38,17 +38,18 @@ class CrossTaskAttention(nn.Module):
         S = 1x1 convolution over heads of [S, message]        where there is a message
         result = Linear(softmax(S) V), on the queries' grid
 
-    The message is S of the stage before, before the softmax, enlarged (bilinear) along the queries' grid; all stages
-    have the same keys. The convolution and BatchNorm belong to a task, everything else to all.
+    The message is S of the previous stage, before the softmax, upsampled (bilinear) along the queries' grid; all stages
+    have the same grid of keys. The convolution and BatchNorm are task-specific, everything else is shared.
 
-    Memory: S is kept where it is a message or meets one, g t^2 (hw/4) (hw/pool^2) numbers an image, never g t^2 (hw)^2.
-    At stride 8 of 448x576 with four tasks and two heads that is 2 x 4032 x 252, 8 MB in float32, where all tokens
-    against all would be 2 x 16128 x 16128, 2 GB. Elsewhere it is not stored at all.
+    Memory: S is stored only if it is a message or receives one, g t^2 (hw/4) (hw/pool^2) numbers an image, never g t^2
+        (hw)^2.
+    At stride 8 of 448x576 with four tasks and two heads that is 2 x 4032 x 252, 8 MB in float32, whereas attention
+    between all tokens would take 2 x 16128 x 16128, 2 GB. Otherwise it is not stored at all.
 
     Args:
-        pool: height and width of the cells that keys and values are means of.
-        over: what Q K^T is divided by the square root of: the channels of a head, or of all heads together.
-        receives, passes: whether there is a message, and whether the scores are one for the next stage.
+        pool: height and width of the cells over which keys and values are averaged.
+        over: Q K^T is divided by the square root of the channels of one head, or of all heads together.
+        receives, passes: whether there is a message, and whether the scores are passed to the next stage.
     """
 
     def __init__(self, tasks: Sequence[str], width: int, heads: int, pool: int, *, over: Literal["head", "all"],
@@ -86,7 +87,7 @@ class CrossTaskAttention(nn.Module):
 
 
 def enlarge(scores: Scores, size: tuple[int, int]) -> Float[Tensor, "b g t h2 w2 k"]:
-    """Bilinear along the queries' grid, for every key by itself."""
+    """Upsample bilinearly along the queries' grid, separately for every key."""
     batch, heads, tasks = scores.shape[:3]
     maps = resize(scores.flatten(0, 2).permute(0, 3, 1, 2), size)
     return maps.permute(0, 2, 3, 1).unflatten(0, (batch, heads, tasks))
@@ -101,16 +102,16 @@ def as_tokens(maps: Float[Tensor, "bt c h w"], tasks: int) -> Tokens:
 
 
 class EncoderFeatures(nn.Module):
-    """What a stage gets from the encoder: one 3x3 convolution for each of some maps, brought to its size, summed.
+    """The encoder features of a stage: one 3x3 convolution per map, resized to the stage, summed.
 
-    A map coarser than the stage goes through a transposed convolution of stride 2, a finer one through a convolution
-    of stride 2; what is then still not the size of the stage is resampled.
+    A map coarser than the stage goes through a transposed convolution of stride 2, a finer one through a convolution of
+    stride 2; if the size still differs, it is resampled.
 
     Args:
         spec: the pyramid.
-        indices: the maps.
-        stride: of the stage.
-        width: its channels.
+        indices: indices of the maps.
+        stride: stride of the stage.
+        width: channels of the stage.
     """
 
     def __init__(self, spec: FeatureSpec, indices: Sequence[int], stride: int, width: int):
@@ -131,27 +132,27 @@ def _to_stage(channels: int, stride: int, target: int, width: int) -> nn.Module:
 
 
 def maps_of_stages(count: int, stages: int) -> list[list[int]]:
-    """Which maps of a pyramid each stage gets: the preliminary decoder reads the coarsest, the others go to the stages
-    in turn, coarse to fine; the last stage gets all that are left."""
+    """Which maps of a pyramid each stage gets: the preliminary decoder reads the coarsest; the others go to the stages
+    in turn, coarse to fine, and the last stage gets all that remain."""
     left = list(range(count - 2, -1, -1))
     return [left[i:] if i == stages - 1 else left[i:i + 1] for i in range(stages)]
 
 
 class Stage(nn.Module):
-    """One stage. From the tasks' maps of the stage before (enlarged to its size, two 3x3 convolutions of dilation 2
-    with BatchNorm and ReLU per task; the first stage takes them as they are) and what the encoder gives:
+    """One stage. Its input X is the sum of the encoder features and of the previous stage's maps (upsampled, then two
+    3x3 convolutions of dilation 2 with BatchNorm and ReLU per task; the first stage takes them unchanged). Then:
 
         X = X + enlarged CrossTaskAttention(LayerNorm(X))
         X = X + MLP(LayerNorm(X))                              four times as wide inside, GELU
         Y = LayerNorm over the channels of all tasks of X, per task a 1x1 convolution (none in the first stage)
 
-    X goes on to the next stage, Y to the prediction.
+    X is passed to the next stage, Y is used for the prediction.
 
     Args:
-        number: of the stage, from 0.
-        width_in, width: channels of the maps that enter (of the stage before) and of the stage.
-        width_out: of Y.
-        drop_path: probability in training with which a sample skips attention, and the MLP.
+        number: index of the stage, from 0.
+        width_in, width: channels of the previous stage and of this stage.
+        width_out: channels of Y.
+        drop_path: probability that training skips attention, and the MLP, for a sample.
         attention: options of :class:`CrossTaskAttention`.
     """
 
@@ -175,7 +176,7 @@ class Stage(nn.Module):
         """X and Y by task, and the scores.
 
         Args:
-            features: of the encoder.
+            features: features of the encoder.
             size: height and width of the stage.
         """
         if self.enlarge:

@@ -1,4 +1,4 @@
-"""What the light decoders of PGT and TIT have in common: one decoder for all tasks, and a small head for each."""
+"""Shared parts of the light decoders of PGT and TIT: one decoder for all tasks, and a small head for each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HeadKind = Literal["transpose", "plain"]
 
 
 class Gathering(nn.Module):
-    """All maps brought to one width and to the size of the finest, concatenated, and mixed by a 1x1 convolution."""
+    """All maps projected to one width, resized to the finest, concatenated, and mixed by a 1x1 convolution."""
 
     def __init__(self, spec: FeatureSpec, width: int):
         super().__init__()
@@ -32,7 +32,8 @@ class Gathering(nn.Module):
 
 
 def light_head(kind: HeadKind, width: int, channels: int) -> nn.Sequential:
-    """Twice a transposed convolution that doubles the size and halves the width, then the prediction; or that alone."""
+    """Two transposed convolutions that double the size and halve the width, then a 1x1 prediction; or the prediction
+    alone."""
     if kind == "plain":
         return nn.Sequential(nn.Conv2d(width, channels, 1))
     half, quarter = max(1, width // 2), max(1, width // 4)

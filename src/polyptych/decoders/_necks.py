@@ -33,8 +33,8 @@ class Concatenate(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Every map by a 1x1 convolution to one width, coarse ones added to the next finer one on the way down, a 3x3
-    convolution at the end of it. FPN's finest map."""
+    """FPN's finest map: a 1x1 convolution projects every map to one width, each coarser map is added to the next finer
+    one on the way down, and a 3x3 convolution follows at the end."""
 
     def __init__(self, spec: FeatureSpec, width: int):
         super().__init__()
@@ -51,11 +51,11 @@ class FeaturePyramid(nn.Module):
 
 
 class BidirectionalPyramid(nn.Module):
-    """FPN's way down, then a way up again and the finest level once more, every sum with learned shares that are
-    positive and add up to one (fast normalized fusion), followed by a depthwise separable convolution.
+    """FPN's top-down path, then a bottom-up path, and once more down to the finest level. Every sum has learned
+    positive weights that add up to one (fast normalized fusion), and is followed by a depthwise separable convolution.
 
-    A full BiFPN layer gives all levels; only its finest is read here, so a second way down brings to it what the way
-    up has gathered.
+    A full BiFPN layer returns all levels; only the finest is used here, so a second top-down path brings to it what the
+    bottom-up path gathered.
     """
 
     def __init__(self, spec: FeatureSpec, width: int):

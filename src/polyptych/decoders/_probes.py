@@ -16,9 +16,9 @@ REASSEMBLED = (4, 8, 16, 32)  # strides that four maps of one stride are brought
 
 
 class ProbeHead(Head):
-    """BatchNorm and a 1x1 convolution of the last map, whose weights begin small: what DINOv2 and DINOv3 measure a
-    frozen backbone with (Oquab et al., TMLR 2024, arXiv 2304.07193; Simeoni et al. 2025, arXiv 2508.10104). Dropout of
-    whole channels, which DINOv3 has for segmentation, is not here."""
+    """BatchNorm and a 1x1 convolution of the last map, with small initial weights: the linear probe with which DINOv2
+    and DINOv3 evaluate a frozen backbone (Oquab et al., TMLR 2024, arXiv 2304.07193; Simeoni et al. 2025, arXiv
+    2508.10104). DINOv3's channel dropout for segmentation is not included."""
 
     def __init__(self, spec: FeatureSpec, channels: int, width: int = 0):
         super().__init__(spec, channels, width)
@@ -39,8 +39,8 @@ class DPTHead(Head):
     """DPT: four maps reassembled at strides 4, 8, 16 and 32, fused from coarse to fine by residual units.
 
     Ranftl, Bochkovskiy, Koltun, ICCV 2021, arXiv 2103.13413, in the form of DINOv3's evaluation code, which reads no
-    class token. Reassembling widths are 128, 256, 512 and 1024 there; here they are half, one, two and four times the
-    ``width`` (published 256). A pyramid whose strides differ is only brought to those widths.
+    class token. There, the widths after reassembling are 128, 256, 512 and 1024; here they are half, one, two and four
+    times ``width`` (published: 256). A pyramid with maps of different strides is only projected to those widths.
     """
 
     def __init__(self, spec: FeatureSpec, channels: int, width: int = 0):
@@ -70,7 +70,7 @@ class DPTHead(Head):
 
 
 def _resampling(channels: int, factor: float) -> nn.Module:
-    """By a whole factor, or by one over it; strides that are no power of two are left to the fusion."""
+    """Resampling by an integer factor or its inverse; strides that are not powers of two are left to the fusion."""
     if factor > 1 and factor == int(factor):
         return nn.ConvTranspose2d(channels, channels, int(factor), int(factor))
     if factor < 1 and 1 / factor == int(1 / factor):
@@ -79,8 +79,8 @@ def _resampling(channels: int, factor: float) -> nn.Module:
 
 
 class Fusing(nn.Module):
-    """The coarser result, brought to this map's size, plus a residual unit of the map; a second unit; twice the size; a
-    1x1 convolution. The coarsest map has the second unit alone."""
+    """Adds a residual unit of this map to the coarser result (resized to the map); then a second unit, upsampling by
+    two, and a 1x1 convolution. The coarsest map goes through the second unit alone."""
 
     def __init__(self, width: int, first: bool):
         super().__init__()
@@ -89,7 +89,7 @@ class Fusing(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], coarser: Tensor | None) -> Float[Tensor, "b c h2 w2"]:
         if coarser is not None:
-            if coarser.shape[2:] != x.shape[2:]:  # of sizes that two does not divide
+            if coarser.shape[2:] != x.shape[2:]:  # if the size is odd
                 coarser = F.interpolate(coarser, size=x.shape[2:], mode="bilinear", align_corners=True)
             x = coarser + self.skip(x)
         return self.mix(_doubled(self.unit(x)))
@@ -113,8 +113,8 @@ def _doubled(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
 
 
 class Binned(nn.Module):
-    """One number for each pixel, as the mean over evenly spaced values with the weights (relu(x) + 0.1) / sum, where x
-    is what a head predicts for each of them: how AdaBins' successors, DINOv2 and DINOv3 read depth off.
+    """One number per pixel, as the mean of evenly spaced values with weights (relu(x) + 0.1) / sum, where x is the
+    head's output for each value. This is how AdaBins' successors, DINOv2 and DINOv3 predict depth.
 
     Args:
         bins: number of values, from ``least`` to ``most``.

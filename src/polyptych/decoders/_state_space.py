@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from polyptych.ops.selective_scan import PATHS, selective_scan_over_map
 
-SHORTEST, LONGEST, LEAST = 1e-3, 0.1, 1e-4  # lengths of the steps before training, and what none falls below
+SHORTEST, LONGEST, LEAST = 1e-3, 0.1, 1e-4  # initial step sizes, and their lower bound
 
 
 class Paths(nn.Module):
-    """What a selective scan of D channels with N states needs for each of four paths; p are the R + 2 N numbers that
-    ``read`` makes of a position:
+    """The inputs of a selective scan of D channels with N states, for each of four paths; p are the R + 2 N numbers
+    that ``read`` computes at a position:
 
         dt = softplus(V p[:R] + beta),  B = p[R:R + N],  C = p[R + N:],  A = -exp(rate),  and the skip
 
@@ -58,7 +58,8 @@ class Paths(nn.Module):
 
 def scan(paths: Sequence[nn.Module], x: Sequence[Float[Tensor, "b h w d"]],
          control: Sequence[Float[Tensor, "b h w d"]]) -> list[Float[Tensor, "b h w d"]]:
-    """Every map of ``x`` scanned with the steps, B and C that its ``paths`` read from its ``control``: one scan."""
+    """Scan every map of ``x`` with the step sizes, B and C that its ``paths`` compute from its ``control``; all maps
+    run as one scan."""
     height, width = x[0].shape[1:3]
     read = [layer(y.flatten(1, 2)) for layer, y in zip(paths, control, strict=True)]
     dt, b, c = (torch.stack(parts, dim=2) for parts in ([r[i] for r in read] for i in (0, 2, 3)))
@@ -85,8 +86,8 @@ class GatedScan(nn.Module):
         x', z = halves of Linear(LayerNorm(x))
         result = Linear(LayerNorm(scan of SiLU(depthwise convolution of x')) * SiLU(z))
 
-    With ``crossed``, what is scanned and z are the task's, but the steps, B and C are read from a linear map of what
-    all tasks share.
+    With ``crossed``, the scanned map and z are the task's own, but the step sizes, B and C are computed from a linear
+    map of the features that all tasks share.
     """
 
     def __init__(self, width: int, ratio: int, states: int, crossed: bool):

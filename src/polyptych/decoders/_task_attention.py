@@ -29,8 +29,8 @@ class Attention(nn.MultiheadAttention):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def by_position(self, query: Float[Tensor, "b n c"], keys: Float[Tensor, "b n t c"]) -> Float[Tensor, "b n c"]:
-        """Every query attends to the t tokens at its own position. (As sequences of their own, positions would exceed
-        what CUDA's kernels take.)"""
+        """Every query attends to the t tokens at its own position. (As separate sequences, positions would exceed the
+        limits of CUDA's kernels.)"""
         (wq, wk, wv), (bq, bk, bv) = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q = F.linear(query, wq, bq).unflatten(-1, (self.num_heads, -1))
         k, v = (F.linear(keys, weight, bias).unflatten(-1, (self.num_heads, -1))
@@ -39,7 +39,7 @@ class Attention(nn.MultiheadAttention):
         return self.out_proj(torch.einsum("bnth,bnthe->bnhe", shares, v).flatten(2))
 
     def alone(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        """Every token attends to itself only: a linear map, in which queries and keys play no part."""
+        """Every token attends only to itself: a linear map that does not depend on queries and keys."""
         return self.out_proj(F.linear(tokens, self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2]))
 
     def _split(self, x: Tensor) -> Float[Tensor, "b h n e"]:

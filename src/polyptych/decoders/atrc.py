@@ -31,40 +31,42 @@ NONE, GLOBAL, LOCAL, TARGET_LABEL, SOURCE_LABEL = range(5)  # the digits of publ
 KINDS = {"none": NONE, "global": GLOBAL, "local": LOCAL, "target_label": TARGET_LABEL, "source_label": SOURCE_LABEL}
 NEIGHBORHOOD = 9
 SMALLEST_SUM = 1e-12  # of the weights of global attention, as published
-DECIDED = 0.3  # lead of the best kind's probability with which a search settles a pair
-TEMPERATURES = 1.0, 0.05  # of the search, at its beginning and end
-ENTROPIES = -0.02, 0.06  # weight of the entropy, likewise: explore, then decide
+DECIDED = 0.3  # lead in probability at which a search fixes the kind of a pair
+TEMPERATURES = 1.0, 0.05  # of the search, at its start and end
+ENTROPIES = -0.02, 0.06  # weight of the entropy at start and end: explore, then decide
 
 Contexts = dict[str, dict[str, int]]  # what each target takes from each source
 
 
 class ATRC(Decoder):
-    """``final[task]`` and the auxiliary predictions have the resolution of the pyramid's finest map. With X all maps at
-    it, side by side, C_in channels, and C = C_in / 4:
+    """``final[task]`` and the auxiliary predictions have the resolution of the pyramid's finest map. With X the
+    concatenation of all maps at that resolution, of C_in channels, and C = C_in / 4:
 
         F_t = 3x3 convolution of X to C channels                         each convolution with BatchNorm and ReLU
         A_t = 1x1 logits of a 1x1 convolution of X without gradient      "regions": what label contexts refer to
         R_t = BatchNorm(1x1 convolution of the contexts that t takes from every task s)
         prediction = 1x1 logits of a 1x1 convolution of [F_t, R_t], of F_t alone where t takes nothing
 
-    A context has C / 2 channels: attention whose queries come from F_t, keys and values from F_s (s = t included), of
-    all positions with a kernel instead of softmax (``global``, linear in their number), of the 9 x 9 around each
-    (``local``), or of one vector per region, the mean of F_s under the region's share of each position, with the
-    regions of the target (``target_label``) or of the source (``source_label``).
+    A context has C / 2 channels: attention with queries from F_t, and keys and values from F_s (s = t included). The
+    keys are all positions, with a kernel instead of softmax (``global``, linear in their number); the 9 x 9 positions
+    around each query (``local``); or one vector per region, the mean of F_s weighted by the region's share of each
+    position, for the regions of the target (``target_label``) or of the source (``source_label``).
 
-    ``contexts`` names one kind for all pairs, or, as the authors publish them, a group of digits for each task, one
-    digit a source (0 none, 1 global, 2 local, 3 target label, 4 source label), or ``search``. A search holds all kinds
-    for every pair, mixed by Gumbel softmax of a parameter a kind; temperature falls and a penalty on the mixture's
-    entropy rises with the forward passes of training, of which ``search_passes`` is the number. A pair in which one
-    kind leads by 0.3 is settled for good. :meth:`genotype` is the result, for ``contexts`` of the run that trains it.
+    ``contexts`` names one kind for all pairs; or a genotype as the authors publish it, a group of digits per task with
+    one digit per source (0 none, 1 global, 2 local, 3 target label, 4 source label); or ``search``. A search keeps all
+    kinds for every pair, mixed by a Gumbel softmax with one parameter per kind; over ``search_passes`` forward passes
+    of training, its temperature falls and a penalty on the entropy of the mixture rises. Once one kind leads by 0.3,
+    the pair is fixed permanently. :meth:`genotype` returns the result, for the option ``contexts`` of the run that
+    trains it.
 
-    Other than in the authors' code: they train regions of depth and normals by cross entropy to 40 bins, with centroids
-    that are not published. Here a task whose ``regions`` are not its channels learns one value of its own for each, and
-    the sum of the values under the regions' shares is its auxiliary prediction, with the task's own loss. Their search
-    trains kinds by Adam at 5e-4, and weights by SGD; here one optimizer trains both (``search_rate``).
+    Differences from the authors' code: they train regions of depth and normals by cross-entropy on 40 bins, with
+    unpublished centroids. Here, a task whose ``regions`` differ from its channels learns one value per region, and the
+    sum of these values weighted by the regions' shares is its auxiliary prediction, trained with the task's own loss.
+    Their search trains the kinds with Adam at 5e-4 and the weights with SGD; here one optimizer trains both
+    (``search_rate``).
 
     Raises:
-        InputError: a bad option, contexts that are not these tasks', or tasks whose pyramids differ in shape.
+        InputError: a bad option, contexts for other tasks, or tasks whose pyramids differ in shape.
     """
 
     refines = True
@@ -75,21 +77,21 @@ class ATRC(Decoder):
         """One kind for all pairs of tasks (none, global, local, target_label, source_label), a genotype in the order of
         the run's tasks such as '3344 4344 4334 3313', or search."""
         regions: dict[str, int] = field(default_factory=dict)
-        """Regions of a task's label contexts; a task that is not named has as many as channels (published: 40 for depth
-        and normals, 2 for boundaries)."""
+        """Number of regions for the label contexts of a task; by default its number of channels (published: 40 for
+        depth and normals, 2 for boundaries)."""
         width: int = 0
-        """Channels of a task's features; 0 is a quarter of the pyramid's."""
+        """Channels of a task's features; 0 means a quarter of the pyramid's."""
         gain: float = 0.1
-        """What the sum of contexts is multiplied by at first, a gain that is learned (published: 0, so that training
-        begins without contexts)."""
+        """Initial value of the learned gain on the sum of contexts (published: 0, so that training begins without
+        contexts)."""
         dropout: float = 0.05
-        """Probability that training drops a channel before the prediction; a search drops none."""
+        """Probability that training drops a channel before the prediction; no effect in a search."""
         auxiliary_weight: float = 1.0
         """Weight of the losses of the auxiliary predictions (0: they are not supervised)."""
         search_passes: int = 40_000
-        """Forward passes in training over which a search cools down: steps times accumulate."""
+        """Forward passes in training over which the temperature of a search falls: steps times accumulate."""
         search_rate: float = 1.0
-        """Factor of the learning rate of what a search mixes by."""
+        """Multiplies the learning rate of the mixing parameters of a search."""
 
         def __post_init__(self) -> None:
             words = self.contexts.replace("/", " ").split()
@@ -110,7 +112,7 @@ class ATRC(Decoder):
                                  f"change --decoder.{name.replace('_', '-')}")
 
         def ablation(self) -> dict[str, Decoder.Config]:
-            """The paper's baselines, one kind for all pairs, and this one."""
+            """The paper's baselines, with one kind for all pairs, and this configuration."""
             kinds: dict[str, Decoder.Config] = {kind.replace("_", " "): replace(self, contexts=kind) for kind in KINDS}
             return kinds | {"as chosen": self}
 
@@ -172,7 +174,7 @@ class ATRC(Decoder):
         return Output(final, [Auxiliary(auxiliary, self.auxiliary_weight)], penalty=penalty)
 
     def _search_state(self) -> tuple[float, Tensor | None]:
-        """The temperature, and in a search's training the penalty on what is undecided."""
+        """The temperature, and, when a search is training, the entropy penalty of the undecided pairs."""
         if not self.searching or not self.training:
             return TEMPERATURES[1], None
         done = min(float(self.passes) / self.search_passes, 1.0)
@@ -182,7 +184,7 @@ class ATRC(Decoder):
         return temperature, weight * torch.stack(entropies).mean()
 
     def genotype(self) -> str:
-        """The kinds in use, or, of a search, the best ones so far, as ``contexts`` takes them."""
+        """The kinds in use, or, in a search, the best ones so far, in the form of the option ``contexts``."""
         tasks = list(self.heads)
         kinds = {target: {source: pair.best() for source, pair in pairs.items()}
                  for target, pairs in self.pairs.items()} if self.searching else self.contexts
@@ -202,14 +204,15 @@ def _contexts(text: str, tasks: tuple[str, ...]) -> Contexts:
 
 
 def _with_regions(contexts: Contexts) -> tuple[str, ...]:
-    """The tasks whose regions a context refers to, in their order."""
+    """The tasks whose regions some context uses, in their order."""
     needed = {task for target, kinds in contexts.items() for source, kind in kinds.items()
               for task, wanted in ((target, TARGET_LABEL), (source, SOURCE_LABEL)) if kind == wanted}
     return tuple(task for task in contexts if task in needed)
 
 
 class Context(nn.Module):
-    """What a target takes from a source: the three maps that attention needs, ``width // 2`` channels."""
+    """Context that a target takes from a source: attention with ``width // 2`` channels for queries, keys and
+    values."""
 
     def __init__(self, width: int, activation: type[nn.Module], affine: bool = True):
         super().__init__()
@@ -226,12 +229,13 @@ class Context(nn.Module):
     def forward(self, target: Float[Tensor, "b c h w"], source: Float[Tensor, "b c h w"],
                 target_shares: Float[Tensor, "b _ l"] | None, source_shares: Float[Tensor, "b _ l"] | None,
                 temperature: float) -> Float[Tensor, "b d h w"]:
-        """``shares``: how much of a region lies at every position; ``temperature`` is the search's."""
+        """``shares``: the share of each region at every position; ``temperature`` is that of the search."""
         raise NotImplementedError
 
 
 class GlobalContext(Context):
-    """Attention to all positions whose weights are q . k, with positive q and k: sums over positions come first."""
+    """Attention to all positions with weights q . k, where q and k are positive: without a softmax, the sums over
+    positions can be computed first, which makes the cost linear."""
 
     def __init__(self, width: int, affine: bool = True):
         super().__init__(width, nn.Softplus, affine)
@@ -239,13 +243,13 @@ class GlobalContext(Context):
     def forward(self, target, source, target_shares, source_shares, temperature):
         q, k, v = self.query(target), self.key(source), self.value(source)
         q, k, v = (x.flatten(2).to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
-        with without_autocast(target.device):  # sums over all positions leave float16's range
+        with without_autocast(target.device):  # sums over all positions exceed float16's range
             result = (v @ k.mT) @ q / (k.sum(-1, keepdim=True).mT @ q).clamp(min=SMALLEST_SUM)
         return result.to(target.dtype).unflatten(2, target.shape[-2:])
 
 
 class LocalContext(Context):
-    """Attention to the positions around each."""
+    """Attention to the neighborhood of each position."""
 
     def __init__(self, width: int, affine: bool = True):
         super().__init__(width, nn.ReLU, affine)
@@ -255,7 +259,7 @@ class LocalContext(Context):
 
 
 class LabelContext(Context):
-    """Attention to one vector for every region of the target or of the source, the mean of the source's features under
+    """Attention to one vector per region of the target or of the source: the mean of the source's features, weighted by
     the region's shares."""
 
     def __init__(self, width: int, of_target: bool, affine: bool = True):
@@ -279,9 +283,10 @@ def context_of(kind: int, width: int, affine: bool = True) -> Context:
 
 
 class Mixture(nn.Module):
-    """All kinds of context of a pair, weighed; a task of itself has one label context only, since both are the same.
+    """Weighted mixture of all kinds of context for a pair. For a task with itself, both label contexts are the same, so
+    only one is kept.
 
-    The values' BatchNorm has no scale of its own: it could grow where the weight shrinks.
+    The values' BatchNorm has no learned scale, which could grow to compensate for a shrinking mixture weight.
     """
 
     undecayed = ("preference",)
@@ -300,15 +305,15 @@ class Mixture(nn.Module):
         return self.kinds[int(self.choice.preference.argmax())]
 
     def forward(self, target, source, target_shares, source_shares, temperature):
-        weights = self.choice(temperature)[1:]  # the first is that of no context
+        weights = self.choice(temperature)[1:]  # the first weight is for no context
         parts = (weight * block(target, source, target_shares, source_shares, temperature)
                  for weight, block in zip(weights.to(target.dtype), self.blocks, strict=True))
         return sum(parts, torch.zeros((), dtype=target.dtype, device=target.device))
 
 
 class Choice(nn.Module):
-    """One weight for each option, by Gumbel softmax of ``preference`` in training; ``settled`` once it is one of them
-    alone."""
+    """One weight per option, by Gumbel softmax of ``preference`` in training; ``settled`` holds the final choice once
+    it is made."""
 
     undecayed = ("preference",)
 
@@ -316,7 +321,7 @@ class Choice(nn.Module):
         super().__init__()
         self.learning_rate_factor = rate
         self.preference = nn.Parameter(torch.zeros(options))
-        self.settled = nn.Buffer(torch.zeros(options))  # all zero, or the weights for good
+        self.settled = nn.Buffer(torch.zeros(options))  # all zero, or the final weights
 
     def entropy(self) -> Float[Tensor, ""]:
         logarithms = self.preference.log_softmax(0)
@@ -338,7 +343,7 @@ def _joined(inside: int, width: int, gain: float) -> nn.Sequential:
 
 
 def _initialize(module: nn.Module) -> None:
-    """The attention's convolutions, as published; all others keep torch's defaults."""
+    """Initialize the attention's convolutions as published; all others keep torch's defaults."""
     if isinstance(module, Context):
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):

@@ -22,25 +22,26 @@ from polyptych.types import Features, FeatureSpec, Output, TaskFeatures
 
 
 class DeMT(Decoder):
-    """All scales at the finest one, a linear map to ``width`` and a LayerNorm; then with T tasks, per task a
-    :class:`DeformableMixer` (q_t), and
+    """All scales at the finest resolution, a linear map to ``width`` and a LayerNorm; then, with T tasks, a
+    :class:`DeformableMixer` per task (q_t), and
 
         Z = LN(Linear(MHA(Z0, Z0, Z0)))            Z0: the tokens of all q_t in one sequence (task interaction)
         y_t = q_t + LN_t(Linear_t(MHA_t(q_t, Z, Z)))                                         (task query)
 
-    and a head of a 3x3 and a 1x1 convolution at the finest resolution. There is no position encoding and no residual
-    around the interaction, as published.
+    and a head of a 3x3 and a 1x1 convolution at the finest resolution. As published, there is no position encoding, and
+    no residual connection around the interaction.
 
-    The paper draws attention over all T h w tokens. The published code gives its attention layers (batch, tokens) in
-    the wrong order: with one image per device, as its numbers were made, the interaction is a linear map of each token
-    and a query attends to the T tokens at its own pixel; with more, images would be mixed. Both exist here, and images
-    never meet: ``attention="global"`` is the paper, with keys and values averaged over windows of ``reduction`` x
-    ``reduction`` positions so that it fits (memory linear in the number of tokens, no matrix of scores is stored), and
-    ``attention="pixel"`` what the code computes; its query and key weights of the interaction exist but do nothing.
-    The code's offsets hold the absolute position (``offsets="published"``).
+    In the paper, attention is over all T h w tokens. The published code swaps the batch and token axes of its attention
+    layers: with one image per device, as for the published numbers, the interaction is a linear map of each token, and
+    a query attends to the T tokens at its own pixel; with more images, it would mix images. Both forms exist here, and
+    images are never mixed: ``attention="global"`` is the paper, with keys and values averaged over windows of
+    ``reduction`` x ``reduction`` positions so that it fits (memory linear in the number of tokens, no matrix of scores
+    is stored), and ``attention="pixel"`` is what the code computes; the query and key weights of its interaction exist
+    but have no effect. The code's offsets contain absolute positions (``offsets="published"``).
 
     Published: 4,549,561 parameters on Swin-T with four tasks (``attention="pixel"``, ``offsets="published"``). "Depth
-    2" of the README's tables adds 4.5 M there, which no repetition of the mixer explains; ``depth`` repeats the mixer.
+        2" in the README's tables adds 4.5 M parameters, which no repetition of the mixer explains; here ``depth``
+        repeats the mixer.
 
     Raises:
         InputError: a bad option, or tasks whose pyramids differ in shape.
@@ -48,8 +49,8 @@ class DeMT(Decoder):
 
     refines = True
 
-    # Of the four forms of attention and offsets, the defaults had the best mean in the one comparison of all four (60
-    # steps on NYUv2, two seeds), in which all lay within the noise.
+    # The defaults had the best mean in our only comparison of the four combinations of attention and offsets (60 steps
+    # on NYUv2, two seeds), but all were within noise.
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         attention: Literal["global", "pixel"] = "global"
@@ -83,7 +84,7 @@ class DeMT(Decoder):
         def __post_init__(self) -> None:
             def require(field: str, holds: bool, needs: str) -> None:
                 if not holds:
-                    raise InputError(f"decoder.{field}", str(getattr(self, field)), needs, "change it")
+                    raise InputError(f"decoder.{field}", str(getattr(self, field)), needs, "choose such a value")
 
             for field in ("offset_groups", "depth", "heads", "width", "reduction"):
                 require(field, getattr(self, field) >= 1, "1 or more")
@@ -104,8 +105,8 @@ class DeMT(Decoder):
         self.config = config
         spec, width = common_spec(features, "demt"), config.width
         if config.scales > len(spec.channels):
-            raise InputError("decoder.scales", str(config.scales), f"at most {len(spec.channels)}, the maps there are",
-                             "change it")
+            raise InputError("decoder.scales", str(config.scales), f"at most {len(spec.channels)}, the number of maps",
+                             "lower --decoder.scales, or use 0 for all")
         scales = config.scales or len(spec.channels)
         read = FeatureSpec(spec.channels[:scales], spec.strides[:scales])
         self.embed = Embedding(config.neck, read, width)
@@ -139,7 +140,7 @@ class DeMT(Decoder):
         return self.interacted(attended).view(b, t, h, w, c).permute(0, 1, 4, 2, 3)
 
     def _refine(self, own: dict[str, Tensor], tokens: Float[Tensor, "b t c h w"]) -> dict[str, Tensor]:
-        """Every task's features with what they find in the tokens."""
+        """Every task's features, plus what they gather from the tokens."""
         if not self.queries:
             return {task: x + tokens[:, number] for number, (task, x) in enumerate(own.items())}
         pixel = self.config.attention == "pixel"

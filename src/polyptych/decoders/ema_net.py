@@ -19,8 +19,8 @@ class EMANet(Decoder):
     """The single-scale network. ``final[task]`` has twice the resolution of the finest map; the initial predictions,
     at the finest map's, are auxiliary with weight 1.
 
-    All scales are fused at the finest one, an initial head makes each task's features and prediction of them, and
-    :mod:`polyptych.decoders._cross_task` does the rest.
+    All scales are fused at the finest resolution, an initial head computes each task's features and initial prediction,
+    and :mod:`polyptych.decoders._cross_task` does the rest.
 
     Raises:
         InputError: a bad option, or tasks whose pyramids differ in shape.

@@ -21,8 +21,8 @@ class EMANetMultiScale(Decoder):
     """``final[task]`` has twice the resolution of the finest map. The initial predictions of every scale, at that
     scale's resolution, are auxiliary; their weights sum to 1, as in the authors' code.
 
-    The features of :class:`polyptych.decoders.mti_net.ScaleByScale` are fused over all scales, for every task on its
-    own, and :mod:`polyptych.decoders._cross_task` does the rest: tasks exchange features once, not at every scale.
+    The features of :class:`polyptych.decoders.mti_net.ScaleByScale` are fused over all scales, separately for every
+    task, and :mod:`polyptych.decoders._cross_task` does the rest: tasks exchange features once, not at every scale.
 
     Raises:
         InputError: a bad option, or tasks whose pyramids differ in shape.

@@ -1,7 +1,7 @@
 """One independent head per task, on that task's features.
 
-The decoder of the single-task reference, of hard parameter sharing and of every encoder-focused method: nothing
-passes between tasks after the encoder.
+The decoder of the single-task reference, of hard parameter sharing, and of every encoder-focused method: tasks exchange
+nothing after the encoder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KINDS: dict[str, type[Head]] = {"fused": FusedHead, "aspp": DeepLabHead, "fpn": 
 
 class Heads(Decoder):
     """``final[task]`` has the resolution of the finest map (``fused``, ``fpn``, ``convolution``), of the coarsest
-    (``aspp``, ``linear``, ``probe``), or half of that of the image (``dpt``).
+    (``aspp``, ``linear``, ``probe``), or half that of the image (``dpt``).
 
     Raises:
         InputError: a negative width, or bins for a task of several channels.
@@ -36,19 +36,19 @@ class Heads(Decoder):
         """Type of head: HRNet's fusion of all scales, DeepLab's atrous pooling on the last scale, a feature pyramid
         network, a 3x3 convolution on all scales (the baseline of ATRC and DeMT), a linear map of the last scale
         (SegNet, classification), DPT's reassembling of a transformer's maps at several depths (with
-        --backbone.vit-pyramid taps), or the linear probe with which DINOv2 and DINOv3 are measured."""
+        --backbone.vit-pyramid taps), or the linear probe with which DINOv2 and DINOv3 are evaluated."""
         width: int = 0
         """Inner channels of a head (0: the published number, which is the sum of all scales, 256, 128, a quarter of the
         sum, none in a linear head or a probe, or 256 in DPT)."""
         bins: int = 0
-        """Predict the tasks of binned as the mean over so many evenly spaced values (0: as one number; 256 in DINOv2
-        and DINOv3)."""
+        """Predict the tasks in binned as a weighted mean of this many evenly spaced values (0: as a single number; 256
+        in DINOv2 and DINOv3)."""
         binned: tuple[str, ...] = ("depth",)
-        """Tasks of one channel that bins are for."""
+        """Single-channel tasks that use bins."""
         bins_range: tuple[float, float] = (0.001, 10.0)
-        """The first and the last value."""
+        """First and last of the evenly spaced values."""
         bins_form: Literal["value", "logarithm"] = "value"
-        """Predict that value, or its logarithm, as losses of logarithms expect (--tasks.depth.loss silog)."""
+        """Predict the mean value, or its logarithm, as logarithmic losses expect (--tasks.depth.loss silog)."""
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()
@@ -80,7 +80,7 @@ class Heads(Decoder):
     def forward(self, features: TaskFeatures) -> Output:
         final, previous, gathered = {}, None, None
         for task, head in self.heads.items():
-            if features[task] is not previous:  # tasks that share a pyramid share what has no parameters
+            if features[task] is not previous:  # tasks that share a pyramid share the part without parameters
                 previous = features[task]
                 gathered = self.gather(previous)
             final[task] = head(gathered)

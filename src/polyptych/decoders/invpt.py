@@ -27,25 +27,26 @@ PREDICTION_WIDTH = 64  # channels that the preliminary predictions add to a task
 class InvPT(Decoder):
     """``final[task]`` has a quarter of the image's resolution, the preliminary predictions, which are auxiliary, 1/32.
 
-    1. The coarsest map, brought to 1/32 of the image; per task two 3x3 convolutions give preliminary features, a 1x1
-       convolution a preliminary prediction, another mixes the two.
-    2. Stages at 1/32, 1/16 and 1/8 of the image, each half as wide as the one before: encoder features join, all
-       tasks' tokens attend to each other, and raw attention scores are handed from stage to stage
-       (:class:`polyptych.decoders._inverted_pyramid.Stage`, and there what attention costs).
-    3. The stages' outputs are enlarged to 1/4 and added; a 3x3 convolution with BatchNorm and ReLU and a 1x1
-       convolution per task predict.
+    1. The coarsest map, resized to 1/32 of the image. Per task, two 3x3 convolutions compute preliminary features, a
+       1x1 convolution makes a preliminary prediction, and another mixes the two.
+    2. Stages at 1/32, 1/16 and 1/8 of the image, each half as wide as the one before: encoder features are added, all
+       tasks' tokens attend to each other, and raw attention scores are passed from stage to stage
+       (:class:`polyptych.decoders._inverted_pyramid.Stage`, which also states the cost of attention).
+    3. The outputs of the stages are upsampled to 1/4 and added; a 3x3 convolution with BatchNorm and ReLU and a 1x1
+       convolution per task make the predictions.
 
     A pyramid may have any maps: they go to the stages by their order (the paper's ViT gives four maps of stride 16,
-    ``--backbone.vit-pyramid taps``), and resolutions that do not fit are resampled, so images of any size go through,
-    where the published code wants multiples of 64.
+    ``--backbone.vit-pyramid taps``), and mismatched resolutions are resampled, so images may have any size, whereas the
+    published code needs multiples of 64.
 
     Differs from the published code in four options:
 
-    - each head's scores are divided by the root of its own width, not of all heads' together (``scale``);
-    - the first stage gets encoder features too, with a convolution that the code holds and never calls
+    - each head's scores are divided by the square root of its own width, not of the width of all heads together
+      (``scale``);
+    - the first stage gets encoder features too, through a convolution that the code contains but never calls
       (``encoder_features``);
-    - blocks are dropped as its configuration says, where an index makes it zero (``drop_path``);
-    - what it holds and never uses is not there (``unused_weights``).
+    - stochastic depth follows the code's configuration, which an index in the code sets to zero (``drop_path``);
+    - weights that the code contains but never uses are left out (``unused_weights``).
 
     ``invpt:scale=published:encoder_features=published:drop_path=0:unused_weights=true`` is that code, parameter by
     parameter.
@@ -92,17 +93,17 @@ class InvPT(Decoder):
             total = self.width + PREDICTION_WIDTH
             if missing := -total % unit:
                 raise InputError("decoder.width", f"{self.width}, with {PREDICTION_WIDTH} more {total}",
-                                 f"that to be a multiple of {unit}, since {self.heads} heads divide the width of each "
+                                 f"a multiple of {unit} in total, so that {self.heads} heads divide the width of each "
                                  f"of {self.stages} stages", f"use {self.width + missing}")
 
         def _require(self, name: str, holds: bool, needs: str) -> None:
-            if not holds:  # also where the value is not a number
+            if not holds:  # also if the value is NaN
                 raise InputError(f"decoder.{name}", str(getattr(self, name)), needs,
                                  f"change --decoder.{name.replace('_', '-')}")
 
         def ablation(self) -> dict[str, Decoder.Config]:
             """The steps of the paper: the preliminary decoder with one transformer block at 1/32, the stages, message
-            passing, encoder features; then the whole in the published code's form."""
+            passing, encoder features; then the full decoder in the form of the published code."""
             whole = replace(self, encoder_features="all", message_passing=True)
             plain = replace(self, encoder_features="none", message_passing=False)
             return {
@@ -156,7 +157,7 @@ class InvPT(Decoder):
 
     def _preliminary(self, features: TaskFeatures, size: tuple[int, int]) -> tuple[
             dict[str, Float[Tensor, "b _ h w"]], dict[str, Float[Tensor, "b c h w"]]]:
-        """Every task's preliminary prediction, and its features mixed with that."""
+        """Every task's preliminary prediction, and its features mixed with the prediction."""
         coarse = for_each_pyramid(lambda pyramid: resize(pyramid.maps[-1], size), features)
         initial, mixed = {}, {}
         for task, layers in self.preliminary.items():
@@ -172,7 +173,7 @@ def _size(height: int, width: int, stride: int) -> tuple[int, int]:
 
 def _encoder_features(spec: FeatureSpec, number: int, indices: list[list[int]], widths: list[int],
                       config: InvPT.Config) -> EncoderFeatures | None:
-    """What a stage gets from the encoder; None if nothing."""
+    """The encoder features of a stage; None if it gets none."""
     left_out = config.encoder_features == "none" or (config.encoder_features == "published" and number == 0)
     if left_out or not indices[number]:
         return None
@@ -181,8 +182,8 @@ def _encoder_features(spec: FeatureSpec, number: int, indices: list[list[int]], 
 
 def _unused(spec: FeatureSpec, indices: list[list[int]], widths: list[int], tasks: tuple[str, ...],
             config: InvPT.Config) -> nn.ModuleDict:
-    """What the published code has and never calls: the first stage's fusion of scores, 1x1 convolutions and (unless
-    they are in use here) encoder features, and a LayerNorm as wide as the last stage's."""
+    """Layers that the published code contains but never calls: in the first stage, the fusion of scores, 1x1
+    convolutions and (unless used here) encoder features; and a LayerNorm as wide as that of the last stage."""
     parts: dict[str, nn.Module] = {
         "fuse": nn.Conv2d(2 * config.heads, config.heads, 1),
         "out": nn.ModuleDict({task: nn.Conv2d(widths[0], widths[0], 1) for task in tasks}),
@@ -194,8 +195,8 @@ def _unused(spec: FeatureSpec, indices: list[list[int]], widths: list[int], task
 
 
 def _initialize(module: nn.Module) -> None:
-    """Linear layers from a truncated normal distribution of deviation 0.02, as published; convolutions and norms keep
-    torch's defaults."""
+    """Initialize linear layers from a truncated normal distribution with standard deviation 0.02, as published;
+    convolutions and norms keep torch's defaults."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

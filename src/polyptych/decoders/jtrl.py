@@ -25,18 +25,18 @@ from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
 class JTRL(Decoder):
     """One sequence of states, for every scale from coarse to fine and every task in the order of the run:
 
-        u_{s,t} = the task's state at the coarser scale, enlarged, with the backbone's map x_s
+        u_{s,t} = the task's state at the coarser scale, upsampled, with the backbone's map x_s
         h_{s,t} = TaskAttention(h_{s,1} ... h_{s,t-1}, u_{s,t}, u_{s,t+1} ...)
 
-    So a task sees the new states of the tasks before it, and the coarser states of those after it. At the
+    So a task sees the updated states of the tasks before it, and the coarser states of those after it. At the
     coarsest scale u is a 1x1 convolution of x_s, at the others a residual block of concat(up(h_{s+1,t}), x_s). Every
     state is a prediction: the finest is ``final``, the others are auxiliary, at the resolution of their scale.
 
-    There is no public code; written from the paper as remembered and from the description of it in later work. Taken
-    from there: two tasks (depth first) that alternate over four scales, residual blocks that enlarge, the steps of
-    :class:`TaskAttention`, a loss at every scale. Ours: any number of tasks and scales; the finest scale is the
-    pyramid's (theirs is 1/2); the map of the backbone at every scale, without which fine maps would be unused; one
-    width at all scales; every task's usual loss instead of berHu for depth.
+    There is no public code; this was written from memory of the paper and from its description in later work. From the
+    paper: two tasks (depth first) that alternate over four scales, upsampling residual blocks, the steps of
+    :class:`TaskAttention`, and a loss at every scale. Ours: any number of tasks and scales; the finest scale is that of
+    the pyramid (theirs is 1/2); the backbone's map enters at every scale, because fine maps would otherwise be unused;
+    one width at all scales; and every task's usual loss instead of berHu for depth.
 
     Raises:
         InputError: pyramids of different shapes, or a width below one.
@@ -85,14 +85,15 @@ class JTRL(Decoder):
 
 
 class TaskAttention(nn.Module):
-    """The paper's task-attentional module, from two tasks to any number. With states f_1 ... f_T:
+    """The paper's task-attentional module, generalized from two tasks to any number. With states f_1 ... f_T:
 
         B = softmax over tasks of conv(concat f)          balance; of two tasks it is sigmoid and 1 - sigmoid, as there
         M = sigmoid(hourglass(conv(concat B_k . f_k)))    attention, one map for every channel
         h = conv(concat (1 + M) . f_k)
 
-    The hourglass halves the resolution twice and restores it. It enlarges bilinearly, for any size, where theirs
-    deconvolves, and has no normalization, because its smallest map may be a single position.
+    The hourglass halves the resolution twice and restores it. It upsamples bilinearly, which works for any size,
+    instead of by deconvolution as in the paper, and has no normalization, because its smallest map may be a single
+    position.
     """
 
     def __init__(self, tasks: int, width: int):

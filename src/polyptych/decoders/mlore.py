@@ -30,28 +30,28 @@ NEVER = -1e10  # the logit of an expert that does not take part
 
 class MLoRE(Decoder):
     """``final[task]`` has a quarter of the image's resolution. For every map l of the pyramid, with F_l a 1x1
-    convolution of it to ``width``, brought to the finest resolution of all maps (the paper's ViT gives four of stride
-    16, ``--backbone.vit-pyramid taps``):
+    convolution of it to ``width``, resized to the finest map (the paper's ViT gives four of stride 16,
+    ``--backbone.vit-pyramid taps``):
 
         V_lt = M2_lt(M1_lt(F_l))                        two mixtures of experts (:class:`Mixture`)
         Z_t = sum over l of softmax_l(mask_t(V_.t)) V_lt       a weight for each map at every position
         prediction = convolutions of Z_t at 1/4
 
-    Experts, and a convolution beside them, belong to all tasks: tasks meet in weights only, not in features, so
+    The experts, and a convolution parallel to them, are shared by all tasks: tasks share weights but not features, so
     ``refines`` is false.
 
-    As in the authors' code, and other than in their paper: after both mixtures come BatchNorm, GELU and a 1x1
-    convolution; a task's own low-rank path is multiplied by one more number of the router; the shared 3x3 convolution
-    sends no gradient to the features; the experts' sum has a BatchNorm of its own.
+    As in the authors' code, unlike the paper: both mixtures are followed by BatchNorm, GELU and a 1x1 convolution; a
+    task's own low-rank path is multiplied by another output of the router; the shared 3x3 convolution passes no
+    gradient to the features; and the sum of the experts has its own BatchNorm.
 
-    The authors' routers hold one weight for every position of the training images; for other sizes they are resampled
-    here. Their code adds ``balance`` x (standard deviation / mean)^2 of the experts' weights, for every mixture, to the
-    weighed sum of losses; here it is added to every task's loss before that is weighed (``Output.penalty``), so divide
-    by the sum of the tasks' weights (the recipes do).
+    The authors' routers have one weight per position of the training images; here they are resampled for other sizes.
+    Their code adds ``balance`` x (standard deviation / mean)^2 of the experts' weights, for every mixture, to the
+    weighted sum of losses; here it is added to every task's loss before weighting (``Output.penalty``), so divide
+    ``balance`` by the sum of the tasks' weights (the recipes do).
 
-    Experts are linear, so what one image and task make of all paths is one 3x3 convolution. In evaluation its kernel is
-    mixed first: equal to rounding, and much less work. The kernels of single experts are then kept, experts x width^2 x
-    9 numbers a mixture, until the weights change or training goes on.
+    Experts are linear, so for one image and task all paths together are a single 3x3 convolution. In evaluation its
+    kernel is mixed first, which gives the same result up to rounding with much less work. The kernels of the experts
+    (experts x width^2 x 9 numbers per mixture) are cached until the weights change or training continues.
 
     Raises:
         InputError: a bad option, or tasks whose pyramids differ in shape.
@@ -64,18 +64,17 @@ class MLoRE(Decoder):
         ranks: tuple[int, ...] = tuple(range(16, 129, 8))
         """Rank of each expert (published on NYUD: 16 to 240 in steps of 16)."""
         task_rank: int = 72
-        """Rank of each task's own path (published: 72 on PASCAL, 16 on NYUD, 64 with ViT-B)."""
+        """Rank of each task's own low-rank path (published: 72 on PASCAL, 16 on NYUD, 64 with ViT-B)."""
         active: int = 9
-        """How many experts an image uses for a task."""
+        """Number of experts that are active for an image and task."""
         renormalize: bool = False
-        """Let the weights of the experts in use add up to one (published: on NYUD); otherwise they are what softmax
-        over all experts gives them."""
+        """Normalize the weights of the active experts to sum to one (published: on NYUD); otherwise they keep their
+        softmax weights over all experts."""
         balance: float = 5e-6
-        """Weight of the penalty for experts that are used unevenly (published: 3e-4 for a sum of losses whose weights
-        add up to 68)."""
+        """Weight of the penalty for uneven use of experts (published: 3e-4, with loss weights that add up to 68)."""
         size: tuple[int, int] = (512, 512)
-        """Height and width of the training images, for which the routers have weights; they are resampled for any
-        other."""
+        """Height and width of the training images, which determine the grid of the routers; they are resampled for any
+        other size."""
         merge: bool = True
         """Mix kernels before convolving in evaluation."""
 
@@ -147,15 +146,15 @@ def unevenness(gates: Float[Tensor, "t b k"]) -> Float[Tensor, ""]:
 
 
 class Mixture(nn.Module):
-    """With a = conv1x1(x) of a task's map x, and what its :class:`Router` makes of a, a weight g_k for every expert and
-    a number m:
+    """With a = conv1x1(x) of a task's map x, and the outputs of its :class:`Router` for a, a weight g_k per expert and
+    a factor m:
 
         E = BatchNorm(sum over k of g_k conv1x1(conv3x3(a)))     k-th expert, to its rank and back; of all tasks
         S = m conv1x1(conv3x3(a))                                the task's own, to its rank and back
         G = conv3x3(a without gradient)                          of all tasks
         result = conv1x1(GELU(BatchNorm(E + S + G)))
 
-    The first layers of all experts are one convolution, and so are the last.
+    The first layers of all experts run as one convolution, and so do the last.
     """
 
     def __init__(self, tasks: Sequence[str], config: MLoRE.Config, grid: tuple[int, int]):
@@ -174,14 +173,14 @@ class Mixture(nn.Module):
         self.norm_experts = nn.ModuleDict({task: SingleValueBatchNorm(width) for task in tasks})
         self.norm = nn.ModuleDict({task: SingleValueBatchNorm(width) for task in tasks})
         self.leave = nn.ModuleDict({task: nn.Conv2d(width, width, 1) for task in tasks})
-        with torch.no_grad():  # every expert's second layer begins as one of its rank; the first ones do already
+        with torch.no_grad():  # initialize every expert's second layer as for its own rank; first layers already are
             nn.init.zeros_(self.down.bias)  # type: ignore[arg-type]
             for part in self.up.weight.split(config.ranks, dim=1):
                 part.copy_(nn.init.kaiming_uniform_(torch.empty_like(part), a=5**0.5))
 
     def forward(self, x: dict[str, Float[Tensor, "b c h w"]]) -> tuple[dict[str, Float[Tensor, "b c h w"]],
                                                                       Float[Tensor, "t b k"]]:
-        """The maps, and the weight of every expert for every task and image."""
+        """The output maps, and the weight of every expert for every task and image."""
         entered = {task: enter(x[task]) for task, enter in self.enter.items()}
         routes = {task: route(entered[task]) for task, route in self.route.items()}
         gates = {task: self.sparse(logits) for task, (logits, _) in routes.items()}
@@ -193,7 +192,7 @@ class Mixture(nn.Module):
                 torch.stack(list(gates.values())))
 
     def sparse(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """Weights of which only the largest are not zero."""
+        """Expert weights: zero except for the largest."""
         if self.renormalize:
             return torch.where(self._largest(logits), logits, NEVER).softmax(-1)
         weights = logits.softmax(-1)
@@ -209,7 +208,7 @@ class Mixture(nn.Module):
         weights = torch.cat(list(gates.values()))
         of_channels = torch.cat([weights[:, k:k + 1].expand(-1, rank) for k, rank in enumerate(self.ranks)], dim=1)
         experts = self.up(self.down(together) * of_channels[..., None, None]) + (weights @ self.offset)[..., None, None]
-        parts = experts.unflatten(0, (len(entered), -1)).unbind()  # not chunk: a batch of any size exports
+        parts = experts.unflatten(0, (len(entered), -1)).unbind()  # unlike chunk, this exports for any batch size
         shared = self.shared(together.detach()).unflatten(0, (len(entered), -1)).unbind()
         return {task: self.norm_experts[task](part) + scales[task][..., None, None] * self.own[task](entered[task]) + g
                 for task, part, g in zip(entered, parts, shared, strict=True)}
@@ -237,8 +236,8 @@ class Mixture(nn.Module):
 
 
 class _Kernels:
-    """The 3x3 kernels to which the two layers of every expert, and of every task's own path, multiply; made again when
-    a weight has changed."""
+    """The 3x3 kernels that equal the two layers of every expert, and of every task's own path; computed again when a
+    weight has changed."""
 
     def __init__(self) -> None:
         self.made_of: tuple[Any, ...] = ()
@@ -246,9 +245,9 @@ class _Kernels:
         self.offsets: dict[str, Tensor] = {}
 
     def of(self, mixture: Mixture) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """By task, (c c 3 3) and (c), and of ``experts``, (k c c 3 3) and (k c)."""
+        """Kernels and biases: by task (c c 3 3) and (c), for ``experts`` (k c c 3 3) and (k c)."""
         sources = [mixture.down.weight, mixture.down.bias, mixture.up.weight, mixture.offset, *mixture.own.parameters()]
-        # Weights that were made in inference mode have no version; nothing changes them in place either.
+        # Tensors made in inference mode have no version counter, but nothing changes them in place either.
         state = tuple((x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype) for x in sources)
         if state != self.made_of:
             with without_autocast(sources[0].device):
@@ -270,13 +269,14 @@ class _Kernels:
 
 
 class Router(nn.Module):
-    """Logits of the experts and one number for a task's own path, from what the task's map holds.
+    """Logits of the experts, and a factor for the task's own path, computed from the task's map.
 
-    Half of what decides is the mean over positions of a small network; the other half is a weighed sum over positions,
-    with a weight for each, of every channel. In training, noise is added to the logits, as large as the router says.
+    Half of its input is the mean over positions of a small network; the other half is a weighted sum of every channel
+    over positions, with one learned weight per position. In training, noise is added to the logits, with a scale that
+    the router predicts.
 
     Args:
-        grid: positions that have a weight.
+        grid: height and width of the grid of weights.
     """
 
     def __init__(self, width: int, experts: int, grid: tuple[int, int]):
@@ -304,7 +304,7 @@ class Router(nn.Module):
         size = (x.shape[-2], x.shape[-1])
         if size == self.grid:
             return self.weigh(x.flatten(2))[..., 0]
-        # On another grid the weights share what they had: the sum over more positions must not grow.
+        # On another grid the weights are rescaled: the sum must not grow with the number of positions.
         weights = resize(self.weigh.weight.view(1, 1, *self.grid), size)
         share = self.grid[0] * self.grid[1] / (size[0] * size[1])
         return (x * weights * share).sum((2, 3)) + self.weigh.bias

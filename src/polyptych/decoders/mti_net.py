@@ -21,18 +21,19 @@ from polyptych.types import Auxiliary, Features, FeatureSpec, Output, TaskFeatur
 
 
 class MTINet(Decoder):
-    """Initial predictions at every scale, coarse to fine; between scales the tasks' features are propagated; at every
-    scale they are distilled (each task's features gated, :class:`Distillation`); a head per task joins the scales.
+    """Initial predictions at every scale, coarse to fine; between scales, the tasks' features are propagated; at every
+    scale, they are distilled through gates (:class:`Distillation`); a head per task combines the scales.
 
     ``final`` and the finest ``auxiliary`` predictions have the resolution of the finest map, the others that of theirs.
-    Features are resized to the next map instead of doubled, so any pyramid fits; with one scale nothing is propagated.
+    Features are resized to the next map instead of doubled, so any pyramid works; with a single scale, nothing is
+    propagated.
 
     Differs from the published code (the survey's, SURV; EMA-Net has a copy of it) in the softmax of the feature
     propagation, see ``softmax``; the number of parameters is the same.
 
     Raises:
-        InputError: pyramids of different shapes, a weight that is not positive, or auxiliary tasks that the run does
-            not have or that leave no other.
+        InputError: pyramids of different shapes, a weight that is not positive, or unknown auxiliary tasks, or no task
+            left besides them.
     """
 
     refines = True
@@ -63,7 +64,7 @@ class MTINet(Decoder):
         spec = common_spec(features, "mti_net")
         self.auxiliary_weight = config.auxiliary_weight
         self.initial = ScaleByScale(spec, channels, config.softmax)
-        # The gate looks at the sender: here that is the paper's form (its equation 1), not a slip of the code.
+        # The gate depends on the sender: in MTI-Net this is the paper's form (equation 1), not a deviation of the code.
         self.distill = nn.ModuleList(Distillation(refined, tuple(channels), c, gate="source") for c in spec.channels)
         self.heads = nn.ModuleDict({task: FusedHead(spec, channels[task]) for task in refined})
 
@@ -73,14 +74,15 @@ class MTINet(Decoder):
         final = dict(predictions[0])
         for task, head in self.heads.items():
             final[task] = head(FusedHead.gather(Features(tuple(scale[task] for scale in distilled))))
-        finest = {task: predictions[0][task] for task in self.heads}  # an auxiliary task's is its final one already
+        finest = {task: predictions[0][task] for task in self.heads}  # already final for auxiliary tasks
         return Output(final, [Auxiliary(extra, self.auxiliary_weight) for extra in (finest, *predictions[1:])])
 
 
 class ScaleByScale(nn.Module):
     """MTI-Net before distillation: every task's features and prediction at every scale, coarse to fine.
 
-    The features of a scale come from the backbone's map and from what the next coarser scale propagates:
+    The features of a scale are computed from the backbone's map and the features propagated from the next coarser
+    scale:
 
         F_{s,t} = two residual blocks of concat(x_s, up(P_{s+1,t}))        at the coarsest scale of x_s alone
         P_s     = FeaturePropagation(F_s)
@@ -99,7 +101,7 @@ class ScaleByScale(nn.Module):
         self.propagate = nn.ModuleList(FeaturePropagation(tuple(channels), c, softmax) for c in spec.channels[1:])
 
     def forward(self, features: TaskFeatures) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-        """Features and predictions by task, of every scale, fine to coarse."""
+        """Features and predictions by task, for every scale, fine to coarse."""
         scales: list[dict[str, Tensor]] = []
         for s in reversed(range(len(self.refine))):
             maps = {task: features[task].maps[s] for task in self.refine[s]}
@@ -113,8 +115,9 @@ class ScaleByScale(nn.Module):
 
 
 class FeaturePropagation(nn.Module):
-    """What a scale hands to the next finer one, for every task: all tasks' features under a mask that a small network
-    takes from all of them, joined, and per task reweighed by squeeze-and-excitation and added to its own features."""
+    """The features that a scale passes to the next finer one. A small network computes masks from the features of all
+    tasks; the masked features are combined, reweighted per task by squeeze-and-excitation, and added to the task's own
+    features."""
 
     def __init__(self, tasks: tuple[str, ...], width: int, softmax: Literal["tasks", "published"]):
         super().__init__()

@@ -21,14 +21,14 @@ from polyptych.errors import InputError
 from polyptych.ops.resize import resize
 from polyptych.types import FeatureSpec, Output, TaskFeatures
 
-FINEST = 4  # the dense head multiplies the resolution by this
+FINEST = 4  # factor by which the dense head upsamples
 
 
 class MTMamba(Decoder):
     """Every task begins with the coarsest map. At each finer one, of C channels:
 
-    1. A linear map to more channels that become positions (pixel shuffle), LayerNorm, the encoder's map beside it, a
-       linear map to C.
+    1. A linear map to more channels, rearranged into positions (pixel shuffle), LayerNorm, concatenation with the
+       encoder's map, and a linear map to C.
     2. Self-task blocks, two as published (:class:`polyptych.decoders._state_space.GatedScans`).
     3. A cross-task block: ``semantic``, MTMamba++'s S-CTM (the same class), or ``feature``, MTMamba's F-CTM
        (:class:`polyptych.decoders._state_space.FeatureExchange`).
@@ -38,12 +38,12 @@ class MTMamba(Decoder):
     resolution, LayerNorm, a 1x1 convolution.
 
     MTMamba is ``mtmamba:cross=feature:head=dense``. Scans are exact and linear in the number of positions, without a
-    custom kernel (:mod:`polyptych.ops.selective_scan`); those of all tasks at one place are one scan. Time and
-    parameters grow with the maps' channels: a ResNet-50's pyramid is as wide as Swin-L's.
+    custom kernel (:mod:`polyptych.ops.selective_scan`); those of all tasks in a block run as one scan. Time and
+    parameters grow with the channels of the maps: the pyramid of a ResNet-50 is as wide as that of Swin-L.
 
     Published on Swin-L, whose maps have strides 4 to 32, each twice as wide as the one before. For other pyramids,
-    shuffles have the ratio of the strides and make the next map's channels, and what does not have its size then is
-    resampled. The published code decays all parameters; here A, the skip and beta never decay.
+    shuffles use the ratio of the strides and produce the next map's channels; maps that still differ in size are
+    resampled. The published code applies weight decay to all parameters; here A, the skip and beta have none.
 
     Raises:
         InputError: a bad option, or tasks whose pyramids differ in shape.
@@ -54,8 +54,8 @@ class MTMamba(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         cross: Literal["semantic", "feature", "none"] = "semantic"
-        """How tasks read each other: all tasks together control each one's scan (MTMamba++), a gate mixes a scan of all
-        tasks with each one's own (MTMamba), or not at all."""
+        """How tasks interact: all tasks together control each task's scan (MTMamba++), a gate mixes a scan of all tasks
+        with each task's own (MTMamba), or not at all."""
         head: Literal["lite", "dense"] = "lite"
         """MTMamba++'s head at a quarter of the resolution, or MTMamba's at full resolution."""
         self_blocks: int = 2
@@ -80,7 +80,7 @@ class MTMamba(Decoder):
                                  f"change --decoder.{field.replace('_', '-')}")
 
         def ablation(self) -> dict[str, Decoder.Config]:
-            """Without scans, with self-task blocks, with the cross-task blocks; then the other forms."""
+            """Without scans, with self-task blocks, with cross-task blocks; then the other variants."""
             whole = replace(self, self_blocks=self.self_blocks or 2, cross="semantic", head="lite")
             return {"no scans": replace(whole, self_blocks=0, cross="none"),
                     "+ self-task blocks": replace(whole, cross="none"),
@@ -114,8 +114,8 @@ class Stage(nn.Module):
 
     Args:
         coarse, width: channels of the coarser maps and of this scale.
-        ratio: of their strides.
-        drop_path: of each block.
+        ratio: ratio of their strides.
+        drop_path: stochastic depth of each block.
     """
 
     def __init__(self, tasks: tuple[str, ...], coarse: int, width: int, ratio: int, config: MTMamba.Config,
@@ -144,7 +144,7 @@ class Stage(nn.Module):
 
 
 class Expand(nn.Module):
-    """A linear map of every position to a square of ``ratio`` x ``ratio`` positions, LayerNorm."""
+    """Upsampling: a linear map of every position to ``ratio`` x ``ratio`` positions, then LayerNorm."""
 
     def __init__(self, width_in: int, width: int, ratio: int):
         super().__init__()

@@ -24,17 +24,18 @@ from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
 
 
 class PADNet(Decoder):
-    """All scales fused at the finest one; per task an initial head, whose features :class:`Distillation` (the paper's
-    module C) enriches with those of the other tasks; per task a final head. All at the resolution of the finest map.
+    """All scales fused at the finest resolution; an initial head per task, whose features :class:`Distillation` (the
+    paper's module C) enriches with those of the other tasks; and a final head per task. All at the resolution of the
+    finest map.
 
     The layers are those of the published code for HRNet (the survey's); the paper has a ResNet-50 with deconvolutions
-    to full resolution. The gate is the paper's by default: one 3x3 convolution for every task that receives, where
-    that code has one for every pair. Three tasks then have 3 gates instead of 6, and HRNet-W18-small-v2 on NYUv2 (13
-    classes, depth, normals) 10,307,968 parameters, not the published 12,077,440 (``gate="source"``).
+    to full resolution. By default, the gate is that of the paper: one 3x3 convolution per receiving task, whereas that
+    code has one per pair. Three tasks then have 3 gates instead of 6, and HRNet-W18-small-v2 on NYUv2 (13 classes,
+    depth, normals) 10,307,968 parameters, not the published 12,077,440 (``gate="source"``).
 
     Raises:
-        InputError: pyramids of different shapes, a width that is not a multiple of 4, or auxiliary tasks that the run
-            does not have or that leave no other.
+        InputError: pyramids of different shapes, a width that is not a multiple of 4, or unknown auxiliary tasks, or no
+            task left besides them.
     """
 
     refines = True

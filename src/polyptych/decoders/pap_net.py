@@ -29,12 +29,12 @@ class PAPNet(Decoder):
         X_t <- strength (sum_s softmax(w_t)_s A_s) X_t + (1 - strength) X_t(0)        ``steps`` times
 
     A_s is never stored, see :func:`polyptych.ops.affinity.affinity_diffusion`. Its entries are (1 + cosine) / 2 of the
-    features at two positions, divided by their sum over the row: not negative, so that a row is an average.
+    features at two positions, divided by the row sum. They are nonnegative, so that each row is a weighted average.
 
     Layers, strength and steps are those of EMA-Net's code, the only public one (the paper has a ResNet-50, deconvolves
-    to full resolution, and computes affinities on a coarser grid). What it gets wrong is ``normalization="published"``.
-    The number of parameters is the same. The paper's third loss, on the affinity of sampled pairs of pixels, is in
-    neither.
+    to full resolution, and computes affinities on a coarser grid). Its errors are reproduced by
+    ``normalization="published"``. The number of parameters is the same. Neither has the paper's third loss, on the
+    affinity of sampled pairs of pixels.
 
     Raises:
         InputError: pyramids of different shapes, a width that is not a multiple of 4, fewer than one step, or a
@@ -42,7 +42,7 @@ class PAPNet(Decoder):
     """
 
     refines = True
-    undecayed = ("mixture",)  # all of it is a softmax's argument: toward zero is toward a plain mean
+    undecayed = ("mixture",)  # logits of a softmax: decay would pull the mixture toward a plain mean
 
     tuned = ("strength", (0.2, 0.01))
 
@@ -63,7 +63,7 @@ class PAPNet(Decoder):
 
         def __post_init__(self) -> None:
             def refuse(field: str, needs: str) -> InputError:
-                return InputError(f"decoder.{field}", str(getattr(self, field)), needs, "change it")
+                return InputError(f"decoder.{field}", str(getattr(self, field)), needs, "choose such a value")
 
             for field in ("width", "initial_width"):
                 if getattr(self, field) < 4 or getattr(self, field) % 4:
@@ -94,7 +94,7 @@ class PAPNet(Decoder):
         return Output(final, [Auxiliary({task: prediction for task, (_, prediction) in initial.items()})])
 
     def diffuse(self, projected: Float[Tensor, "b t c h w"], target: int) -> Float[Tensor, "b c h w"]:
-        """One task's features after diffusion; in float32 at least, because of the sums over all positions."""
+        """One task's features after diffusion, in float32 at least, because of the sums over all positions."""
         with torch.autocast(projected.device.type, enabled=False):
             projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
             start = state = projected[:, target]
@@ -112,7 +112,7 @@ def published_diffusion(features: Float[Tensor, "b s c h w"], values: Float[Tens
 
         sum_s weights_s A_s diag(1 / c_s) X = sum_s weights_s F_s (F_s^T (X / c_s))
 
-    Column sums are not kept away from zero, as there.
+    As in that code, column sums may be close to zero.
     """
     basis = F.normalize(features.flatten(3), dim=3)
     sums = torch.einsum("bscn,bsc->bsn", basis, basis.sum(3))

@@ -22,12 +22,12 @@ from polyptych.types import FeatureSpec, Output, TaskFeatures
 
 
 class PGTDecoder(Decoder):
-    """All maps of a task at the finest one, mixed to the width of its channels; two layers of Swin blocks on it, whose
-    windows have prompts of the task in front; a head for each task. It runs once per task, with weights that all
-    tasks share: batch statistics are those of all tasks together.
+    """All maps of a task are resized to the finest and mixed to its width; then two layers of Swin blocks, with prompts
+    of the task in every window, and a head per task. The decoder runs once per task with shared weights, so its batch
+    statistics cover all tasks.
 
-    Heads of attention are 6 and 3, as published, or the next lower numbers that divide the width. (They do not divide
-    the 128 channels of Swin-B: the released network of that size cannot run.)
+    The layers have 6 and 3 attention heads, as published, or the next lower numbers that divide the width. (6 and 3 do
+    not divide the 128 channels of Swin-B: the released network of that size cannot run.)
 
     Raises:
         InputError: tasks with different pyramids, or heads that do not divide the width.
@@ -36,18 +36,18 @@ class PGTDecoder(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         size: tuple[int, int] = (448, 576)
-        """Height and width of the images for which the windows are made (any size can be used): where the finest map is
-        not larger than a window, the window is its shorter side."""
+        """Height and width of the images that determine the windows (images of any size can be used): if the finest map
+        is not larger than a window, the window becomes its shorter side."""
         width: int = 0
         """Channels (0: those of the finest map)."""
         depths: tuple[int, ...] = (2, 2)
         """Blocks of each layer."""
         attention_heads: tuple[int, ...] = ()
-        """Heads of attention in each layer (default: 6 and 3, or fewer where these do not divide the width)."""
+        """Number of attention heads in each layer (default: 6 and 3, or fewer if these do not divide the width)."""
         window: int = 7
         """Height and width of a window."""
         prompts: int = 10
-        """Number of tokens of a task in each block."""
+        """Number of prompt tokens per task in each block."""
         drop_path: float = 0.1
         """Stochastic depth of the first block; it falls to 0 at the last."""
         head: HeadKind = "transpose"
@@ -61,12 +61,13 @@ class PGTDecoder(Decoder):
             if getattr(config, name) < least:
                 raise InputError(f"decoder.{name}", str(getattr(config, name)), f"{least} or more", "raise it")
         if not 0 <= config.drop_path < 1:
-            raise InputError("decoder.drop_path", str(config.drop_path), "a probability in [0, 1)", "change it")
+            raise InputError("decoder.drop_path", str(config.drop_path), "a probability in [0, 1)",
+                             "choose such a value")
         heads = config.attention_heads or tuple(next(n for n in range(most, 0, -1) if width % n == 0)
                                                 for most in (6, 3, *[3] * len(config.depths))[:len(config.depths)])
         if not config.depths or len(config.depths) != len(heads) or any(h < 1 or width % h for h in heads):
             raise InputError("decoder.attention_heads", " ".join(map(str, heads)), f"a number for each of the "
-                             f"{len(config.depths)} layers that divides the width of {width}", "change them")
+                             f"{len(config.depths)} layers that divides the width of {width}", "choose such numbers")
         self.gathering = Gathering(spec, width)
         size = (-(-config.size[0] // spec.strides[0]), -(-config.size[1] // spec.strides[0]))
         rates = iter(torch.linspace(config.drop_path, 0, sum(config.depths)).tolist())

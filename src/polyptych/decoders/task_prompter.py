@@ -25,16 +25,17 @@ STRIDE = 4  # of the predictions
 class TaskPrompter(Decoder):
     """``final[task]`` has a quarter of the image's resolution (or that of the finest map, if that is finer).
 
-    1. At every level, for every task: both halves of the channels (in the encoder of this name: features chosen by
-       place and by channel) through a 1x1 convolution of their own, a 1x1 convolution to ``width``, a 3x3 convolution,
-       BatchNorm, GELU, a 1x1 convolution.
-    2. With ``reweight``, if the encoder says how much tasks asked for each other (``FeatureSpec.affinities``): F_t
-       becomes sum_k a_tk F_k, where two 1x1 convolutions with a GELU between make the number a_tk of the heads'
-       scores of prompt t for prompt k. This is all that tasks read of each other here, and the encoder's doing, so
-       ``refines`` is false: on other encoders, tasks are independent.
-    3. The sum over levels at the finest one, enlarged; per task a 3x3 convolution, BatchNorm, GELU, a 1x1 convolution.
+    1. At every level, for every task: each half of the channels (from the encoder of this name: features weighted by
+       position and by channel) goes through its own 1x1 convolution, then a 1x1 convolution to ``width``, a 3x3
+       convolution, BatchNorm, GELU, a 1x1 convolution.
+    2. With ``reweight``, if the encoder provides scores between prompts (``FeatureSpec.affinities``): F_t becomes sum_k
+       a_tk F_k, where two 1x1 convolutions with a GELU in between compute the number a_tk from the scores of prompt t
+       for prompt k of all heads. Tasks interact here only through these scores of the encoder, so ``refines`` is false:
+       with other encoders, tasks are independent.
+    3. The sum over levels at the finest resolution, upsampled; then per task a 3x3 convolution, BatchNorm, GELU, a 1x1
+       convolution.
 
-    As published, between the first two convolutions there is nothing; they are one linear map.
+    As published, there is no activation between the first two convolutions; together they are one linear map.
 
     Published with the encoder on ViT-L: 5,529,684 parameters in step 3 on PASCAL-Context (width 350), 21,277,485 on
     NYUD (width 768).
@@ -97,8 +98,8 @@ class TaskPrompter(Decoder):
 
 
 def _without_float16(layers: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f h w"]:
-    """``layers`` of ``x``, in float32 under autocast to float16: features that are weighed by raw scores (the encoder's
-    ``scores="raw"``, as published) have no bound, and float16 ends at 65504."""
+    """Apply ``layers`` to ``x``, in float32 under autocast to float16: features multiplied by raw scores (the encoder's
+    ``scores="raw"``, as published) are unbounded, and the range of float16 ends at 65504."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != torch.float16:
         return layers(x)

@@ -20,13 +20,13 @@ from polyptych.types import FeatureSpec, Output, TaskFeatures
 
 
 class TITDecoder(Decoder):
-    """A task's maps, mixed as in PGT's decoder to F, go through a gated recurrent unit whose other input E is made of a
-    learned vector of the task, by a linear layer to a coarse map (at 1/32 of ``size``), enlarged to F:
+    """A task's maps, mixed to F as in PGT's decoder, go through a gated recurrent unit. Its other input E is computed
+    from a learned vector of the task, by a linear layer to a coarse map (at 1/32 of ``size``), resized to F:
 
         u = sigmoid(conv_u [E, F])    r = sigmoid(conv_r [E, F])    c = tanh(conv_o [E, r F])    out = (1 - u) F + u c
 
-    E says nothing of the image: at inference it is a constant of the task. For images of another size than ``size`` it
-    is resampled.
+    E does not depend on the image: at inference it is a constant per task. It is resampled for images of another size
+    than ``size``.
 
     Raises:
         InputError: tasks with different pyramids, or an option out of range.
@@ -35,7 +35,7 @@ class TITDecoder(Decoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
         size: tuple[int, int] = (448, 576)
-        """Height and width of the images for which the coarse map is made."""
+        """Height and width of the images that determine the size of the coarse map."""
         width: int = 0
         """Channels (0: those of the finest map)."""
         embedding: int = 16

@@ -1,4 +1,4 @@
-"""MTAN's two building blocks: masks for each task, and the refinement between points, which all tasks share.
+"""MTAN's two building blocks: per-task attention masks, and the refinement between points, which all tasks share.
 
 Source: Liu, Johns, Davison, CVPR 2019, arXiv 1803.10704; the residual form as in the survey of Vandenhende et al.,
 TPAMI 2021, arXiv 2004.13379
@@ -20,7 +20,7 @@ Form = Literal["residual", "plain"]
 
 class Mask(nn.Module):
     """Values in (0, 1) for every channel and position: 1x1 convolution, BatchNorm, ReLU, 1x1 convolution, BatchNorm,
-    sigmoid. The width inside is that of the result, a quarter of it in the residual form."""
+    sigmoid. The inner width equals the output width; in the residual form, a quarter of it."""
 
     def __init__(self, channels_in: int, channels: int, form: Form):
         super().__init__()
@@ -34,8 +34,8 @@ class Mask(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution with BatchNorm, a quarter as wide inside as the result, added to the input (or to a
-    1x1 convolution of it with BatchNorm, where the number of channels changes). Unlike torchvision's it takes any
+    """1x1, 3x3 and 1x1 convolution with BatchNorm, with a quarter of the output width inside, added to the input (or to
+    a 1x1 convolution of it with BatchNorm, if the number of channels changes). Unlike torchvision's, it accepts any
     number of channels."""
 
     def __init__(self, channels_in: int, channels: int):
@@ -53,7 +53,7 @@ class Bottleneck(nn.Module):
 
 
 def refinement(channels_in: int, channels: int, form: Form) -> nn.Module:
-    """A bottleneck, or in the plain form a 3x3 convolution with bias, BatchNorm and ReLU; keeps the resolution."""
+    """A bottleneck, or, in the plain form, a 3x3 convolution with bias, BatchNorm and ReLU; keeps the resolution."""
     if form == "residual":
         return Bottleneck(channels_in, channels)
     return nn.Sequential(nn.Conv2d(channels_in, channels, 3, padding=1), SingleValueBatchNorm(channels),
@@ -61,9 +61,9 @@ def refinement(channels_in: int, channels: int, form: Form) -> nn.Module:
 
 
 class Way(nn.Module):
-    """Takes an attended map to the size and channels of the next point; shared by all tasks.
+    """Brings an attended map to the size and channels of the next point; shared by all tasks.
 
-    On the way down, refinement precedes max pooling; on the way up, it follows enlarging (align_corners=True, as
+    On the way down, refinement precedes max pooling; on the way up, it follows upsampling (align_corners=True, as
     published). Between the last point down and the first one up (SegNet's bottom), both happen, in that order.
     """
 
@@ -115,7 +115,7 @@ class Masks(nn.Module):
 
 
 def steps_between(attention: Attention) -> nn.ModuleList:
-    """One :class:`Step` from each point to the next, and one more at the end where the backbone asks for it."""
+    """One :class:`Step` from each point to the next, and one more at the end if the backbone needs it."""
     points = attention.points
     following = [*points[1:], *([points[-1]] if attention.finish else [])]
     return nn.ModuleList(Step(a, b, attention.form) for a, b in zip(points, following, strict=False))

@@ -1,4 +1,4 @@
-"""The contract of an encoder: an image in, a feature pyramid for every task out."""
+"""Base of all encoders: an image in, a feature pyramid for every task out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Encoder(nn.Module, Component, ABC):
     """How features are shared between tasks.
 
     Attributes:
-        spec: for every task the channels and strides of its pyramid, fine to coarse.
-        multiple, mean, std: as the backbone's; the network pads and normalizes the image accordingly.
-        example: a small network of timm that suits this encoder as a backbone, where one is needed to try it.
+        spec: channels and strides of every task's pyramid, fine to coarse.
+        multiple, mean, std: those of the backbone; the network pads and normalizes the image accordingly.
+        example: a small timm network that suits this encoder as a backbone, for trying it out.
     """
 
     example: ClassVar[str] = "test_resnet"
@@ -40,17 +40,17 @@ class Encoder(nn.Module, Component, ABC):
     std: tuple[float, float, float]
 
     def own_backbone(self, task: str) -> Backbone | None:
-        """The backbone that runs for this task alone, so that trained weights can be copied from or into it; None where
-        tasks share one."""
+        """The backbone that only this task uses, so that trained weights can be copied from or into it; None if tasks
+        share one."""
         return None
 
     def frozen_maps(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
-        """What a frozen backbone makes of an image, of which :meth:`from_frozen_maps` makes the features with all that
-        learns. An encoder whose own parts stand before or between those of the backbone has no such cut."""
+        """The output of the frozen backbone, from which :meth:`from_frozen_maps` computes the features with everything
+        that is trained. Encoders with parts of their own before or inside the backbone do not implement this."""
         raise NotImplementedError
 
     def from_frozen_maps(self, maps: tuple[Tensor, ...]) -> TaskFeatures:
-        """The features, of :meth:`frozen_maps`."""
+        """The features, computed from :meth:`frozen_maps`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Encoder(nn.Module, Component, ABC):
 
 
 class OwnBackbones(Encoder):
-    """Builds a backbone per task; whether and how they meet is up to the encoder."""
+    """Builds a backbone per task; whether and how they interact is up to the encoder."""
 
     def __init__(self, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__()

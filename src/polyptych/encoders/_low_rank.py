@@ -1,4 +1,4 @@
-"""Low-rank updates of linear layers: for all tasks together, and for each of them.
+"""Low-rank updates of linear layers: one that all tasks share, and one per task.
 
 Source: Hu et al., LoRA, ICLR 2022, arXiv 2106.09685; Agiza, Neseem, Reda, MTLoRA, CVPR 2024, arXiv 2403.20320
 """
@@ -19,22 +19,23 @@ from polyptych.freezing import mark
 
 
 class LowRankLinear(nn.Module):
-    """A frozen linear layer with updates. A is (rank, in) and begins as torch's linear layers do, B is (out, rank) and
-    begins at zero, so that at first every output is that of the layer alone.
+    """A frozen linear layer with updates. A is (rank, in), initialized like torch's linear layers; B is (out, rank),
+    initialized to zero, so that every output is initially that of the frozen layer alone.
 
         y   = W x + b + scale B A drop(x)                    for all tasks
         y_t = W x + b + task_scale B_t A_t z_t               for task t
 
-    z_t is x_t where features of the task come in, and drop(x) where it parts from the others here. The frozen product
-    reads the common x also for a task: its own features go on through its ranks alone (and through shortcuts around
-    the layer), which is what makes a task cheap.
+    z_t is x_t, the task's own features, if there are any, and drop(x) if the tasks branch at this layer. The frozen
+    product always reads the common x: the task's own features pass only through its low-rank update (and through
+    shortcuts around the layer), which is what makes a task cheap.
 
     Args:
-        ranks: by task, of its update.
-        both: a task's output has the common update too (MTLoRA's mode ``matrixv2``).
+        ranks: rank of the update, by task.
+        both: the output of a task also includes the common update (MTLoRA's mode ``matrixv2``).
 
     Attributes:
-        forks: :meth:`forward` gives the outputs for all tasks too, behind the common one in the last dimension.
+        forks: :meth:`forward` also returns the outputs of all tasks, concatenated to the common one in the last
+            dimension.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float = 0.0,
@@ -73,8 +74,8 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight with the update for all tasks, for layers that take it instead of calling (EVA's fused queries,
-        keys and values); dropout does not act then."""
+        """The weight including the common update, for code that reads it instead of calling the layer (EVA's fused
+        queries, keys and values); dropout then has no effect."""
         if not self.rank:
             return self.linear.weight
         return self.linear.weight + self.scale * (self.lora_shared_B @ self.lora_shared_A)
@@ -83,10 +84,10 @@ class LowRankLinear(nn.Module):
         return torch.cat(self.streams(x), -1) if self.forks else self._common(self.linear(x), self.drop(x))
 
     def streams(self, x: Tensor, own: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """The outputs for all tasks together and for each of them.
+        """The common output and that of each task.
 
         Args:
-            own: each task's features; without them tasks part here.
+            own: each task's features; by default the tasks branch at this layer.
         """
         frozen, dropped = self.linear(x), self.drop(x)
         common = self._common(frozen, dropped)
@@ -102,7 +103,7 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """One linear layer that gives the same, in evaluation mode."""
+        """One linear layer with the same output in evaluation mode."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None,
                            device=self.linear.weight.device, dtype=self.linear.weight.dtype)
         linear.weight.copy_(self.weight)
@@ -119,8 +120,8 @@ def mark_adapters(named: Any, beginning: str = "") -> None:
 
 
 def freeze_weights(stages: nn.Module, until: int = 0, but: str = "") -> None:
-    """Let the trained weights of a backbone stand still, but for parameters whose name matches. Norms of a batch keep
-    their statistics; stochastic depth goes on."""
+    """Freeze the trained weights of a backbone, except parameters whose name matches ``but``. BatchNorm keeps its
+    running statistics; stochastic depth stays active."""
     free = re.compile(but) if but else None
     for place, module in stages.named_modules():
         if getattr(module, "frozen", ""):
@@ -135,8 +136,8 @@ def freeze_weights(stages: nn.Module, until: int = 0, but: str = "") -> None:
 
 def linear_layers(stages: nn.Module, targets: Sequence[str],
                   pattern: str) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """The linear layers that peft would adapt, with the modules that hold them: whose whole name in timm matches the
-    pattern, or whose name is one of the targets or ends with a dot and one of them."""
+    """The linear layers that peft would adapt, with the modules that hold them: layers whose full timm name matches the
+    pattern, or is one of the targets or ends with a dot and a target."""
     for parent in list(stages.modules()):
         for own, child in list(parent.named_children()):
             if not isinstance(child, nn.Linear):
@@ -147,7 +148,8 @@ def linear_layers(stages: nn.Module, targets: Sequence[str],
 
 
 def check_low_rank(rank: int, dropout: float, where: str = "encoder.rank") -> None:
-    """
+    """Check the options of low-rank updates.
+
     Raises:
         InputError: not a rank, or not a probability.
     """
@@ -158,8 +160,8 @@ def check_low_rank(rank: int, dropout: float, where: str = "encoder.rank") -> No
 
 
 def merge(network: nn.Module) -> int:
-    """Put the updates of a network that all tasks share into the weights, where no task needs the weight without them;
-    returns how many layers were merged. Predictions stay what they are in evaluation mode, up to rounding."""
+    """Merge the common updates of a network into the weights, if no task needs the weights without them; returns the
+    number of merged layers. In evaluation mode, predictions stay the same up to rounding."""
     number = 0
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

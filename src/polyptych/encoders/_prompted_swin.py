@@ -32,29 +32,29 @@ from polyptych.encoders._task_prompts import (
 
 
 class PromptedSwinBlock(Lent, SwinTransformerBlock):  # type: ignore[misc]  # Lent.forward calls what it is given
-    """timm's block, with prompts passing through it."""
+    """timm's block, with prompts among its tokens."""
 
 
 class PromptedShiftedWindows(Lent, ShiftedWindows):  # type: ignore[misc]
-    """Our own block, with prompts passing through it."""
+    """Our own block, with prompts among its tokens."""
 
 
 class PromptedSwin(PromptedStages):
-    """Every window attends to a copy of all prompts, which has no position (bias and mask of shifted windows are 0 in
-    its rows and columns); the copies' new values are averaged over the windows. Scores for places lie where the pixels
-    of their windows are; what windows add beyond the border is cut off. Between stages, prompts go through a LayerNorm
-    and a linear layer to the next width.
+    """Every window gets a copy of all prompts. Prompts have no position: the position bias and the mask of shifted
+    windows are 0 in their rows and columns. Their outputs are averaged over the windows. Scores for positions are put
+    back where the pixels of their windows are; padding of windows is cropped. Between stages, prompts go through a
+    LayerNorm and a linear layer to the next width.
 
-    This is the paper's idea carried over to Swin, not a copy of the published Cityscapes-3D network (1024x2048, another
+    This transfers the paper's idea to Swin; it is not a copy of the published Cityscapes-3D network (1024x2048, another
     decoder), whose weights cannot be loaded here. That network
 
-    - attends over channels by learned query, key-value and output projections on a fixed grid, with prompts that have
-      not passed the block's norm, after the block's attention, whose output it reads;
-    - hands the scores for places (through strided convolutions) and for channels from stage to stage, where here each
-      level has its own;
+    - attends over channels by learned query, key-value and output projections on a fixed grid, with prompts before the
+      block's norm, applied after the block's attention, whose output it reads;
+    - passes the scores for positions (through strided convolutions) and for channels from stage to stage, whereas here
+      each level has its own;
     - changes the prompts' width between stages by a linear layer without bias and without LayerNorm;
-    - reads its maps after the merging of patches, at strides 8, 16, 32 and 32, the last one after the final norm,
-      where here they are read before it, at strides 4, 8, 16 and 32 (``--backbone.norm-maps`` adds a norm to each).
+    - reads its maps after patch merging, at strides 8, 16, 32 and 32, the last one after the final norm; here they are
+      read before patch merging, at strides 4, 8, 16 and 32 (``--backbone.norm-maps`` adds a norm to each).
     """
 
     lent: ClassVar = {SwinTransformerBlock: PromptedSwinBlock, ShiftedWindows: PromptedShiftedWindows}
@@ -95,7 +95,7 @@ class PromptedSwin(PromptedStages):
     def _block(self, block: Any, channels: ChannelPrompts, x: Float[Tensor, "b h w c"],
                prompts: Float[Tensor, "b t c"],
                last: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-        """``x`` and ``prompts`` after the block; of a level's last block also the three kinds of scores."""
+        """``x`` and ``prompts`` after the block; for the last block of a level, also the three kinds of scores."""
         (b, height, width, _), count = x.shape, prompts.shape[1]
         tokens = torch.cat([prompts, x.flatten(1, 2)], dim=1)
         normed = block.norm1(tokens)
@@ -116,7 +116,7 @@ class PromptedSwin(PromptedStages):
         heads = spatial.shape[1]
         spatial = put_windows_back(block, spatial.flatten(1, 2).transpose(1, 2), padded, height, width)
         spatial = spatial.permute(0, 3, 1, 2).unflatten(1, (heads, count))
-        one = slice(None, None, each)  # prompts ask each other the same in every window
+        one = slice(None, None, each)  # scores between prompts are the same in every window
         return x, prompts, (spatial, channel, scores(queries[one, :, :count], keys[one, :, :count]))
 
 
@@ -126,7 +126,8 @@ def inside(stage: nn.Module) -> Any:
 
 
 def _bias(block: Any, padded: Float[Tensor, "b h w c"], count: int, batch: int) -> Float[Tensor, "n heads p p"]:
-    """What timm adds to the scores of a window's pixels (positions, and the mask of shifted windows); 0 for prompts."""
+    """What timm adds to the attention scores within a window (position bias, and the mask of shifted windows); 0 for
+    prompts."""
     bias = block.attn._get_rel_pos_bias()
     mask = block.get_attn_mask(padded) if block.dynamic_mask else block.attn_mask
     if mask is not None:

@@ -26,7 +26,7 @@ from polyptych.encoders._task_prompts import (
 
 
 class PromptedBlock(Lent, Block):  # type: ignore[misc]  # Lent.forward calls the code it is given
-    """A block with prompts passing through it."""
+    """A block with prompts among its tokens."""
 
 
 class PromptedViT(PromptedStages):
@@ -43,7 +43,7 @@ class PromptedViT(PromptedStages):
 
     @staticmethod
     def fits(stages: nn.ModuleList) -> bool:
-        """timm's plain blocks and attention; other kinds compute something else around the scores."""
+        """Only timm's plain blocks and attention; other kinds compute attention scores differently."""
         return isinstance(stages[0], TokenEmbedding) and all(
             isinstance(stage, TokenBlocks) and all(
                 type(block) is Block and type(block.attn) is Attention and block.attn.qkv.in_features
@@ -73,7 +73,7 @@ class PromptedViT(PromptedStages):
 
     def _block(self, block: Any, channels: ChannelPrompts, tokens: Tensor, height: int, width: int,
                last: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-        """``tokens`` after the block; of a level's last block also the three kinds of scores."""
+        """``tokens`` after the block; for the last block of a level, also the three kinds of scores."""
         count, patches = len(self.prompts), height * width
         normed = block.norm1(tokens)
         attended, queries, keys = attention(block.attn, normed)

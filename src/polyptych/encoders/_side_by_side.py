@@ -1,4 +1,4 @@
-"""Networks side by side: a backbone for every task, all running in step, that exchange features between stages."""
+"""Networks side by side: one backbone per task, run stage by stage, which exchange features between stages."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from polyptych.types import Features, TaskFeatures
 
 
 class SideBySide(OwnBackbones):
-    """Soft parameter sharing. A unit acts on every map of a state by itself: on every branch of HRNet, on the prefix
-    tokens of a transformer too. What is not a map (indices of unpooling) stays with its task.
+    """Soft parameter sharing: every task keeps its own weights, and learned units mix the features of all tasks after a
+    stage. All backbones therefore run one stage before any runs the next. Each map of a state has its own unit: every
+    branch of HRNet, and the prefix tokens of a transformer. Values that are not maps (unpooling indices) stay with
+    their task.
 
-    Nothing is computed once for all tasks, so ``shared`` is empty.
+    No feature is common to all tasks, so ``shared`` is empty.
     """
 
     def __init__(self, backbone: Backbone.Config, tasks: tuple[str, ...], after_stem: bool, after_last: bool):
@@ -37,7 +39,7 @@ class SideBySide(OwnBackbones):
 
     @abstractmethod
     def unit(self, channels: int, tasks: int) -> nn.Module:
-        """A module that takes a list of maps (b c h w), one per task, and returns such a list."""
+        """Build a module that maps a list of maps (b c h w), one per task, to such a list."""
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         backbones: list[Any] = list(self.backbones.values())
@@ -58,13 +60,14 @@ class SideBySide(OwnBackbones):
 
 
 def exchange(units: nn.ModuleList, states: list[Any]) -> list[Any]:
-    """The states of all tasks after their maps went through the units, one for every map of a state."""
+    """Apply the units, one per map of a state, to the states of all tasks."""
     mixed = [unit(list(maps)) for unit, maps in zip(units, zip(*map(maps_of, states), strict=True), strict=True)]
     return [with_maps(state, [maps[task] for maps in mixed]) for task, state in enumerate(states)]
 
 
 def start_weights(own: float, tasks: int) -> Float[Tensor, "t t"]:
-    """``own`` for a task's own features, the rest split equally among the others. A single task gets all of it."""
+    """Initial mixing weights: ``own`` for a task's own features, the rest split equally among the other tasks. A single
+    task gets weight 1."""
     if tasks == 1:
         return torch.ones(1, 1)
     identity = torch.eye(tasks)
@@ -72,7 +75,8 @@ def start_weights(own: float, tasks: int) -> Float[Tensor, "t t"]:
 
 
 def check_start(own: float, learning_rate_factor: float) -> None:
-    """
+    """Check the options of units.
+
     Raises:
         InputError: not a share, or not a positive factor.
     """

@@ -1,4 +1,4 @@
-"""Task-conditional encoders: one pass of one backbone for each task, in which something small depends on the task.
+"""Task-conditional encoders: one backbone that runs once per task, with a few task-specific parameters inside.
 
 Source: Lu et al., Prompt Guided Transformer, IEEE TMM 2024; Task Indicating Transformer, ICASSP 2024
 """
@@ -19,9 +19,9 @@ from polyptych.types import TaskFeatures
 
 
 class TaskConditional(Encoder):
-    """All weights of the backbone are common to all tasks and learn, unless ``--backbone.freeze`` says otherwise.
+    """All tasks share the weights of the backbone, which are trained unless ``--backbone.freeze`` is set.
 
-    Nothing is computed once for all tasks, so ``shared`` is empty, and balancers compare gradients of parameters.
+    No feature is common to all tasks, so ``shared`` is empty, and balancers compare gradients of parameters.
     """
 
     def __init__(self, backbone: Backbone.Config, tasks: tuple[str, ...]):
@@ -32,7 +32,7 @@ class TaskConditional(Encoder):
         self.multiple, self.mean, self.std = self.backbone.multiple, self.backbone.mean, self.backbone.std
 
     def blocks(self, kind: str) -> list[list[Any]]:
-        """The blocks of every stage, which may be made to depend on the task.
+        """The blocks of every stage, to which task-specific parameters can be added.
 
         Args:
             kind: name of the encoder, for the message.

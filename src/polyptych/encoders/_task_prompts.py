@@ -22,14 +22,14 @@ Channel = Literal["attended", "published"]
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How prompts are built, whatever the transformer.
+    """How prompts are built, independent of the transformer.
 
     Attributes:
-        tasks: their number, that of the prompts.
-        size: height and width of the images whose grid the channel attention has.
+        tasks: number of tasks, and so of prompts.
+        size: height and width of the training images, which determine the grid of the channel attention.
         windows, channel, initial: see :class:`ChannelPrompts`.
-        separate_drops: stochastic depth skips a block for prompts and for patches by draws of their own.
-        prefix_tokens: class and register tokens, where the backbone has them, take part.
+        separate_drops: stochastic depth is drawn separately for prompts and for patches.
+        prefix_tokens: keep class and register tokens, if the backbone has them.
     """
 
     tasks: int
@@ -43,15 +43,15 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class Level:
-    """What one level of a prompted transformer says. Scores are raw: products before any scale and softmax.
+    """The output of one level of a prompted transformer. Scores are raw: inner products before scaling and softmax.
 
     Attributes:
         map: the patches.
-        spatial: how much a task's prompt asks for each place, per attention head.
-        channel: how much it asks for each channel, in n x n windows.
-        affinities: how much it (rows) asks for the other tasks' prompts, per attention head.
+        spatial: attention scores of a task's prompt for each position, per head.
+        channel: its scores for each channel, in n x n windows.
+        affinities: scores of the prompts (rows) for the prompts of all tasks (columns), per head.
         width: channels of one attention head's queries.
-        pixels: products summed in one number of ``channel``.
+        pixels: number of products that are summed in each entry of ``channel``.
     """
 
     map: Float[Tensor, "b c h w"]
@@ -63,20 +63,20 @@ class Level:
 
 
 def new_prompts(tasks: int, width: int) -> nn.Parameter:
-    """One token per task, around 1 with deviation 1, as published."""
+    """One token per task, drawn from a normal distribution of mean 1 and standard deviation 1, as published."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(tasks, width), mean=1.0, std=1.0))
 
 
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
-    """Scores multiply features, so they are not rounded to 16 bits."""
+    """Context without 16-bit autocast: scores multiply features, so they must not be rounded to 16 bits."""
     kind = x.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         yield
 
 
 def widened(x: Tensor) -> Tensor:
-    """float32 of a 16-bit type, others as they are."""
+    """Convert 16-bit types to float32, and leave others as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -94,21 +94,22 @@ def in_windows(x: Float[Tensor, "b k h w"], n: int) -> Float[Tensor, "b k n p n 
 
 
 def over_windows(x: Float[Tensor, "b k n n"], height: int, width: int) -> Float[Tensor, "b k h w"]:
-    """Every window's number at each of its pixels."""
+    """Repeat the value of every window at each of its pixels."""
     n = x.shape[-1]
     enlarged = x.repeat_interleave(-(-height // n), dim=2).repeat_interleave(-(-width // n), dim=3)
     return enlarged[..., :height, :width]
 
 
 class ChannelPrompts(nn.Module):
-    """A task's prompt becomes an image c_t = Linear_1(prompt), which asks for channels, window by window:
+    """Attention of a task's prompt over channels. The prompt becomes an image c_t = Linear_1(prompt), which attends to
+    channels, window by window:
 
         R_td = sum of c_t x_d over the pixels of a window
         c'_t = sum_d softmax_d(R_td / sqrt(pixels of a window)) x_d          at every pixel of the window
         prompt += Linear_2(c'_t)
 
-    Linear layers fix the grid, h0 x w0. On another grid, c is resized to it and c' back, and R is multiplied by the
-    ratio of their pixels, so that scores mean the same at every resolution.
+    The linear layers fix the grid, h0 x w0. On another grid, c is resized to it and c' back, and R is multiplied by the
+    ratio of the numbers of pixels, so that scores have the same scale at every resolution.
 
     Source: Ye, Xu, ICLR 2023. Their code computes c' and discards it: ``published`` updates with Linear_2(c_t).
 
@@ -116,10 +117,10 @@ class ChannelPrompts(nn.Module):
         width: channels D of prompts and map.
         grid: h0, w0.
         windows: n, along each side.
-        update: give the update of the prompts too. ``None``: no (there is no Linear_2); ``"unused"``: the published
-            code's Linear_2 that nothing reads, frozen.
-        initial: how Linear_1 and Linear_2 begin. ``"uniform"``: as PyTorch's layers do; ``"published"``: truncated
-            normal of deviation 0.02, biases 0.
+        update: how the prompts are updated. ``None``: not at all (there is no Linear_2); ``"unused"``: not at all, but
+            with the published code's unused Linear_2, frozen.
+        initial: initialization of Linear_1 and Linear_2. ``"uniform"``: PyTorch's default; ``"published"``: truncated
+            normal with standard deviation 0.02, biases 0.
     """
 
     def __init__(self, width: int, grid: tuple[int, int], windows: int, update: Channel | Literal["unused"] | None,
@@ -151,7 +152,7 @@ class ChannelPrompts(nn.Module):
         with full_precision(x):
             images, values = in_windows(widened(images), self.windows), in_windows(widened(x), self.windows)
             found = torch.einsum("btipjq,bdipjq->btdij", images, values)
-            # A sum over pixels grows with their number; the ratio makes it that of the training grid.
+            # A sum over pixels grows with their number; the ratio rescales it to the training grid.
             found = found * (self.grid[0] * self.grid[1] / (size[0] * size[1]))
             if not attends:
                 return told, found
@@ -163,8 +164,9 @@ class ChannelPrompts(nn.Module):
 
 
 class Lent(nn.Module):
-    """A block of a backbone that others compute with: ``block(function, ...)`` is ``function(block, ...)``. Called so
-    and not taken apart from outside, it may be sharded or computed twice as any other block. Of a tensor it is itself.
+    """A block of a backbone whose layers an encoder runs in its own way: ``block(function, ...)`` calls
+    ``function(block, ...)``. Because the block itself is called, hooks of sharding and recomputation work as for any
+    other block. Called with a tensor, it is the original block.
     """
 
     def forward(self, first: Tensor | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -174,19 +176,19 @@ class Lent(nn.Module):
 
 
 class PromptedStages(nn.Module, ABC):
-    """The learned parts of a prompted transformer, one set of them for each kind of transformer. ``forward`` runs the
-    backbone's own stages and gives a :class:`Level` after each.
+    """The learned parts of a prompted transformer; one subclass per kind of transformer. ``forward`` runs the
+    backbone's own stages and returns a :class:`Level` after each.
 
     Args:
-        stages: the blocks of every stage, which stay the backbone's; here they become :class:`Lent`.
+        stages: the blocks of every stage. They remain the backbone's, but become :class:`Lent`.
         widths: channels at every stage.
         grids: positions at every stage, for images of ``options.size``.
 
     Attributes:
-        lent: for every kind of block, what it becomes.
-        heads: of the attention at the end of each stage.
+        lent: for every class of block, its :class:`Lent` subclass.
+        heads: number of attention heads in the last block of each stage.
         channels: a :class:`ChannelPrompts` for every block of every stage.
-        between: what brings prompts to the width of the next stage; nothing where all stages have one width.
+        between: layers that bring prompts to the width of the next stage; empty if all stages have the same width.
     """
 
     lent: ClassVar[Mapping[type, type[Lent]]]
@@ -197,9 +199,9 @@ class PromptedStages(nn.Module, ABC):
         self.options = options
         self.heads = tuple(blocks[-1].attn.num_heads for blocks in stages)
         for block in (block for blocks in stages for block in blocks):
-            block.__class__ = self.lent.get(type(block), type(block))  # others may have lent them before
+            block.__class__ = self.lent.get(type(block), type(block))  # another encoder may have lent them before
         self.prompts = new_prompts(options.tasks, widths[0])
-        # Drawn before the channel attention: the order of the draws is what a seed's initial weights depend on.
+        # Drawn before the channel attention: the initial weights of a seed depend on the order of the draws.
         self.between = nn.ModuleList(nn.Sequential(nn.LayerNorm(before), nn.Linear(before, after))
                                      for before, after in pairwise(widths) if before != after)
         kinds = updates(options.channel, [len(blocks) for blocks in stages])
@@ -214,13 +216,13 @@ class PromptedStages(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, stages: nn.ModuleList, image: Float[Tensor, "b 3 h w"]) -> list[Level]:
-        """Normalized images through the backbone's stages."""
+        """Run normalized images through the backbone's stages."""
 
     def finish_block(self, block: Any, tokens: Float[Tensor, "b n d"], attended: Float[Tensor, "b n d"],
                      update: Float[Tensor, "b t d"] | None) -> Float[Tensor, "b n d"]:
-        """The residuals of a timm block around what its attention gave, with the prompts' update added to their rows
-        (the first ones). Prompts and patches share all weights, and the draws of stochastic depth unless these are
-        separate."""
+        """The rest of a timm block after its attention: residual connections and MLP, with the prompts' update added to
+        their rows (the first ones). Prompts and patches share all weights, and also the draws of stochastic depth
+        unless those are separate."""
         if update is not None:
             attended = attended + F.pad(update, (0, 0, 0, attended.shape[1] - update.shape[1]))
         scale = (getattr(block, "ls1", nn.Identity()), getattr(block, "ls2", nn.Identity()))
@@ -231,25 +233,27 @@ class PromptedStages(nn.Module, ABC):
         if not self.options.separate_drops:
             return drop_path(tokens)
         count = self.options.tasks
-        # Prompts stand before the patches, so two calls draw twice.
+        # Prompts precede the patches; two calls make two draws.
         return torch.cat([drop_path(tokens[:, :count]), drop_path(tokens[:, count:])], dim=1)
 
 
 def updates(channel: Channel, depths: list[int]) -> list[list[Channel | Literal["unused"] | None]]:
-    """Of each block of each level; after the last block nobody reads the prompts."""
+    """The kind of update in each block of each level. The last block needs none, because nothing reads the prompts
+    after it."""
     kinds: list[list[Any]] = [[channel] * depth for depth in depths]
     kinds[-1][-1] = None if channel == "attended" else "unused"
     return kinds
 
 
 def attention(layer: Any, tokens: Float[Tensor, "b n d"], bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """What timm's attention layer gives, without storing a matrix of scores; and its queries and keys (b heads n d)."""
+    """The output of timm's attention layer, without storing a matrix of scores; also its queries and keys (b heads n
+    d)."""
     b, n, _ = tokens.shape
     queries, keys, values = layer.qkv(tokens).reshape(b, n, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     if hasattr(layer, "q_norm"):
         queries, keys = layer.q_norm(queries), layer.k_norm(keys)
-    # Fused attention forms no matrix of scores. What multiplies the features later needs the rows of the prompts only,
-    # which callers compute from the queries and keys.
+    # Fused attention forms no matrix of scores. Only the rows of the prompts are needed later, and callers compute
+    # those from the queries and keys.
     mask = None if bias is None else bias.to(queries.dtype)
     y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask,
                                        dropout_p=layer.attn_drop.p if layer.training else 0.0)

@@ -19,9 +19,9 @@ from polyptych.encoders._side_by_side import SideBySide, check_start, start_weig
 class CrossStitch(SideBySide):
     """After a stage, task i continues with x_i' = sum_j w_ij x_j, where w is learned.
 
-    The paper starts from networks that were trained for one task each (``--start RUN``, a run of ``single``); from
-    scratch is possible, but not what was published. With ``own`` 1, the networks start as those of ``single``, to the
-    bit.
+    The paper starts from networks that were trained for one task each (``--start RUN``, a run of ``single``); training
+    from scratch is possible, but not what was published. With ``own`` 1, the networks start exactly as those of
+    ``single``.
 
     The survey (Vandenhende et al., TPAMI 2021, arXiv 2004.13379) mixes after the four layers of a ResNet, not after its
     stem, with a weight for every channel. MTAN's comparison has one weight for every source, the same for all targets
@@ -60,7 +60,7 @@ class CrossStitch(SideBySide):
 
 class CrossStitchUnit(nn.Module):
     """``weight`` is (target, source, channel) for a weight per channel, (target, source, 1) for one per pair and
-    (1, source, 1) for one per source. It is not decayed: at zero, features would vanish."""
+    (1, source, 1) for one per source. It has no weight decay: at zero, features would vanish."""
 
     weight_decay_factor = 0.0
 

@@ -18,13 +18,13 @@ from polyptych.types import TaskFeatures
 
 
 class Dense(Encoder):
-    """Every stage of a task's network but the first takes the task's state and the shared one, concatenated; nothing
-    flows back into the shared network, which has no prediction of its own.
+    """Every stage of a task's network except the first takes the concatenation of the task's state and the shared one.
+    Nothing flows back into the shared network, which makes no predictions of its own.
 
-    SegNet has wider stages for that (its published form; each network unpools by its own switches). For any other
-    backbone, a 1x1 convolution reduces the concatenation to the channels that the stage expects; it begins as the mean
-    of the two, which leaves pretrained stages useful. A backbone of a single stage shares its maps after it. The last
-    stage of the shared network would go nowhere and is not built (MTAN's code has it, without effect).
+    SegNet has wider stages for this (its published form; each network unpools with its own indices). For any other
+    backbone, a 1x1 convolution reduces the concatenation to the channels that the stage expects; it is initialized to
+    the mean of the two, which keeps pretrained stages useful. A backbone with a single stage shares its output maps.
+    The last stage of the shared network would have no effect and is not built (MTAN's code has it).
 
     ``shared`` are the maps that the task networks read.
     """
@@ -35,7 +35,7 @@ class Dense(Encoder):
         own: list[Any] = [backbone.build() for _ in tasks]
         self.spec = dict.fromkeys(tasks, shared.spec)
         self.multiple, self.mean, self.std = shared.multiple, shared.mean, shared.std
-        # Not the backbone as a whole: what it has after its stages is not needed.
+        # Only the stages: what the backbone has after them is not needed.
         self.shared_stages = nn.ModuleList(list(shared.stages)[:max(1, len(shared.stages) - 1)])
         self.backbones: Any = nn.ModuleDict(dict(zip(tasks, own, strict=True)))
         self.takes_pairs = hasattr(shared, "double_inputs")
@@ -81,7 +81,7 @@ def fuse(fusions: nn.ModuleList, state: Any, common: Any) -> Any:
 
 
 class Fusion(nn.Module):
-    """A 1x1 convolution of two maps without bias, which begins as their mean."""
+    """A 1x1 convolution of two maps, without bias, initialized to their mean."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -21,13 +21,14 @@ from polyptych.types import TaskFeatures
 
 
 class LoRA(Encoder):
-    """W x + alpha / rank B A x in the linear layers that the targets name; W stands still. Everything else of the
-    trained weights stands still too, but for what ``train`` names; a pyramid on a plain transformer's last map learns.
+    """W x + (alpha / rank) B A x in the linear layers that the targets name, with W frozen. All other pretrained
+    weights are frozen too, except those that ``train`` names; a pyramid on the last map of a plain transformer is
+    trained.
 
     `polyptych export` merges the updates into the weights: the file is as fast as one without them.
 
     Raises:
-        InputError: no linear layer has such a name, or an option out of range.
+        InputError: no linear layer has such a name, or an option is out of range.
     """
 
     example = "test_vit"
@@ -37,18 +38,18 @@ class LoRA(Encoder):
         rank: int = 8
         """Rank of the updates."""
         alpha: float = 8.0
-        """Scale of the updates times their rank (or its root with rslora)."""
+        """Scale of the updates times their rank (times its square root with rslora)."""
         rslora: bool = False
         """Scale by alpha over the root of the rank (Kalajdzievski 2023, arXiv 2312.03732)."""
         dropout: float = 0.0
-        """Dropout of what enters the updates."""
+        """Dropout on the input of the updates."""
         targets: tuple[str, ...] = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
-        """Names of the linear layers to adapt: whole, or their last part."""
+        """Names of the linear layers to adapt: full names, or their last part."""
         pattern: str = ""
-        """Regular expression for the whole names (as timm has them) of the layers to adapt, in place of targets; for
+        """Regular expression for the full timm names of the layers to adapt, in place of targets; for
         example .*\\.attn\\.(qkv|proj)"""
         train: Literal["nothing", "norms", "biases"] = "nothing"
-        """What else of the trained weights learns."""
+        """Which other pretrained weights are trained."""
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__()
@@ -64,13 +65,13 @@ class LoRA(Encoder):
             found = list(linear_layers(self.backbone.stages, config.targets, config.pattern))
         except re.error as error:
             raise InputError("encoder.pattern", f"'{config.pattern}' ({error})", "a regular expression",
-                             "correct --encoder.pattern") from None
+                             "fix the syntax of --encoder.pattern") from None
         if not found:
             got = f"'{config.pattern}'" if config.pattern else ", ".join(config.targets)
             raise InputError("encoder.pattern" if config.pattern else "encoder.targets",
-                             f"{got}, which no linear layer of this backbone is called",
+                             f"{got}, which names no linear layer of this backbone",
                              "names of linear layers, such as qkv and proj in a transformer's attention",
-                             "change it, or choose a transformer as --backbone.model")
+                             "name layers of this backbone, or choose a transformer as --backbone.model")
         for parent, name, linear in found:
             setattr(parent, name, LowRankLinear(linear, config.rank, scale, config.dropout))
 

@@ -22,24 +22,24 @@ class Mtan(Encoder):
         a_{t,l} = sigmoid(h_{t,l}([u_l ; R_{l-1}(a_{t,l-1})])) * p_l
 
     where h is two 1x1 convolutions and R, the refinement to the channels and the size of the next stage, is the same
-    for all tasks. A task's pyramid is the backbone's, made of its attended maps a; what R makes of them only guides the
-    next masks. With every mask at 1, all tasks have the features of ``shared``.
+    for all tasks. A task's pyramid has the shape of the backbone's and consists of its attended maps a; the refined
+    maps R(a) only guide the next masks. If every mask were 1, all tasks would have the features of ``shared``.
 
-    The form is the backbone's own where one is published (SegNet with attention on the way down and up, the wide
-    residual network, whose last attended map is refined once more). Any other network has the residual form of the
-    survey (Vandenhende et al., TPAMI 2021, arXiv 2004.13379): u enters the last block of a stage and p leaves it, masks
-    are narrow, and R is a bottleneck. Where a stage cannot be cut before its last block, u is p; where branches run in
-    parallel (HRNet), each has masks; where a network is a single stage, the maps of its pyramid take the place of
-    stages. The survey's heads read the last map alone (``--decoder.head aspp``), others can read them all.
+    Backbones with a published form use that (SegNet, with attention on the way down and up; the wide residual network,
+    whose last attended map is refined once more). All others use the residual form of the survey (Vandenhende et al.,
+    TPAMI 2021, arXiv 2004.13379): u enters the last block of a stage and p leaves it, masks are narrow, and R is a
+    bottleneck. If a stage cannot be split before its last block, u is p; parallel branches (HRNet) each have their own
+    masks; if a network is a single stage, the maps of its pyramid take the place of stages. The survey's heads read the
+    last map alone (``--decoder.head aspp``), others can read them all.
 
-    ``shared`` are the maps u and p. R, which all tasks share as well, comes after this cut: a balancer that works on
-    features weighs it as it weighs heads.
+    ``shared`` are the maps u and p. R is also shared by all tasks, but comes after this cut: a balancer that works on
+    features treats it like the heads.
     """
 
     def __init__(self, config: Encoder.Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__()
         self.backbone = backbone.build()
-        self._trunk = (trunk_of(self.backbone),)  # in a tuple, or SegNet, its own trunk, would be saved twice
+        self._trunk = (trunk_of(self.backbone),)  # in a tuple, because SegNet is its own trunk and would be saved twice
         self.spec = dict.fromkeys(tasks, self.backbone.spec)
         self.multiple, self.mean, self.std = self.backbone.multiple, self.backbone.mean, self.backbone.std
         attention = self.trunk.attention
@@ -50,14 +50,14 @@ class Mtan(Encoder):
 
     @property
     def trunk(self) -> Trunk:
-        """The backbone as something to attend to."""
+        """The backbone, in the form that attention needs."""
         return self._trunk[0]
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
         pairs = []
         shared: dict[int, Tensor] = {}
         for entry, end in self.trunk.attention_maps(image):
-            # Off the way of the backbone, so that the gradient by one map does not run through the next.
+            # Views beside the backbone's main path: the gradient by one map must not pass through the next.
             shared |= {id(x): x.view_as(x) for x in (*entry, *end) if id(x) not in shared}
             pairs.append(([shared[id(x)] for x in entry], [shared[id(x)] for x in end]))
         features = {task: self.trunk.attended_features(self._attend(masks, pairs))
@@ -73,6 +73,6 @@ class Mtan(Encoder):
                 before = self.steps[number - 1](attended[-1], entry)
                 inputs = [torch.cat([x, y], dim=1) for x, y in zip(entry, before, strict=True)]
             attended.append(mask(inputs, end))
-        if len(self.steps) == len(attended):  # the backbone wants the last map refined too
+        if len(self.steps) == len(attended):  # the backbone needs the last map refined too
             attended[-1] = self.steps[-1](attended[-1], attended[-1])
         return attended

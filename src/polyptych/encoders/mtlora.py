@@ -30,23 +30,23 @@ TRAINED = r"norm|patch_embed|relative_position_bias_table|downsample\.reduction"
 
 
 class MTLoRA(Encoder):
-    """Every linear layer of the blocks has an update for all tasks. In the last block of a stage, the features part:
-    the output projection of the attention and the MLP also have an update for each task. What parts goes on to the
-    task's decoder; only the common features enter the next stage.
+    """Every linear layer of the blocks has a low-rank update that all tasks share. In the last block of a stage, the
+    tasks branch: the output projection of the attention and the MLP also have an update per task. The branched features
+    go to the task's decoder; only the common features enter the next stage.
 
-    On Swin, as published, a stage's merging of patches belongs to its end: the maps have strides 8, 16, 32 and 32. On a
-    plain vision transformer (not published), the last block of every quarter parts.
+    On Swin, as published, patch merging belongs to the end of a stage: the maps have strides 8, 16, 32 and 32. On a
+    plain vision transformer (not published), tasks branch in the last block of every quarter.
 
-    Frozen are the weights and biases of the linear layers in the blocks (and, on a plain transformer, what no paper
-    trains: special tokens, positions, layer scales). Norms, the embedding of patches, tables of relative positions and
-    the merging of patches learn; with ``merging low_rank`` (MTLoRA+) the last is frozen and has an update too. The
-    scale multiplies an update as it is, whatever its rank (peft divides by the rank).
+    The weights and biases of the linear layers in the blocks are frozen (on a plain transformer also special tokens,
+    position embeddings and layer scales, which no paper trains). Norms, the patch embedding, relative position tables
+    and patch merging are trained; with ``merging low_rank`` (MTLoRA+) patch merging is frozen and has an update too.
+    The scale multiplies an update directly, whatever its rank (peft divides by the rank).
 
-    There is no cut: what all tasks share and what they do not alternate within a block, so balancers compare
+    ``shared`` is empty, because shared and task-specific computations alternate within a block; balancers compare
     gradients of parameters.
 
     Raises:
-        InputError: a backbone of another kind, or an option out of range.
+        InputError: an unsupported backbone, or an option out of range.
     """
 
     example = "test_vit"
@@ -54,24 +54,24 @@ class MTLoRA(Encoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(Encoder.Config):
         ranks: tuple[int, ...] = (64,)
-        """Rank of the updates for all tasks: one for all stages, or one for each."""
+        """Rank of the common updates: one for all stages, or one for each."""
         task_rank: int = 4
-        """Rank of the updates for a task; 0 leaves them out (all tasks get the same features)."""
+        """Rank of the updates per task; 0 leaves them out (all tasks get the same features)."""
         task_ranks: dict[str, str] = field(default_factory=dict)
         """Ranks of single tasks in place of task_rank, one for all stages or one for each: semseg 4,4,8,8"""
         scale: float = 4.0
-        """Multiplies updates for all tasks."""
+        """Multiplies the common updates."""
         task_scale: float = 4.0
-        """Multiplies updates for a task."""
+        """Multiplies the updates per task."""
         dropout: float = 0.05
-        """Dropout of what enters the updates."""
+        """Dropout on the input of the updates."""
         task_output: Literal["own", "both"] = "own"
-        """Update in a task's output: its own alone (published as mode matrix), or the common one too (matrixv2)."""
+        """Updates in a task's output: only its own (published as mode matrix), or also the common one (matrixv2)."""
         merging: Literal["trained", "low_rank"] = "trained"
-        """Whether Swin's merging of patches is trained, or frozen with an update (MTLoRA+)."""
+        """Whether Swin's patch merging is trained, or frozen with a low-rank update (MTLoRA+)."""
         reduce: tuple[int, ...] = (18, 36, 72, 144)
-        """Channels to which 1x1 convolutions of each task bring the maps (one number for each map; none leaves the
-        maps as they are)."""
+        """Channels to which a 1x1 convolution per task reduces the maps (one number for each map; none leaves the maps
+        as they are)."""
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__()
@@ -90,7 +90,7 @@ class MTLoRA(Encoder):
             for block in blocks:
                 self._adapt(block, rank, own if block is blocks[-1] else {})
             following = stages[number + 1:number + 2] if self.is_swin and config.merging == "low_rank" else []
-            for merging in following:  # a stage ends with what timm has at the beginning of the next
+            for merging in following:  # the end of a stage here is the beginning of the next in timm
                 down = inside(merging).downsample
                 down.reduction = self._low_rank(down.reduction, rank, {})
         spec = self.backbone.spec
@@ -133,7 +133,7 @@ class MTLoRA(Encoder):
 
     def _swin(self, stage: nn.Module, following: nn.Module | None,
               state: Float[Tensor, "b c h w"]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The state is that after the merging of patches, which ended the stage before."""
+        """The state is that after patch merging, which ended the previous stage."""
         *blocks, last = inside(stage).blocks
         x = state.permute(0, 2, 3, 1)
         for block in blocks:
@@ -159,12 +159,12 @@ class MTLoRA(Encoder):
         return stage.to_state(common, state), {task: _grid(stage.to_state(own, state)) for task, own in parted.items()}
 
     def _part(self, block: Any, x: Tensor, attend: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The common features after a block, and those of each task."""
+        """Run a block in which tasks branch; returns the common features and those of each task."""
         if not block.attn.proj.tasks:
             moved = x + block.drop_path1(_scaled(block, 1, attend(block.norm1(x))))
             common = moved + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(moved))))
             return common, {task: common.view_as(common) for task in self.tasks}
-        # Stochastic depth is drawn for each stream by itself.
+        # Stochastic depth is drawn separately for each stream.
         attended = attend(block.norm1(x)).chunk(1 + len(self.tasks), -1)
         moved, *own = [x + block.drop_path1(_scaled(block, 1, y)) for y in attended]
         outputs = _through(block.mlp, block.norm2(moved), [block.norm2(y) for y in own])
@@ -174,7 +174,7 @@ class MTLoRA(Encoder):
 
 
 def _scaled(block: Any, number: int, x: Tensor) -> Tensor:
-    """After the block's layer scale, if it has one."""
+    """Apply the block's layer scale, if it has one."""
     layer: Any = getattr(block, f"ls{number}", None)
     if layer is not None:
         return layer(x)
@@ -183,7 +183,7 @@ def _scaled(block: Any, number: int, x: Tensor) -> Tensor:
 
 
 def _through(mlp: Any, x: Tensor, own: list[Tensor]) -> list[Tensor]:
-    """A block's MLP, of the common features and of each task's."""
+    """Apply a block's MLP to the common features and to those of each task."""
     if isinstance(mlp, SwiGLU):
         gate: Any = mlp.fc1_g
         value: Any = mlp.fc1_x
@@ -210,7 +210,7 @@ def _build(config: Backbone.Config) -> Timm:
             and all(type(block) in (Block, EvaBlock) for block in blocks))
         if known and blocks and all(type(block.mlp) in (Mlp, SwiGLU) for block in blocks):
             if config.norm_maps:
-                raise InputError("backbone.norm_maps", "norms, with encoder 'mtlora'", "none: it has maps of its own",
+                raise InputError("backbone.norm_maps", "norms, with encoder 'mtlora'", "none: its maps are its own",
                                  "leave it out")
             return backbone
     raise InputError(where, "a network whose blocks encoder 'mtlora' cannot run", "a Swin transformer (not v2) or a "
@@ -220,7 +220,7 @@ def _build(config: Backbone.Config) -> Timm:
 def _ranks(given: tuple[int, ...], number: int, where: str) -> tuple[int, ...]:
     if len(given) not in (1, number):
         raise InputError(where, " ".join(map(str, given)), f"one rank, or one for each of the {number} stages",
-                         "correct it")
+                         "give one rank, or that many")
     return given * number if len(given) == 1 else given
 
 
@@ -235,14 +235,15 @@ def _ranks_of_tasks(config: MTLoRA.Config, tasks: tuple[str, ...], number: int) 
         try:
             ranks = tuple(int(part) for part in text.split(","))
         except ValueError:
-            raise InputError(where, f"'{text}'", "whole numbers, such as 4,4,8,8", "correct it") from None
+            raise InputError(where, f"'{text}'", "whole numbers, such as 4,4,8,8",
+                             "separate them by commas") from None
         if min(ranks) < 0:
-            raise InputError(where, f"'{text}'", "0 or more", "correct it")
+            raise InputError(where, f"'{text}'", "0 or more", "use 0 for no update")
         found[task] = _ranks(ranks, number, where)
     without = [task for task, ranks in found.items() if 0 in ranks]
     if without and any(any(ranks) for ranks in found.values()):
         raise InputError("encoder.task_ranks", f"0 for {', '.join(without)} and more for others", "updates for every "
-                         "task in every stage, or for none", "correct it")
+                         "task in every stage, or for none", "set all ranks above 0, or all to 0")
     return found
 
 

@@ -23,16 +23,16 @@ from polyptych.types import Features
 
 class Nddr(SideBySide):
     """After a stage, task i continues with ReLU(BatchNorm(W_i [x_1; ...; x_T])), where W_i is a 1x1 convolution without
-    bias from T times the channels back to the channels. W_i begins as multiples of the identity: cross-stitch with its
-    channels connected.
+    bias from T times the channels back to the channels. W_i is initialized to multiples of the identity, so that it
+    begins as a cross-stitch unit; training then also mixes channels.
 
     The paper starts from networks that were trained for one task each (``--start RUN``, a run of ``single``). Weight
-    decay of W, which the paper counts as a part of the layer, is the optimizer's, as for any convolution; the authors
-    train by SGD at 1e-3, 100 times that for the units, with a decay of 2.5e-4.
+    decay of W, which the paper treats as part of the layer, is that of the optimizer, as for any convolution; the
+    authors train with SGD at 1e-3, 100 times that for the units, and a weight decay of 2.5e-4.
 
-    The shortcut variant brings the results of all units to the resolution of the coarsest map and reduces them, with
-    that map, to its channels (1x1 convolution, BatchNorm, activation). How the paper starts that convolution is not
-    known here: it begins as the identity on the coarsest map.
+    The shortcut variant resizes the outputs of all units to the coarsest map, concatenates them with it, and reduces
+    them to its channels (1x1 convolution, BatchNorm, activation). How the paper initializes that convolution is unknown
+    to us; here it begins as the identity on the coarsest map.
 
     Raises:
         InputError: ``own`` or the momentum is not between 0 and 1, or the learning-rate factor is not positive.
@@ -84,7 +84,7 @@ class Nddr(SideBySide):
         return reductions
 
     def _early(self, backbone: Backbone, states: list[Any]) -> list[Tensor]:
-        """The results of all units before those of the last stage."""
+        """The outputs of all units before those of the last stage."""
         return [x for stage in self.mixed_stages[:-1] for x in backbone.grids(states[stage])]
 
     def finish(self, task: str, backbone: Backbone, states: list[Any]) -> Features:
@@ -114,7 +114,7 @@ class Reduction(nn.Module):
 
 
 class NddrUnit(nn.Module):
-    """The reductions of all tasks at one place. ``starts[i][j]``: what task i begins to take of task j."""
+    """The reductions of all tasks at one place. ``starts[i][j]``: initial weight of task j's features for task i."""
 
     def __init__(self, starts: list[list[float]], channels: int, config: Nddr.Config):
         super().__init__()

@@ -17,15 +17,15 @@ from polyptych.errors import InputError
 
 
 class PGT(TaskConditional):
-    """Each task, stage and block has its own learned tokens. They stand in front of the tokens of every window (of all
-    patches, on a plain transformer), enter attention as they are, without the block's norm, and their outputs are
-    dropped; the next block has others.
+    """Each task has its own learned tokens in every block of every stage. They precede the tokens of every window (on a
+    plain transformer, of all patches), enter attention without the block's norm, and their outputs are discarded; the
+    next block has its own.
 
-    The paper's decoder is ``--decoder pgt``; its maps are those before the merging of patches, without norms, in
-    windows of ``--backbone.swin-windows published``.
+    The paper's decoder is ``--decoder pgt``; it reads the maps before patch merging, without norms, with windows as in
+    ``--backbone.swin-windows published``.
 
     Raises:
-        InputError: no prompts, or a backbone whose attention cannot take them.
+        InputError: no prompts, or a backbone whose attention does not support them.
     """
 
     example = "test_vit"

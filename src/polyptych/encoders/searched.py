@@ -22,16 +22,17 @@ from polyptych.types import TaskFeatures
 
 
 class Searched(Encoder):
-    """What tasks share exists once, what they do not share exists once per task, and nothing else is left.
+    """Parts that tasks share exist once, parts that they do not share exist once per task, and unused parts are
+    removed.
 
-    The backbone is built (with its weights), captured and compacted; every copy of a part begins with the backbone's
+    The backbone is built (with its weights), captured and compacted; every copy of a part starts with the backbone's
     weights. Without a policy everything is shared. The tasks of the run must be those of the policy, in any order.
 
-    ``shared`` are the values at which the tasks part; where they part step by step, those before the first parting and
-    those that all tasks still have in common at the end.
+    ``shared`` are the values at which the tasks branch. If they branch in several steps, these are the values before
+    the first branching, and those that all tasks still share at the end.
 
     Raises:
-        InputError: the policy is missing, not one, or of another backbone or other tasks.
+        InputError: the policy is missing, invalid, or for another backbone or other tasks.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,10 @@ class Searched(Encoder):
 
 
 def decode(text: str) -> Policy:
-    """
+    """Parse the text of a policy.
+
     Raises:
-        InputError: not a policy.
+        InputError: it is not a policy.
     """
     try:
         data = json.loads(text)

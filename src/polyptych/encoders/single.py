@@ -1,7 +1,7 @@
 """A separate backbone for every task: the single-task reference.
 
-With plain heads and equal weights the tasks train as if each had a run of its own (they see the same batches), which
-is what delta_mtl compares with.
+With plain heads and equal weights, tasks train as if in separate runs (on the same batches); this is the reference for
+delta_mtl.
 """
 
 from __future__ import annotations

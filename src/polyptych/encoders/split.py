@@ -26,10 +26,10 @@ class Split(Encoder):
     ``--backbone.bottom-width 1024``, deep with ``--backbone.doubled``. With ``private`` 5, SegNet has a decoder per
     task.
 
-    ``shared`` are the maps of the trunk that tasks read: the one at which they part, and those of the pyramid.
+    ``shared`` are the maps of the trunk that tasks read: the one at which they branch, and those of the pyramid.
 
     Raises:
-        InputError: not fewer private stages than the backbone has.
+        InputError: as many private stages as the backbone has, or more.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Split(Encoder):
         self.tasks, self.parted = tasks, config.private > 0
         self.trunk = nn.ModuleList(list(first.stages)[:at])
         branches = [first, *(backbone.build() for _ in tasks[1:])] if self.parted else [first]
-        for branch in branches:  # the last stages, and what a backbone makes of its states
+        for branch in branches:  # the last stages, and how a backbone makes features of its states
             branch.stages = nn.ModuleList(list(branch.stages)[at:])
         self.branches = nn.ModuleList(branches)
 
@@ -68,7 +68,7 @@ class Split(Encoder):
 
     @staticmethod
     def _follow(branch: Any, common: list[Any]) -> Features:
-        """The pyramid of a task, from the states of the trunk on."""
+        """The pyramid of a task, continued from the states of the trunk."""
         states = list(common)
         for stage in branch.stages:
             states.append(stage(states[-1]))
@@ -76,7 +76,7 @@ class Split(Encoder):
 
 
 def _read_states(backbone: Backbone, states: list[Any]) -> list[int]:
-    """Which states the pyramid is made of, measured by gradients."""
+    """Indices of the states that the pyramid depends on, found by gradients."""
     with torch.enable_grad():
         watched = [with_maps(state, [x.detach().requires_grad_() for x in maps_of(state)]) for state in states]
         total = torch.stack([x.sum() for x in backbone.features(watched).maps]).sum()

@@ -25,31 +25,33 @@ RUNNERS: tuple[type[PromptedViT | PromptedSwin], ...] = (PromptedViT, PromptedSw
 
 
 class TaskPrompter(Encoder):
-    """One prompt per task runs through all blocks of a vision transformer beside the patches, with the blocks' own
-    weights, so that prompts, places and other tasks' prompts attend to each other; another attention, of its own
-    weights, lets it pick channels (:class:`polyptych.encoders._task_prompts.ChannelPrompts`).
+    """One prompt per task runs through all blocks of a vision transformer alongside the patches, with the blocks' own
+    weights, so that prompts, positions and other tasks' prompts attend to each other. A second attention, with weights
+    of its own, attends to channels (:class:`polyptych.encoders._task_prompts.ChannelPrompts`).
 
-    After each stage (of a plain vision transformer: each quarter of the blocks, whatever ``backbone.vit_pyramid``
-    says; the last one after the final norm) task t gets the map
+    After each stage (in a plain vision transformer: each quarter of the blocks, whatever ``backbone.vit_pyramid`` is;
+    the last one after the final norm) task t gets the map
 
         concat(x + S_t x, x + R_t x)                                                   twice as many channels as x
 
-    where S_t (heads h w) are its prompt's scores for the places, one head's for that head's slice of channels, and R_t
-    (channels n n) those for the channels, in n x n windows. So any decoder works. What prompts say to each other comes
-    along as ``TaskFeatures.affinities``, for the decoder of the same name. S_t and R_t are kept in float32.
+    where S_t (heads h w) are the attention scores of its prompt for positions, each head's applied to that head's slice
+    of channels, and R_t (channels n n) are those for channels, in n x n windows. Any decoder can read these maps.
+    Scores between prompts are passed along as ``TaskFeatures.affinities``, for the decoder of the same name. S_t and
+    R_t are kept in float32.
 
     Differs from the published code on vision transformers in five options; ``channel="published"``, ``scores="raw"``,
     ``stochastic_depth="separate"``, ``initial="published"`` and ``prefix_tokens=False`` are that code. By default, the
-    attended value of the channels is used; scores are divided by the root of the number of products in them, as in
-    every attention (raw ones are tens of times larger than the features that they multiply); a block is skipped for
-    prompts and patches at once; and class and register tokens stay if the backbone has them. In a Swin transformer
-    prompts join every window; :class:`polyptych.encoders._prompted_swin.PromptedSwin` says what the published Swin
-    network does otherwise.
+    value of the channel attention is used; scores are divided by the square root of the number of products in them, as
+    in any attention (raw scores are tens of times larger than the features that they multiply); stochastic depth skips
+    a block for prompts and patches together; and class and register tokens are kept if the backbone has them. In a Swin
+    transformer, prompts join every window; :class:`polyptych.encoders._prompted_swin.PromptedSwin` lists the
+    differences from the published Swin network.
 
-    The layers of the channel attention belong to the grid of ``size``. Other sizes work, by resizing.
+    The layers of the channel attention have the grid of ``size``; for other image sizes, maps are resized to it.
 
     Raises:
-        InputError: a bad option, or a backbone that is neither a plain vision transformer of timm nor its Swin (v1).
+        InputError: a bad option, or a backbone that is neither a plain vision transformer nor a Swin transformer (v1)
+            of timm.
     """
 
     example = "test_vit"
@@ -100,7 +102,8 @@ class TaskPrompter(Encoder):
         self.multiple, self.mean, self.std = self.backbone.multiple, self.backbone.mean, self.backbone.std
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> TaskFeatures:
-        """``shared`` has all that the tasks' maps are made of: the maps, and the scores as maps (b k _ _)."""
+        """``shared`` has everything that the tasks' maps are computed from: the maps, and the scores as maps (b k _
+        _)."""
         levels = [_branches(replace(level, map=self.backbone.normed(number, level.map)), self.config.scores)
                   for number, level in enumerate(self.prompted(self.backbone.stages, image))]
         features = {task: Features(tuple(self._for_task(*level[:3], number) for level in levels))
@@ -109,7 +112,7 @@ class TaskPrompter(Encoder):
 
     def _for_task(self, x: Float[Tensor, "b c h w"], spatial: Float[Tensor, "b s h w"],
                   channel: Float[Tensor, "b r n n"], task: int) -> Float[Tensor, "b d h w"]:
-        """x with the places and x with the channels that the task asks for, each added to x itself."""
+        """x weighted by the scores for positions, and x weighted by those for channels, each added to x itself."""
         places = spatial.unflatten(1, (-1, len(self.tasks)))[:, :, task]
         channels = channel.unflatten(1, (len(self.tasks), -1))[:, task]
         asked = (x.unflatten(1, (places.shape[1], -1)) * places.unsqueeze(2)).flatten(1, 2)
@@ -117,7 +120,7 @@ class TaskPrompter(Encoder):
 
 
 def _build(config: Backbone.Config) -> tuple[Timm, type[PromptedViT | PromptedSwin]]:
-    """The backbone, and what runs prompts through it."""
+    """The backbone, and the class that runs prompts through it."""
     where = f"backbone '{config.name}'"
     if isinstance(config, Timm.Config):
         where = f"backbone.model '{config.model}'"
@@ -125,14 +128,15 @@ def _build(config: Backbone.Config) -> tuple[Timm, type[PromptedViT | PromptedSw
         for runner in RUNNERS:
             if runner.fits(backbone.stages):
                 return backbone, runner
-    raise InputError(where, "a network whose attention encoder 'task_prompter' cannot join",
+    raise InputError(where, "a network whose attention does not support the prompts of 'task_prompter'",
                      "a plain vision transformer or a Swin transformer (not v2)",
                      "choose for instance --backbone.model vit_base_patch16_384")
 
 
 def _branches(level: Level, kind: Literal["scaled", "raw"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The map (b c h w), the scores for places (b heads*t h w), for channels (b t*c n n) and for prompts (b heads t t),
-    the latter as they multiply features; none of them on the way to another."""
+    scaled as they multiply features. Each is a branch of its own, so that the gradient by one does not pass through
+    another."""
     places, channels = (level.width**-0.5, level.pixels**-0.5) if kind == "scaled" else (1.0, 1.0)
     return (level.map.view_as(level.map), (level.spatial * places).flatten(1, 2),
             (level.channel * channels).flatten(1, 2), level.affinities * places)

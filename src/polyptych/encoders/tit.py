@@ -19,10 +19,11 @@ from polyptych.errors import InputError
 
 
 class TIT(TaskConditional):
-    """y + adapter(y) in place of the output y of each attention and each MLP. An adapter is narrow, and one matrix in
-    it indicates the task (``mix``), or all of it belongs to the task (``own``). It does not begin as the identity.
+    """y + adapter(y) replaces the output y of each attention and each MLP. An adapter is a narrow bottleneck. Either a
+    single matrix in it is task-specific (``mix``), or the task has the whole adapter to itself (``own``). The result
+    does not begin as the identity.
 
-    The paper's decoder is ``--decoder tit``; windows as in ``--backbone.swin-windows published``.
+    The paper's decoder is ``--decoder tit``, with windows as in ``--backbone.swin-windows published``.
 
     Raises:
         InputError: a backbone without blocks, or one that is too narrow.
@@ -33,11 +34,11 @@ class TIT(TaskConditional):
     @dataclass(frozen=True, kw_only=True)
     class Config(TaskConditional.Config):
         adapter: Literal["mix", "own"] = "mix"
-        """Adapter: the paper's Mix Task Adapter, or one of each task by itself."""
+        """Adapter: the paper's Mix Task Adapter, or a separate one per task."""
         down: int = 4
-        """Divides the width of a block: the width at which the task is indicated (mix), or that of an own adapter."""
+        """Divides the width of a block: gives the width of the task-specific matrix (mix), or of a separate adapter."""
         reduction: int = 2
-        """Divides that width once more: the rank of what tasks have in common (mix)."""
+        """Divides that width once more: gives the rank of the shared matrices (mix)."""
 
     def __init__(self, config: Config, *, backbone: Backbone.Config, tasks: tuple[str, ...]):
         super().__init__(backbone, tasks)
@@ -54,7 +55,7 @@ class TIT(TaskConditional):
         middle = width // config.down
         inner = middle // config.reduction if config.adapter == "mix" else middle
         if inner < 1:
-            raise InputError("encoder.down", f"{config.down}, of a width of {width}", "a width of 1 or more inside",
+            raise InputError("encoder.down", f"{config.down}, of a width of {width}", "an inner width of 1 or more",
                              "lower --encoder.down or --encoder.reduction")
         return MixTaskAdapter(self.tasks, width, middle, inner) if config.adapter == "mix" else \
             OwnAdapter(self.tasks, width, middle)
@@ -78,7 +79,7 @@ class Adapted(nn.Module):
 
 
 class MixTaskAdapter(nn.Module):
-    """n to k for all tasks, k to m for the task (the Task Indicating Matrix), GELU, m to k and k to n for all."""
+    """n to k (shared), k to m (per task: the Task Indicating Matrix), GELU, m to k and k to n (shared)."""
 
     def __init__(self, tasks: tuple[str, ...], n: int, m: int, k: int):
         super().__init__()
@@ -91,7 +92,7 @@ class MixTaskAdapter(nn.Module):
 
 
 class OwnAdapter(nn.Module):
-    """n to m, GELU, m to n, of each task by itself."""
+    """n to m, GELU, m to n, separately for each task."""
 
     def __init__(self, tasks: tuple[str, ...], n: int, m: int):
         super().__init__()

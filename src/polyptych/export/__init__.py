@@ -1,1 +1,1 @@
-"""One file that runs a trained network elsewhere: ONNX or torch.export, checked against the network it came from."""
+"""Export of a trained network to one file, ONNX or torch.export, which is checked against the network."""

@@ -3,8 +3,8 @@
 ``torch.export.load`` trusts its file: weights marked ``use_pickle`` and custom objects are unpickled, operators are
 looked up by name anywhere below ``torch``, sizes are evaluated by sympy, names of inputs and guards become Python
 source.
-So the archive is read here, as zip and JSON; what a network needs is checked against short lists and copied into a new
-archive in memory, the rest is refused or left out. Only that copy is given to torch.
+Therefore the archive is first read here, as zip and JSON. Entries that a network needs are checked against allowlists
+and copied into a new archive in memory; everything else is refused or left out. Only that copy is passed to torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from polyptych.errors import InputError, first_line
 from polyptych.export.metadata import KEY
 
-PLAIN = re.compile(r"[\w.\-]*\Z", re.ASCII)  # of every string and key: no quotes, brackets, spaces
+PLAIN = re.compile(r"[\w.\-]*\Z", re.ASCII)  # for every string and key: no quotes, brackets, spaces
 SPEC = re.compile(r"[\w\s.,:\"\[\]{}]*\Z", re.ASCII)  # nested tuples and dicts as JSON
 OPERATOR = re.compile(
     r"torch\.ops\.aten\.(?!from_file)\w+\.\w+"
@@ -38,12 +38,13 @@ LARGEST_JSON = 256 * 2**20
 
 
 def clean(path: Path) -> tuple[bytes, bytes]:
-    """
+    """Check an archive and copy its safe contents.
+
     Returns:
         The metadata as JSON text, and an archive that torch may read.
 
     Raises:
-        InputError: it is no whole archive of an exported program, or holds what a network does not need.
+        InputError: it is not a complete archive of an exported program, or holds entries that a network does not need.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -102,7 +103,7 @@ def copy_names(copy: zipfile.ZipFile) -> set[str]:
 
 
 def _checked(value: Any, key: str = "") -> Any:
-    """The JSON of a program, without what is only for people to read."""
+    """The JSON of a program, checked, and without entries that are only for human readers."""
     if isinstance(value, dict):
         if bad := FORBIDDEN & {name for name, item in value.items() if item is not None}:
             raise _Refused(f"an object of its own ({min(bad)})")
@@ -143,4 +144,4 @@ def _check_text(text: str, key: str) -> None:
 
 
 class _Refused(Exception):
-    """An entry is not among what a network needs."""
+    """An entry is not one that a network needs."""

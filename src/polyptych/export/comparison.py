@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the network does: on noise and on pictures, at several batches and sizes."""
+"""Compares an exported file with its network, on noise and on pictures, for several batch and image sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference of one task, as a share of the tolerance's scale, and where it is."""
+    """The largest difference of one task, on the scale of the tolerance, and its position."""
 
     task: str
     value: float
@@ -27,14 +27,14 @@ class Difference:
 def compare(model: FileModel, network: Network, tolerance: float, size: Size) -> dict[str, Difference]:
     """The largest difference of every task.
 
-    A difference counts as it is where predictions are small, and relative to the largest prediction of the task where
-    that exceeds 1: sums over a whole image are only as exact as float32.
+    Differences are absolute if predictions are small, and relative to the largest prediction of the task if that
+    exceeds 1, because sums over a whole image are only as precise as float32.
 
     Args:
-        size: that the graph accepts, or near which a graph for any size is tried.
+        size: size that the graph accepts; a graph for any size is tried near it.
 
     Raises:
-        InputError: one exceeds the tolerance (or is not a number); the message says which task and where.
+        InputError: a difference exceeds the tolerance (or is NaN); the message names the task and the position.
     """
     worst: dict[str, Difference] = {}
     for images in probes(model.fixed, size):
@@ -45,7 +45,7 @@ def compare(model: FileModel, network: Network, tolerance: float, size: Size) ->
             if not difference.value <= tolerance:
                 raise InputError(f"task '{task}'", f"a difference of {difference.value:.3g} at {difference.place}",
                                  f"at most {tolerance:g} between the exported model and the network",
-                                 "no file was written; raise --tolerance if that is near enough")
+                                 "no file was written; raise --tolerance if that is close enough")
             if task not in worst or difference.value > worst[task].value:
                 worst[task] = difference
     return worst

@@ -1,4 +1,4 @@
-"""Export: a trained run becomes one file, which is compared with the network before it takes its place."""
+"""Export of a trained run to one file, which is compared with the network before it is put in place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polyptych.run import read_run
 
 @dataclass(frozen=True)
 class Exported:
-    """The exported file, and how far it is from the network."""
+    """The exported file, and its differences from the network."""
 
     path: Path
     metadata: ExportMetadata
@@ -37,15 +37,15 @@ def export(folder: Path, *, format: FormatName = "onnx", size: Size | None = Non
 
     Args:
         format: a name in :data:`polyptych.export.formats.FORMATS`.
-        size: the only height and width that the graph accepts; by default that of the training.
+        size: the only height and width that the graph accepts; by default those of training.
         dynamic: accept any size instead.
         out: the file; by default ``RUN/model.onnx`` or ``RUN/model.pt2``.
         tolerance: the largest difference from the network, see :func:`polyptych.export.comparison.compare`.
-        weights: ``last`` or ``best``; empty takes what the run selects.
+        weights: ``last`` or ``best``; by default what the run selects.
 
     Raises:
-        InputError: a bad option, no such run, a network that cannot become a graph, or a difference above the
-            tolerance. Then there is no new file, and an old one is as it was.
+        InputError: a bad option, no such run, a network that cannot be captured as a graph, or a difference above the
+            tolerance. No file is then written, and an existing one is unchanged.
     """
     check(format, size, dynamic, out, tolerance)
     run, tasks, network, step = load_network(folder, weights)
@@ -65,13 +65,14 @@ def export(folder: Path, *, format: FormatName = "onnx", size: Size | None = Non
 
 def write(network: Network, metadata: ExportMetadata, target: Path, format: FormatName,
           tolerance: float) -> dict[str, Difference]:
-    """Capture, save beside the target, read back, compare, move into place."""
+    """Capture, save next to the target, read back, compare, move into place."""
     names = tuple(metadata.tasks)
     size = metadata.size if metadata.fixed else None
     try:
         program = capture(Graph(network.eval(), names, size))
     except Exception as error:
-        raise InputError("this network", f"'{first_line(error)}' from torch.export", "a network that becomes a graph",
+        raise InputError("this network", f"'{first_line(error)}' from torch.export",
+                         "a network that can be captured as a graph",
                          "report it with this message" if size else "try a fixed size: --size H W") from error
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ def write(network: Network, metadata: ExportMetadata, target: Path, format: Form
             differences = compare(model, network, tolerance, near)
             put_in_place(temporary, target)
     except OSError as error:
-        raise InputError(target, f"'{error.strerror}'", "a place that can be written", "choose another --out") from None
+        raise InputError(target, f"'{error.strerror}'", "a writable path", "choose another --out") from None
     return differences
 
 
@@ -95,13 +96,14 @@ def save(program: torch.export.ExportedProgram, metadata: ExportMetadata, path: 
 
 
 def check(format: str, size: Size | None, dynamic: bool, out: Path | None, tolerance: float) -> None:
-    """What can be said before anything is loaded."""
+    """Check the options before anything is loaded."""
     if format not in FORMATS:
         raise InputError("--format", format, f"one of {', '.join(FORMATS)}", "choose one")
     if size is not None and dynamic:
         raise InputError("--dynamic", f"it and --size {size[0]} {size[1]}", "one of the two", "leave one out")
     if size is not None and not all(1 <= side <= LARGEST_SIDE for side in size):
-        raise InputError("--size", f"{size[0]} {size[1]}", f"a height and width from 1 to {LARGEST_SIDE}", "correct it")
+        raise InputError("--size", f"{size[0]} {size[1]}", f"a height and width from 1 to {LARGEST_SIDE}",
+                         "choose both in this range")
     if not 0 < tolerance < float("inf"):
         raise InputError("--tolerance", f"{tolerance:g}", "a positive number", "use for instance 1e-4")
     if out is not None and (out.suffix.lower() != FORMATS[format].ending or out.is_dir()):

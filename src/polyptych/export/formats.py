@@ -23,10 +23,10 @@ class FileFormat:
     """One kind of file.
 
     Attributes:
-        ending: of its files.
-        summary: its help.
+        ending: extension of its files.
+        summary: help text.
         model: name of the class in :mod:`polyptych.export.runtime` that writes, opens and runs it.
-        writing, reading: packages that this needs beside PyTorch.
+        writing, reading: packages needed for this in addition to PyTorch.
     """
 
     ending: str

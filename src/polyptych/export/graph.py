@@ -1,4 +1,4 @@
-"""A network as one graph: bytes of an image in, a raw prediction for every task out; normalized and padded inside."""
+"""A network as one graph: image bytes in, a raw prediction for every task out; normalization and padding are inside."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Size = tuple[int, int]
 
 
 class Graph(nn.Module):
-    """A network whose outputs stand in the order of the tasks, written without a branch on the size of the image.
+    """A network with outputs in the order of the tasks, without a branch on the size of the image.
 
-    It computes what :class:`polyptych.networks.Network` does in evaluation: rows and columns are repeated by indexing,
-    which is the same as padding with the border's values and has the same form where nothing is missing.
+    It computes the same as :class:`polyptych.networks.Network` in evaluation. Rows and columns are repeated by
+    indexing, which equals padding with border values and needs no branch if there is nothing to pad.
     """
 
     def __init__(self, network: Network, tasks: tuple[str, ...], size: Size | None):
@@ -52,7 +52,7 @@ def _repeated(size: int | torch.SymInt, padded: int | torch.SymInt, image: Tenso
 
 
 def capture(graph: Graph) -> torch.export.ExportedProgram:
-    """The graph with a batch of any size, and images of any size if it has none of its own."""
+    """Capture the graph for any batch size, and for any image size unless the graph has a fixed one."""
     multiple = graph.network.encoder.multiple
     height, width = graph.size or (3 * multiple + 1 if multiple > 1 else 67, 4 * multiple + 3 if multiple > 1 else 93)
     dimensions = {0: torch.export.Dim.DYNAMIC}
@@ -68,9 +68,9 @@ def capture(graph: Graph) -> torch.export.ExportedProgram:
 
 
 def _drop_assertions(program: torch.export.ExportedProgram) -> None:
-    """Without what the tracer asserts about sizes. Most of it is about strides in memory (a view that is free at one
-    size and a copy at another), which no result depends on; whether any result does is what the comparison with the
-    eager network at several sizes is for."""
+    """Remove the tracer's assertions about sizes. Most concern memory strides (an operation that is a view at one size
+    and a copy at another), on which no result depends; the comparison with the eager network at several sizes would
+    reveal any that matters."""
     nodes = program.graph.nodes
     for node in [node for node in nodes if node.target is torch.ops.aten._assert_scalar.default]:
         program.graph.erase_node(node)
@@ -82,10 +82,10 @@ def _drop_assertions(program: torch.export.ExportedProgram) -> None:
 
 def write_onnx(program: torch.export.ExportedProgram, tasks: tuple[str, ...], path: Path,
                metadata: dict[str, str]) -> None:
-    """The program as one ONNX file, with named input, outputs and dimensions."""
+    """Write the program as one ONNX file, with named input, outputs and dimensions."""
     import onnx
 
-    names = ["output_" + task for task in tasks]  # a node may already be called like a task
+    names = ["output_" + task for task in tasks]  # a node may already have the name of a task
     with quiet():
         exported = torch.onnx.export(program, input_names=[INPUT], output_names=names, dynamo=True, verbose=False,
                                      optimize=True)
@@ -99,8 +99,7 @@ def write_onnx(program: torch.export.ExportedProgram, tasks: tuple[str, ...], pa
 
 
 def rename(model, names: dict[str, str]) -> None:
-    """Give outputs of a graph the names of tasks. An output of the same value twice, and a name that is in use, get an
-    Identity of their own."""
+    """Rename the outputs of a graph after the tasks. Duplicate outputs, and names in use, get an Identity node."""
     import onnx
 
     graph = model.graph
@@ -124,7 +123,7 @@ def rename(model, names: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the exporters print and log about themselves."""
+    """Context that suppresses the output and logs of the exporters."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""What an exported file says about itself: tasks, labels, sizes, where it comes from. JSON, read strictly."""
+"""Metadata of an exported file: tasks, labels, sizes, origin. JSON, read strictly."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from polyptych.tasks._base import CATALOG, Task
 from polyptych.types import LabelInfo
 
 KEY = "polyptych"
-"""Of the JSON text in ONNX's ``metadata_props``; in a .pt2 archive it is ``extra/polyptych``."""
+"""Key of the JSON text in ONNX's ``metadata_props``; in a .pt2 archive it is ``extra/polyptych``."""
 FORMAT = 2
-"""Version of the form of the metadata. It rises when files are written that older versions cannot read."""
-LARGEST = 4 * 2**20  # characters; thousands of class names fit many times
+"""Version of the metadata format. It is raised when older versions can no longer read new files."""
+LARGEST = 4 * 2**20  # characters; ample for thousands of class names
 _NAME = re.compile(r"\w[\w.+ -]{0,100}")
 
 
@@ -29,18 +29,18 @@ class ExportMetadata:
     """The contents of the metadata.
 
     Attributes:
-        name: of the run.
-        protocol: of its data.
-        tasks: what is predicted, in the order of the outputs.
-        labels: what the dataset said of them: classes, colors, units.
-        mean, std: by which the graph normalizes RGB in [0, 1]; for information, it is done inside.
-        size: height and width that the network was trained at; None is the image's own.
-        fixed: the graph accepts ``size`` only.
-        quantization: of the weights and activations.
-        step: of the weights.
-        multiple: the graph repeats the last row and column until height and width are multiples of this, and cuts the
-            predictions again; for information, it is done inside.
-        outputs: what the channels of every output mean. (Both are of format 2.)
+        name: name of the run.
+        protocol: protocol of its data.
+        tasks: the tasks, in the order of the outputs.
+        labels: label information of the dataset: classes, colors, units.
+        mean, std: normalization of RGB in [0, 1]; for information only, because the graph applies it.
+        size: height and width of the training images; None means the image's own size.
+        fixed: whether the graph accepts only ``size``.
+        quantization: quantization of the weights and activations.
+        step: training step of the weights.
+        multiple: the graph repeats the last row and column until height and width are multiples of this, and crops the
+            predictions; for information only.
+        outputs: what the channels of every output mean. (The last two since format 2.)
     """
 
     name: str
@@ -62,7 +62,7 @@ class ExportMetadata:
         return f"{self.name}{protocol}" + (f", {self.quantization} INT8" if self.quantization else "")
 
     def build_tasks(self) -> dict[str, Task]:
-        """The tasks, which decode and paint."""
+        """Build the tasks, for decoding and painting."""
         return {name: config.build(labels=self.labels[name]) for name, config in self.tasks.items()}
 
 
@@ -86,7 +86,7 @@ def from_json(text: str | bytes, where: object) -> ExportMetadata:
     """The inverse of :func:`to_json`. Nothing but names of known tasks and plain values is accepted.
 
     Raises:
-        InputError: it is not such a text, or one of a newer version.
+        InputError: it is not valid metadata, or of a newer version.
     """
     if len(text) > LARGEST:
         raise _refused(where, f"metadata of {len(text)} characters")
@@ -99,7 +99,7 @@ def from_json(text: str | bytes, where: object) -> ExportMetadata:
         return _checked(envelope.model, where)
     except InputError:
         raise
-    except Exception as error:  # whatever a Config says of values that nobody can have meant
+    except Exception as error:  # whatever a Config raises for absurd values
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise _refused(where, f"metadata that cannot be read ({reason})") from None
 
@@ -109,7 +109,7 @@ def _checked(model: dict[str, Any], where: object) -> ExportMetadata:
     if not isinstance(tasks, dict) or not tasks:
         raise _refused(where, "metadata without tasks")
     for name, config in tasks.items():
-        if not _NAME.fullmatch(name):  # a name becomes a part of file names
+        if not _NAME.fullmatch(name):  # names become part of file names
             raise _refused(where, f"a task called {name[:80]!r}")
         kind = config.get("name") if isinstance(config, dict) else None
         if kind not in CATALOG.names():  # a name becomes an import, so it must be one of the known

@@ -1,5 +1,5 @@
-"""INT8: weights (and, when static, the ranges of activations) in eight bits, with what that costs on the validation
-split."""
+"""INT8 quantization: weights (and, if static, activation ranges) in eight bits, with the loss of quality measured on
+the validation split."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Quantized:
 
 def check_quantized(format: str, size: Size | None, dynamic: bool, out: Path | None, tolerance: float,
                     calibration: int) -> None:
-    """What can be said against a quantized export before any file is read."""
+    """Check the options of a quantized export before any file is read."""
     if format != "onnx":
         raise InputError("--quantize", f"--format {format}", "--format onnx", "leave --format out")
     if calibration < 1:
@@ -82,8 +82,8 @@ def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size |
              out: Path | None = None, tolerance: float = 1e-4, weights: str = "", calibration: int = 32) -> Quantized:
     """Export in float32, compare, quantize, and measure both on the validation split.
 
-    ``dynamic`` has the ranges of activations measured anew for every image; ``static`` learns them from the first
-    ``calibration`` validation images (min and max) and has one scale per output channel of a convolution.
+    ``dynamic`` measures the ranges of activations for every image; ``static`` takes them from the first ``calibration``
+    validation images (min and max), and uses one scale per output channel of a convolution.
 
     Raises:
         InputError: as :func:`polyptych.export.exporting.export`; another format than ONNX; the data is not there.
@@ -116,7 +116,8 @@ def quantize(folder: Path, method: Method, *, format: str = "onnx", size: Size |
 
 def quantize_file(source: Path, target: Path, method: Method, metadata: ExportMetadata, images: Iterator[Tensor],
               calibration: int) -> None:
-    """An ONNX file in INT8; ``images`` are batches of which static quantization sees ``calibration`` images."""
+    """Quantize an ONNX file to INT8; ``images`` are batches, of which static quantization uses ``calibration``
+    images."""
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -138,7 +139,7 @@ def quantize_file(source: Path, target: Path, method: Method, metadata: ExportMe
     prepared = source.with_name("prepared.onnx")
     with quiet():
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        # Only these have INT8 kernels that are worth their conversions.
+        # Only these have INT8 kernels that pay for the conversions.
         kinds: dict[str, Any] = {"op_types_to_quantize": ["Conv", "MatMul", "Gemm"]}
         if method == "dynamic":
             quantize_dynamic(str(prepared), str(target), weight_type=QuantType.QUInt8, **kinds)

@@ -19,10 +19,10 @@ from polyptych.tasks._base import Task
 
 
 class FileModel(ABC):
-    """A kind of file that predicts: how it is written, opened and run, and what all kinds have in common.
+    """Base of all kinds of exported files: writing, opening and running them.
 
     Attributes:
-        metadata: what the file says of itself.
+        metadata: metadata of the file.
         tasks, size, fixed, caption: see :class:`polyptych.prediction.model.Model`.
     """
 
@@ -66,7 +66,7 @@ class FileModel(ABC):
 
     @abstractmethod
     def _run(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw predictions as the file gives them."""
+        """Raw predictions of the file."""
 
 
 class OnnxModel(FileModel):
@@ -92,11 +92,11 @@ class OnnxModel(FileModel):
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4
         try:
-            # From memory: a file that names other files for its weights is then refused.
+            # From memory: this refuses a file that refers to other files for its weights.
             session = onnxruntime.InferenceSession(_read(path), options, providers=["CPUExecutionProvider"])
         except InputError:
             raise
-        except Exception as error:  # onnxruntime has a class for each of its states, without a common one
+        except Exception as error:  # onnxruntime has many exception classes without a common base
             raise InputError(path, f"a file that onnxruntime cannot open ({first_line(error)})", "a whole ONNX model",
                              "export the run again") from None
         text = session.get_modelmeta().custom_metadata_map.get(KEY)
@@ -127,7 +127,7 @@ class ExportedModel(FileModel):
 
     @staticmethod
     def write(program: torch.export.ExportedProgram, metadata: ExportMetadata, path: Path) -> None:
-        content = io.BytesIO()  # torch's own writer does not say that a disk is full
+        content = io.BytesIO()  # torch's own writer does not report a full disk
         with quiet():
             torch.export.save(program, content, extra_files={KEY: to_json(metadata)})
         path.write_bytes(content.getbuffer())

@@ -1,4 +1,4 @@
-"""Over what values are computed before they are averaged, and how the name of a number says it.
+"""Over which images values are computed before they are averaged, and how the name of a number shows it.
 
 A file of its own because lists of protocols and reports read it without loading torch.
 """
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from typing import Literal
 
 Accumulation = Literal["global", "image", "batch", "batch_weighted"]
-"""``global``: nothing is averaged, all pixels of the set count equally. ``image``: every image by itself. ``batch``:
-every batch by itself, all with equal weight, so that the result depends on the batch size and favors a short last
-batch. ``batch_weighted``: a batch weighs as much as it has images."""
+"""``global``: no averaging, all pixels of the set count equally. ``image``: mean over images. ``batch``: mean over
+batches with equal weights, so that the result depends on the batch size and overweights a short last batch.
+``batch_weighted``: mean over batches, weighted by their numbers of images."""
 
 _SUFFIXES: Mapping[str, str] = {"global": "", "image": "_per_image", "batch": "_per_batch",
                                 "batch_weighted": "_per_weighted_batch"}
 
 
 def number_name(metric: str, accumulation: str) -> str:
-    """``RMSE``, or ``RMSE_per_image``: the name of a number says how it was accumulated unless that was globally."""
+    """``RMSE``, or ``RMSE_per_image``: the name of a number shows how it was accumulated, unless globally."""
     return metric + _SUFFIXES[accumulation]
 
 

@@ -1,4 +1,4 @@
-"""A metric is a set of named sums: they add up over batches and processes, and the result follows from them."""
+"""A metric is a set of named sums, which add up over batches and processes and determine the result."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Metric(ABC):
     By default pixels count equally over the whole set (global accumulation), not per image or per batch.
 
     Attributes:
-        accumulation: how the values come about, see :data:`polyptych.metrics._accumulation.Accumulation`. It belongs
-            to every number.
-        ignores: which pixels do not count, in words.
-        beside_headline: names of sums from which no task's headline follows and which are too large to be kept a
-            hundred times (:mod:`polyptych.metrics._resampling`).
+        accumulation: how the values are accumulated, see :data:`polyptych.metrics._accumulation.Accumulation`. It is
+            recorded with every number.
+        ignores: description of the pixels that do not count.
+        beside_headline: names of sums that no task's headline depends on and that are too large to keep a hundred
+            copies of (:mod:`polyptych.metrics._resampling`).
     """
 
     accumulation: Accumulation = "global"
@@ -36,7 +36,7 @@ class Metric(ABC):
 
     @property
     def options(self) -> dict[str, bool | float | str]:
-        """Choices that change the values, by name; they belong to every number too."""
+        """Options that change the values, by name; they are recorded with every number too."""
         return {}
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Metric(ABC):
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def merge(self, other: Metric) -> None:
-        """Add what another accumulator of the same kind has seen."""
+        """Add the sums of another accumulator of the same kind."""
         self.add(**other.sums)
 
     @abstractmethod
@@ -59,21 +59,21 @@ class Metric(ABC):
         Batch, without padding."""
 
     def update_batch(self, parts: Sequence[Part]) -> None:
-        """Add a batch whose images may differ in size: each part is what :meth:`update` takes."""
+        """Add a batch whose images may differ in size: each part has the arguments of :meth:`update`."""
         for part in parts:
             self.update(*part)
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """The results by name, in the order in which a table shows them; NaN for what nothing was seen of."""
+        """The results by name, in the order of tables; NaN for results without any data."""
 
     def breakdown(self) -> dict[str, float]:
-        """The headline by class, where there are classes."""
+        """The headline by class, if there are classes."""
         return {}
 
 
 class FinalMetric(Metric):
-    """A metric that takes too long to be watched: it is measured when a run is finished, and not at validations.
+    """A metric too slow for validation during training: it is computed only when a run is finished.
 
     Attributes:
         higher_is_better: direction of every value.
@@ -88,19 +88,19 @@ def ratio(numerator: Tensor, denominator: Tensor) -> float:
 
 
 def histogram(index: Int[Tensor, ...], bins: int) -> Int[Tensor, bins]:
-    """How often each of ``0 .. bins - 1`` occurs. As ``torch.bincount(index, minlength=bins)``, which on CUDA
-    waits for the minimum and the maximum of its input; every index must lie in the range."""
+    """How often each of ``0 .. bins - 1`` occurs. Like ``torch.bincount(index, minlength=bins)``, which on CUDA waits
+    for the minimum and the maximum of its input; here every index must be in range."""
     flat = index.reshape(-1)
     one = torch.ones((), dtype=torch.int64, device=flat.device)
     return torch.zeros(bins, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, one.expand_as(flat))
 
 
 class Averaged(Metric):
-    """A metric computed for every image (or every batch) by itself and then averaged: the accumulation of several
-    published protocols (ASTMT depth, MTAN, CAGrad, AdaShare), which is not comparable with the global one.
+    """A metric computed separately for every image (or batch) and then averaged: the accumulation of several published
+    protocols (ASTMT depth, MTAN, CAGrad, AdaShare), which is not comparable with the global one.
 
-    An image or batch in which nothing can be measured has no value and no weight. With several processes each averages
-    its own batches.
+    An image or batch without anything to measure has no value and no weight. With several processes, each averages its
+    own batches.
 
     Args:
         make: constructs the metric that is averaged.
@@ -144,6 +144,6 @@ class Averaged(Metric):
 
 
 def accumulated(make: Callable[[], Metric], over: Accumulation) -> Metric:
-    """``global``: all pixels of the set count equally. ``image`` and ``batch``: the metric of every image or batch by
-    itself, then their mean, as some protocols have it."""
+    """Accumulate a metric globally (all pixels of the set count equally), or as the mean over images or batches, as
+    some protocols do."""
     return make() if over == "global" else Averaged(make, over)

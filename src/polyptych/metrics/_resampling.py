@@ -1,13 +1,13 @@
-"""How far other test images would have moved a number: the metric over many random weightings of the images.
+"""How much a number depends on the choice of test images: the metric under many random weightings of the images.
 
 A Poisson bootstrap. Each of :data:`REPLICATES` replicates gives every block of consecutive images a random weight
 (Poisson with mean 1, which is drawing blocks with replacement when there are many) and adds up the metric's sums with
-these weights; the spread of the results is that of test sets of the same size. A block is one batch of evaluation:
-images that stand beside each other often show the same scene and are not independent, and a batch costs nothing to take
-apart, whereas measuring every image by itself would take as long as measuring again.
+these weights; the spread of the results estimates that over test sets of the same size. A block is one evaluation
+batch: neighboring images often show the same scene and are not independent, and the sums of a batch come at no extra
+cost, whereas separate sums per image would take as long as measuring again.
 
-The weights depend on the position of a block alone. Two networks that were tested on the same images in the same order
-are therefore weighted alike, so that the spread of their *difference* follows from their replicates pair by pair.
+The weights depend only on the position of a block. Two networks tested on the same images in the same order therefore
+get the same weights, so that the spread of their *difference* can be computed from pairs of replicates.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch import Tensor
 from polyptych.metrics._base import Metric
 
 REPLICATES = 100
-"""The deviation over so many replicates is known to 7%."""
+"""With this many replicates, the standard deviation is known to 7%."""
 
 
 class Resampling:
-    """Watches metrics as they see one batch after another. Their own sums stay as they are.
+    """Follows metrics from batch to batch, without changing their sums.
 
     Attributes:
-        replicates: by task, a metric whose sums have one more dimension in front; to be added up over processes.
+        replicates: by task, a metric whose sums have an additional first dimension; to be summed over processes.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class Resampling:
         """Begin, before the first batch.
 
         Args:
-            stream: number of the process; processes weigh their blocks independently.
+            stream: number of the process; processes draw the weights of their blocks independently.
         """
         self._watched, self._stream = metrics, stream
         self.replicates = {task: copy.deepcopy(metric) for task, metric in metrics.items()}
         self._before = {task: {} for task in metrics}
 
     def block(self) -> None:
-        """After every batch: what the sums grew by since the last one is a block."""
+        """Call after every batch: the increase of the sums since the last call is one block."""
         weights = block_weights(self._stream, self._blocks)
         self._blocks += 1
         for task, metric in self._watched.items():
@@ -62,11 +62,11 @@ class Resampling:
             self._before[task] = dict(metric.sums)  # a metric replaces its sums and never changes them in place
 
     def record(self, headlines: Mapping[str, str], images: int) -> dict[str, Any]:
-        """What is kept: the headline of every replicate by task; after everything was added up over processes.
+        """The headline of every replicate by task, for the record; call after summing over processes.
 
         Args:
-            headlines: the name of each task's.
-            images: in a block.
+            headlines: name of the headline of each task.
+            images: number of images in a block.
         """
         return {"images_in_block": images,
                 "headlines": {task: self._values(task, headline) for task, headline in headlines.items()}}
@@ -76,7 +76,7 @@ class Resampling:
         found = []
         for index in range(REPLICATES if replicates.sums else 0):
             metric = copy.copy(replicates)
-            # What does not bear on the headline is there only so that the other results can be computed at all.
+            # Sums that do not affect the headline are needed only so that compute() runs.
             metric.sums = {name: replicates.sums[name][index] if name in replicates.sums else value
                            for name, value in whole.sums.items()}
             found.append(float(metric.compute()[headline]))
@@ -84,6 +84,6 @@ class Resampling:
 
 
 def block_weights(stream: int, block: int) -> Int[Tensor, " r"]:
-    """How often every replicate holds this block."""
+    """The weight of this block in every replicate."""
     generator = torch.Generator().manual_seed(stream * 1_000_003 + block)
     return torch.poisson(torch.ones(REPLICATES), generator=generator).long()

@@ -29,15 +29,15 @@ def pair_files(predictions: Path, truths: Path, images: Path | None = None,
     """The files of two folders by name without suffix, sorted.
 
     Args:
-        images: text file with the names to take; everything else may be there or not.
-        suffixes: of predictions and of ground truth; where a name has several files, the first of these.
+        images: text file with the names to use; other files are ignored.
+        suffixes: suffixes of predictions and of ground truth; if a name has several files, the first suffix wins.
 
     Raises:
         InputError: no folder, no files, one folder for both, or a name without its counterpart.
     """
     found = [_files(folder, own) for folder, own in zip((predictions, truths), suffixes, strict=True)]
     if predictions.samefile(truths):
-        raise InputError(truths, "the folder of the predictions", "a folder of ground truth", "correct the path")
+        raise InputError(truths, "the folder of the predictions", "a folder of ground truth", "check the path")
     if images is not None:
         names = list(dict.fromkeys(read_lines(images)))
         if not names:
@@ -54,18 +54,18 @@ def pair_files(predictions: Path, truths: Path, images: Path | None = None,
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     if not folder.is_dir():
-        raise InputError(folder, "no such folder", "a folder with one file per image", "correct the path")
+        raise InputError(folder, "no such folder", "a folder with one file per image", "check the path")
     if not (found := files_by_stem(folder, suffixes)):
-        raise InputError(folder, "a folder without such files", f"files *{', *'.join(suffixes)}", "correct the path")
+        raise InputError(folder, "a folder without such files", f"files *{', *'.join(suffixes)}", "check the path")
     return found
 
 
 def read_probabilities(path: Path) -> Float[np.ndarray, "h w"]:
-    """One map from 0 to 1, float64: of a picture the share of the highest value that its bits allow, of an array
-    (.npy) floats from 0 to 1, bytes or 16 bits as in a picture, or bool.
+    """One map from 0 to 1, float64: from a picture, values divided by the largest that its bits allow; from an array
+    (.npy), floats from 0 to 1, 8- or 16-bit values as in a picture, or bool.
 
     Raises:
-        InputError: there is something else in the file.
+        InputError: the file holds something else.
     """
     if path.suffix.lower() == ".npy":
         return probabilities(read_npy(path), path)

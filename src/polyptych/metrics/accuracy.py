@@ -1,4 +1,4 @@
-"""Accuracy of one class per image: how often the truth is the most probable class, or among the first five."""
+"""Accuracy of image classification: how often the label is the most probable class, or among the top five."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIRST = 5
 
 class Accuracy(Metric):
     """``top1`` and ``top5``: share of the images, in percent, whose label is among the one or five classes with the
-    highest scores. Of equal scores the lower class id wins, so that a constant score is not always right. With five
+    highest scores. On ties the lower class id wins, so that a constant score is not always right. With five
     classes or fewer ``top5`` is always 100.
 
     An image counts if it has any valid pixel and a label from 0 to the number of classes - 1.

@@ -1,4 +1,4 @@
-"""Angles between predicted and true surface normals: mean, median, RMSE, shares within a limit."""
+"""Angles between predicted and true surface normals: mean, median, RMSE, percentages below limits."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class AngularError(Metric):
 
     def _median(self) -> float:
         cumulative = self.sums["histogram"].cumsum(0)
-        # The two pixels in the middle; where the count is odd they are the same one.
+        # The two middle pixels; if the count is odd, they are the same.
         middle = torch.stack([(cumulative[-1] - 1) // 2, cumulative[-1] // 2])
         bins = torch.searchsorted(cumulative, middle, right=True)
         return float((bins.double() + 0.5).mean() / BINS_PER_DEGREE)
 
 
 def unit_vectors(vectors: Float[Tensor, "b 3 h w"], shortest: float = 1e-6) -> Float[Tensor, "b 3 h w"]:
-    """Vectors of length 1. Those below ``shortest`` remain shorter, which bounds the gradient.
+    """Scale vectors to unit length. Those shorter than ``shortest`` remain shorter, which bounds the gradient.
 
-    As ``torch.nn.functional.normalize(vectors, dim=1)``, whose norm over the channels is slow on a CPU (40 times).
+    Like ``torch.nn.functional.normalize(vectors, dim=1)``, whose norm over the channels is 40 times slower on a CPU.
     """
     return vectors / vectors.square().sum(1, keepdim=True).clamp(min=shortest**2).sqrt()
 
@@ -69,7 +69,7 @@ def _unit(vectors: Float[Tensor, "b 3 h w"], shortest: float = 1e-6) -> Float[Te
 
 
 def _squared_length(vectors: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
-    """Sum of squares over the channels: ``square().sum(1)`` without its copy of all three, which takes most of an
-    evaluation's time at the labels' size."""
+    """Sum of squares over the channels: ``square().sum(1)`` without its copy of all three, which would take most of the
+    time of an evaluation at the labels' size."""
     x, y, z = vectors.unbind(1)
     return (x * x).addcmul_(y, y).addcmul_(z, z)

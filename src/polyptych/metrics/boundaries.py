@@ -1,4 +1,4 @@
-"""Fast boundary F measure with a pixel tolerance, for monitoring training (not odsF)."""
+"""Fast boundary F-measure with a pixel tolerance, for monitoring training (not odsF)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyptych.metrics._base import Metric, ratio
 
 
 class BoundaryF(Metric):
-    """F measure of a boundary map at one threshold, in percent, on the device and in milliseconds.
+    """F-measure of a boundary map at one threshold, in percent, computed on the device in milliseconds.
 
     A predicted boundary pixel is right if a true one lies within the tolerance; a true one is found if a
     predicted one does. Counts add up over all images; ``precision`` and ``recall`` are their shares and ``F``
@@ -20,7 +20,7 @@ class BoundaryF(Metric):
 
     **This is not the odsF of the papers** (Martin, Fowlkes, Malik, PAMI 2004): predictions are not thinned,
     pixels are not matched one to one, the threshold is not optimized, and the neighborhood is a square. Thick
-    predictions are punished less. Use it to watch a training; numbers for a table come from the benchmark.
+    predictions are penalized less. Use it to monitor training; take numbers for tables from the benchmark.
 
     Args:
         threshold: a probability above it is a boundary.

@@ -38,16 +38,16 @@ from polyptych.metrics._boundary_benchmark.protocols import BenchmarkSettings
 from polyptych.metrics._boundary_benchmark.protocols import protocol as named_protocol
 from polyptych.metrics._saved_maps import Pair, pair_files
 
-_IMAGES_PER_WORKER = 16  # a process takes about as long to start as it takes to measure these
+_IMAGES_PER_WORKER = 16  # starting a process takes about as long as measuring this many
 
 
 class BoundaryBenchmark:
     """Streaming accumulator of boundary scores: integer counts of every image, from which all scores follow.
 
-    Predictions are thinned at every threshold and matched one to one with the truth, within a tolerance: as many
-    pairs as possible and, with several truths, at the least total distance. The matching is exact and without chance.
-    The original approximates it on a random graph whose seed is the clock; its recall is lower by 0.0003 to 0.0005,
-    and two of its own runs differ by 0.0001.
+    Predictions are thinned at every threshold and matched one to one with the truth, within a tolerance: as many pairs
+    as possible and, with several truths, at the least total distance. The matching is exact and deterministic. The
+    original approximates it on a random graph seeded by the clock; its recall is lower by 0.0003 to 0.0005, and two of
+    its runs differ by 0.0001.
 
     Args:
         protocol: a name in :data:`polyptych.metrics._boundary_benchmark.protocols.PROTOCOLS` (``bsds``, ``nyud``,
@@ -75,10 +75,10 @@ class BoundaryBenchmark:
             prediction: probabilities of a boundary from 0 to 1 at the native size of the image; or one binary map
                 for every threshold, which is not suppressed but thinned.
             truths: maps of true boundaries of the same size, one for each annotator.
-            name: what the image is called in reports and errors.
+            name: name of the image in reports and errors.
 
         Raises:
-            InputError: sizes that differ, no truth, values outside of 0 to 1, a wrong number of binary maps.
+            InputError: different sizes, no truth, values outside of 0 to 1, or a wrong number of binary maps.
         """
         name = name or f"image {len(self.names)}"
         self.add_counts(_count(prediction, truths, self.protocol, name), name)
@@ -89,7 +89,7 @@ class BoundaryBenchmark:
         self.names.append(name)
 
     def merge(self, other: BoundaryBenchmark) -> None:
-        """Add the images that another benchmark has seen.
+        """Add the images of another benchmark.
 
         Raises:
             InputError: it has another protocol.
@@ -137,19 +137,19 @@ def evaluate_folders(predictions: Path, truths: Path, protocol: str | BenchmarkS
 
     Args:
         predictions: one .png (8 or 16 bits), .npy or .mat (``ucm2``, ``segs``) per image, see
-            :func:`polyptych.metrics._boundary_benchmark.folders.read_prediction`. With ``segs`` the segmentations
-            stand in place of the protocol's thresholds, numbered from 1.
+            :func:`polyptych.metrics._boundary_benchmark.folders.read_prediction`. With ``segs``, the segmentations
+            replace the protocol's thresholds, numbered from 1.
         truths: one .mat or .png per image with the same name, see
             :func:`polyptych.metrics._boundary_benchmark.folders.read_truths`.
         images: text file with the names to measure; None measures all, and every file needs its counterpart.
-        truth: what pictures of ground truth show.
+        truth: what ground-truth pictures show.
         ucm: how a contour map of double size is read.
-        workers: processes; None takes the cores, but no more than are worth their start. More than one needs the
-            ``if __name__ == "__main__"`` of Python's multiprocessing in the script that calls this.
+        workers: number of processes; None uses the cores, but no more than pay for their startup. More than one needs
+            the ``if __name__ == "__main__"`` of Python's multiprocessing in the script that calls this.
         progress: called with the number of images done and their total.
 
     Raises:
-        InputError: files that do not pair, cannot be read, or differ in size.
+        InputError: files without a counterpart, unreadable files, or different sizes.
     """
     pairs = pair_files(predictions, truths, images)
     benchmark = BoundaryBenchmark(protocol)
@@ -168,8 +168,8 @@ def evaluate_folders(predictions: Path, truths: Path, protocol: str | BenchmarkS
 
 
 def _in_order(measure: Callable[[Pair], np.ndarray], pairs: list[Pair], workers: int) -> Iterator[np.ndarray]:
-    # The first image is measured here: what is wrong with all of them shows before processes start, and these find
-    # the native code compiled.
+    # The first image is measured here: an error common to all images then shows before processes start, and these find
+    # the native code already compiled.
     yield measure(pairs[0])
     if workers == 1 or len(pairs) == 1:
         yield from map(measure, pairs[1:])
@@ -200,7 +200,7 @@ def _count(prediction: np.ndarray, truths: Sequence[np.ndarray], protocol: Bench
         raise InputError(where, f"a map of {'x'.join(map(str, shape))} pixels", "at least 2x2", "leave the image out")
     if prediction.ndim == 3 and len(prediction) != len(protocol.thresholds):
         raise InputError(where, f"{len(prediction)} binary maps", f"{len(protocol.thresholds)}, one per threshold",
-                         "give every image as many as the first one has")
+                         "give every image as many maps as the first one")
     if prediction.ndim == 2 and not (prediction.min() >= 0 and prediction.max() <= 1):  # false for NaN
         raise InputError(where, "values outside of 0 to 1, or NaN", "probabilities", "apply the sigmoid")
     return count_matches(prediction, truths, protocol)

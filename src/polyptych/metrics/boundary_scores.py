@@ -18,8 +18,8 @@ from polyptych.metrics._boundary_benchmark.protocols import protocol
 class BoundaryScores(FinalMetric):
     """odsF, oisF and AP in percent, one truth per image; about 0.1 s of processor time per image of 425x560.
 
-    Pixels without a label are taken out of prediction and truth before thinning. Predictions are rounded to 8 bits, as
-    they are where they pass through PNG files.
+    Pixels without a label are removed from prediction and truth before thinning. Predictions are rounded to 8 bits, as
+    if saved to PNG files.
 
     Args:
         name: of the protocol, see :data:`polyptych.metrics._boundary_benchmark.protocols.PROTOCOLS`.

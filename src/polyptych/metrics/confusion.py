@@ -24,17 +24,17 @@ class ConfusionMatrix(Metric):
     counts as a miss. Neither ever wraps into another class.
 
     Args:
-        num_classes: number of classes, the background included where there is one.
+        num_classes: number of classes, including the background if there is one.
         names: names of the classes for :meth:`breakdown`; their ids by default.
-        absent: what a class contributes to the mIoU that is in no label and no prediction. ``skip`` leaves it
+        absent: contribution to the mIoU of a class that is in no label and no prediction. ``skip`` leaves it
             out; ``nan`` makes the mean NaN (MTAN, CAGrad and LibMTL code); ``zero`` counts it as 0 (ASTMT,
-            survey, ATRC and InvPT code). On a full test set every class occurs and the three agree.
+            survey, ATRC and InvPT code). On a full test set every class occurs, so all three agree.
         require_tp: average only over classes with at least one true positive, as AdaShare's and AutoMTL's
-            code does. A class that is never hit is dropped, which inflates the number; only for comparison
-            with theirs.
-        union_unlabeled: a class predicted where nothing is labeled enlarges its union, as in MTAN's code of 2019
-            (with ``Averaged`` over images); only for comparison with its numbers, on labels that all have one size,
-            as padding has no label either.
+            code does. This drops classes that are never hit, which inflates the number; only for comparison with
+            theirs.
+        union_unlabeled: predictions on unlabeled pixels count toward the union, as in MTAN's code of 2019 (with
+            ``Averaged`` over images). Only for comparison with its numbers, and only if all labels have the same size,
+            because padding is unlabeled too.
     """
 
     def __init__(self, num_classes: int, names: Sequence[str] = (), absent: Absent = "skip",

@@ -21,14 +21,14 @@ _BEST = 1000  # points of a domain without errors
 def decathlon_score(accuracy: Mapping[str, float]) -> float:
     """S = sum over the domains of 1000 (max(0, Emax - E) / Emax)^2 with the error E = 1 - accuracy.
 
-    The fine-tuned baseline gets 2500. Published scores are of the test set, whose labels only the challenge's server
-    has; a score of local accuracies is not comparable with them.
+    The fine-tuned baseline scores 2500. Published scores are measured on the test set, whose labels are only on the
+    challenge's server; a score from local accuracies is not comparable with them.
 
     Args:
         accuracy: top-1 accuracy of each of the ten domains, in percent.
 
     Raises:
-        InputError: a domain is missing, unknown, or its accuracy is no percentage.
+        InputError: a domain is missing or unknown, or its accuracy is not a percentage.
     """
     for domain in LARGEST_ERROR:
         if domain not in accuracy:
@@ -39,6 +39,7 @@ def decathlon_score(accuracy: Mapping[str, float]) -> float:
             raise InputError(f"accuracy of '{domain}'", "an unknown domain", nearest(domain, LARGEST_ERROR),
                              "remove it")
         if not 0 <= value <= 100:
-            raise InputError(f"accuracy of '{domain}'", f"{value:g}", "a percentage from 0 to 100", "correct it")
+            raise InputError(f"accuracy of '{domain}'", f"{value:g}", "a percentage from 0 to 100",
+                             "multiply fractions by 100")
     return sum(_BEST * max(0.0, 1 - (1 - accuracy[domain] / 100) / largest) ** 2
                for domain, largest in LARGEST_ERROR.items())

@@ -12,15 +12,15 @@ from polyptych.metrics._base import Metric, ratio
 
 
 class DepthError(Metric):
-    """Errors of a depth map ``p`` against the truth ``y``, both in meters, over all valid pixels of all
+    """Errors of a depth map ``p`` against the label ``y``, both in meters, over all valid pixels of all
     images.
 
     ``RMSE`` = sqrt(mean (p-y)^2) in meters; ``abs`` = mean \\|p-y\\| in meters; ``rel`` = mean \\|p-y\\|/y;
     ``sq_rel`` = mean (p-y)^2/y in meters; ``log_RMSE`` = sqrt(mean (ln y - ln p)^2); ``log10`` = mean
     \\|log10 y - log10 p\\|; ``delta1..3`` = percentage of pixels with max(p/y, y/p) < 1.25^k, strictly
-    (Eigen, Puhrsch, Fergus, NeurIPS 2014, arXiv 1406.2283). ``y`` must be positive where valid. A prediction
-    that is not positive counts as 1e-9 m in every number, as in ASTMT's and the survey's evaluation. Predictions of a
-    run never come that low: the task decodes 1 mm to 1 km.
+    (Eigen, Puhrsch, Fergus, NeurIPS 2014, arXiv 1406.2283). ``y`` must be positive where valid. A prediction that is
+    not positive counts as 1e-9 m in every number, as in the evaluation of ASTMT and the survey. Predictions of a run
+    are never that small: the task decodes to 1 mm .. 1 km.
     """
 
     names = ("RMSE", "abs", "rel", "sq_rel", "log_RMSE", "log10", "delta1", "delta2", "delta3")

@@ -14,10 +14,10 @@ from polyptych.metrics._base import Metric, ratio
 class KeypointError(Metric):
     """Distance between the peak of a type's heat map and the nearest visible keypoint of this type.
 
-    Types of which an image shows no keypoint do not count there. ``error`` is the mean distance as a
-    percentage of the image's diagonal: GradNorm's measure (Chen et al., ICML 2018, arXiv 1711.02257) where a
-    type occurs once per image. ``PCK`` is the percentage of peaks within 5% of the diagonal. With several
-    persons in a picture a peak is right if it finds any one of them; nothing measures whether all are found.
+    Types without a visible keypoint in an image do not count there. ``error`` is the mean distance as a
+    percentage of the image's diagonal: this is GradNorm's measure (Chen et al., ICML 2018, arXiv 1711.02257) if a type
+    occurs once per image. ``PCK`` is the percentage of peaks within 5% of the diagonal. With several persons in an
+    image, a peak is right if it is near any one of them; whether all are found is not measured.
     """
 
     def __init__(self, limit: float = 0.05):

@@ -1,4 +1,4 @@
-"""Saliency: the F measures and the IoU of the multi-task literature, and those of salient object detection."""
+"""Saliency: the F-measures and the IoU of the multi-task literature, and the measures of salient object detection."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class SaliencyF(Metric):
     F = (1 + b) P R / (b P + R) with b = beta^2 = 0.3; maximum over t. This is ATRC's (Brüggemann et al., ICCV
     2021, arXiv 2104.13874) and what papers after it report (82-85 on PASCAL-Context).
 
-    ``mIoU_per_image``: IoU of the salient region of every image by itself (1 where both are empty), salient where p >
+    ``mIoU_per_image``: IoU of the salient region of every image (1 if both are empty), salient where p >
     t, t = 0.20, 0.25 .. 0.90; mean over images; maximum over t. This is ASTMT's (Maninis et al., CVPR 2019,
-    arXiv 1904.08918) and the survey's (65-68), which read p from 8-bit files where we do not round.
+    arXiv 1904.08918) and the survey's (65-68), which read p from 8-bit files, whereas we do not round.
 
     ``maxF_beta1_per_image``: at the thresholds of that IoU, precision tp / (tp + fp) and recall tp / (tp + fn) of
     every image (0 where undefined), means over images, F = 2 P R / (P + R) of the means (beta^2 = 1); maximum over t.
-    ASTMT's and the survey's code print it beside the IoU.
+    The code of ASTMT and the survey prints it next to the IoU.
 
-    ``maxF_SOD`` is the maximal F measure of salient object detection (Achanta et al., CVPR 2009; Borji et al., TIP
+    ``maxF_SOD`` is the maximal F-measure of salient object detection (Achanta et al., CVPR 2009; Borji et al., TIP
     2015, arXiv 1501.02741): every map is divided by its maximum, salient where it reaches t = 0/255, 1/255 .. 255/255;
     precision and recall of every image (0 where undefined), means over images, F of the means with beta^2 = 0.3;
     maximum over t.
 
-    ``MAE``, from 0 to 1 and the lower the better, is that field's other measure: the mean absolute difference between
-    the map as it is and the truth, of every image, then the mean over images.
+    ``MAE``, from 0 to 1, lower is better, is the other measure of that field: the mean absolute difference between the
+    unscaled map and the label of every image, then the mean over images.
 
     Args:
         double_sigmoid: apply a sigmoid to the probabilities once more before ``maxF``, as InvPT's code does:
-            only thresholds 0.55 to 0.70 then tell anything. For comparison with its numbers.
+            only thresholds 0.55 to 0.70 are then informative. For comparison with its numbers.
     """
 
     names = ("maxF", "mIoU_per_image", "maxF_beta1_per_image", "maxF_SOD", "MAE")
@@ -67,7 +67,7 @@ class SaliencyF(Metric):
         union = predicted + salient - hits
         iou = torch.where(union > 0, hits / union.clamp(min=1).double(), 1)
         labelled = valid.any(2).any(1)
-        # An image without a label has no hits: its precision and recall add nothing without being masked.
+        # An image without a label has no hits, so its precision and recall add nothing even unmasked.
         self.add(iou=torch.where(labelled[:, None], iou, 0).sum(0), images=labelled.sum(),
                  precision=(hits / predicted.clamp(min=1).double()).sum(0),
                  recall=(hits / salient.clamp(min=1).double()).sum(0))
@@ -77,7 +77,7 @@ class SaliencyF(Metric):
                                    valid: Bool[Tensor, "b h w"]) -> None:
         difference = torch.where(valid, (p - true.double()).abs(), 0).sum((1, 2))
         highest = torch.where(valid, p, 0).amax((1, 2), keepdim=True) if valid.numel() else p.new_zeros(len(p), 1, 1)
-        # The values of a map saved with 8 bits lie on the thresholds; rounding must not put them below.
+        # The values of an 8-bit map equal the thresholds; rounding must not move them below.
         scaled = p / torch.where(highest > 0, highest, 1) * (LEVELS - 1)
         reached = (scaled + 1e-6).floor().clamp(0, LEVELS - 1).long() + 1  # the first threshold, 0, is always reached
         hits, predicted = _cumulate(_per_image(torch.where(valid, reached, 0), true, valid, LEVELS))
@@ -107,7 +107,7 @@ class SaliencyF(Metric):
 
 def _passed(p: Float[Tensor, "b h w"], twentieths: range, inclusive: bool) -> Int[Tensor, "b h w"]:
     """How many thresholds a value reaches (``inclusive``) or exceeds."""
-    # Divided in float64 and made on the device: a copy from the host would wait for the device.
+    # Computed in float64 on the device: a copy from the host would wait for the device.
     thresholds = torch.arange(twentieths.start, twentieths.stop, dtype=torch.float64, device=p.device) / 20
     return torch.bucketize(p.contiguous(), thresholds.float(), right=inclusive)
 

@@ -18,18 +18,18 @@ from polyptych.metrics.saliency import SaliencyF
 def evaluate_saliency_maps(predictions: Path, truths: Path, *, images: Path | None = None, ignore: int | None = None,
                            double_sigmoid: bool = False,
                            progress: Callable[[int, int], None] | None = None) -> tuple[SaliencyF, list[str]]:
-    """The measures of a folder of maps, and the names of its images.
+    """Compute the measures of a folder of maps; also returns the names of its images.
 
     Args:
         predictions: one .png or .npy per image, see :func:`polyptych.metrics._saved_maps.read_probabilities`.
-        truths: one .png per image with the same name: salient above the middle of the range (0 and 255), or 0 and 1.
+        truths: one .png per image with the same name: salient above half the range (0 and 255), or 0 and 1.
         images: text file with the names to measure; None measures all, and every file needs its counterpart.
-        ignore: a value of ground truth that is no label; those pixels do not count.
+        ignore: ground-truth value that means no label; those pixels do not count.
         double_sigmoid: see :class:`polyptych.metrics.saliency.SaliencyF`.
         progress: called with the number of images done and their total.
 
     Raises:
-        InputError: files that do not pair, cannot be read, or differ in size; maps that are no probabilities.
+        InputError: files without a counterpart, unreadable files, different sizes, or maps that are not probabilities.
     """
     pairs = pair_files(predictions, truths, images, ((".png", ".npy"), (".png",)))
     metric = SaliencyF(double_sigmoid)
@@ -48,7 +48,7 @@ def evaluate_saliency_maps(predictions: Path, truths: Path, *, images: Path | No
 
 
 def read_truth(path: Path, ignore: int | None = None) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-    """What is salient, and where that is known.
+    """The salient pixels, and the mask of labeled pixels.
 
     Raises:
         InputError: not a picture of one channel.
@@ -59,5 +59,5 @@ def read_truth(path: Path, ignore: int | None = None) -> tuple[Bool[np.ndarray, 
     largest = values[valid].max(initial=0)
     if largest <= 1:  # a mask of 0 and 1, or one in which nothing is salient
         return (values > 0) & valid, valid
-    highest = 255 if largest <= 255 < highest else highest  # bytes in a file of 16 bits
+    highest = 255 if largest <= 255 < highest else highest  # 8-bit values in a 16-bit file
     return (values > highest // 2) & valid, valid

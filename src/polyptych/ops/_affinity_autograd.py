@@ -16,8 +16,9 @@ from polyptych.ops._affinity_grid import Grid
 
 
 class Gather(torch.autograd.Function):
-    """Cross-task affinity without its bias. What is kept for the backward pass are the inputs, and the lagged
-    correlations of the linear form, whose size does not depend on the image; all else is made again."""
+    """Cross-task affinity without its bias. For the backward pass it saves only the inputs and, in the linear form, the
+    lagged correlations, whose size does not depend on the image; everything else is recomputed, because autograd would
+    save U, which is k^2 times as large as the features."""
 
     @staticmethod
     def forward(ctx: Any, features: Float[Tensor, "b s c h w"], values: Float[Tensor, "b t d h w"],
@@ -57,7 +58,7 @@ class Gather(torch.autograd.Function):
 
 def _rows(features: Float[Tensor, "b s c h w"], values: Float[Tensor, "b t d h w"], kernel: Float[Tensor, "r n s k k"]
           ) -> tuple[Grid, tuple[Tensor, Tensor, Tensor]]:
-    """The inputs in the layout of the grid; positions that are not in the image have kernels of zero."""
+    """The inputs in the layout of the grid; positions outside the image get kernels of zero."""
     grid = Grid(features.shape[3], features.shape[4], kernel.shape[-1])
     filters = grid.rows(kernel.flatten(2).transpose(1, 2).unflatten(2, (grid.h, grid.w)))
     return grid, (grid.bordered_rows(features.flatten(1, 2)), grid.rows(values.flatten(1, 2)),

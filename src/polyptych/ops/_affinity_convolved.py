@@ -2,11 +2,11 @@
 
     Y_t[:, i] = sum_s sum_d K_t[i, s, d] L[t, s, d] g_s(:, i)        L[t, s, d] = sum_p V_t[:, p] g_s(:, p + d)^T
 
-L is what training a k x k convolution calls the gradient of its weight, with g as the input and V as the gradient of
-the output; so the gradients of V and g, given that of L, are a convolution and the gradient of its input. Y is a 1 x 1
-convolution of an image U with the channels K_t[i, s, d] g_s(c, i), made block by block, and again in the backward pass.
-The arithmetic is that of :mod:`polyptych.ops._affinity_linear`; oneDNN does it at twice the speed of matrix products
-through MKL on processors that MKL does not favor.
+L equals the weight gradient of a k x k convolution with input g and output gradient V. Given the gradient of L, the
+gradients of V and g are therefore a convolution and the input gradient of one. Y is a 1 x 1 convolution of an image U
+with the channels K_t[i, s, d] g_s(c, i), which is computed block by block, and again in the backward pass. The
+arithmetic is that of :mod:`polyptych.ops._affinity_linear`; on processors that MKL does not optimize for, oneDNN's
+convolutions are twice as fast as MKL's matrix products.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 BLOCK = 2**22  # numbers in a block of U (16 MiB): large enough for oneDNN to reach its speed, whatever the image
 
-# r kernels: one for each task, or one for all. e channels share a kernel: the d channels of one task, or of all.
+# r kernels: one per task, or one for all. e channels share a kernel: the d channels of one task, or of all.
 
 
 def is_preferred(features: Tensor) -> bool:
-    """Whether convolutions of such tensors go to oneDNN, which has no float64."""
+    """Whether convolutions of such tensors run in oneDNN, which has no float64."""
     return features.device.type == "cpu" and features.dtype == torch.float32 and HAS_ONEDNN
 
 
 def lagged_correlations(features: Float[Tensor, "b s c h w"], values: Float[Tensor, "b t d h w"], k: int
                         ) -> Float[Tensor, "b td sc k k"]:
-    """L, for each sample the gradient of the weight of a convolution."""
+    """L, as the weight gradient of a convolution, for each sample."""
     source, target = _image(features), _image(values)
     shape = (target.shape[1], source.shape[1], k, k)
     return torch.stack([conv2d_weight(g[None], shape, v[None], padding=k // 2)
@@ -115,7 +115,7 @@ def _lags(matrices: Float[Tensor, "r e skkc 1 1"], features: Float[Tensor, "b s 
 
 
 def _image(maps: Float[Tensor, "b s c h w"]) -> Float[Tensor, "b sc h w"]:
-    """All tasks' channels side by side, channels last in memory: no copy if they are so already."""
+    """The channels of all tasks concatenated, in channels-last memory: no copy if they are already."""
     return maps.flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
@@ -128,8 +128,8 @@ def _from_positions(rows: Float[Tensor, "b n s c"], like: Float[Tensor, "b _ _ h
 
 
 def _row_image(rows: Float[Tensor, "p q"]) -> Float[Tensor, "1 q 1 p"]:
-    """A matrix as an image of one line, channels last also in the strides of its two dimensions of size one, without
-    which torch copies it."""
+    """A matrix as an image of one row. The strides of its dimensions of size one are channels-last too, because
+    otherwise torch copies it."""
     return rows.contiguous()[None, None].permute(0, 3, 1, 2)
 
 

@@ -1,4 +1,4 @@
-"""The memory layout in which a shift of an image is an offset into it, and products that are summed in float32."""
+"""A memory layout in which shifting an image is only an offset, and matrix products that accumulate in float32."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """An h x w image, and its neighborhoods of k x k positions, as rows of a matrix.
+    """An h x w image, and its k x k neighborhoods, as rows of a matrix.
 
     An image with a border of ``margin`` zeros is stored position by position, (p c). The neighbors at offset (u, v) of
-    *all* positions are then the ``span`` consecutive rows from ``u * stride + v`` on: a view. What stands beside them
-    is stored with the same stride, so ``2 * margin`` rows between two lines of the image belong to no position. They
-    hold zeros, and therefore add nothing to any sum.
+    *all* positions are then the ``span`` consecutive rows from ``u * stride + v`` on: a view. Arrays used together with
+    them are stored with the same stride, so ``2 * margin`` rows between two lines of the image belong to no position.
+    They hold zeros, and therefore add nothing to any sum.
     """
 
     h: int
@@ -51,17 +51,17 @@ class Grid:
                 for start in (u * self.stride + v for u in range(self.k) for v in range(self.k))]
 
     def rows(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p c"]:
-        """Without a border above and below: ``span`` rows."""
+        """An image as ``span`` rows, without a border above and below."""
         lines = F.pad(image.permute(0, 2, 3, 1), (0, 0, 0, 2 * self.margin))
         return lines.flatten(1, 2).contiguous()[:, :self.span]
 
     def bordered_rows(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p c"]:
-        """With a border on all sides."""
+        """An image as rows, with a border on all sides."""
         lines = F.pad(image.permute(0, 2, 3, 1), (0, 0, *(self.margin,) * 4))
         return lines.flatten(1, 2).contiguous()
 
     def image(self, rows: Float[Tensor, "b p c"]) -> Float[Tensor, "b c h w"]:
-        """The inverse of :meth:`rows`, whatever stands between the lines."""
+        """The inverse of :meth:`rows`, ignoring what is between the lines."""
         lines = F.pad(rows, (0, 0, 0, 2 * self.margin)).unflatten(1, (self.h, self.stride))
         return lines[:, :, :self.w].permute(0, 3, 1, 2).contiguous()
 
@@ -75,8 +75,8 @@ def blocks(grid: Grid, samples: int, per_position: int, device: torch.device, *,
            ) -> Iterator[tuple[slice, slice]]:
     """Samples and positions to work on at a time, when each position of a sample needs ``per_position`` numbers.
 
-    A CPU is fastest with 2 MiB (times ``share``), which stay in its caches; a GPU with few large blocks. Neither
-    depends on the size of the image.
+    A CPU is fastest with blocks of 2 MiB (times ``share``), which fit its caches; a GPU with few large blocks. Block
+    sizes do not depend on the size of the image.
     """
     cpu = device.type == "cpu"
     together = 1 if cpu else samples
@@ -92,7 +92,7 @@ def product(a: Float[Tensor, "b m n"], b: Float[Tensor, "b n o"]) -> Float[Tenso
 
 
 def accumulate(total: Float[Tensor, "b m o"], a: Float[Tensor, "b m n"], b: Float[Tensor, "b n o"]) -> None:
-    """``total += a @ b`` with a ``total`` that is float32 at least."""
+    """``total += a @ b``, with ``total`` in float32 at least."""
     if a.dtype == torch.bfloat16:
         total += product(a, b)
     else:

@@ -2,8 +2,10 @@
 
     Y_t[:, i] = sum_s sum_d K_t[i, s, d] L[t, s, d] g_s(:, i)        L[t, s, d] = sum_p V_t[:, p] g_s(:, p + d)^T
 
-For every position the products K_t[i, s, d] g_s(c, i) form one row of a matrix U, of which Y is one matrix product
-with L; U is made block by block, and again in the backward pass.
+Why this is linear: nothing nonlinear is applied to the affinities, so the sum over positions p can be taken first. It
+is L, which does not depend on i and has only t s k^2 c d entries. For every position, the products K_t[i, s, d] g_s(c,
+i) form one row of a matrix U, and Y is the matrix product of U and L. U is computed block by block, and again in the
+backward pass, because all of it would be k^2 times as large as the features.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from torch import Tensor
 
 from polyptych.ops._affinity_grid import Grid, accumulate, blocks, product
 
-# r kernels: one for each task, or one for all. e columns share a kernel: the d channels of one task, or of all.
+# r kernels: one per task, or one for all. e columns share a kernel: the d channels of one task, or of all.
 
 
 def lagged_correlations(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor, "b p re"],
                         sources: int, kernels: int) -> Float[Tensor, "b r s kk c e"]:
-    """L, for each offset one product of all positions."""
+    """L: one matrix product over all positions per offset."""
     b, c, e = features.shape[0], features.shape[2] // sources, values.shape[2] // kernels
     dtype = torch.promote_types(features.dtype, torch.float32)
     result = features.new_empty(b, kernels, sources, grid.k**2, c, e, dtype=dtype)
@@ -40,7 +42,7 @@ def forward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor,
     here = _at_positions(grid, features, sources)
     result = torch.empty_like(values)
     columns = result.unflatten(2, (kernels, -1))
-    # U is k^2 times as large as the features: as a whole it would be what takes the memory.
+    # U is k^2 times as large as the features, so it is never stored whole.
     for samples, positions in blocks(grid, len(values), flat.shape[2], values.device):
         for r in range(kernels):
             weighted = _weighted(kernel[r, positions], here[samples, positions])
@@ -62,8 +64,8 @@ def backward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor
     d_here = _at_positions(grid, d_features, sources)
     d_kernel, d_flat = torch.zeros_like(kernel, dtype=dtype), torch.zeros_like(flat, dtype=dtype)
 
-    # Y = U L: dL = U' dY is summed over the blocks, and dU = dY L' falls apart into K and g within each block, because
-    # every entry of U is one number of K times one of g at the same position.
+    # Y = U L: dL = U' dY is summed over the blocks, and dU = dY L' splits into dK and dg within each block, because
+    # every entry of U is an entry of K times one of g at the same position.
     for samples, positions in blocks(grid, len(values), flat.shape[2], values.device):
         at = here[samples, positions]  # (b p s c)
         for r in range(kernels):
@@ -85,7 +87,7 @@ def backward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor
 
 
 def _at_positions(grid: Grid, features: Float[Tensor, "b q sc"], sources: int) -> Float[Tensor, "b p s c"]:
-    """A view: the features without their border."""
+    """The features without their border, as a view."""
     return features[:, grid.center:grid.center + grid.span].unflatten(2, (sources, -1))
 
 

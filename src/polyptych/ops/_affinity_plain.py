@@ -10,7 +10,7 @@ from torch import Tensor
 
 def materialized(features: Float[Tensor, "b s c h w"], values: Float[Tensor, "b t d h w"],
                   kernel: Float[Tensor, "r n s k k"]) -> Float[Tensor, "b t d h w"]:
-    """The paper's formulas as they stand; the mixture is a grouped convolution, one group for each position."""
+    """The paper's formulas, computed literally; the mixture is a grouped convolution with one group per position."""
     b, s, _, h, w = features.shape
     n, k = h * w, kernel.shape[-1]
     affinity = torch.einsum("bscn,bscp->bnsp", features.flatten(3), features.flatten(3)).reshape(b, n * s, h, w)
@@ -21,7 +21,7 @@ def materialized(features: Float[Tensor, "b s c h w"], values: Float[Tensor, "b 
 
 def linear(features: Float[Tensor, "b s c h w"], values: Float[Tensor, "b t d h w"],
            kernel: Float[Tensor, "r n s k k"]) -> Float[Tensor, "b t d h w"]:
-    """The linear form in few operators, all differentiable; needs k^2 times the memory of the features to train."""
+    """The linear form in a few differentiable operators; training needs k^2 times the memory of the features."""
     (h, w), k = features.shape[3:], kernel.shape[-1]
     here, source = features.flatten(3), F.pad(features, (k // 2,) * 4)
     flat, result = values.flatten(3), torch.zeros_like(values).flatten(3)

@@ -1,8 +1,9 @@
 """Cross-task affinity in quadratic time, but never with an N x N matrix; see docs/affinity.md.
 
-The paper's order of things, for some positions i at a time: their affinities with all positions, the mixture of the
-tasks' affinities around every position, the sum of all values weighted by it. Cheaper than the linear form where there
-are few positions. The backward pass makes each block again.
+Follows the paper's order of computation, for a block of positions i at a time: their affinities with all positions, the
+mixture of the tasks' affinities around every position, and the sum of all values weighted by it. This is cheaper than
+the linear form if there are few positions, because its cost does not contain the product c d. The backward pass
+recomputes each block instead of storing it, so that memory stays linear.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from polyptych.ops._affinity_grid import Grid, accumulate, blocks, product
 
-# r kernels: one for each task, or one for all. e columns share a kernel: the d channels of one task, or of all.
+# r kernels: one per task, or one for all. e columns share a kernel: the d channels of one task, or of all.
 # i: the positions of a block; p: all positions; q: all positions with their border.
 
 
@@ -59,7 +60,7 @@ def backward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor
             d_affinity[:, :, shift] += d_around[:, :, d].transpose(0, 1)
         d_affinity = d_affinity.to(features.dtype)
         everywhere, here = _per_source(features[sample], sources), _with_border(positions, grid)
-        # A = g(i) . g(q) has g on both sides: once for the block's positions, once for all.
+        # g is on both sides of A = g(i) . g(q): once for the positions of the block, once for all positions.
         accumulate(d_features[sample, :, here], d_affinity, everywhere)
         accumulate(d_features[sample], d_affinity.transpose(1, 2), everywhere[:, here])
     return d_features.transpose(1, 2).flatten(2), d_values, d_kernel
@@ -68,7 +69,7 @@ def backward(grid: Grid, features: Float[Tensor, "b q sc"], values: Float[Tensor
 def _neighborhoods(grid: Grid, features: Float[Tensor, "b q sc"], kernel: Float[Tensor, "r p s kk"]
                    ) -> Iterator[tuple[int, slice, Float[Tensor, "i skk p"]]]:
     """Block by block: a sample, some of its positions i, and their affinities A_s[i, p + d] for every source s and
-    offset d. All blocks use the same memory: fresh pages would cost as much as the arithmetic."""
+    offset d. All blocks reuse the same memory, because allocating fresh pages would cost as much as the arithmetic."""
     _, _, sources, kk = kernel.shape
     some = [positions for _, positions in blocks(grid, 1, sources * kk * grid.span, features.device, share=8)]
     memory = features.new_empty(some[0].stop, sources, kk, grid.span)
@@ -83,12 +84,12 @@ def _neighborhoods(grid: Grid, features: Float[Tensor, "b q sc"], kernel: Float[
 
 
 def _with_border(positions: slice, grid: Grid) -> slice:
-    """Where positions of the image stand in the image with border."""
+    """Positions of the image as rows of the image with border."""
     return slice(grid.center + positions.start, grid.center + positions.stop)
 
 
 def _per_source(features: Float[Tensor, "q sc"], sources: int) -> Float[Tensor, "s q c"]:
-    """A view."""
+    """The features by source task, as a view."""
     return features.unflatten(1, (sources, -1)).transpose(0, 1)
 
 

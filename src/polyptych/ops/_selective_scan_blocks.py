@@ -1,27 +1,28 @@
 """The selective scan in blocks of steps, forward and backward, without keeping its states.
 
-Layout: p sequences of l positions, d channels, n states, k paths. A path is an order of the positions; whatever is read
-or written for some steps is gathered from, or added to, the positions that the path visits then. Blocks have the axes
-(m k s p ...): m steps, k paths, s segments, p sequences.
+Layout: p sequences of l positions, d channels, n states, k paths. A path is an order of the positions; inputs of a step
+are gathered from, and outputs added to, the positions that the path visits at that step. Blocks have the axes (m k s p
+...): m steps, k paths, s segments, p sequences.
 
-A block is some consecutive steps of some rows. What a step needs beside the state before it, exp(dt A) and dt B u, is
-computed for all steps of a block at once; then one operation a step, h = f h + g, is all that must wait for its
-predecessor. Rows are independent, so those of a block are few enough that its arrays stay in the cache, and many enough
-that the operation a step outweighs the call.
+Why blocks: the recurrence is sequential, and a loop in Python over single steps is dominated by the overhead of calls
+and by memory traffic. A block is a number of consecutive steps of some rows. Everything that a step needs besides the
+previous state, exp(dt A) and dt B u, is computed for all steps of a block at once; only one operation per step, h = f h
++ g, is sequential. Rows are independent, so a block has few enough rows that its arrays stay in the cache, and enough
+rows that the arithmetic of a step outweighs the overhead of its call.
 
-Where rows are too few for that, or a device wants more at once, the steps are cut into segments that run side by side,
-twice: first from state zero, which with the decay over the segment says how it acts on the state before it, then from
-the state that the segments before it leave.
+If there are too few rows for this, or a device needs more parallelism, the steps are cut into segments that run in
+parallel, twice: first from state zero, which together with the decay over the segment determines how the segment
+transforms the state before it; then from the actual state that the previous segments produce.
 
-The gradient is a scan, too, from the last step to the first: with e the gradient of y and g that of the states,
+The gradient is also a scan, from the last step to the first. With e the gradient of y and g that of the states,
 
     g_i = C_i e_i + f_(i+1) g_(i+1)                           f = exp(dt A)
     du_i = dt_i sum_n g_i B_i                                 dB_i = sum_d g_i dt_i u_i
     ddt_i = u_i sum_n g_i B_i + sum_n A g_i f_i h_(i-1)       dC_i = sum_d h_i e_i
     dA = sum_i dt_i g_i f_i h_(i-1)
 
-The states of a block are made again from the state before it, the only one that is kept. (They could not be recovered
-backwards from the last: f underflows.)
+The states of a block are recomputed from the state before it, the only one that is stored. (They cannot be recovered
+backward from the last one, because f underflows.)
 """
 
 from __future__ import annotations
@@ -34,24 +35,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-STEPS, STEPS_IN_TRAINING = 32, 64  # of a block; training keeps the states after every so many
-LANES = 8192  # states of the rows of a block: enough to outweigh the call of an operation; all steps fit the cache
-LEAST_LANES = 256  # below this, segments run side by side
-LEAST_IN_TRAINING, SHARE_IN_TRAINING = 512, 256  # lanes: an array of a block is a small share of all states of a scan
-LEAST_CHANNELS = 32  # of a block: what lies side by side in memory
-MANY_LANES = 2**14  # of one path: without gradients, one step after the other is faster than blocks
-ON_DEVICE = 2**22  # lanes, where calls cost more and all rows are worked on at once
+STEPS, STEPS_IN_TRAINING = 32, 64  # of a block; training stores one state per block
+LANES = 8192  # states of the rows of a block: enough to outweigh the call; all steps fit the cache
+LEAST_LANES = 256  # below this, segments run in parallel
+LEAST_IN_TRAINING, SHARE_IN_TRAINING = 512, 256  # lanes; arrays of a block stay small relative to all states of a scan
+LEAST_CHANNELS = 32  # of a block, contiguous in memory
+MANY_LANES = 2**14  # of one path: without gradients, single steps are then faster than blocks
+ON_DEVICE = 2**22  # lanes; calls cost more there, and all rows run at once
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a scan is cut.
+    """How a scan is cut into blocks.
 
     Attributes:
         paths, sequences, length, channels, per_row: k, p, l, d, n.
-        segments: how many run side by side.
-        steps: of a segment in one block.
-        at_once: paths, sequences and channels of the rows of a block (and all segments).
+        segments: number of segments that run in parallel.
+        steps: steps of a segment in one block.
+        at_once: number of paths, sequences and channels in a block (which includes all segments).
     """
 
     paths: int
@@ -69,16 +70,16 @@ class Shape:
 
     @property
     def starts(self) -> range:
-        """The first step of every block, counted in its segment."""
+        """The first step of every block, relative to its segment."""
         return range(0, self.segment, self.steps)
 
     @property
     def states(self) -> tuple[int, ...]:
-        """Of the array that holds the states before every block."""
+        """Shape of the array of the states before every block."""
         return len(self.starts), self.paths, self.segments, self.sequences, self.per_row, self.channels
 
     def rows(self) -> Iterator[tuple[slice, slice, slice]]:
-        """Paths, sequences and channels of the rows that are worked on together."""
+        """Paths, sequences and channels of the rows that are processed together."""
         for starts in product(*(range(0, n, few) for n, few in zip((self.paths, self.sequences, self.channels),
                                                                    self.at_once, strict=True))):
             k, p, d = (slice(start, start + few) for start, few in zip(starts, self.at_once, strict=True))
@@ -87,11 +88,11 @@ class Shape:
 
 def shape_of(dt: Float[Tensor, "k p l d"], a: Float[Tensor, "k p n d"], training: bool, segments: int | None = None,
              steps: int | None = None, lanes: int | None = None) -> Shape:
-    """The cut that suits these shapes and their device; what is given is taken."""
+    """Choose the cut for these shapes and their device; given values are used as they are."""
     (k, p, length, d), n = dt.shape, a.shape[2]
     rows, on_device = k * p * d * n, dt.device.type != "cpu"
     if segments is None:
-        # With s segments a scan waits for 2 l / s + s operations; more than sqrt(2 l) of them gain nothing.
+        # With s segments, 2 l / s + s operations are sequential; more than sqrt(2 l) segments gain nothing.
         segments = max(1, min((ON_DEVICE if on_device else LEAST_LANES) // max(rows, 1), int((2 * length) ** 0.5)))
     steps = max(1, min(steps or (STEPS_IN_TRAINING if training else STEPS), -(-length // segments)))
     if lanes is None and on_device:
@@ -108,7 +109,7 @@ def shape_of(dt: Float[Tensor, "k p l d"], a: Float[Tensor, "k p n d"], training
 def forward(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Tensor, "k p n d"],
             b: Float[Tensor, "k p l n"], c: Float[Tensor, "k p l n"], order: Int[Tensor, "k l"], shape: Shape,
             keep: bool) -> tuple[Float[Tensor, "p l d"], Tensor | None]:
-    """The sum over the paths, and, to ``keep``, the states before every block."""
+    """The sum over the paths, and, with ``keep``, the states before every block."""
     if not keep and u.device.type == "cpu" and shape.sequences * shape.per_row * shape.channels >= MANY_LANES:
         return _step_by_step(u, dt, a, b, c, order), None
     y = torch.zeros_like(u, memory_format=torch.contiguous_format)
@@ -132,7 +133,7 @@ def forward(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Te
 def _step_by_step(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Tensor, "k p n d"],
                   b: Float[Tensor, "k p l n"], c: Float[Tensor, "k p l n"], order: Int[Tensor, "k l"]
                   ) -> Float[Tensor, "p l d"]:
-    """Where the rows of one path outweigh the calls of a step, blocks gain nothing: the recurrence, in place."""
+    """The plain recurrence, in place. If the rows of one path outweigh the calls of a step, blocks gain nothing."""
     u = _positions_first(u)
     y = torch.zeros_like(u)
     for k, positions in enumerate(order.tolist()):
@@ -195,15 +196,15 @@ def _over_channels(weights: Float[Tensor, "m k s p d"], states: Float[Tensor, "m
 
 
 def _positions_first(x: Float[Tensor, "... p l c"]) -> Float[Tensor, "... l p c"]:
-    """A copy in which positions are gathered as whole rows of memory."""
+    """A copy with positions first, so that gathering a position reads one contiguous row."""
     return x.transpose(-3, -2).contiguous()
 
 
 class Walk:
-    """Which positions the blocks visit.
+    """The positions that the blocks visit.
 
-    Steps beyond the end, in the last segment, visit the last position: what is read there is set to zero, and nothing
-    is added.
+    Steps beyond the end of the last segment visit the last position: their inputs are set to zero, and they add
+    nothing.
     """
 
     def __init__(self, order: Int[Tensor, "k l"], shape: Shape):
@@ -217,7 +218,7 @@ class Walk:
             self.inside = inside.view(shape.segments, shape.segment).t()
 
     def _visited(self, start: int) -> list[Int[Tensor, " ms"]]:
-        """Of each path, step by step."""
+        """The positions of each path, step by step."""
         return [positions[start:start + self.shape.steps].flatten() for positions in self.positions]
 
     def _masked(self, x: Float[Tensor, "m k s p c"], start: int) -> Float[Tensor, "m k s p c"]:
@@ -231,11 +232,11 @@ class Walk:
         return self._masked(joined.unflatten(0, (-1, self.shape.segments)).transpose(1, 2), start)
 
     def shared(self, x: Float[Tensor, "l p c"], start: int) -> Float[Tensor, "m k s p c"]:
-        """What all paths read."""
+        """Gather an input that all paths share."""
         return self._gathered([x] * len(self.positions), start)
 
     def each(self, x: Float[Tensor, "k l p c"], start: int) -> Float[Tensor, "m k s p c"]:
-        """What is each path's own."""
+        """Gather an input that each path has for itself."""
         return self._gathered(list(x), start)
 
     def add(self, total: Float[Tensor, "l p c"], start: int, block: Float[Tensor, "m k s p c"]) -> None:
@@ -252,8 +253,7 @@ class Walk:
 
 @dataclass
 class Block:
-    """What the steps of a block read, and what becomes of the states: ``decay`` during each step, ``states`` after it.
-    ``x`` is dt u."""
+    """Inputs and states of a block: the ``decay`` during each step, and the ``states`` after it. ``x`` is dt u."""
 
     dt: Float[Tensor, "m k s p d"]
     u: Float[Tensor, "m k s p d"]
@@ -264,7 +264,7 @@ class Block:
 
 
 class Rows:
-    """Rows that are worked on together, with room for the arrays of one block, which the next one overwrites."""
+    """Rows that are processed together, with memory for the arrays of one block, which the next block overwrites."""
 
     def __init__(self, u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Tensor, "k p n d"],
                  b: Float[Tensor, "k p l n"], c: Float[Tensor, "k p l n"], walk: Walk):
@@ -278,7 +278,7 @@ class Rows:
         return torch.mul(dt[..., None, :], self.a, out=self.room[0][:len(dt)]).exp_()
 
     def block(self, start: int, state: Float[Tensor, "k s p n d"]) -> Block:
-        """From the state before it."""
+        """Compute a block from the state before it."""
         dt, u, b = self.walk.each(self.dt, start), self.walk.shared(self.u, start), self.walk.each(self.b, start)
         x, decay = dt * u, self.decay(dt)
         states = torch.mul(x[..., None, :], b[..., None], out=self.room[1][:len(dt)])
@@ -288,7 +288,7 @@ class Rows:
 
     def adjoint(self, start: int, e: Float[Tensor, "m k s p d"], decay: Float[Tensor, "m k s p n d"],
                 carry: Float[Tensor, "k s p n d"]) -> tuple[Float[Tensor, "m k s p n d"], Float[Tensor, "k s p n d"]]:
-        """The gradient of the state after every step, and what of it reaches the state before the block."""
+        """The gradient with respect to the state after every step, and with respect to the state before the block."""
         if self.room_of_adjoint is None:
             self.room_of_adjoint = torch.empty_like(self.room[0])
         g = torch.mul(self.walk.each(self.c, start)[..., None], e[..., None, :], out=self.room_of_adjoint[:len(e)])
@@ -299,7 +299,7 @@ class Rows:
         return g, decay[0] * later
 
     def over_segment(self) -> Float[Tensor, "k s p n d"]:
-        """How much of a state is left after each segment."""
+        """The decay of a state over each whole segment."""
         total = torch.zeros_like(self.a[..., 0, :])
         for start in self.walk.shape.starts:
             total += self.walk.each(self.dt, start).sum(0)
@@ -318,7 +318,7 @@ class Rows:
         return before
 
     def exits(self, gradient: Float[Tensor, "l p d"]) -> Float[Tensor, "k s p n d"]:
-        """What reaches the state after each segment from those that follow."""
+        """The gradient with respect to the state after each segment, from all later segments."""
         carry = torch.zeros_like(self.a)
         if self.walk.shape.segments == 1:
             return carry

@@ -1,8 +1,8 @@
 """Cross-task affinity (EMA-Net) and affinity diffusion (PAP-Net) without an affinity matrix.
 
-Both compare every position of an image with every other and add up values by what they find. There is no non-linearity
-between comparison and sum, so the sum can be taken first: time and memory are linear in the number of positions, and
-the result is the same. docs/affinity.md explains the mathematics and the costs.
+Both compare every position of an image with every other, and sum values weighted by these affinities. There is no
+nonlinearity between comparison and sum, so the order can be exchanged: the result is the same, and time and memory are
+linear in the number of positions. docs/affinity.md explains the mathematics and the costs.
 
 Source: Sinodinos, Armanfard, WACV 2025, arXiv 2401.11124 (EMA-Net, CTAL)
 Source: Zhang, Cui, Xu, Yan, Sebe, Yang, CVPR 2019, arXiv 1906.03525 (PAP-Net)
@@ -21,7 +21,7 @@ from polyptych.ops import _affinity_plain as plain
 from polyptych.ops import exporting
 from polyptych.ops._affinity_autograd import Gather
 
-SMALLEST_LENGTH = 1e-6  # of a feature vector, below which it is not scaled to unit length (its gradient would explode)
+SMALLEST_LENGTH = 1e-6  # of a feature vector; shorter ones are not scaled to unit length (the gradient would explode)
 
 Method = Literal["auto", "linear", "streamed", "materialized"]
 
@@ -30,7 +30,8 @@ def cross_task_affinity(
         features: Float[Tensor, "b s c h w"], values: Float[Tensor, "b t d h w"],
         kernel: Float[Tensor, "t n s k k"] | Float[Tensor, "n s k k"], bias: Float[Tensor, "t n"] | Float[Tensor, " n"],
         *, method: Method = "auto") -> Float[Tensor, "b t d h w"]:
-    """Values of all positions p, weighted for each position i by what the tasks' features s find alike around p.
+    """Values of all positions p, weighted for each position i by its similarity to the neighborhood of p in the
+    features of all tasks s.
 
         A_s[i, p] = g_s(i) . g_s(p)                                             affinity of two positions
         M_t[i, p] = bias_t(i) + sum_s sum_d kernel_t[i, s, d] A_s[i, p + d]     zero outside the image
@@ -39,17 +40,17 @@ def cross_task_affinity(
     with g the features, V the values, and d the k x k offsets around p, in the order of ``conv2d``. There are n = h w
     positions, row by row.
 
-    Sums are at least float32. The factors of matrix products are bfloat16 under autocast to it (or for bfloat16
-    inputs) on CUDA. Elsewhere, and for float16, whose range the sums over positions leave, they are float32.
+    Sums are float32 at least. The factors of matrix products are bfloat16 on CUDA under autocast to bfloat16 (or for
+    bfloat16 inputs). Otherwise they are float32, also for float16, whose range sums over positions exceed.
 
-    Memory is O(n) in the backward pass too, except for ``materialized``. Second derivatives exist. ``torch.export`` and
-    ONNX get the linear form in plain operators, unless ``materialized`` is asked for.
+    Memory is O(n) in the backward pass too, except for ``materialized``. Second derivatives are supported.
+    ``torch.export`` and ONNX get the linear form in standard operators, unless ``materialized`` is requested.
 
     Args:
-        features: of each source task, of unit length over c at every position; this is the caller's work.
-        values: of each target task. The number of targets and of sources may differ, and so may the channels.
-        kernel: weights of each target task, or the same for all (the published code); k is odd.
-        bias: of each target task, or the same for all.
+        features: features of each source task, which the caller has scaled to unit length over c at every position.
+        values: values of each target task. Targets and sources may differ in number and in channels.
+        kernel: kernels of each target task, or one for all (the published code); k is odd.
+        bias: bias of each target task, or one for all.
         method: ``linear`` costs O(n s t k^2 c d), ``streamed`` O(n^2 (s c + t d + s k^2 t)) without ever storing n x n;
             ``auto`` takes the one with fewer :func:`operations`. ``materialized`` is the paper's formula written
             plainly, with O(n^2) memory: the reference.
@@ -85,8 +86,8 @@ def operations(positions: int, *, sources: int, targets: int, channels: int, val
                ) -> dict[str, int]:
     """The cost model behind ``method="auto"``: multiply-adds of a forward pass on one sample.
 
-    Those of large matrix products count once. What ``streamed`` does beside them moves data: every affinity goes
-    through the k^2 neighborhoods it belongs to, which takes the time of :data:`NEIGHBOR` multiply-adds each.
+    Those of large matrix products count once. ``streamed`` also moves data: every affinity is copied into the k^2
+    neighborhoods that contain it, and each copy takes the time of :data:`NEIGHBOR` multiply-adds.
     """
     window = sources * k**2
     return {"linear": 2 * positions * window * channels * targets * value_channels,
@@ -105,25 +106,27 @@ def affinity_diffusion(
 
     A[i, p] is the cosine of the features at i and p, and D the sums of its rows. With several sources, the average of
     source s, whose rows sum to one, counts ``weights[s]``: sum_s weights_s D_s^-1 A_s X. Linear in the number of
-    positions: with unit vectors F, A X = F^T (F X^T) and D = F^T (F 1). Computed in float32 at least.
+    positions, because with unit vectors F, A X = F^T (F X^T) and D = F^T (F 1), where the inner product is taken first.
+    Computed in float32 at least.
 
     Args:
-        features: of one source, or of several; any length, zero included (one shorter than 1e-6 stays as short).
+        features: features of one source or several, of any length, including zero (vectors shorter than 1e-6 are not
+            scaled to unit length).
         values: X.
         nonnegative: A[i, p] = (1 + cosine) / 2, whose rows cannot sum to zero. Otherwise the cosine itself, as
-            published; its rows may sum to nearly zero, and the result is then as large as one over that.
-        steps: how often.
-        weights: of the sources; equal, with sum one, unless given.
+            published; its rows may sum to nearly zero, and the result is then very large.
+        steps: number of repetitions.
+        weights: weights of the sources; by default equal, with sum one.
     """
     dtype, result = torch.promote_types(torch.promote_types(features.dtype, values.dtype), torch.float32), values.dtype
     with torch.autocast(features.device.type, enabled=False):
         unit = F.normalize(features.to(dtype).flatten(-2), dim=-2, eps=SMALLEST_LENGTH)
         unit = unit if features.ndim == 5 else unit[:, None]
-        if nonnegative:  # (1 + cosine) / 2 is the product of vectors that have one more coordinate
+        if nonnegative:  # (1 + cosine) / 2 is an inner product of vectors with one more coordinate
             unit = torch.cat([unit, torch.ones_like(unit[:, :, :1])], dim=2) / 2**0.5
         share = unit.new_full(unit.shape[1:2], 1 / unit.shape[1]) if weights is None else weights.to(dtype)
         row_sums = torch.einsum("bscn,bsc->bsn", unit, unit.sum(3))
-        rows = unit * (share[:, None] / row_sums)[:, :, None]  # D^-1 and the weights, on one of the two factors
+        rows = unit * (share[:, None] / row_sums)[:, :, None]  # D^-1 and the weights, applied to one of the two factors
         state = values.to(dtype).flatten(2)
         for _ in range(steps):
             state = torch.einsum("bscn,bscd->bdn", rows, torch.einsum("bscn,bdn->bscd", unit, state))
@@ -131,7 +134,7 @@ def affinity_diffusion(
 
 
 def _precision(*inputs: Tensor) -> torch.dtype:
-    """Of the factors of matrix products: bfloat16 where the products of bfloat16 can be summed in float32."""
+    """Precision of the factors of matrix products: bfloat16 if its products can be accumulated in float32."""
     device = inputs[0].device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
     if not torch.is_autocast_enabled(device):

@@ -1,4 +1,4 @@
-"""Deformable convolution: every tap of the kernel reads where an offset of its own points, between the pixels.
+"""Deformable convolution: every tap of the kernel samples at its own offset, with subpixel precision.
 
 Source: Dai, Qi, Xiong, Li, Zhang, Hu, Wei, ICCV 2017, arXiv 1703.06211 (offsets); Zhu, Hu, Lin, Dai, CVPR 2019, arXiv
 1811.11168 (the mask)
@@ -19,7 +19,7 @@ from polyptych.errors import InputError
 from polyptych.ops import exporting
 
 Method = Literal["auto", "compiled", "plain"]
-OUTSIDE = 1e9  # positions: outside of any map
+OUTSIDE = 1e9  # position outside of any map
 
 
 def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b o h2 w2"],
@@ -34,9 +34,9 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
             channel 2 (group kh kw + tap) is a dy. The channels of ``x`` are split evenly among the g groups.
         weight: e = c / groups of the convolution, as in ``conv2d``.
         mask: one factor per tap and offset group, m = g kh kw.
-        method: ``compiled`` is torchvision's operator; ``plain`` gathers the four neighbors of every place with
-            ordinary tensor operations: exact, and known to exporters. ``auto`` is the first where it exists and
-            nothing is being exported. A place that is not finite reads zero.
+        method: ``compiled`` is torchvision's operator; ``plain`` gathers the four neighbors of every sampling position
+            with standard tensor operations, which is exact and can be exported. ``auto`` is the first if it exists and
+            nothing is being exported. A position that is not finite reads zero.
 
     Raises:
         InputError: shapes that do not fit each other.
@@ -46,18 +46,19 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
     if offset.shape[1] != 2 * taps * groups or not groups or x.shape[1] % groups or x.shape[1] % weight.shape[1]:
         raise InputError("deformable_convolution", f"{offset.shape[1]} offset channels for {x.shape[1]} channels and "
                          f"{taps} taps", "2 x taps x groups offset channels, whose groups divide the channels",
-                         "change the offsets")
+                         "pass offsets with that many channels")
     if not exporting():
         rows, columns = ((n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
                          for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
         if tuple(offset.shape[2:]) != (rows, columns):
             raise InputError("deformable_convolution", f"offsets of {offset.shape[2]}x{offset.shape[3]}",
-                             f"the size of the result, {rows}x{columns}", "change the offsets")
+                             f"the size of the result, {rows}x{columns}",
+                             "resize the offsets")
     if mask is not None and mask.shape[1] != taps * groups:
         raise InputError("deformable_convolution", f"{mask.shape[1]} mask channels", f"{taps * groups}",
-                         "change the mask")
+                         "pass a mask with that many channels")
     if method == "compiled" or (method == "auto" and has_kernels(x.device.type) and not exporting()):
-        # torchvision has kernels for one type at a time, and none for bfloat16.
+        # torchvision needs all inputs in one type, and has no kernels for bfloat16.
         kind = torch.promote_types(x.dtype, torch.float32)
         places = offset.to(kind).nan_to_num(nan=OUTSIDE, posinf=OUTSIDE, neginf=-OUTSIDE)  # or they are read anywhere
         y = deform_conv2d(x.to(kind), places, weight.to(kind), None if bias is None else bias.to(kind), stride,
@@ -73,8 +74,8 @@ def deformable_convolution(x: Float[Tensor, "b c h w"], offset: Float[Tensor, "b
 
 @cache
 def has_kernels(kind: str) -> bool:
-    """Whether torchvision computes this on such a device, forward and backward: not everywhere on MPS and XPU, and not
-    on CUDA where it was built for the CPU."""
+    """Whether torchvision has forward and backward kernels for such a device: not always on MPS and XPU, and not on
+    CUDA if it was built for the CPU."""
     return _has_ops() and all(
         torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{name}", kind.upper())
         for name in ("deform_conv2d", "_deform_conv2d_backward"))
@@ -82,7 +83,7 @@ def has_kernels(kind: str) -> bool:
 
 def _sample(x: Tensor, offset: Tensor, kernel_height: int, kernel_width: int, stride: int, padding: int,
             dilation: int) -> Float[Tensor, "b c k h2 w2"]:
-    """What every tap reads at every output position, in float32 at least: places need the precision."""
+    """The samples of every tap at every output position, in float32 at least, because positions need the precision."""
     b, channels, h, w = x.shape
     _, _, height, width = offset.shape
     taps = kernel_height * kernel_width
@@ -95,14 +96,14 @@ def _sample(x: Tensor, offset: Tensor, kernel_height: int, kernel_width: int, st
     grid_y = (torch.arange(height, device=x.device, dtype=kind) * stride - padding)[:, None]
     grid_x = (torch.arange(width, device=x.device, dtype=kind) * stride - padding)[None]
     y, z = shifts[:, :, :, 0] + tap_y + grid_y, shifts[:, :, :, 1] + tap_x + grid_x
-    # Only the shares carry a gradient to the offsets; which four neighbors are read is piecewise constant.
+    # Only the interpolation weights carry a gradient to the offsets; the choice of neighbors is piecewise constant.
     top, left = y.floor(), z.floor()
-    down, right = y - top, z - left  # the shares of the lower and the right neighbors
+    down, right = y - top, z - left  # interpolation weights of the lower and right neighbors
     flat = x.to(kind).reshape(b, groups, channels // groups, h * w)
 
     def neighbor(rows: Tensor, columns: Tensor, share: Tensor) -> Tensor:
-        inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)  # false where a place is not a number
-        place = torch.where(inside, rows * w + columns, 0).long()  # gather checks every index, also those unused
+        inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)  # False for NaN
+        place = torch.where(inside, rows * w + columns, 0).long()  # gather checks every index, even unused ones
         index = place.reshape(b, groups, 1, -1).expand(-1, -1, channels // groups, -1)
         return flat.gather(3, index) * torch.where(inside, share, 0).reshape(b, groups, 1, -1)
 
@@ -113,7 +114,7 @@ def _sample(x: Tensor, offset: Tensor, kernel_height: int, kernel_width: int, st
 
 def _combine(sampled: Float[Tensor, "b c k h w"], weight: Float[Tensor, "d e kh kw"],
              bias: Tensor | None) -> Float[Tensor, "b d h w"]:
-    """The products with the weights, group by group, as a 1x1 convolution of all taps."""
+    """Apply the weights, group by group, as a 1x1 convolution over all taps."""
     b, channels, taps, height, width = sampled.shape
     d, e = weight.shape[:2]
     stacked = sampled.reshape(b, channels * taps, height, width)

@@ -1,4 +1,4 @@
-"""Attention of every position to the square of positions around it.
+"""Attention of every position to the square neighborhood around it.
 
 Source: Brüggemann et al., ICCV 2021, arXiv 2104.13874 (ATRC), after Ramachandran et al., NeurIPS 2019, arXiv 1906.05909
 """
@@ -13,10 +13,11 @@ from torch import Tensor
 
 def neighborhood_attention(query: Float[Tensor, "b c h w"], key: Float[Tensor, "b c h w"],
                            value: Float[Tensor, "b d h w"], size: int) -> Float[Tensor, "b d h w"]:
-    """Softmax over ``size`` x ``size`` neighbors of q . k / sqrt(c), and the sum of the values weighed with it.
+    """The sum of the values of ``size`` x ``size`` neighbors, weighted by the softmax of q . k / sqrt(c).
 
-    Neighbors outside of the image have score and value 0, so they keep a share of the softmax: results fade at the
-    border instead of being normalized there. Memory is size^2 numbers a position; neighbors are never copied together.
+    Neighbors outside the image have score and value 0, so they still take a share of the softmax: results fade at the
+    border instead of being renormalized. Memory is size^2 numbers per position; neighborhoods are never copied
+    (unfolded).
     """
     height, width = query.shape[-2:]
     around = [size // 2] * 4

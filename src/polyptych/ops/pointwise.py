@@ -1,4 +1,4 @@
-"""A 1x1 convolution that is safe with few channels and channels last."""
+"""A 1x1 convolution that is safe with few channels in channels-last memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch.nn import functional
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution as a product of matrices. Of three channels (an image) and with channels last, the gradient of
-    torch 2.14's own convolution by its weights writes outside of its memory on the CPU."""
+    """A 1x1 convolution as a matrix product. With three input channels (an image) in channels-last memory, the weight
+    gradient of torch 2.14's own convolution writes out of bounds on the CPU."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         down, across = self.stride

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def resize(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:
-    """Bilinear (align_corners=False); nothing is done when the size is right already."""
+    """Resize bilinearly (align_corners=False); does nothing if the size is right already."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     if x.requires_grad and torch.is_grad_enabled() and _channels_are_last(x):
@@ -20,11 +20,10 @@ def resize(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, 
 
 
 class KeepLayout(torch.autograd.Function):
-    """Nothing but a gradient whose channels are last in memory.
+    """The identity, with a gradient in channels-last memory.
 
-    Losses reduce over images of few channels and send back gradients in the standard layout. oneDNN's backward pass of
-    the 1 x 1 convolution that made such an image takes up to ten times as long when the layouts of its two inputs
-    differ.
+    Losses on maps of few channels return gradients in the standard layout. oneDNN's backward pass of the 1 x 1
+    convolution that made such a map is up to ten times slower if the layouts of its two inputs differ.
     """
 
     @staticmethod

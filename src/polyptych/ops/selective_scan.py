@@ -1,13 +1,13 @@
-"""The selective scan of state space models, along a sequence and along four paths over a map.
+"""The selective scan of state space models, over a sequence and along four paths over a map.
 
-A row (one channel of one sequence) has n states. At every step i they decay by how long the step is, take in the
-input, and are read:
+A row (one channel of one sequence) has n states. At every step i the states decay according to the length dt of the
+step, the input is added, and the output is read from them:
 
     h_i = exp(dt_i A) h_(i-1) + dt_i B_i u_i        h_0 = 0
     y_i = C_i . h_i + D u_i
 
-dt is a row's own and positive, A is negative, B and C are shared by the channels of a sequence. Because dt, B and C
-depend on the input, this is no convolution.
+dt is positive and separate for each row, A is negative, and B and C are shared by the channels of a sequence. Because
+dt, B and C depend on the input, the scan is not a convolution and cannot be computed by FFT.
 
 Source: Gu, Dao, arXiv 2312.00752 (Mamba); Liu et al., NeurIPS 2024, arXiv 2401.10166 (four paths over a map)
 """
@@ -27,19 +27,19 @@ from polyptych.ops import exporting, without_autocast
 Method = Literal["auto", "blocks", "plain", "loop"]
 
 PATHS = 4  # row by row, column by column, and both of them backwards
-CHUNK = 16  # steps that the exported form writes out
+CHUNK = 16  # steps that the exported form unrolls
 
 
 def selective_scan(u: Float[Tensor, "b l d"], dt: Float[Tensor, "b l d"], a: Float[Tensor, "n d"],
                    b: Float[Tensor, "b l n"], c: Float[Tensor, "b l n"], skip: Float[Tensor, " d"] | None = None, *,
                    method: Method = "auto") -> Float[Tensor, "b l d"]:
-    """y for every sequence; see the module.
+    """y for every sequence; the module docstring defines it.
 
     Args:
-        u, dt: inputs and lengths of the steps.
+        u, dt: inputs and step lengths.
         a: A, negative.
         b, c: B and C.
-        skip: D; none leaves the term out.
+        skip: D; None leaves the term out.
         method: as in :func:`selective_scan_over_map`.
     """
     order = torch.arange(u.shape[1], device=u.device)[None]
@@ -53,21 +53,21 @@ def selective_scan_over_map(
         size: tuple[int, int], *, method: Method = "auto") -> Float[Tensor, "b t l d"]:
     """The sum of four scans that read the positions of a map row by row, column by column, and both backwards.
 
-    All arguments and the result list positions row by row, whatever the path: only the scan itself walks, block by
-    block, so that no turned or flipped copy of a map is made.
+    All arguments and the result list positions row by row, whatever the path: only the scan itself follows the path,
+    block by block, so that no transposed or flipped copy of a map is made.
 
-    Arithmetic is float32 at least, also under autocast. Time is linear in the number of positions. No exponent is above
-    zero, so steps of any length are right: what underflows was forgotten.
+    Arithmetic is float32 at least, also under autocast. Time is linear in the number of positions. No exponent is
+    positive, so steps of any length are safe: an underflow only means that the past is forgotten.
 
     Args:
-        u: the maps of t tasks, flat.
-        dt, a, b, c, skip: of each path; b and c are those of each task, a and skip also the same for the whole batch.
+        u: the maps of t tasks, flattened.
+        dt, a, b, c, skip: those of each path and task; a and skip are the same for the whole batch.
         size: height and width of the maps, l = h w.
         method: ``blocks`` works through blocks of steps that fit a processor's cache and keeps, for the backward pass,
-            the states between blocks, from which all others are made again: memory of a small part of all states.
-            ``plain`` is made of ordinary operations without a loop over the steps, for exporters and for second
-            derivatives. ``loop`` is the recurrence step by step, the reference; autograd through it keeps every state
-            twice. ``auto`` is the second where a graph is exported, else the first.
+            only the states between blocks, from which all others are recomputed, so memory is a small fraction of all
+            states. ``plain`` consists of standard operations without a loop over the steps, for exporters and second
+            derivatives. ``loop`` is the recurrence step by step, the reference; autograd stores every state twice for
+            it. ``auto`` is ``plain`` while a graph is exported, else ``blocks``.
     """
     there, back = paths(*size, u.device)
     batch, tasks = u.shape[:2]
@@ -78,7 +78,8 @@ def selective_scan_over_map(
 
 
 def paths(height: int, width: int, device: torch.device) -> tuple[Int[Tensor, "4 l"], Int[Tensor, "4 l"]]:
-    """The positions (row by row) in the order in which each path visits them, and when it visits each position."""
+    """For each path, the positions (numbered row by row) in the order of visits, and the inverse: the step at which
+    each position is visited."""
     step = torch.arange(height * width, device=device)
     columns, visited = (step.reshape(shape).t().flatten() for shape in ((height, width), (width, height)))
     last = height * width - 1
@@ -88,8 +89,9 @@ def paths(height: int, width: int, device: torch.device) -> tuple[Int[Tensor, "4
 
 def multiply_adds(u: tuple[int, ...], dt: tuple[int, ...], a: tuple[int, ...], *_: Any, out_shape: Any = None,
                   **__: Any) -> int:
-    """Operations of a scan, two per multiply-add, from the shapes of its arguments (:func:`_scan`). Four products meet
-    at every state: dt A, the decayed state, B u, C h. The literature counts 9 operations, these 8 and the exponential.
+    """Operations of a scan, two per multiply-add, from the shapes of its arguments (:func:`_scan`). There are four
+    products per state: dt A, the decayed state, B u, C h. The literature counts 9 operations: these 8 and the
+    exponential.
     """
     (paths, sequences, length, channels), states = dt, a[2]
     return 8 * paths * sequences * length * channels * states
@@ -120,7 +122,7 @@ _INPUTS = "Tensor u, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor order"
                          "(Tensor, Tensor)")
 def blocked_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, order: Tensor, training: bool
                  ) -> tuple[Tensor, Tensor]:
-    """The result, and the states before every block (none unless training)."""
+    """The result, and the states before every block (empty unless ``training``)."""
     shape = blocks.shape_of(dt, a, training)
     y, states = blocks.forward(u, dt, a, b, c, order, shape, training)
     return y, u.new_empty(0) if states is None else states
@@ -168,7 +170,7 @@ blocked_scan.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _walked(scan: Any, inputs: Sequence[Tensor], there: Tensor, back: Tensor) -> Tensor:
-    """The sum over the paths of ``scan`` of the sequences along each, all of them at once."""
+    """Run ``scan`` on the sequences along all paths at once, and sum over the paths."""
     u, dt, a, b, c = inputs
     k = dt.shape[0]
 
@@ -182,7 +184,7 @@ def _walked(scan: Any, inputs: Sequence[Tensor], there: Tensor, back: Tensor) ->
 
 def _loop(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[Tensor, "p n d"], b: Float[Tensor, "p l n"],
           c: Float[Tensor, "p l n"]) -> Float[Tensor, "p l d"]:
-    """The recurrence as it is written."""
+    """The recurrence, step by step."""
     state, read = torch.zeros_like(a), []
     for u_i, dt_i, b_i, c_i in zip(*(x.unbind(1) for x in (u, dt, b, c)), strict=True):
         state = (dt_i[:, None] * a).exp() * state + b_i[..., None] * (dt_i * u_i)[:, None]
@@ -194,16 +196,17 @@ def _in_chunks(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[T
                b: Float[Tensor, "p l n"], c: Float[Tensor, "p l n"]) -> Float[Tensor, "p l d"]:
     """The same in two levels, in a number of operations that does not depend on the length.
 
-    All chunks of a few steps run side by side from state zero; what one does to the state before it is a decay and an
-    addition, (f, g), and so is what several do one after the other: (f2 f1, f2 g1 + g2). Doubling the span joins them
-    all in log2 rounds. Then the chunks run again, from the states found.
+    All chunks of a few steps run in parallel from state zero. The effect of a chunk on the state before it is a decay
+    and an addition, (f, g), and consecutive effects compose to the same form: (f2 f1, f2 g1 + g2). This is associative,
+    so doubling spans combines all chunks in log2 rounds (a parallel prefix scan). Then the chunks run again, from the
+    states found.
     """
     length = u.shape[1]
     chunks = (length + CHUNK - 1) // CHUNK
 
     steps = torch.arange(chunks * CHUNK, device=u.device)
 
-    def cut(x: Tensor) -> Tensor:  # by indexing, which has the same form whether or not anything is missing at the end
+    def cut(x: Tensor) -> Tensor:  # by indexing, which exports alike whether or not the end is padded
         return x.index_select(1, steps.clamp(max=length - 1)).reshape(x.shape[0], chunks, CHUNK, x.shape[2])
 
     inside = (steps < length).to(dt.dtype).reshape(chunks, CHUNK, 1)
@@ -217,7 +220,7 @@ def _in_chunks(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[T
     for i in range(CHUNK):
         end = step(i, end)
     decay = (dt.sum(2)[:, :, None] * rates).exp()
-    rounds = (chunks - 1).bit_length() if isinstance(chunks, int) else 24  # where any size is exported, enough for all
+    rounds = (chunks - 1).bit_length() if isinstance(chunks, int) else 24  # enough for any size in an export
     for number in range(rounds):
         end = end + decay * _shifted(end, 2**number, 0.0)
         decay = decay * _shifted(decay, 2**number, 1.0)
@@ -229,6 +232,6 @@ def _in_chunks(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[T
 
 
 def _shifted(x: Float[Tensor, "p m n d"], places: int, fill: float) -> Float[Tensor, "p m n d"]:
-    """Later by so many chunks."""
+    """Shift by ``places`` chunks."""
     first = x.new_full((x.shape[0], places, *x.shape[2:]), fill)
     return torch.cat([first, x], dim=1)[:, :x.shape[1]]

@@ -1,14 +1,14 @@
 """3x3 convolutions with a quarter of the multiplications, for training on a CPU.
 
-A tile of 4x4 results needs 6x6 inputs. Instead of 9 products for each of the 16 results, the tile, the weights and the
-results are polynomials evaluated at points, multiplied point by point (36 products, each a matrix product over the
-channels), and interpolated:
+A tile of 4x4 results needs 6x6 inputs. Computed directly, each of the 16 results takes 9 products, 144 in all.
+Winograd's method treats tile and weights as polynomials: evaluated at 6 points per axis, they are multiplied point by
+point (36 products, each a matrix product over the channels), and the results are interpolated:
 
     Y = A' [ (G W G') . (B' X B) ] A             . is the product over channels, ' the transpose
 
 Winograd 1980; Lavin and Gray, CVPR 2016, arXiv 1509.09308 (section 4.3). The points are 0, 1, -1, 1/2, -2 and
-infinity: in float32 the largest error is then 3e-6 of the largest result, against 9e-6 with the usual 0, 1, -1, 2, -2
-and infinity, and 3e-7 of a direct convolution.
+infinity: in float32 the largest error is then 3e-6 of the largest result, compared with 9e-6 for the usual points 0, 1,
+-1, 2, -2 and infinity, and 3e-7 for a direct convolution.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from polyptych.ops import exporting
 
 TILE, INPUT = 4, 6  # results and inputs of a tile, per side
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # and infinity
-FEWEST_CHANNELS, FEWEST_TILES = 128, 128  # with fewer, transforming maps or weights takes longer than what it saves
-CACHE = 8 * 2**20  # bytes of tiles, before and after the product, that are worked on at a time
+FEWEST_CHANNELS, FEWEST_TILES = 128, 128  # with fewer, the transforms cost more than they save
+CACHE = 8 * 2**20  # bytes of tiles, before and after the product, that are processed at a time
 
 
 class Convolution3x3(nn.Conv2d):
     """A 3x3 convolution that keeps the resolution, without stride, dilation and groups; with the parameters
-    of ``nn.Conv2d``. It is Winograd's where that is faster: in training, on a CPU, in float32, with many channels. What
-    is validated, exported or compiled is computed by torch."""
+    of ``nn.Conv2d``. It uses Winograd's method where that is faster: in training, on a CPU, in float32, with many
+    channels. Validation, export and compiled code use torch's convolution."""
 
     def __init__(self, channels_in: int, channels_out: int, bias: bool = True):
         super().__init__(channels_in, channels_out, 3, padding=1, bias=bias)
@@ -44,8 +44,9 @@ class Convolution3x3(nn.Conv2d):
 
 
 def together(x: Float[Tensor, "b c h w"], convolutions: Sequence[nn.Conv2d]) -> tuple[Float[Tensor, "b o h w"], ...]:
-    """What every one of ``convolutions`` (all like :class:`Convolution3x3`, of one width) makes of ``x``. They are one
-    convolution, so the tiles of ``x`` are transformed once and narrow ones fill the processor."""
+    """Apply every one of ``convolutions`` (all like :class:`Convolution3x3`, of one width) to ``x``. They run as a
+    single convolution, so that the tiles of ``x`` are transformed only once, and narrow convolutions use the processor
+    fully."""
     first = convolutions[0]
     alone = len(convolutions) == 1
     weight = first.weight if alone else torch.cat([one.weight for one in convolutions])
@@ -61,8 +62,8 @@ def together(x: Float[Tensor, "b c h w"], convolutions: Sequence[nn.Conv2d]) -> 
 
 
 def pays(x: Float[Tensor, "b c h w"], weight: Float[Tensor, "o c 3 3"]) -> bool:
-    """Whether :func:`convolve` is faster than torch's convolution, and possible: it knows no subclasses of tensors and
-    none of the transforms of torch.func."""
+    """Whether :func:`convolve` is faster than torch's convolution, and supported: tensor subclasses and the transforms
+    of torch.func are not."""
     return (x.dim() == 4 and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
             and min(weight.shape[:2]) >= FEWEST_CHANNELS
             and len(x) * -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE) >= FEWEST_TILES
@@ -79,7 +80,8 @@ def convolve(x: Float[Tensor, "b c h w"], weight: Float[Tensor, "o c 3 3"]) -> F
 
 
 class _Winograd(torch.autograd.Function):
-    """Bands of tiles at a time, channels last throughout. Keeps its inputs and transforms them anew on the way back."""
+    """Processes bands of tiles, channels last throughout. Saves its inputs, and transforms them again in the backward
+    pass."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu")
@@ -130,7 +132,7 @@ class _Winograd(torch.autograd.Function):
 
 
 class _Matrices(NamedTuple):
-    """Transforms of both axes at once: (what it makes) x (of what)."""
+    """Transforms of both axes at once, each of shape (outputs, inputs)."""
 
     input: Float[Tensor, "36 36"]
     weight: Float[Tensor, "36 9"]
@@ -139,11 +141,11 @@ class _Matrices(NamedTuple):
 
 @cache
 def _matrices(dtype: torch.dtype) -> _Matrices:
-    """Multiplying polynomials of 4 and 3 coefficients is evaluating both at 6 points, multiplying, and interpolating;
-    a correlation is the transpose of that.
+    """To multiply polynomials of 4 and 3 coefficients, evaluate both at 6 points, multiply, and interpolate; a
+    correlation is the transpose of this.
 
-    Inverted and multiplied in float64: rounding the inverse to float32 before the Kronecker product would add an error
-    of its own to every tile.
+    Inverted and multiplied in float64, because rounding the inverse to float32 before the Kronecker product would add
+    an error to every tile.
     """
 
     def evaluation(coefficients: int) -> Tensor:
@@ -156,7 +158,7 @@ def _matrices(dtype: torch.dtype) -> _Matrices:
 
 
 class _Plan(NamedTuple):
-    """A map cut into tiles: ``rows`` x ``columns`` of them, and how many rows are worked on at a time."""
+    """A map cut into ``rows`` x ``columns`` tiles, and the number of rows of tiles that are processed at a time."""
 
     batch: int
     height: int
@@ -210,8 +212,8 @@ def _unfold(values: Float[Tensor, "k p c"], band: range, plan: _Plan) -> Float[T
 def _add_tiles(maps: Float[Tensor, "b hp wp c"], tiles: Float[Tensor, "36 p c"], band: range, plan: _Plan) -> None:
     """The adjoint of :func:`_tiles`: adds the tiles, which overlap their neighbors by two, where they came from."""
     six = _unfold(tiles, band, plan)
-    # Within one view no memory may appear twice, or an addition in place loses summands. Tiles repeat every 4 pixels,
-    # so their 6x6 inputs are added in four parts that do not overlap: the first 4 rows or the last 2, columns alike.
+    # An addition in place loses terms if memory appears twice in a view. Tiles repeat every 4 pixels, so their 6x6
+    # inputs are added in four parts without overlap: the first 4 rows or the last 2, likewise for columns.
     for rows in (slice(0, TILE), slice(TILE, INPUT)):
         for columns in (slice(0, TILE), slice(TILE, INPUT)):
             down, across = rows.stop - rows.start, columns.stop - columns.start

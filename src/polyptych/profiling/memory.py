@@ -1,8 +1,8 @@
-"""Peak memory of activations: by the allocator's own count on CUDA, by watching every storage on the CPU.
+"""Peak memory of activations: from the allocator on CUDA, by tracking every storage on the CPU.
 
-Both count what is allocated *beyond* the network, its gradients, its input and the optimizer. On the CPU a storage
-counts from the operator that makes it until it is freed, so the number is exact and the same on every machine, but
-workspaces inside a kernel are invisible; CUDA's includes them, and rounds every block up.
+Both count what is allocated *beyond* the network, its gradients, its input and the optimizer. On the CPU, a storage
+counts from the operator that makes it until it is freed, so the number is exact and machine-independent, but workspaces
+inside kernels are invisible; the number of CUDA includes them and rounds every block up.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from polyptych.types import Output
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes.
+    """Memory in bytes.
 
     Attributes:
-        batch_size: of the two peaks.
+        batch_size: batch size of the two peaks.
         inference: peak of the activations of a forward pass that records no gradients.
-        training: peak of the activations of a forward and backward pass; None when it was not asked for.
-        parameters, buffers: of the network.
-        gradients: of the parameters that are trained.
+        training: peak of the activations of a forward and backward pass; None if not measured.
+        parameters, buffers: parameters and buffers of the network.
+        gradients: gradients of the trainable parameters.
         optimizer: the two moments of Adam.
     """
 
@@ -44,7 +44,7 @@ class Memory:
 
 
 def standing(network: nn.Module) -> dict[str, int]:
-    """What training holds besides activations, as the fields of :class:`Memory`."""
+    """Memory of training besides activations, as fields of :class:`Memory`."""
     trained = _bytes(p for p in network.parameters() if p.requires_grad)
     return {"parameters": _bytes(network.parameters()), "buffers": _bytes(network.buffers()), "gradients": trained,
             "optimizer": 2 * trained}
@@ -55,9 +55,9 @@ def _bytes(tensors: Iterator[Tensor]) -> int:
 
 
 def training_peak(network: nn.Module, forward: Callable[[], Output], device: torch.device) -> int:
-    """Peak of a forward and a backward pass of a network in training mode, whose gradients exist already: a step adds
-    to them. Losses are left out but for what every loss sends back: a gradient of the size of the prediction, for
-    auxiliary predictions too."""
+    """Peak of a forward and a backward pass of a network in training mode, whose gradients are already allocated.
+    Losses are left out, except for the gradient that every loss returns, of the size of its prediction (auxiliary ones
+    too)."""
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -74,7 +74,7 @@ def training_peak(network: nn.Module, forward: Callable[[], Output], device: tor
 
 
 class Supervision(torch.autograd.Function):
-    """A loss without memory of its own."""
+    """A stand-in for a loss, without memory of its own."""
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Supervision(torch.autograd.Function):
 
 
 def peak(step: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that ``step`` has allocated at a time."""
+    """The peak number of bytes allocated by ``step``."""
     counted: Any = torch.get_device_module(device)
     if device.type != "cpu" and hasattr(counted, "max_memory_allocated"):
         step()  # libraries allocate their workspaces at first use
@@ -102,11 +102,11 @@ def peak(step: Callable[[], object], device: torch.device) -> int:
 
 
 class StorageWatch(TorchDispatchMode):
-    """Adds up the storages that operators make, each until it is freed.
+    """Tracks the storages that operators make, each until it is freed.
 
     Attributes:
-        alive: bytes at this moment.
-        peak: the most there has been.
+        alive: bytes currently allocated.
+        peak: maximum of ``alive`` so far.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class StorageWatch(TorchDispatchMode):
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):  # whatever no operator made was there before
+        for tensor in _tensors((args, kwargs)):  # tensors not made by an operator existed before
             self._meet(tensor, 0)
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
@@ -130,7 +130,7 @@ class StorageWatch(TorchDispatchMode):
             return
 
         def forget(_: object) -> None:
-            del self._known[key]  # the next storage may have its address
+            del self._known[key]  # a later storage may reuse its address
             self.alive -= size
 
         self._known[key] = weakref.ref(storage, forget)

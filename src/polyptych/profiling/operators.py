@@ -1,9 +1,9 @@
 """Multiply-adds from torch's own counter, and every operator that it has no formula for, by name.
 
 ``torch.utils.flop_counter.FlopCounterMode`` knows matrix products, convolutions and attention, and counts two
-operations per multiply-add. The field reports just these; what touches each element a fixed number of times
-(activations, normalization, pooling, interpolation) is left out by convention. Anything that is neither of these nor a
-mere movement of data is *unknown*: its arithmetic is missing from the total, and a reader must be told.
+operations per multiply-add. The literature reports just these; by convention, operators with a fixed number of
+operations per element (activations, normalization, pooling, interpolation) are left out. An operator that is neither of
+these nor mere data movement is *unknown*: its arithmetic is missing from the total, and the reader is told so.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.torchvision.deform_conv2d: _deformable,
     torch.ops.polyptych.selective_scan: selective_scan.multiply_adds}
-"""What torch's counter does not know in every version; a formula of its own comes first where it has one."""
+"""Formulas that some versions of torch's counter lack; the counter's own formula takes precedence."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Count:
     """Multiply-adds of one forward pass.
 
     Attributes:
-        by_module: by the dotted path of the innermost module at work; ``""`` is the network itself.
-        by_operator: by the name of the operator.
+        by_module: multiply-adds by the dotted path of the innermost running module; ``""`` is the network itself.
+        by_operator: multiply-adds by the name of the operator.
         uncounted: operators without a formula, the unknown ones first.
     """
 
@@ -115,11 +115,10 @@ class Count:
 def count(network: nn.Module, forward: Callable[[], T]) -> tuple[Count, T]:
     """Run ``forward``, which calls ``network``, and count.
 
-    Gradients must be recorded meanwhile: without them torch may hand whole layers to fused kernels that have no
-    formula.
+    Gradients must be recorded: otherwise torch may run whole layers in fused kernels without a formula.
     """
     recorder, counter = Recorder(), FlopCounterMode(display=False, custom_mapping=EXTRA_FORMULAS)
-    with recorder, counter, _attributed(network, counter) as flops:  # the inner one decomposes for the outer one
+    with recorder, counter, _attributed(network, counter) as flops:  # the inner mode decomposes for the outer one
         result = forward()
     by_operator = {str(packet): n // 2 for packet, n in counter.get_flop_counts().get("Global", {}).items()}
     return Count({path: n // 2 for path, n in flops.items()}, by_operator, recorder.uncounted()), result
@@ -144,7 +143,7 @@ class Recorder(TorchDispatchMode):
 
 
 def kind_of(func: torch._ops.OpOverload) -> Kind:
-    """What an operator without a formula does. Only torch's own are known by name; others by how they are tagged."""
+    """The kind of an operator without a formula: torch's own are known by name, others by their tags."""
     namespace, _, name = func._schema.name.partition("::")
     name = name.rstrip("_") if namespace == "aten" else ""
     aliases = [value.alias_info for value in func._schema.returns if value.alias_info is not None]
@@ -156,10 +155,10 @@ def kind_of(func: torch._ops.OpOverload) -> Kind:
 
 @contextmanager
 def _attributed(network: nn.Module, counter: FlopCounterMode) -> Iterator[Counter[str]]:
-    """Operations by the path of the innermost module at work.
+    """Operations by the path of the innermost running module.
 
-    torch's counter credits every module that is being *called*; a backbone whose stages an encoder calls one by one
-    would get nothing. So its total is read whenever a module begins or ends.
+    torch's counter attributes operations to modules that are *called*; a backbone whose stages an encoder calls one by
+    one would get none. So the counter's total is read whenever a module starts or ends.
     """
     flops: Counter[str] = Counter()
     at_work = [""]

@@ -3,7 +3,7 @@
     profile = polyptych.profile(network, size=(288, 384))
     profile = polyptych.profile_run(Path("runs/rooms"), device="cuda", precision="bfloat16")
 
-The network itself is never run: a copy is, so that its mode, gradients and statistics stay as they are.
+A copy of the network is run, so that its mode, gradients and statistics stay unchanged.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class Profile:
     """What a network costs.
 
     Attributes:
-        multiply_adds: of one image, from torch's formulas for matrix products, convolutions and attention.
+        multiply_adds: multiply-adds for one image, from torch's formulas for matrix products, convolutions and
+            attention.
         multiply_adds_by_operator: the same, by the operators that have a formula.
-        uncounted: the operators that have none, those whose arithmetic is missing from the number first.
+        uncounted: operators without a formula; first those whose arithmetic is missing from the total.
         parts: backbone, encoder, decoder and heads, which add up to the whole.
-        sharing: parameters by the tasks that use them, which add up to the whole too.
+        sharing: parameters by the tasks that use them, which also add up to the whole.
     """
 
     setting: Setting
@@ -63,11 +64,11 @@ class Cost:
     """The numbers of a profile that go into a table of methods.
 
     Attributes:
-        multiply_adds: of one image.
+        multiply_adds: multiply-adds for one image.
         memory_inference, memory_training: peak bytes of the activations, for one image.
         latency: median seconds of one image.
         throughput: images per second at the best of the measured batch sizes.
-        shared_parameters: those that influence all tasks; 0 for a single task.
+        shared_parameters: number of parameters that influence all tasks; 0 for a single task.
     """
 
     parameters: int
@@ -84,24 +85,24 @@ def profile(network: Network, *, size: tuple[int, int], batch_size: int = 1, dev
             depth: int = 3, training: bool = True) -> Profile:
     """Measure what a network costs.
 
-    Counts and the CPU's memory are exact and the same each time; times are measured.
+    Counts, and memory on the CPU, are exact and reproducible; times are measured.
 
     Args:
         size: height and width of the image.
-        batch_size: for which memory is measured; the other numbers say their own.
+        batch_size: batch size for memory; the other numbers state their own.
         device: auto, cpu, cuda, cuda:1, ...
-        precision: of the network, under autocast.
+        precision: precision of the network under autocast.
         channels_last: memory format, as in training.
-        repeats, seconds: timed runs, and how long they may take in all; once for latency, once for throughput.
-        depth: levels of the module tree; -1 is all of them.
+        repeats, seconds: number of timed runs, and their maximum total duration; once for latency, once for throughput.
+        depth: levels of the module tree; -1 means all.
         training: also measure the memory of a training step.
 
     Raises:
-        InputError: a number out of range, a device that is not there, or not enough memory on it.
+        InputError: a number out of range, a device that this machine lacks, or too little memory on it.
     """
     for flag, value in (("--size", min(size)), ("--batch-size", batch_size), ("--repeats", repeats)):
         if value < 1:
-            raise InputError(flag, str(size if flag == "--size" else value), "a positive number", "correct it")
+            raise InputError(flag, str(size if flag == "--size" else value), "a positive number", "raise it")
     place = find_device(device)
     try:
         subject = Subject(network, size, place, precision, channels_last)
@@ -136,7 +137,7 @@ def _measure(subject: Subject, batch_size: int, repeats: int, seconds: float, de
 
 def cost(network: Network, *, size: tuple[int, int], device: str = "cpu", precision: Precision = "float32",
          seconds: float = 2.0) -> Cost:
-    """The cost of a network in a few numbers, within a few times ``seconds``; see :func:`profile`."""
+    """The cost of a network in a few numbers; takes a few times ``seconds``. See :func:`profile`."""
     found = profile(network, size=size, device=device, precision=precision, repeats=10, seconds=seconds, depth=0)
     assert found.memory.training is not None  # it was asked for
     return Cost(found.parameters, found.multiply_adds, found.memory.inference, found.memory.training,
@@ -147,17 +148,18 @@ def profile_run(run: Run | Path, *, labels: dict[str, LabelInfo] | None = None, 
                 size: tuple[int, int] | None = None, batch_size: int = 1, device: str | None = None,
                 precision: Precision | None = None, repeats: int = 20, seconds: float = 10.0, depth: int = 3,
                 training: bool = True) -> Profile:
-    """Measure what the network of a run costs, untrained: no weights are fetched or read.
+    """Measure what the network of a run costs, without its weights: none are downloaded or read.
 
     Args:
-        run: the choices, or the folder of a run, which also holds what its data said: then no data are needed.
-        labels: what is known of the labels, in place of the data.
+        run: the options, or the folder of a run, which also records facts about its data, so that the data is not
+            needed.
+        labels: label information, in place of the data.
         channels: how many channels each task predicts, in place of the run's tasks and data.
         size, device, precision: None takes the run's.
         batch_size, repeats, seconds, depth, training: as for :func:`profile`.
 
     Raises:
-        InputError: as :func:`profile`, or nothing says what the network predicts.
+        InputError: as :func:`profile`, or it is unknown what the network predicts.
     """
     if isinstance(run, Path):
         run, facts = read_run(run)
@@ -177,19 +179,19 @@ def untrained(run: Run, labels: dict[str, LabelInfo] | None = None,
     """A run's network without its weights.
 
     Args:
-        labels: what is known of the labels; None asks the data.
-        channels: what each task predicts; then neither labels nor data are needed.
+        labels: label information; None opens the data.
+        channels: number of channels of each task; then neither labels nor data are needed.
 
     Returns:
-        The network, and the native size of the images where the data had to be asked.
+        The network, and the native size of the images if the data had to be opened.
 
     Raises:
-        InputError: the data are not there, or say nothing about a task.
+        InputError: the data is missing, or has no labels of a task.
     """
     if channels is not None:
         for task, number in channels.items():
             if number < 1:
-                raise InputError(f"--channels {task}", str(number), "a positive number", "correct it")
+                raise InputError(f"--channels {task}", str(number), "a positive number", "raise it")
         return Network.build(run.backbone.without_weights(), run.encoder, run.decoder, channels), None
     around = f"--channels {','.join(f'{task}=N' for task in run.tasks)}"
     native = None

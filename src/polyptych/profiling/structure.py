@@ -1,4 +1,4 @@
-"""Where the parameters of a network are, who uses them, and its tree of modules."""
+"""Where the parameters of a network are, which tasks use them, and its tree of modules."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Sharing:
     """Parameters by the tasks whose final prediction they influence.
 
     Attributes:
-        shared: by all tasks, where there are several.
-        partly: by more than one task, but not by all.
-        private: by one task alone; an entry for every task.
-        auxiliary: by none, only auxiliary predictions: needed in training, dead weight afterwards.
-        unused: no prediction at all.
+        shared: parameters that influence all tasks, if there are several.
+        partly: those that influence several tasks, but not all.
+        private: those that influence one task alone; an entry per task.
+        auxiliary: those that influence only auxiliary predictions: needed in training, unused afterwards.
+        unused: those that influence no prediction.
     """
 
     shared: int
@@ -57,8 +57,8 @@ class Node:
 def parts(network: nn.Module, multiply_adds: dict[str, int]) -> tuple[Part, ...]:
     """The network by its parts.
 
-    ``backbone`` is every :class:`Backbone` wherever it stands, ``heads`` whatever is a :class:`Head` or lies under an
-    attribute called ``heads``; ``encoder`` and ``decoder`` are what else is under these two attributes of the network.
+    ``backbone`` is every :class:`Backbone` wherever it is; ``heads`` is every :class:`Head` and everything under an
+    attribute called ``heads``; ``encoder`` and ``decoder`` are the rest under these two attributes of the network.
 
     Args:
         multiply_adds: by the path of the module, without those of its children.
@@ -91,7 +91,8 @@ def _belongs(network: nn.Module) -> dict[str, str]:
 
 
 def sharing(parameters: Iterable[nn.Parameter], output: Output) -> Sharing:
-    """Who uses what, measured: a task uses the parameters that the graph of gradients reaches from its prediction.
+    """Parameters by the tasks that use them: a task uses the parameters that the autograd graph reaches from its
+    prediction.
 
     Args:
         parameters: all of them; each must have required gradients when ``output`` was made.

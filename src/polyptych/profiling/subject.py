@@ -22,12 +22,12 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what a profile was measured.
+    """Conditions under which a profile was measured.
 
     Attributes:
         size: height and width of the image; the network may pad it.
         hardware: name of the processor or of the accelerator.
-        threads: of the CPU.
+        threads: number of CPU threads.
     """
 
     size: tuple[int, int]
@@ -50,7 +50,7 @@ class Subject:
         self.network.zero_grad(set_to_none=True)
 
     def forward(self, batch_size: int) -> Callable[[], Output]:
-        """A forward pass on random images, which are made here and not in the pass."""
+        """A forward pass on random images, which are created here, outside the pass."""
         random = torch.Generator().manual_seed(0)
         image = torch.rand(batch_size, 3, *self.size, generator=random).to(self.device, memory_format=self.format)
         dtype = getattr(torch, self.precision)
@@ -78,7 +78,7 @@ class Subject:
 
 @contextmanager
 def trainable(network: nn.Module) -> Iterator[None]:
-    """Frozen parameters take part in the graph of gradients for a while."""
+    """Context in which frozen parameters are part of the autograd graph."""
     frozen = [p for p in network.parameters() if not p.requires_grad and p.is_floating_point()]
     for parameter in frozen:
         parameter.requires_grad_(True)

@@ -12,7 +12,7 @@ from polyptych.profiling.structure import Node
 
 
 def terminal_profile(profile: Profile) -> RenderableType:
-    """Everything of a profile that a person looks at, as rich renders it."""
+    """A profile as tables for rich to render."""
     s = profile.setting
     about = (f"{s.size[0]}x{s.size[1]}, {s.precision}{', channels_last' if s.channels_last else ''}, torch {s.torch}, "
              f"{s.device}: {s.hardware}, {s.threads} CPU thread{'s' if s.threads > 1 else ''}")

@@ -36,7 +36,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Rates at batch sizes 1, 2, 4, ..., and what put an end to them."""
+    """Rates at batch sizes 1, 2, 4, ..., and the reason why larger ones were not measured."""
 
     rates: tuple[Rate, ...]
     stopped_by: Literal["memory", "time", "largest batch"]
@@ -47,7 +47,7 @@ class Throughput:
 
 
 def latency(step: Callable[[], object], device: torch.device, repeats: int, seconds: float) -> Latency:
-    """Time ``repeats`` runs after some that warm up; fewer, but no less than three, when ``seconds`` are over."""
+    """Time ``repeats`` runs after warm-up; fewer, but at least three, if ``seconds`` have passed."""
     _times(step, device, 1, WARM_UP, seconds / 10)
     times = _times(step, device, min(3, repeats), repeats, seconds)
     spread = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
@@ -56,11 +56,11 @@ def latency(step: Callable[[], object], device: torch.device, repeats: int, seco
 
 def throughput(step: Callable[[int], Callable[[], object]], device: torch.device, bytes_per_image: int,
                seconds: float) -> Throughput:
-    """Double the batch until the memory or about ``seconds`` are used up.
+    """Double the batch size until the memory or about ``seconds`` are used up.
 
     Args:
         step: the forward pass for a batch size.
-        bytes_per_image: of its activations.
+        bytes_per_image: size of the activations per image.
     """
     rates: list[Rate] = []
     end = time.perf_counter() + seconds
@@ -115,7 +115,8 @@ def _time_on_cuda(step: Callable[[], object], device: torch.device) -> float:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes that may be asked for. An accelerator says when it has no more; a CPU that runs out kills the process."""
+    """Bytes that may be allocated. An accelerator raises an error when it runs out; on the CPU, the process would be
+    killed."""
     if device.type != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
         return float("inf")
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2

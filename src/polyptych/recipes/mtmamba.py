@@ -1,10 +1,10 @@
 """MTMamba (Lin et al., ECCV 2024, arXiv 2407.02228) and MTMamba++ (TPAMI 2025, arXiv 2408.15101) on Swin-L.
 
 The networks are the published ones, parameter by parameter, but for the second channel of saliency, which a sigmoid
-makes needless. Training differs from the published code in this: one process accumulates forward passes of two images,
-where eight processes have one each; changed colors and zooms are InvPT's, as in their code; a tenth of the training
-images is kept for validation (``--dataset.validation 0.0`` trains on all), where they choose the best epoch on the test
-images; and what scans decay by, skip and how long their steps are is never pulled to zero.
+makes unnecessary. Training differs from the published code as follows: one process accumulates forward passes of two
+images, where eight processes have one each; changed colors and zooms are InvPT's, as in their code; a tenth of the
+training images is kept for validation (``--dataset.validation 0.0`` trains on all), where they choose the best epoch on
+the test images; and the decay rates, skips and step sizes of scans have no weight decay.
 
 The selective scan needs no compiled kernel (:mod:`polyptych.ops.selective_scan`). Multiply-adds count four for every
 state of a scan; the published totals count nine.

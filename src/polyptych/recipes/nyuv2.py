@@ -14,7 +14,7 @@ def nyuv2() -> Run:
     """Segmentation (40 classes), depth, normals and boundaries at 288x384, from scratch.
 
     Command: ``polyptych train nyuv2 --dataset.root DIR``, about 100 epochs of the 795 training images at batch 8.
-    Loss weights are those of the field (semseg 1, depth 1, normals 10, boundaries 50).
+    Loss weights are the customary ones (semseg 1, depth 1, normals 10, boundaries 50).
     """
     run = Run(
         recipe="nyuv2",

@@ -13,7 +13,7 @@ from polyptych.run import Loading, Monitoring, Run, with_tasks
 def rooms() -> Run:
     """All seven tasks on rendered rooms with people, from scratch, in five minutes on two CPU cores.
 
-    Command: ``polyptych train rooms``. What it reaches is in docs/RESULTS.md.
+    Command: ``polyptych train rooms``. Its results are in docs/RESULTS.md.
     """
     run = Run(
         recipe="rooms",

@@ -1,1 +1,1 @@
-"""What a person looks at: panels, curves, tables, and the report page of a run."""
+"""Output for people: panels, curves, tables, and the report page of a run."""

@@ -1,4 +1,4 @@
-"""Columns of numbers over methods: formatted alike, with their intervals, the best marked."""
+"""Columns of numbers by method, uniformly formatted, with intervals and the best marked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ARROWS = {True: "↑", False: "↓"}
 
 @runtime_checkable
 class HasInterval(Protocol):
-    """A mean over seeds, with half the width of its interval where it has one."""
+    """A mean over seeds, with half the width of its interval if it has one."""
 
     @property
     def mean(self) -> float: ...
@@ -28,10 +28,10 @@ class Cell:
     """One value, ready to print.
 
     Attributes:
-        half: half the width of the interval, empty where there is none.
-        best: the best mean of its column, unless it is a difference that may be chance.
-        value: the number itself, NaN where absent.
-        unsure: of a difference, that its sign may be chance.
+        half: half the width of the interval; empty if there is none.
+        best: whether it is the best mean of its column, unless it is a difference that may be due to chance.
+        value: the number itself; NaN if absent.
+        unsure: whether the sign of a difference may be due to chance.
     """
 
     text: str
@@ -50,9 +50,9 @@ class Column:
     """A column of a table: its cells are those of the methods in order.
 
     Attributes:
-        note: what stands below the title: metric, unit.
-        arrow: which direction is better, empty where none is.
-        trivial: what the best constant prediction scores, where that makes sense.
+        note: text below the title: metric, unit.
+        arrow: which direction is better; empty if neither.
+        trivial: score of the best constant prediction, if that makes sense.
     """
 
     title: str
@@ -73,7 +73,7 @@ def exact(title: str, values: Sequence[float], style: Callable[[float], str], no
 
 
 def worded(title: str, texts: Sequence[str], note: str = "") -> Column:
-    """Of words rather than of numbers."""
+    """A column of words instead of numbers."""
     return Column(title, tuple(Cell(text) for text in texts), note)
 
 
@@ -90,10 +90,10 @@ def _column(title: str, means: Sequence[float], halves: Sequence[float | None], 
     finite = [mean for mean in means if is_number(mean)]
     best = None if higher is None or len(set(finite)) < 2 else max(finite) if higher else min(finite)
     texts = [style(mean) if is_number(mean) else ABSENT for mean in means]
-    # Differences are written with their sign; one that may be chance is no winner.
+    # Differences are written with their sign; one that may be due to chance is not marked as best.
     unsure = [style is signed and is_number(half) and not abs(mean) > half
               for mean, half in zip(means, halves, strict=True)]
-    # What looks equal is marked alike.
+    # Values that print the same are marked alike.
     cells = [Cell(text, style(half).removeprefix("+") if is_number(half) else "",
                   best is not None and text == style(best) and not chance, mean, chance)
              for text, mean, half, chance in zip(texts, means, halves, unsure, strict=True)]

@@ -23,7 +23,7 @@ from polyptych.reports.style import COLORS, PLAIN, TEXT
 PANEL = (3.5, 2.1)  # inches
 RATES = "Learning rate, speed and weights"  # heading of what is neither loss nor metric
 GRADIENTS = "Gradients of the tasks"
-MOST_POINTS = 500  # of one line; what is more than a pixel apart nobody sees
+MOST_POINTS = 500  # of one line; more would not be visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Plot:
     """One small plot.
 
     Attributes:
-        group: heading under which plots stand together.
+        group: heading under which plots are grouped.
         title: what is shown; plots of one group differ in it.
         remark: a few words at the right of the title, for instance the last value.
         lines: the curves; several get a key.
@@ -65,11 +65,11 @@ class Plot:
 
 
 def plots(events: Iterable[Mapping[str, Any]], headlines: Mapping[str, str] | None = None) -> list[Plot]:
-    """The plots that a log supports; none for an empty log. What was measured once is a number and no curve.
+    """The plots that a log supports; none for an empty log. A value that was measured once is not a curve.
 
     Args:
-        events: the lines of ``metrics.jsonl``. Where a step occurs twice the later line holds.
-        headlines: the metric that stands for each task; by default the first one of the log.
+        events: the lines of ``metrics.jsonl``. If a step occurs twice, the later line is used.
+        headlines: the headline metric of each task; by default the first one in the log.
     """
     events = list(events)
     train = _by_step(event for event in events if event.get("event") == "train")
@@ -94,7 +94,7 @@ def svg(plot: Plot, end: float) -> str:
     """One plot as an ``<svg>`` element for a page: transparent, its text in the color of the page's text.
 
     Args:
-        end: the step at which the axis ends, so that plots beside each other can be compared.
+        end: the step at which the axis ends, so that adjacent plots can be compared.
     """
     with style.figure(PANEL, text=8) as figure:
         _draw(figure.subplots(), plot, end)
@@ -204,12 +204,12 @@ def _gradients(train: Sequence[Mapping[str, Any]], color: Mapping[str, str]) -> 
 
 
 def _is_curve(line: Line) -> bool:
-    """It has several points; or none that is finite, which a reader must know."""
+    """Whether a line has several points; or none that is finite, which the reader must know."""
     return len(line.steps) > 1 and int(np.isfinite(line.values).sum()) != 1
 
 
 def _few(line: Line) -> bool:
-    """Too few values for an average: they are shown themselves, each as a dot."""
+    """Too few values for a moving average: each is shown as a dot."""
     return int(np.isfinite(line.values).sum()) <= 12
 
 

@@ -1,6 +1,6 @@
-"""How tasks get along, for the terminal, for Markdown and for the page of a run: tables, pictures, and what stands out.
+"""How tasks affect each other, for the terminal, Markdown, and the page of a run: tables, figures, and what stands out.
 
-All of it is made of looks (:class:`polyptych.task_gradients.Look`), each one batch at one time.
+Everything is computed from looks (:class:`polyptych.task_gradients.Look`), each of one batch at one step.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from polyptych.reports.tables import ABSENT, MINUS, escape_markdown, is_number
 from polyptych.task_gradients import WHOLE, Look
 
 AGREE, CONFLICT = COLORS[0], COLORS[4]
-MUCH = 0.25  # of what a task's own step takes off its loss: as much of another task's step has the full color
-LITTLE = 0.05  # of the same: less is not worth a word, however sure
-LARGER = 4.0  # so many times another one is worth a word
+MUCH = 0.25  # of the effect of a task's own step on its loss; another task's step with this effect gets full color
+LITTLE = 0.05  # of the same: smaller effects are not mentioned, however certain
+LARGER = 4.0  # a ratio from this on is mentioned
 MOST_WORDS = 6  # lines on what stands out
 MOST_COLUMNS = 40  # of a picture over time; neighbors are averaged
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Numbers by row and column, NaN where there is none."""
+    """Numbers by row and column; NaN if there is none."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -44,12 +44,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One task: its loss, what is left of its first one, and the size of its gradient in what tasks share.
+    """One task: its loss, relative to the first one, and the size of its gradient in the shared parameters.
 
     Attributes:
         left: last loss over first loss.
         size: norm of the gradient of the loss times its weight.
-        share: of that in the sum over the tasks.
+        share: share of ``size`` in the sum over the tasks.
     """
 
     task: str
@@ -61,11 +61,11 @@ class TaskRow:
 
 
 class Findings:
-    """What looks say together. Numbers are means over them; None counts for nothing.
+    """Summary over looks. Numbers are means over them; None is ignored.
 
     Args:
         looks: in order of step.
-        first: the loss of each task in the beginning; by default that of the first look.
+        first: the initial loss of each task; by default that of the first look.
     """
 
     def __init__(self, looks: Sequence[Look], first: Mapping[str, float] | None = None):
@@ -74,7 +74,7 @@ class Findings:
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
-        """The stages in their order, the whole last."""
+        """The stages in order; all stages together come last."""
         found = dict.fromkeys(stage for look in self.looks for stage in look.norms if stage != WHOLE)
         return (*found, WHOLE)
 
@@ -110,7 +110,7 @@ class Findings:
 
     @cached_property
     def conflicts(self) -> dict[str, float]:
-        """By pair, in which share of the looks their gradients pointed apart (a cosine below zero)."""
+        """By pair, the share of looks in which their gradients conflicted (a cosine below zero)."""
         return {pair: _mean(float(cosine < 0) if math.isfinite(cosine) else math.nan
                             for look in self.looks for cosine in [_value(look.cosines[WHOLE].get(pair))])
                 for pair in self.pairs}
@@ -125,14 +125,14 @@ class Findings:
 
     @cached_property
     def affinity(self) -> Grid:
-        """In percent of the loss in the column, what a step for the task in the row takes off it."""
+        """By how much a step for the task in the row lowers the loss in the column, in percent of that loss."""
         return Grid(self.tasks, self.tasks, np.array(
             [[100 * _mean(_value(look.affinity.get(task, {}).get(other)) for look in self.looks)
               for other in self.tasks] for task in self.tasks]))
 
     @cached_property
     def affinity_error(self) -> Float[np.ndarray, "t t"]:
-        """The standard error of each, NaN for fewer than three looks."""
+        """The standard error of each entry; NaN for fewer than three looks."""
         return np.array([[_error([100 * _value(look.affinity.get(task, {}).get(other)) for look in self.looks])
                           for other in self.tasks] for task in self.tasks])
 
@@ -164,7 +164,7 @@ class Findings:
         for pair, share in self.conflicts.items():
             cosines = [_value(look.cosines[WHOLE].get(pair)) for look in self.looks]
             mean, error = _mean(cosines), _error(cosines)
-            if share > 0.5 and (not math.isfinite(error) or mean < -2 * error):  # not by chance
+            if share > 0.5 and (not math.isfinite(error) or mean < -2 * error):  # not due to chance
                 often.append((mean, share, pair))
         for mean, share, pair in sorted(often)[:2]:
             values = self.by_stage.values[self.pairs.index(pair), :-1]
@@ -185,7 +185,7 @@ class Findings:
                    f"{rows[-1].task} slowest ({100 * rows[-1].left:.0f}%).")
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data, None for what there is not."""
+        """The same as plain data; None for missing values."""
         def rows(grid: Grid, keys: Sequence[str], scale: float = 1.0) -> dict[str, dict[str, float | None]]:
             return {key: {column: _known(value * scale) for column, value in zip(grid.columns, row, strict=True)}
                     for key, row in zip(keys, grid.values, strict=True)}
@@ -223,7 +223,7 @@ def terminal(findings: Findings) -> RenderableType:
 
 
 def _table(*columns: str, left: int = 1) -> Table:
-    """A table without rows; the numbers stand right of so many columns of names."""
+    """A table without rows; numbers follow after ``left`` columns of names."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if number < left else "right", overflow="fold",
@@ -253,7 +253,7 @@ def markdown(findings: Findings) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """``0.12``, ``−0.30``; a dash for what there is not."""
+    """``0.12``, ``−0.30``; a dash for a missing value."""
     if not is_number(value):
         return ABSENT
     text = f"{value:.{digits}f}"
@@ -276,8 +276,8 @@ def _spoken(pair: str) -> str:
 
 
 def pictures(findings: Findings, *, page: bool = True, when: str = "") -> list[tuple[str, str]]:
-    """Each with its title, as SVG: cosines by stage, cosines over training where there are looks of several steps,
-    and the affinity.
+    """Figures as SVG, each with its title: cosines by stage, cosines over training (if there are looks of several
+    steps), and the affinity.
 
     Args:
         page: for a page; otherwise whole files on white.
@@ -292,11 +292,11 @@ def pictures(findings: Findings, *, page: bool = True, when: str = "") -> list[t
 
 
 def _heat(grid: Grid, name: str, page: bool, *, digits: int = 2, scale: float | None = 0.5, gap: int = 0) -> str:
-    """Colored cells with their numbers: blue above zero, red below, the stronger the farther from it.
+    """Colored cells with their numbers: blue above zero, red below; stronger colors are farther from zero.
 
     Args:
-        scale: the number of full color; None takes a quarter of what stands on the diagonal.
-        gap: so many last columns stand apart.
+        scale: the number that gets full color; None takes a quarter of the diagonal.
+        gap: number of last columns that are set apart.
     """
     rows, columns = grid.values.shape
     numbers = columns <= 12

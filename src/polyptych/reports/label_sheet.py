@@ -1,4 +1,4 @@
-"""A sheet of samples with their labels laid over them: whether data were understood is seen at a glance."""
+"""A sheet of samples with labels overlaid, which shows at a glance whether the data was read correctly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polyptych.types import Sample
 OPACITY = 0.6
 WIDTH = 1200  # pixels; a sheet that is much wider than long, or the other way round, is hard to look at
 NAME = "data/samples.png"
-"""Where the sheet lies in the folder of a run."""
+"""Path of the sheet in the folder of a run."""
 
 _LOOKED_AT = 12
 _SHOWN = 4
@@ -44,8 +44,8 @@ def label_sheet(samples: Sequence[tuple[str, Sample]], tasks: Mapping[str, Task]
 
 
 def show_data(dataset: Dataset, tasks: Mapping[str, Task], folder: Path) -> list[str]:
-    """Look at a few training samples before training: write :data:`NAME`, and say in one line what was seen, with a
-    further line for each thing that looks wrong. Samples that cannot be read are for the loader to complain about."""
+    """Inspect a few training samples before training: write :data:`NAME`, and return a summary line and one more line
+    for everything that looks wrong. Unreadable samples are left for the loader to report."""
     count = min(_LOOKED_AT, len(dataset))
     inspection = Inspection({name: task.config.name for name, task in tasks.items()}, dataset.labels)
     samples: list[tuple[str, Sample]] = []

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, and the same in Markdown."""
+"""The report of a run: one self-contained HTML file, and the same in Markdown."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a run's folder holds, and how the report words it. What is missing in the folder is empty here."""
+    """The contents of a run's folder, and their presentation in the report. Missing files are empty here."""
 
     folder: Path
     record: Mapping[str, Any]
@@ -87,7 +87,7 @@ class ReportData:
 
     @cached_property
     def main(self) -> Evaluation | None:
-        """The evaluation that the report is about: test where there is one."""
+        """The main evaluation of the report: that of the test split, if there is one."""
         return self.evaluations.get("test") or next(iter(self.evaluations.values()), None)
 
     @property
@@ -101,7 +101,7 @@ class ReportData:
 
     @cached_property
     def published(self) -> list[PublishedTable]:
-        """Published rows beside this run's test numbers, for protocols that these belong to."""
+        """Published rows next to this run's test numbers, for the protocols that these follow."""
         if not self.main:
             return []
         return published_tables({self.title: {name: task.metrics for name, task in self.main.tasks.items()}},
@@ -109,7 +109,7 @@ class ReportData:
 
     @property
     def unpublished(self) -> list[tuple[str, str]]:
-        """Protocols on the same dataset that these numbers do not belong to, and why."""
+        """Protocols of the same dataset that these numbers do not follow, and why."""
         return list(self.main.other_protocols.items()) if self.main else []
 
     @property
@@ -133,14 +133,14 @@ class ReportData:
 
     @property
     def legends(self) -> dict[str, dict[str, str]]:
-        """The colors of what occurs in the example pictures, the largest areas first; of tasks (and in runs of older
-        versions) whose areas are not recorded, all colors."""
+        """The colors of classes that occur in the example pictures, the largest areas first; all colors if areas are
+        not recorded (some tasks, and runs of older versions)."""
         return {task: {name: colors[name] for name in (self.areas.get(task) or colors) if name in colors}
                 for task, colors in self.swatches.items()}
 
     @cached_property
     def plots(self) -> list[curves.Plot]:
-        # The log of the training has the tasks' own names.
+        # The training log uses the tasks' own metric names.
         headlines = {name: task.own_headline for name, task in self.main.tasks.items()} if self.main else {}
         return curves.plots(self.events, headlines)
 
@@ -156,8 +156,8 @@ class ReportData:
 
     @property
     def diagnoses(self) -> list[tuple[str, Findings, list[tuple[str, Markup]]]]:
-        """How the tasks got along in training, and in what ``polyptych diagnose`` looked at later: when, what was
-        found, and the pictures with their titles."""
+        """How the tasks affected each other in training, and in later runs of ``polyptych diagnose``: when, the
+        findings, and the figures with their titles."""
         first: Mapping[str, float] = next((event["losses"] for event in self.events if event.get("losses")), {})
         found = []
         for looks, when in ((self.looks, "While it trained, "), (self.later_looks, "With the weights of ")):
@@ -177,7 +177,7 @@ class ReportData:
 
     @property
     def settings(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """Every field of the run in groups: the plain ones, then one group for each part."""
+        """Every field of the run in groups: plain fields first, then one group per part."""
         plain = [(key, _shown(value)) for key, value in self.run.items() if not isinstance(value, dict)]
         parts = [(key, [(name, _shown(item)) for name, item in flat(value)])
                  for key, value in self.run.items() if isinstance(value, dict) and value and key != "reasons"]
@@ -185,7 +185,7 @@ class ReportData:
 
     @property
     def reasons(self) -> list[tuple[str, str]]:
-        """What the recipe chose from the data, and why, by option."""
+        """Options that the recipe chose from the data, and why."""
         return [(str(option), str(reason)) for option, reason in _mapping(self.run.get("reasons")).items()]
 
     @property
@@ -195,7 +195,7 @@ class ReportData:
 
     @property
     def commands(self) -> list[tuple[str, str]]:
-        """How to repeat the run: with the words that started it, and from its record."""
+        """How to repeat the run: the original command, and from its record."""
         commands = []
         if command := self.environment.get("command"):
             commands.append(("The command that started it", str(command)))
@@ -259,7 +259,7 @@ def write_report(folder: Path) -> Path:
 
 
 def read_folder(folder: Path) -> ReportData:
-    """Read what a run's folder holds.
+    """Read the contents of a run's folder.
 
     Raises:
         InputError: as :func:`write_report`.

@@ -1,7 +1,7 @@
-"""Example pictures: the image beside what is true and what is predicted, one column for each task.
+"""Example pictures: the image next to labels and predictions, one column per task.
 
-Pictures are uint8 RGB arrays (h w 3). Small ones are enlarged by whole factors, so that every pixel of a
-label stays a crisp square; nothing is ever blurred by enlarging.
+Pictures are uint8 RGB arrays (h w 3). Small ones are enlarged by integer factors, so that every pixel of a label stays
+a crisp square.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def panel(image: Picture, tasks: Sequence[str], truth: Mapping[str, Picture | No
         image: the input, uint8 RGB.
         tasks: the columns, in order.
         truth, prediction: painted pictures by task. They show the whole frame of the image but may have
-            another size. What is absent or None becomes a hatched cell that says so.
+            another size. A missing picture becomes a hatched cell that says so.
         caption: written below the image.
 
     Raises:
@@ -52,7 +52,7 @@ def strip(image: Picture, painted: Mapping[str, Picture | None], caption: str = 
 
     Args:
         painted: None where there is no label.
-        caption: stands above the image in place of the word "image", for instance the name of its file.
+        caption: title of the image in place of the word "image", for instance its file name.
 
     Raises:
         InputError: a picture is not a uint8 RGB array.
@@ -62,7 +62,8 @@ def strip(image: Picture, painted: Mapping[str, Picture | None], caption: str = 
 
 
 def mosaic(image: Picture, painted: Mapping[str, Picture], largest: int = LARGEST_CELL) -> Picture:
-    """As :func:`strip`, in as many rows as bring the whole nearest to the shape of a screen (16:9); for videos.
+    """Like :func:`strip`, in the number of rows that brings the whole closest to the shape of a screen (16:9); for
+    videos.
 
     Args:
         largest: pixels of the longer side of a cell, at most.
@@ -85,7 +86,7 @@ def mosaic(image: Picture, painted: Mapping[str, Picture], largest: int = LARGES
 
 
 def banner(words: str, above: Picture) -> Picture:
-    """One line of text as wide as the picture that it is put above; shortened if that is too narrow."""
+    """One line of text as wide as the picture below it; shortened if it does not fit."""
     text = 18
     height, width = round(1.8 * text), above.shape[1]
     canvas = Image.new("RGB", (width, height), BACKGROUND)
@@ -96,8 +97,8 @@ def banner(words: str, above: Picture) -> Picture:
 
 
 def contact_sheet(pictures: Sequence[Picture]) -> Picture:
-    """Panels, strips and legends below each other on one ground; each keeps its header, so that a long sheet
-    can be read anywhere.
+    """Panels, strips and legends stacked on one background; each keeps its header, so that any part of a long sheet can
+    be read.
 
     Raises:
         InputError: no picture, or one that is not a uint8 RGB array.
@@ -144,10 +145,10 @@ def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int =
     canvas = Image.new("RGB", (width, 2 * MARGIN + lines * line), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for index, (name, color) in enumerate(zip(classes, colors, strict=True)):
-        # Down the columns, as one reads an index.
+        # Down the columns, like an index.
         left = MARGIN + index // lines * entry
         top = MARGIN + index % lines * line
-        # White melts into the ground without an outline.
+        # Without an outline, white would vanish into the background.
         draw.rectangle((left - 1, top + 3, left + swatch, top + 4 + swatch), outline=LINE)
         draw.rectangle((left, top + 4, left + swatch - 1, top + 4 + swatch - 1), fill=tuple(color))
         text = _shortened(name, font, entry - swatch - 16)
@@ -156,7 +157,7 @@ def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int =
 
 
 def cell_size(image: Picture, largest: int = LARGEST_CELL) -> tuple[int, int]:
-    """Height and width at which a picture is shown: a whole multiple, or a whole fraction of those larger than
+    """Height and width at which a picture is shown: an integer multiple, or an integer fraction if it is larger than
     ``largest``."""
     _check(image)
     height, width = image.shape[:2]
@@ -187,12 +188,12 @@ class _Row:
 
 @dataclass(frozen=True)
 class PanelGrid:
-    """Where the cells of a grid lie.
+    """Positions of the cells of a grid.
 
     Attributes:
         lefts: left edges of the columns.
         tops: top edges of the rows.
-        labels: left edge of the row labels, which stand after the first column.
+        labels: left edge of the row labels, which follow the first column.
         size: height and width of the whole picture.
         text: height of its letters.
     """
@@ -233,14 +234,14 @@ def _draw(headers: Sequence[str], size: tuple[int, int], rows: Sequence[_Row]) -
                 picture = _note_picture(cell, size, place.text)
             else:
                 picture = Image.fromarray(fitted(cell, size))
-                # Around the picture, not on it: a white boundary map would melt into the ground.
+                # Around the picture, not on it, because a white boundary map would vanish into the background.
                 draw.rectangle((left - 1, top - 1, left + width, top + height), outline=LINE)
             canvas.paste(picture, (left, top))
     return np.array(canvas)
 
 
 def fitted(picture: Picture, size: tuple[int, int]) -> Picture:
-    """A picture as large as a cell (h, w)."""
+    """Resize a picture to a cell (h, w)."""
     _check(picture)
     factor = size[0] // picture.shape[0]
     if factor >= 1 and (picture.shape[0] * factor, picture.shape[1] * factor) == size:

@@ -1,4 +1,4 @@
-"""Published rows beside a run's own: only of a protocol that the run's numbers belong to."""
+"""Published rows next to a run's own, only for protocols that the run's numbers follow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Scores = Mapping[str, Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One line: the user's ``own``, or a published one with its backbone and how sure it is."""
+    """One row: the user's ``own``, or a published one with its backbone and how reliable it is."""
 
     method: str
     backbone: str
@@ -34,7 +34,7 @@ class PublishedTable:
     """What papers print under one protocol, below the user's numbers.
 
     Attributes:
-        columns: titles with arrows, task by task; the last one is the aggregate where papers print one.
+        columns: titles with arrows, task by task; the last one is the aggregate, if papers print one.
         notes: what still differs, sources, and what the tags mean.
     """
 
@@ -55,7 +55,7 @@ class PublishedTable:
 
 
 def published_tables(own: Mapping[str, Scores], qualified: Mapping[str, Sequence[str]]) -> list[PublishedTable]:
-    """A table for every protocol that the numbers belong to and of which rows with the same numbers are known.
+    """A table for every protocol that the numbers follow and that has published rows with the same metrics.
 
     Args:
         own: the user's rows by name.
@@ -67,13 +67,13 @@ def published_tables(own: Mapping[str, Scores], qualified: Mapping[str, Sequence
 
 def published_table(name: str, own: Mapping[str, Scores], qualified: Mapping[str, Sequence[str]],
                     reasons: Mapping[str, str] | None = None) -> PublishedTable | None:
-    """The rows of one protocol below the user's; None where no number is common to both.
+    """The rows of one protocol below the user's; None if they have no metric in common.
 
     Args:
         reasons: ``other_protocols`` of the evaluation, for the message.
 
     Raises:
-        InputError: the numbers do not belong to the protocol; the message says why.
+        InputError: the numbers do not follow the protocol; the message says why.
     """
     protocol = find(name)
     if name not in qualified:
@@ -106,7 +106,7 @@ def published_table(name: str, own: Mapping[str, Scores], qualified: Mapping[str
 
 
 def _remarks(published: Sequence[Table]) -> list[str]:
-    """What must be known of the rows, their sources, and what the tags mean; each once."""
+    """Remarks on the rows, their sources, and the meaning of the tags; each only once."""
     rows = [row for table in published for row in table.rows]
     sources = dict.fromkeys(table.source for table in published)
     tags = dict.fromkeys(row.tag for row in rows)

@@ -1,6 +1,6 @@
-"""The one look of all plots and pictures: colors, letters, lines, and the ways in which a plot is written.
+"""The common style of all plots and pictures: colors, fonts, lines, and how plots are saved.
 
-The look of the pages is ``style.css``. A plot is drawn and saved inside :func:`figure`::
+The style of pages is ``style.css``. A plot is drawn and saved inside :func:`figure`::
 
     with style.figure((7.4, 3.5)) as drawing:
         axes = drawing.subplots()
@@ -22,12 +22,12 @@ from PIL import ImageFont
 if TYPE_CHECKING:  # matplotlib takes as long to import as a command's help may take
     from matplotlib.figure import Figure
 
-# Middle tones: each has a contrast of at least 3 against white and against near black.
+# Mid-tones: each has a contrast ratio of at least 3 against white and near black.
 COLORS = ("#3b82c4", "#cf7327", "#2f9468", "#9067c6", "#d1495b", "#1f9199", "#a0802b", "#c25c9e")
 PLAIN = "#7d858f"
 TEXT = "#5f6670"  # becomes currentColor where a plot goes into a page
 
-# Of pictures, which are RGB and always light.
+# For pictures, which are RGB and always light.
 BACKGROUND = (250, 250, 248)
 INK = (38, 41, 46)
 FAINT_INK = (112, 116, 122)
@@ -53,7 +53,7 @@ def figure(size: tuple[float, float], text: float = 9, *, axes: bool = True) -> 
     Args:
         size: width and height in inches.
         text: size of the letters in points.
-        axes: with spines, ticks and a grid; without them for drawings that have no scales.
+        axes: whether to draw spines, ticks and a grid; False for drawings without scales.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -69,8 +69,8 @@ def svg(drawing: Figure, name: str, *, page: bool) -> str:
 
     Args:
         name: makes the ids of one plot differ from those of others on the same page.
-        page: an ``<svg>`` element, transparent, its text in the color of the page's text, which is right on a light and
-            on a dark ground; otherwise a whole file on white.
+        page: an ``<svg>`` element, transparent, its text in the color of the page's text, which works on light and dark
+            backgrounds; otherwise a whole file on white.
     """
     import matplotlib
 
@@ -82,13 +82,13 @@ def svg(drawing: Figure, name: str, *, page: bool) -> str:
 
 
 def write_png(drawing: Figure, path: Path) -> None:
-    """The figure as a picture on white."""
+    """Write the figure as a PNG on white."""
     drawing.savefig(path, dpi=130, facecolor="white")
 
 
 @cache
 def letters(size: int) -> ImageFont.FreeTypeFont:
-    """The letters of pictures, those of the plots."""
+    """The font of pictures, the same as in plots."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)

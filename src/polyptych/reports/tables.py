@@ -1,8 +1,7 @@
 """The result of an evaluation as a table, for the terminal, for Markdown and for the report page.
 
-Beside every metric stands the trivial baseline: what the best constant prediction (majority class, mean depth)
-scores on the same images. *Skill* puts the headline of a task between that baseline (0) and a perfect
-prediction (1).
+Next to every metric is the trivial baseline: the score of the best constant prediction (majority class, mean depth) on
+the same images. *Skill* puts the headline of a task between that baseline (0) and a perfect prediction (1).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Row:
     """One metric of one task, ready to print.
 
     Attributes:
-        headline: this metric stands for the task; its row comes first and holds the task's skill.
+        headline: whether this is the headline metric; its row comes first and holds the task's skill.
     """
 
     task: str
@@ -42,7 +41,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """The task with its unit where its rows begin, otherwise empty."""
+        """The task with its unit in its first row, otherwise empty."""
         return (f"{self.task} ({self.unit})" if self.unit else self.task) if self.headline else ""
 
     @property
@@ -119,7 +118,7 @@ def class_rows(values: Mapping[str, float | None]) -> list[ClassRow]:
 
 
 def caption(evaluation: Evaluation) -> str:
-    """What a number needs beside it to be compared: protocol, split, images, step, weights and input size."""
+    """The facts needed to compare numbers: protocol, split, images, step, weights and input size."""
     size = evaluation.input_size
     parts = [
         f"protocol {evaluation.protocol}" if evaluation.protocol else "",
@@ -153,7 +152,7 @@ def format_pair(value: float | None, other: float | None) -> tuple[str, str]:
 
 
 def format_skill(skill: float | None) -> str:
-    """A skill with its sign where it is below the trivial baseline."""
+    """A skill, with its sign if it is below the trivial baseline."""
     return f"{skill:.3f}".replace("-", MINUS) if is_number(skill) else ABSENT
 
 
@@ -171,7 +170,7 @@ def duration(seconds: float) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text from outside as it must stand in Markdown (also inside a table) to be shown as it is."""
+    """Escape external text so that Markdown (also inside a table) shows it literally."""
     text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(str(text).split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

@@ -15,12 +15,13 @@ from polyptych.reports.tables import escape_markdown
 
 
 def render(template: str, helpers: dict[str, Any], *, package: str = __package__, **values: Any) -> str:
-    """
+    """Render a page.
+
     Args:
         template: a file of the package, or of this one; its name says whether it is HTML or Markdown.
         helpers: functions and constants for the template.
-        package: where the page's own templates lie.
-        values: what the page is about.
+        package: package with the page's own templates.
+        values: the contents of the page.
     """
     markdown = template.endswith(".md.j2")
     loaders = [jinja2.PackageLoader(name, "") for name in (package, __package__)]

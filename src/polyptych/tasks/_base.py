@@ -1,4 +1,4 @@
-"""The contract of a task. Everything specific to a task lives in its own file."""
+"""Base of all tasks. Everything specific to a task lives in its own file."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ class Task(Component, ABC):
     - *prediction*: (b channels h w), raw network output (logits, unnormalized vectors, ...).
     - *target*: the label. Dense tasks have (h w) or (c h w) per sample; collation adds the batch dimension. Values
       under an invalid pixel are arbitrary but finite.
-    - *decoded*: what the metric, the pictures and the user's arrays get: class ids, meters, unit vectors,
+    - *decoded*: the form that metrics, pictures and the user's arrays use: class ids, meters, unit vectors,
       probabilities. For dense tasks the target has this form too.
 
     Attributes:
         channels: channels of the prediction.
-        headline: the entry of the metric's result that stands for the task in tables and in delta_mtl.
+        headline: the entry of the metric's result that represents the task in tables and in delta_mtl.
         higher_is_better: direction of every entry of the metric's result, by name.
         perfect: the headline's value for a perfect prediction.
-        dense: every pixel has a label of its own. Predictions of a task that is not dense, one label for the whole
-            image, may keep whatever resolution they have: its loss and its decoding take any.
-        by_rows: a large image is decoded some rows at a time: decoding looks at each pixel alone and gives much less
-            than it takes. (Only where it chooses; a sigmoid may differ in its last bit with the length of its input.)
+        dense: every pixel has its own label. A task that is not dense has one label for the whole image; its
+            predictions may keep any resolution, because its loss and decoding accept any.
+        by_rows: large images are decoded a few rows at a time to save memory. Allowed if decoding treats each pixel
+            alone, returns much less than it takes, and does not compute a sigmoid, whose last bit may depend on the
+            length of its input.
         standard_weight: the usual loss weight in the field (ASTMT, survey and ATRC lines of work).
-        likelihood: what the loss is the negative log likelihood of: ``gaussian`` for squared errors, ``laplace`` for
-            absolute ones, ``categorical`` for cross entropies. Uncertainty weighting asks for it.
+        likelihood: the distribution whose negative log-likelihood the loss is: ``gaussian`` for squared errors,
+            ``laplace`` for absolute errors, ``categorical`` for cross-entropies. Uncertainty weighting needs it.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Task(Component, ABC):
 
         @property
         def standard_weight(self) -> float:
-            """The task's, before it is built."""
+            """The standard weight of the task, before it is built."""
             return self.owner.standard_weight
 
     channels: int
@@ -76,7 +77,7 @@ class Task(Component, ABC):
     def loss(self, prediction: Float[Tensor, "b c hp wp"], target: Tensor, valid: Bool[Tensor, "b h w"]) -> Loss:
         """Loss of a raw prediction of any resolution against a batch of targets, in float32.
 
-        The prediction is brought to the resolution of the labels (bilinear). ``count`` is the number of valid pixels.
+        The prediction is resized to the labels (bilinear). ``count`` is the number of valid pixels.
         """
         prediction = resize(prediction.float(), (valid.shape[-2], valid.shape[-1]))
         return self.full_size_loss(prediction, target, valid)
@@ -84,18 +85,18 @@ class Task(Component, ABC):
     @abstractmethod
     def full_size_loss(self, prediction: Float[Tensor, "b c h w"], target: Tensor,
                        valid: Bool[Tensor, "b h w"]) -> Loss:
-        """As :meth:`loss`, for a float32 prediction that has the resolution of the labels. A batch without a valid
-        pixel gives sum 0 with zero (finite) gradients."""
+        """Like :meth:`loss`, for a float32 prediction at the resolution of the labels. A batch without valid pixels
+        gives sum 0 with zero (finite) gradients."""
 
     def label_sums(self, target: Tensor, valid: Bool[Tensor, "b h w"]) -> Float[Tensor, " n"]:
-        """What the loss must know of the labels of a whole step (how many pixels are of a class), as sums that add up
-        over micro-batches and processes, float64. Most tasks need nothing."""
+        """Statistics of the labels that the loss needs over a whole step (such as the number of pixels of a class), as
+        float64 sums that add up over micro-batches and processes. Most tasks need none."""
         return torch.zeros(0, dtype=torch.float64)
 
     def loss_in_step(self, prediction: Float[Tensor, "b c hp wp"], target: Tensor, valid: Bool[Tensor, "b h w"],
                      sums: Float[Tensor, " n"]) -> Loss:
-        """As :meth:`loss`, for a part of a step whose labels add up to ``sums``. Parts add up to the loss of the whole
-        step, however it is cut."""
+        """Like :meth:`loss`, for a part of a step whose label statistics are ``sums``. The parts add up to the loss of
+        the whole step, however it is split."""
         return self.loss(prediction, target, valid)
 
     # -- measuring and showing -----------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ class Task(Component, ABC):
         """A fresh accumulator; its ``update`` takes decoded predictions."""
 
     def final_metric(self) -> FinalMetric | None:
-        """A further accumulator, for numbers that take too long to be watched; their names are not those of
+        """A further accumulator, for metrics too slow for validation during training; their names differ from those of
         :meth:`metric`."""
         return None
 
@@ -128,89 +129,90 @@ class Task(Component, ABC):
         picture[~valid.cpu().numpy()] = 128
         return picture
 
-    # -- for a person --------------------------------------------------------------------------------------------
+    # -- for the user --------------------------------------------------------------------------------------------
 
     @property
     def unit(self) -> str:
-        """Of the numbers of :meth:`array`, in words."""
+        """Unit of the numbers of :meth:`array`, in words."""
         return self.labels.unit
 
     @property
     def meaning(self) -> str:
-        """What the channels of the raw prediction say, for whoever runs an exported file."""
+        """What the channels of the raw prediction mean, for users of an exported file."""
         return f"{self.channels} raw values"
 
     def array(self, decoded: Tensor) -> np.ndarray:
-        """One decoded prediction (no batch dimension) as a user gets it; channels last where there are any."""
+        """One decoded prediction (no batch dimension) as the user gets it; channels last, if there are any."""
         return decoded.cpu().numpy()
 
     def at(self, decoded: Tensor, x: int, y: int) -> str:
-        """What one decoded prediction says at column ``x`` and row ``y``, in words."""
+        """One decoded prediction at column ``x`` and row ``y``, in words."""
         return f"{float(decoded[y, x]):.3g} {self.unit}".strip()
 
     def legend(self) -> Legend:
-        """What the colors of :meth:`paint` mean; empty where a picture explains itself."""
+        """What the colors of :meth:`paint` mean; empty if the picture explains itself."""
         return Legend()
 
     def areas(self, decoded: Tensor, valid: Bool[Tensor, "h w"] | None = None) -> Int[np.ndarray, " k"] | None:
-        """How many pixels of one decoded prediction (or of one label, where it is valid) belong to each class; None for
-        a task that gives no pixel a class."""
+        """Number of pixels per class in one decoded prediction (or in the valid part of one label); None for a task
+        without pixel classes."""
         return None
 
     def layer(self, decoded: Tensor, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 4"]:
-        """RGBA that is laid over ``image``. The default is the whole picture; tasks that mark places leave the rest
+        """RGBA overlay for ``image``. The default is the whole picture; tasks that mark positions leave the rest
         transparent."""
         picture = self.paint(decoded, image)
         return np.dstack([picture, np.full_like(picture[..., 0], 255)])
 
     def layer_legend(self) -> Legend:
-        """What the colors of :meth:`layer` mean, where they are not those of :meth:`paint`."""
+        """What the colors of :meth:`layer` mean, if they differ from those of :meth:`paint`."""
         return self.legend()
 
     def stored(self, decoded: Tensor) -> Stored | None:
-        """One decoded prediction as whole numbers for a 16-bit PNG, or None where one channel cannot hold it."""
+        """One decoded prediction as integers for a 16-bit PNG, or None if one channel cannot hold it."""
         return None
 
     def distance(self, decoded: Tensor) -> Float[Tensor, "h w"] | None:
-        """Meters along the optical axis, if that is what the task predicts: points in space follow from it."""
+        """Meters along the optical axis, if the task predicts them, for point clouds."""
         return None
 
     @property
     def has_distance(self) -> bool:
-        """Whether :meth:`distance` says something."""
+        """Whether :meth:`distance` returns a distance."""
         return type(self).distance is not Task.distance
 
     def directions(self, decoded: Tensor) -> Float[Tensor, "3 h w"] | None:
-        """Unit vectors in the camera's frame (x right, y down, z forward), if that is what the task predicts."""
+        """Unit vectors in the camera's frame (x right, y down, z forward), if the task predicts them."""
         return None
 
     # -- averages over the mirror image, scales and windows ------------------------------------------------------
 
     def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The raw prediction of the mirrored image, from that of the image; its own inverse. It does to predictions
-        what :meth:`move` does to labels."""
+        """The raw prediction for the mirrored image, from that for the image; its own inverse. Does to predictions what
+        :meth:`move` does to labels."""
         return prediction.flip(-1)
 
     def zoomed(self, prediction: Float[Tensor, "b c h w"], zoom: float) -> Float[Tensor, "b c h w"]:
-        """The raw prediction where everything appears ``zoom`` times as large: the values as :meth:`move` changes
-        those of labels, at the places where they were."""
+        """The raw prediction if everything appeared ``zoom`` times as large: values change as :meth:`move` changes
+        those of labels, but keep their positions."""
         return prediction
 
     def to_mean(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The raw prediction in the form in which several for the same pixel are averaged. (Predictions of a task that
-        is not dense are then also averaged over places.)"""
+        """The raw prediction in the form in which several predictions for the same pixel are averaged. (For a task that
+        is not dense, also over positions.)"""
         return prediction
 
     def from_mean(self, mean: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """A raw prediction again: decoded, it is the mean. ``decode(from_mean(to_mean(x)))`` is ``decode(x)``."""
+        """The inverse of :meth:`to_mean`: a raw prediction that decodes to the mean. ``decode(from_mean(to_mean(x)))``
+        is ``decode(x)``."""
         return mean
 
     # -- labels --------------------------------------------------------------------------------------------------
 
     def move(self, target: Tensor, valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "h2 w2"]]:
-        """The label of one sample after a geometric move. The default moves a dense map by nearest neighbor; tasks
-        whose values change under a mirror, a zoom or a rotation override it. No pixel becomes valid by moving."""
+        """The label of one sample after a geometric transform. The default resamples a dense map (nearest neighbor);
+        tasks whose values change under a flip, a zoom or a rotation override it. No invalid pixel becomes valid."""
         return geometry.labels(target), geometry.labels(valid)
 
     def fault(self, target: Tensor, valid: Bool[Tensor, "h w"]) -> str | None:
@@ -223,16 +225,16 @@ class Task(Component, ABC):
         return torch.zeros(size)
 
     def collate(self, targets: list[Tensor]) -> Tensor:
-        """Stack the targets of one batch; they agree in size."""
+        """Stack the targets of one batch, which have the same size."""
         return torch.stack(targets)
 
 
 class Trivial(ABC):
-    """The best constant prediction, learned from labels of the training set one sample at a time."""
+    """The best constant prediction, computed from training labels one sample at a time."""
 
     @abstractmethod
     def update(self, target: Tensor, valid: Bool[Tensor, "h w"]) -> None:
-        """Look at one label (no batch dimension)."""
+        """Add one label (no batch dimension)."""
 
     @abstractmethod
     def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 c h w"]:
@@ -240,7 +242,7 @@ class Trivial(ABC):
 
 
 def mirror_order(labels: LabelInfo) -> list[int]:
-    """The type that stands in each one's place in the mirror: itself, or the other of its pair."""
+    """For each type, its counterpart in the mirror: itself, or the other of its pair."""
     order = list(range(len(labels.classes)))
     for left, right in labels.mirror:
         order[left], order[right] = right, left
@@ -248,6 +250,6 @@ def mirror_order(labels: LabelInfo) -> list[int]:
 
 
 def in_mirror(prediction: Float[Tensor, "b c h w"], labels: LabelInfo) -> Float[Tensor, "b c h w"]:
-    """Raw predictions, one channel for each type, of the mirrored image. (An index that is a list would be waited for
-    on a device.)"""
+    """Raw predictions, one channel per type, for the mirrored image. (Indexing with a list would wait for the
+    device.)"""
     return prediction[:, devices.sent(mirror_order(labels), prediction.device)].flip(-1)

@@ -1,4 +1,4 @@
-"""What boundaries and saliency have in common: the probability of one thing at every pixel."""
+"""Base of boundaries and saliency: a yes-or-no label with a probability for every pixel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BinaryMap(Task):
     channels = 1
     perfect: ClassVar[float] = 100.0
     likelihood: Likelihood = "categorical"
-    tint: ClassVar[tuple[int, int, int]] = (255, 190, 0)  # of what is laid over an image
+    tint: ClassVar[tuple[int, int, int]] = (255, 190, 0)  # of the overlay on an image
 
     def decode(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b h w"]:
         """The probability."""
@@ -52,12 +52,12 @@ class BinaryMap(Task):
 
     def layer(self, decoded: Float[Tensor, "h w"],
               image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 4"]:
-        """One color, the less transparent the more probable."""
+        """A single color; the more probable, the more opaque."""
         alpha = to_bytes(decoded.float().cpu().numpy())
         return np.dstack([np.broadcast_to(np.array(self.tint, np.uint8), (*alpha.shape, 3)), alpha])
 
     def layer_legend(self) -> Legend:
-        """From the gray of some image to the color that is laid over it."""
+        """From a gray that stands for the image to the color of the overlay."""
         return scale_legend(["0%", "100%"], lambda share: to_bytes(
             (share[:, None] * np.array(self.tint) + (1 - share[:, None]) * UNLABELLED) / 255))
 
@@ -69,7 +69,7 @@ class BinaryMap(Task):
         return prediction.sigmoid()
 
     def from_mean(self, mean: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """Its logit, kept finite so that it may still be resized."""
+        """The logit of the mean, kept finite so that it can be resized."""
         return mean.logit(eps=1e-7)
 
     def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
@@ -85,13 +85,13 @@ def weighted_cross_entropy(logits: Float[Tensor, "b 1 h w"], target: Float[Tenso
                            weight: float | Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Sum over valid pixels of -[w y log s(x) + (1-w) (1-y) log(1 - s(x))], labels binarized at 0.5."""
     x = torch.where(valid, logits[:, 0], 0)
-    # -log s(x) = softplus(-x), which neither overflows nor loses the small probabilities.
+    # -log s(x) = softplus(-x), which neither overflows nor loses precision for small probabilities.
     loss = torch.where(target > 0.5, weight * F.softplus(-x), (1 - weight) * F.softplus(x))
     return torch.where(valid, loss, 0).sum()
 
 
 class AlwaysPositive(Trivial):
-    """Everything positive: of all constants it has the best F measure and IoU, whatever the labels are."""
+    """Everything positive: the constant with the best F-measure and IoU, whatever the labels are."""
 
     def update(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> None:
         """Nothing to learn."""

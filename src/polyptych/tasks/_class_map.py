@@ -1,4 +1,4 @@
-"""What semantic segmentation and part segmentation have in common: one class id for every pixel."""
+"""Base of semantic segmentation and part segmentation: one class id for every pixel."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ClassMap(Task):
         return f"logits of {self.channels} classes; the class of a pixel is the largest"
 
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
-        """The most probable class; the lowest of equals, and NaN before all, as ``argmax``."""
+        """The most probable class; on ties the lowest id, and NaN wins over all, as in ``argmax``."""
         return prediction.max(1).indices  # argmax over a strided axis takes four times as long on a CPU
 
     def metric(self) -> Metric:
@@ -100,7 +100,7 @@ class ClassMap(Task):
 
     def paint(self, decoded: Int[Tensor, "h w"],
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """One color per class; ids that no class has are gray."""
+        """One color per class; ids without a class are gray."""
         palette = np.concatenate([class_colors(self.labels), np.full((1, 3), UNLABELLED, np.uint8)])
         ids = decoded.cpu().numpy()
         return palette[np.where((ids >= 0) & (ids < self.channels), ids, self.channels)]
@@ -125,7 +125,7 @@ class ClassMap(Task):
         return Stored(decoded.cpu().numpy().astype(np.uint16), "class id")
 
     def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Left is right and right is left for the classes that ``labels.mirror`` pairs."""
+        """Swaps the classes that ``labels.mirror`` pairs (left arm, right arm)."""
         return in_mirror(prediction, self.labels)
 
     def to_mean(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -138,7 +138,7 @@ class ClassMap(Task):
 
     def move(self, target: Int[Tensor, "h w"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
-        """Nearest neighbor; a mirror swaps the classes that ``labels.mirror`` pairs (left arm, right arm)."""
+        """Nearest neighbor; a flip swaps the classes that ``labels.mirror`` pairs (left arm, right arm)."""
         target, valid = super().move(target, valid, geometry)
         if geometry.mirror:
             for left, right in self.labels.mirror:
@@ -158,7 +158,7 @@ class ClassMap(Task):
 
 
 class MajorityClass(Trivial):
-    """The most frequent class everywhere: of all constants it has the best pixel accuracy and mIoU. The raw
+    """The most frequent class everywhere: the constant with the best pixel accuracy and mIoU. The raw
     prediction is the logarithm of the frequencies, which is also the best constant for the cross entropy."""
 
     def __init__(self, num_classes: int):

@@ -1,4 +1,4 @@
-"""What keypoints2d and edge_texture have in common: a dense response map that a network regresses."""
+"""Base of keypoints2d and edge_texture: regression of a dense response map."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class HeatMap(Task):
     """Prediction: one channel. Target and decoded form: float (h w) from -1 (no response) to 1 (the strongest
     that the dataset keeps); the unit of AdaShare's and AutoMTL's tables on Taskonomy.
 
-    The loss is the absolute error of the raw prediction, mean over valid pixels. Decoding limits the
-    prediction to [-1, 1], which can only bring it nearer to a label.
+    The loss is the absolute error of the raw prediction, mean over valid pixels. Decoding clips the prediction to [-1,
+    1], which can only bring it closer to the label.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class HeatMap(Task):
         return Loss(torch.where(valid, prediction[:, 0] - target, 0).abs().sum(), valid.sum())
 
     def decode(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b h w"]:
-        """The prediction, limited to [-1, 1]."""
+        """The prediction, clipped to [-1, 1]."""
         return prediction[:, 0].clamp(LOWEST, HIGHEST)
 
     @property
@@ -80,7 +80,7 @@ class HeatMap(Task):
         return stored(65535 * _share(decoded), "response; 0 is -1 and 65535 is 1")
 
     def to_mean(self, prediction: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """The response, within its limits."""
+        """The response, clipped to its range."""
         return prediction.clamp(LOWEST, HIGHEST)
 
     def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
@@ -108,8 +108,8 @@ class AbsoluteError(Metric):
 
 
 class MedianResponse(Trivial):
-    """The median of the training pixels everywhere: of all constants it has the least absolute error. It is
-    found from a histogram, to one part in four thousand of the range."""
+    """The median of the training pixels everywhere: the constant with the least absolute error. Computed from a
+    histogram, to one part in four thousand of the range."""
 
     _BINS = 4001  # an odd number: -1, 0 and 1 are centers of bins
 

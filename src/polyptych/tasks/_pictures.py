@@ -1,4 +1,4 @@
-"""Colors for pictures: a palette of distinct colors, bytes from numbers, legends; numbers for 16-bit files."""
+"""Colors for pictures: a palette of distinct colors, conversion to bytes, legends; integers for 16-bit files."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ _GRAYS = ((0, 0, 0), (72, 72, 72), (176, 176, 176))  # none is that of unlabeled
 
 @dataclass(frozen=True)
 class Legend:
-    """What colors mean: a swatch for each name, or evenly spaced stops of a scale if ``continuous`` (stops without a
-    name only carry its color)."""
+    """What colors mean: a swatch per name, or evenly spaced stops of a scale if ``continuous`` (stops without a name
+    only have a color)."""
 
     entries: tuple[tuple[str, RGB], ...] = ()
     continuous: bool = False
 
     def occurring(self, areas: Int[np.ndarray, " k"] | None) -> Legend:
-        """Only the entries that cover something, the largest first; all of them where no areas are known."""
+        """Only the entries that occur, the largest first; all of them if no areas are known."""
         return self if areas is None else Legend(tuple(self.entries[index] for index in by_area(areas)))
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A map as whole numbers, and what they mean, in words that stand in the file."""
+    """A map as integers, and their meaning in words, which is written into the file."""
 
     values: UInt16[np.ndarray, "h w"]
     meaning: str
 
 
 def stored(values: Float[np.ndarray, "h w"], meaning: str) -> Stored:
-    """Numbers from 0 to 65535, rounded; what lies outside is clipped, NaN is 0."""
+    """Integers from 0 to 65535, rounded; values outside are clipped, NaN becomes 0."""
     return Stored((np.nan_to_num(values.astype(np.float64)).clip(0, HIGHEST_16) + 0.5).astype(np.uint16), meaning)
 
 
 def by_area(areas: Int[np.ndarray, " k"]) -> list[int]:
-    """The numbers of the classes that cover something, the largest first."""
+    """The ids of the classes that occur, the largest area first."""
     return [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]]
 
 
@@ -60,7 +60,7 @@ def class_legend(labels: LabelInfo) -> Legend:
 
 
 def scale_legend(names: Sequence[str], color: Callable[[Float[np.ndarray, " n"]], UInt8[np.ndarray, "n 3"]]) -> Legend:
-    """A continuous scale: ``color`` of evenly spaced shares from 0 to 1, with as many names as given among them."""
+    """A continuous scale: ``color`` of evenly spaced shares from 0 to 1, with the names spread evenly over them."""
     between = 1 if len(names) > 5 else 4
     stops = color(np.linspace(0, 1, between * (len(names) - 1) + 1))
     return Legend(tuple((names[i // between] if i % between == 0 else "", rgb(stop)) for i, stop in enumerate(stops)),
@@ -86,13 +86,13 @@ def rgb(color: UInt8[np.ndarray, 3]) -> RGB:
 
 
 def to_bytes(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """[0, 1] to 0..255; what lies outside is clipped, NaN is 0."""
+    """[0, 1] to 0..255; values outside are clipped, NaN becomes 0."""
     return (np.nan_to_num(values).clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def class_colors(labels: LabelInfo) -> UInt8[np.ndarray, "k 3"]:
-    """The colors of the dataset where it has them; otherwise black or gray for what is named as nothing (background,
-    void), and :func:`distinct_colors` for all others."""
+    """The dataset's colors if it has any; otherwise black or gray for classes that mean nothing in particular
+    (background, void), and :func:`distinct_colors` for all others."""
     if labels.colors:
         return np.array(labels.colors, np.uint8)
     nothing = [bool(_NOTHING.fullmatch(name)) for name in labels.classes]
@@ -122,7 +122,7 @@ def distinct_colors(count: int) -> UInt8[np.ndarray, "k 3"]:
         chosen.append(candidates[farthest])
         distance = np.minimum(distance, np.linalg.norm(lab - lab[farthest], axis=-1))
     palette = np.array(chosen).reshape(count, 3).astype(np.uint8)
-    palette.flags.writeable = False  # it is shared by everyone who asks
+    palette.flags.writeable = False  # all callers share it
     return palette
 
 

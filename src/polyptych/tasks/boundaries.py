@@ -23,9 +23,9 @@ from polyptych.types import LabelInfo, Loss
 class Boundaries(BinaryMap):
     """Cross entropy with a fixed weight w of boundary pixels, -[w y log s(x) + (1-w) (1-y) log(1 - s(x))]; w
     = 0.95 everywhere on PASCAL-Context and in the survey and InvPT, 0.8 on NYUD in ASTMT, ATRC and DeMT.
-    Invalid pixels do not count, where the survey divides by all elements.
+    Invalid pixels do not count, whereas the survey divides by all elements.
 
-    ``F`` is a fast stand-in for watching a training, **not odsF**: see
+    ``F`` is a fast approximation for monitoring training, **not odsF**: see
     :class:`polyptych.metrics.boundaries.BoundaryF`. With ``benchmark``, odsF, oisF and AP are measured when the run is
     finished (:class:`polyptych.metrics.boundary_scores.BoundaryScores`).
     """
@@ -64,8 +64,8 @@ class Boundaries(BinaryMap):
 
     def move(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "h2 w2"]]:
-        """As other dense labels, but a line stays a line when the frame shrinks: every pixel of the result shows a
-        boundary that its cell contains, where nearest neighbor alone would leave dashes."""
+        """Like other dense labels, but lines stay connected when the image shrinks: a pixel of the result is a boundary
+        if its cell contains one, whereas nearest neighbor would leave dashed lines."""
         rows, columns = (math.ceil(w / s) for w, s in zip(geometry.window[2:], geometry.size, strict=True))
         if max(rows, columns) > 1:
             above, left = rows // 2, columns // 2
@@ -79,7 +79,7 @@ class Boundaries(BinaryMap):
     def final_metric(self) -> FinalMetric | None:
         if not self.config.benchmark:
             return None
-        from polyptych.metrics.boundary_scores import BoundaryScores  # compiles; a second that others need not spend
+        from polyptych.metrics.boundary_scores import BoundaryScores  # compiles for a second, which other tasks save
 
         return BoundaryScores(self.config.benchmark)
 

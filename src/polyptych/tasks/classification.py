@@ -26,16 +26,17 @@ _SHOWN = 5  # classes in a picture
 
 
 class Classification(Task):
-    """Prediction: a map of logits (b k h w), as every decoder makes them; its **mean over the image** are the k
-    logits of the image. For a head that ends in a linear map this is global average pooling before the classifier
-    (Lin, Chen, Yan, ICLR 2014, arXiv 1312.4400). Target: class id, int64, a scalar per sample; ``valid`` (h w) is True
-    where the image shows something, all False without a label. Decoded form: log-probabilities (b k).
+    """Prediction: a map of logits (b k h w), as every decoder makes; its **mean over the image** is the k logits of the
+    image. For a head that ends in a linear map this is global average pooling before the classifier (Lin, Chen, Yan,
+    ICLR 2014, arXiv 1312.4400). Target: class id, int64, a scalar per sample; ``valid`` (h w) is True where there is
+    image content, and all False without a label. Decoded form: log-probabilities (b k).
 
-    The loss is the cross entropy, with the mean taken over valid pixels only, so that what lies outside the frame
-    after a zoom or a rotation has no say. Every loss here is a sum over pixels: an image counts as often as it has
-    valid pixels, and where all images are wholly valid the normalized loss is the mean over images. In evaluation the
-    mean runs over all pixels. Where images of different sizes share a batch, the smaller ones' maps are padded with
-    zeros; this flattens their log-probabilities but changes no order, and so no accuracy.
+    The loss is the cross-entropy, with logits averaged over valid pixels only, so that the area outside the frame after
+    a zoom or a rotation has no influence. Every loss in this library is a sum over pixels: an image is weighted by its
+    number of valid pixels, and if all images are entirely valid the normalized loss is the mean over images. In
+    evaluation the logits are averaged over all pixels. If images of different sizes share a batch, the maps of the
+    smaller ones are padded with zeros; this flattens their log-probabilities but does not change their order, and so no
+    accuracy.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Classification(Task):
 
     def full_size_loss(self, prediction: Float[Tensor, "b c hp wp"], target: Int[Tensor, " b"],
                        valid: Bool[Tensor, "b h w"]) -> Loss:
-        """As :meth:`loss`; the prediction may have any resolution."""
+        """Like :meth:`loss`; the prediction may have any resolution."""
         pixels = valid.sum((1, 2))
         share = F.interpolate(valid[:, None].to(prediction.dtype), prediction.shape[-2:], mode="area")
         total = share.sum((2, 3)).clamp(min=torch.finfo(share.dtype).tiny)
@@ -78,7 +79,7 @@ class Classification(Task):
 
     @property
     def meaning(self) -> str:
-        return f"logits of {self.channels} classes at every position; their mean over the image are those of the image"
+        return f"logits of {self.channels} classes at every position; average them over the image"
 
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
         """Log-probabilities of the classes, in float32."""
@@ -132,17 +133,17 @@ class Classification(Task):
         return decoded.float().softmax(0).cpu().numpy()
 
     def at(self, decoded: Float[Tensor, " c"], x: int, y: int) -> str:
-        """The most probable class of the image, wherever one looks."""
+        """The most probable class of the image, at any position."""
         probability, index = decoded.float().softmax(0).max(0)
         return f"{self.labels.classes[int(index)]} {100 * float(probability):.0f}%"
 
     def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Turn left is turn right in the mirror, where ``labels.mirror`` says so."""
+        """Swaps the classes that ``labels.mirror`` pairs (turn left, turn right)."""
         return in_mirror(prediction, self.labels)
 
     def move(self, target: Int[Tensor, ""], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
-        """The class stays; a mirror swaps the classes that ``labels.mirror`` pairs (turn left, turn right)."""
+        """The class stays; a flip swaps the classes that ``labels.mirror`` pairs (turn left, turn right)."""
         if geometry.mirror:
             for left, right in self.labels.mirror:
                 target = torch.where(target == left, right, torch.where(target == right, left, target))

@@ -29,23 +29,22 @@ class Depth(Task):
     """Metric depth. Target and decoded form: float (h w), meters, positive where valid.
 
     What the one channel of the raw prediction means follows from the loss: meters for ``l1``, ``l2`` and
-    ``berhu``; the **natural logarithm** of meters for ``log_l1``, ``log_l2`` and ``silog``. So every loss is
-    defined, with a gradient, for every real number that a network may say. Decoding limits the depth to 1 mm
-    .. 1 km.
+    ``berhu``; the **natural logarithm** of meters for ``log_l1``, ``log_l2`` and ``silog``. So every loss and its
+    gradient are defined for any real output of a network. Decoding clips the depth to 1 mm .. 1 km.
 
     With x the difference between raw prediction and label (or its logarithm), per valid pixel:
 
     - ``l1``: \\|x\\| (MTAN, survey, ATRC, InvPT); ``l2``: x^2 (GradNorm); ``log_l1`` and ``log_l2``: the same
       on logarithms;
     - ``berhu``: \\|x\\| up to c, (x^2 + c^2) / 2c beyond, c = 0.2 max \\|x\\| (Laina et al., 3DV 2016, arXiv
-      1606.00373). We take the maximum over the image where the paper takes it over the batch, so that the
-      loss of an image does not depend on its companions;
+      1606.00373). We take the maximum over the image, the paper over the batch: this way the loss of an image does not
+      depend on the others in its batch;
     - ``silog``: mean x^2 - lambda (mean x)^2 of every image (Eigen, Puhrsch, Fergus, NeurIPS 2014, arXiv
       1406.2283), weighted by its number of valid pixels.
 
-    ``gradient`` adds \\|S_x x\\| + \\|S_y x\\| of every pixel, S the 3x3 filters of Sobel with zeros beyond the border;
-    ASTMT has it with weight 1 beside ``l1``. x is zero where there is no label; ASTMT compares the prediction with 0
-    there.
+    ``gradient`` adds \\|S_x x\\| + \\|S_y x\\| of every pixel, where S are the 3x3 Sobel filters with zero padding;
+    ASTMT uses it with weight 1 in addition to ``l1``. Here x is zero where there is no label; ASTMT compares the
+    prediction with 0 there.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -119,8 +118,7 @@ class Depth(Task):
 
     def paint(self, decoded: Float[Tensor, "h w"],
               image: UInt8[np.ndarray, "hi wi 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """Viridis from yellow (0 m) to dark blue (``max_depth`` and beyond), so that what is near is
-        bright."""
+        """Viridis from yellow (0 m) to dark blue (``max_depth`` and beyond), so that near surfaces are bright."""
         return viridis(1 - decoded.float().cpu().numpy() / self.config.max_depth)
 
     @property
@@ -142,13 +140,12 @@ class Depth(Task):
         return decoded
 
     def zoomed(self, prediction: Float[Tensor, "b 1 h w"], zoom: float) -> Float[Tensor, "b 1 h w"]:
-        """What appears larger is nearer: depth is divided by the zoom."""
+        """Objects that appear larger are nearer: depth is divided by the zoom."""
         return prediction - math.log(zoom) if self.logarithmic else prediction / zoom
 
     def move(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
-        """Nearest neighbor; objects that a zoom makes appear nearer are nearer: depth is divided by the
-        zoom."""
+        """Nearest neighbor; a zoom makes objects appear nearer, so depth is divided by the zoom."""
         target, valid = super().move(target, valid, geometry)
         return target / geometry.zoom, valid
 
@@ -161,7 +158,7 @@ class Depth(Task):
 
 
 def _slopes(x: Float[Tensor, "b h w"]) -> Float[Tensor, "b 2 h w"]:
-    """Responses of Sobel's filters along rows and columns."""
+    """Responses of the Sobel filters along rows and columns."""
     smooth, slope = x.new_tensor([1.0, 2.0, 1.0]), x.new_tensor([-1.0, 0.0, 1.0])
     filters = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])
     return F.conv2d(x[:, None], filters[:, None], padding=1)
@@ -180,7 +177,7 @@ def _scale_invariant(x: Float[Tensor, "b h w"], count: Tensor, weight: float) ->
 
 
 class MeanDepth(Trivial):
-    """The mean depth of the training pixels everywhere: of all constants it has the least RMSE."""
+    """The mean depth of the training pixels everywhere: the constant with the least RMSE."""
 
     def __init__(self, logarithmic: bool):
         self.logarithmic, self.sum, self.count = logarithmic, 0.0, 0

@@ -7,5 +7,5 @@ from polyptych.tasks._heat_map import HeatMap
 
 
 class EdgeTexture(HeatMap):
-    """Absolute error of the response map, -1 to 1. Unlike the task ``boundaries``, every edge of the texture
-    counts, not only where one object ends."""
+    """Absolute error of the response map, -1 to 1. Unlike in the task ``boundaries``, every texture edge counts, not
+    only edges of objects."""

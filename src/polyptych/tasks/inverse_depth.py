@@ -25,7 +25,7 @@ class InverseDepth(Task):
     prediction and decoded form: float (h w) in the dataset's unit (``labels.unit``: ``px``, or none for a
     fraction). The loss is \\|p - y\\| per valid pixel (MTAN, LibMTL, CAGrad, Auto-Lambda).
 
-    Decoding sets negative predictions to 0, where the published code leaves them; that can only lessen the error.
+    Decoding sets negative predictions to 0, which the published code does not; that can only reduce the error.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -103,13 +103,13 @@ class InverseDepth(Task):
         return stored(65535 * values, "inverse depth in 1/65535 of the unit of the labels; 65535 is 1 and more")
 
     def zoomed(self, prediction: Float[Tensor, "b 1 h w"], zoom: float) -> Float[Tensor, "b 1 h w"]:
-        """As ``zoom`` of the options says."""
+        """Changes values according to the option ``zoom``."""
         return _zoom(prediction, zoom, self.config.zoom)
 
     def move(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
-        """Nearest neighbor; the zoom changes values as ``zoom`` says. Training moves every label, so ``smallest``
-        takes effect here."""
+        """Nearest neighbor; values change according to the option ``zoom``. Every training label passes through here,
+        so ``smallest`` is applied here too."""
         target, valid = super().move(target, valid & counted(target, self.config.smallest), geometry)
         return _zoom(target, geometry.zoom, self.config.zoom), valid
 
@@ -132,20 +132,20 @@ def _zoom(values: Tensor, zoom: float, how: Literal["multiply", "divide", "keep"
 
 
 def counted(target: Float[Tensor, "*shape"], smallest: float) -> Bool[Tensor, "*shape"]:
-    """Which labels count; with ``smallest`` at 0 all do, even 0 itself."""
+    """The labels that count; if ``smallest`` is 0 all do, even 0 itself."""
     return target > smallest if smallest > 0 else torch.ones_like(target, dtype=torch.bool)
 
 
 class InverseDepthError(Metric):
-    """Errors of an inverse depth ``p`` against the truth ``y`` over all valid pixels with ``y > smallest`` (all of
-    them if that is 0).
+    """Errors of an inverse depth ``p`` against the label ``y`` over all valid pixels with ``y > smallest`` (all of them
+    if that is 0).
 
     ``abs`` = mean \\|p-y\\| and ``RMSE`` = sqrt(mean (p-y)^2), in the unit of the labels. The others are over
-    ``y > 0``: ``rel`` = mean \\|p-y\\|/y, a ratio and no percentage; ``delta1..3`` = percentage of pixels with
-    max(p/y, y/p) < 1.25^k, strictly (AdaShare: <=), where p counts as at least 1e-9.
+    ``y > 0``: ``rel`` = mean \\|p-y\\|/y, a ratio, not a percentage; ``delta1..3`` = percentage of pixels with
+    max(p/y, y/p) < 1.25^k, strictly (AdaShare: <=), where p is clipped to at least 1e-9.
 
-    On MTAN's Cityscapes ``rel`` is dominated by pixels that are infinitely far (y = 1.5e-5): published values are
-    27 to 47, and 0.3 to 0.4 with ``smallest`` = 3e-5. The two are never to be compared.
+    On MTAN's Cityscapes ``rel`` is dominated by pixels that are infinitely far (y = 1.5e-5): published values are 27 to
+    47, but 0.3 to 0.4 with ``smallest`` = 3e-5. Never compare the two.
     """
 
     names = ("abs", "rel", "RMSE", "delta1", "delta2", "delta3")
@@ -184,11 +184,11 @@ class InverseDepthError(Metric):
 
 
 class MedianInverseDepth(Trivial):
-    """The median of the training pixels everywhere: of all constants it has the least absolute error."""
+    """The median of the training pixels everywhere: the constant with the least absolute error."""
 
     def __init__(self, smallest: float):
         self._smallest = smallest
-        # Labels come from integers, so a table of distinct values stays small where a list of pixels would not.
+        # Labels come from integers, so a table of distinct values stays small; a list of all pixels would not.
         self._values, self._counts = np.empty(0, np.float32), np.empty(0, np.int64)
 
     def update(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> None:

@@ -26,24 +26,23 @@ class Keypoints(Task):
     frame, the center of a pixel has integer coordinates) and visible (0 or 1); a batch is padded with
     invisible persons. Decoded form: heat maps (b k h w).
 
-    The label's heat map has a Gaussian bump of height 1 at every visible keypoint, the maximum where bumps of
-    several persons meet. It is rendered on the device **at the resolution of the prediction**, so that a
-    coarse auxiliary prediction is not enlarged first; each of its cells counts as often as it has valid
-    pixels of the label.
+    The label's heat map has a Gaussian peak of height 1 at every visible keypoint, and the maximum where peaks of
+    several persons overlap. It is rendered on the device **at the resolution of the prediction**, so that a coarse
+    auxiliary prediction is not enlarged first; each of its cells is weighted by its number of valid label pixels.
 
     - ``softmax``: cross entropy between the heat map as a distribution over places and the softmax of the raw
       prediction over places, for every type that the image shows, times its valid pixels, mean over the k
-      maps (Mask R-CNN: He et al., ICCV 2017, arXiv 1703.06870, who put all of the label into one cell). It
-      asks where a keypoint is, not whether there is one, and learns in far fewer steps than the other two;
+      maps (Mask R-CNN: He et al., ICCV 2017, arXiv 1703.06870, with the whole label in one cell). It learns where a
+      keypoint is, not whether there is one, and needs far fewer steps than the other two;
     - ``mse``: squared error of the raw prediction, mean over the k maps (GradNorm: Chen et al., ICML 2018,
       arXiv 1711.02257, who predict at 80 x 80);
     - ``focal``: the penalty-reduced focal loss of CenterNet on the sigmoid, mean over the k maps (Zhou, Wang,
-      Krähenbühl, arXiv 1904.07850, eq. 1, alpha 2, beta 4). We divide by valid pixels where the paper divides
-      by keypoints: every loss here is a sum over pixels. Bumps are centered on whole cells, as there.
+      Krähenbühl, arXiv 1904.07850, eq. 1, alpha 2, beta 4). We divide by valid pixels, the paper by keypoints, because
+      every loss in this library is a sum over pixels. Peaks are centered on cells, as in the paper.
 
-    No weight is usual in the field. The standard weight makes the loss of an untrained network about as
-    large as other tasks' losses: 0.1 for ``softmax``, 100 for ``mse`` and 1000 for ``focal``, which are tiny
-    because most pixels are far from any keypoint.
+    There is no customary weight. The standard weight makes the loss of an untrained network about as large as those of
+    other tasks: 0.1 for ``softmax``, 100 for ``mse`` and 1000 for ``focal``, which are tiny because most pixels are far
+    from any keypoint.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ class Keypoints(Task):
 
     def full_size_loss(self, prediction: Float[Tensor, "b c hp wp"], target: Float[Tensor, "b p c 3"],
                        valid: Bool[Tensor, "b h w"]) -> Loss:
-        """As :meth:`loss`; the prediction may have any resolution."""
+        """Like :meth:`loss`; the prediction may have any resolution."""
         size = (prediction.shape[2], prediction.shape[3])
         pixels = _pixels_per_cell(valid, size).to(prediction.dtype)
         heat = self.render(target, valid, size).to(prediction.dtype)
@@ -101,7 +100,7 @@ class Keypoints(Task):
         labels."""
         points, visible = visible_points(target.float(), valid)
         sigma = self.config.sigma * math.hypot(*valid.shape[-2:])
-        # The bump is separable: two short profiles per keypoint, and one outer product.
+        # The Gaussian is separable: two short profiles per keypoint, and one outer product.
         along_x, along_y = (
             _profile(points[..., axis], sigma, valid.shape[-1 - axis], size[1 - axis],
                      snap=self.config.loss == "focal") for axis in (0, 1))
@@ -117,8 +116,8 @@ class Keypoints(Task):
         return f"heat of {self.channels} keypoints ({self.config.loss} loss); each is where its map is largest"
 
     def decode(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Heat maps: the raw prediction of ``mse``, the sigmoid of it for ``focal``; for ``softmax`` the
-        probability of each place, as a share of the highest that one bump of the label has."""
+        """Heat maps: the raw prediction for ``mse``, its sigmoid for ``focal``; for ``softmax`` the probability of each
+        position, relative to the maximum of a single label peak."""
         if self.config.loss == "softmax":
             sigma = self.config.sigma * math.hypot(*prediction.shape[-2:])
             return (prediction.flatten(2).softmax(2).view_as(prediction) * (2 * math.pi * sigma**2)).clamp(max=1)
@@ -188,13 +187,13 @@ class Keypoints(Task):
         return "x and y in pixels, height of the peak"
 
     def array(self, decoded: Float[Tensor, "c h w"]) -> Float[np.ndarray, "c 3"]:
-        """Per type x and y of the peak, in pixels, and its height: how sure the network is."""
+        """For each type, x and y of the peak in pixels, and its height, which is a confidence."""
         heat = decoded.float().cpu()
         places = peaks(heat[None], torch.ones(1, *heat.shape[-2:], dtype=torch.bool))[0]
         return torch.cat([places, heat.amax((1, 2))[:, None]], 1).numpy()
 
     def at(self, decoded: Float[Tensor, "c h w"], x: int, y: int) -> str:
-        """The type whose heat map is highest there, and how high; ``none`` where none exceeds the threshold."""
+        """The type with the highest heat map value there, and that value; ``none`` if none exceeds the threshold."""
         height, index = decoded[:, y, x].max(0)
         if not height > self.config.threshold:
             return "none"
@@ -204,12 +203,12 @@ class Keypoints(Task):
         return class_legend(self.labels)
 
     def mirrored(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Left is right and right is left for the types that ``labels.mirror`` pairs."""
+        """Swaps the types that ``labels.mirror`` pairs (left and right ankle)."""
         return in_mirror(prediction, self.labels)
 
     def to_mean(self, prediction: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Probabilities for ``focal``; the raw prediction otherwise: a window alone does not know the probability of
-        its places among all."""
+        """Probabilities for ``focal``; otherwise the raw prediction, because a window alone does not determine the
+        softmax over the whole image."""
         return prediction.sigmoid() if self.config.loss == "focal" else prediction
 
     def from_mean(self, mean: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -217,7 +216,7 @@ class Keypoints(Task):
 
     def move(self, target: Float[Tensor, "p c 3"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
-        """Points move exactly; a mirror swaps the types that ``labels.mirror`` pairs (left and right ankle).
+        """Points are transformed exactly; a flip swaps the types that ``labels.mirror`` pairs (left and right ankle).
         A point that leaves the frame becomes invisible; coordinates of invisible points are zero."""
         height, width = geometry.size
         points, visible = geometry.points(target[..., :2]), target[..., 2] > 0.5
@@ -242,7 +241,7 @@ class Keypoints(Task):
         return torch.zeros(0, self.channels, 3)
 
     def collate(self, targets: list[Float[Tensor, "_ c 3"]]) -> Float[Tensor, "b p c 3"]:
-        """Padded to the largest number of persons with invisible ones (zeros)."""
+        """Stack targets, padded with invisible persons (zeros) to the largest number."""
         persons = max(len(target) for target in targets)
         return torch.stack([F.pad(target, (0, 0, 0, 0, 0, persons - len(target))) for target in targets])
 
@@ -260,19 +259,19 @@ def _profile(x: Float[Tensor, "*shape"], sigma: float, length: int, cells: int,
 
 
 def _pixels_per_cell(valid: Bool[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tensor, "b 1 hp wp"]:
-    """How many valid pixels each cell stands for; per image they add up to its number of valid pixels."""
+    """Number of valid pixels per cell; for each image they add up to its number of valid pixels."""
     if tuple(valid.shape[-2:]) == size:
         return valid[:, None].float()
     share = F.interpolate(valid[:, None].float(), size, mode="area")
-    # Cells overlap where the sizes do not divide, so their sum is set right.
+    # If the sizes do not divide evenly, cells overlap, so their sum is rescaled.
     total = share.sum((1, 2, 3), keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
     return share * (valid.sum((1, 2))[:, None, None, None] / total)
 
 
 def _softmax_cross_entropy(raw: Float[Tensor, "b c h w"], heat: Float[Tensor, "b c h w"],
                            pixels: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
-    """Sum over images of valid pixels times the mean over types of -sum q log softmax(raw); q, the heat map made to
-    sum to one, is zero everywhere for a type that the image does not show."""
+    """Sum over images of valid pixels times the mean over types of -sum q log softmax(raw); q, the heat map normalized
+    to sum to one, is zero everywhere for a type that is not visible in the image."""
     weight = (heat * pixels).flatten(2)
     q = weight / weight.sum(2, keepdim=True).clamp(min=1e-6)
     score = raw.masked_fill(pixels == 0, torch.finfo(raw.dtype).min / 2).flatten(2)
@@ -287,8 +286,8 @@ def _focal(raw: Float[Tensor, "b c h w"], heat: Float[Tensor, "b c h w"]) -> Flo
 
 
 class MeanPosition(Trivial):
-    """Every type at its mean position in the training images, relative to their size: of all constant
-    positions the one with the least squared distance. A type that was never seen is put in the center."""
+    """Every type at its mean position in the training images, relative to their size: the constant position with the
+    least squared distance. A type that never occurs is placed at the center."""
 
     def __init__(self, task: Keypoints):
         self.task = task

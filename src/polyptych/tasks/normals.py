@@ -27,7 +27,7 @@ DIRECTIONS = {"left": (-1, 0, 0), "right": (1, 0, 0), "up": (0, -1, 0), "down": 
 
 class Normals(Task):
     """Surface normals. Target and decoded form: float (3 h w) unit vectors in the camera's frame, x right, y
-    down, z forward, so that a surface that faces the camera has (0, 0, -1). The raw prediction is a vector of
+    down, z forward, so that a surface facing the camera has (0, 0, -1). The raw prediction is a vector of
     any length.
 
     The loss compares the normalized prediction p with the label y, per valid pixel:
@@ -51,7 +51,7 @@ class Normals(Task):
         name: name.startswith("within") for name in AngularError.names}
     perfect: ClassVar[float] = 0.0
     standard_weight: float = 10.0
-    # Also of 1 - cosine: the von Mises-Fisher density on the sphere has, when it is narrow, the same two constants.
+    # Also for 1 - cosine: a narrow von Mises-Fisher density on the sphere has the same two constants.
     likelihood: Likelihood = "laplace"
     config: Config
 
@@ -59,7 +59,7 @@ class Normals(Task):
                        valid: Bool[Tensor, "b h w"]) -> Loss:
         """The chosen loss, summed over valid pixels."""
         mask = valid[:, None]
-        # Masked before it is normalized: what lies under an invalid pixel must not reach the gradient.
+        # Masked before it is normalized, so that values at invalid pixels cannot reach the gradient.
         unit = unit_vectors(torch.where(mask, prediction, 1))
         label = torch.where(mask, target, 0)
         if self.config.loss == "cosine":
@@ -107,17 +107,16 @@ class Normals(Task):
         return decoded
 
     def mirrored(self, prediction: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """A mirror negates x."""
+        """A flip negates x."""
         return prediction.flip(-1) * devices.sent([-1, 1, 1], prediction.device, prediction.dtype)[:, None, None]
 
     def to_mean(self, prediction: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Unit vectors; decoding makes their mean one again."""
+        """Unit vectors; decoding normalizes their mean again."""
         return unit_vectors(prediction)
 
     def move(self, target: Float[Tensor, "3 h w"], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
-        """Nearest neighbor; vectors turn with the image, and a mirror negates x. A zoom changes no
-        direction."""
+        """Nearest neighbor; vectors rotate with the image, and a flip negates x. A zoom does not change directions."""
         target, valid = super().move(target, valid, geometry)
         x, y, z = target
         if geometry.angle:
@@ -142,8 +141,7 @@ def _colors(vectors: Float[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape
 
 
 class MeanDirection(Trivial):
-    """The mean direction of the training pixels everywhere, which has the least mean 1 - cosine of all
-    constants."""
+    """The mean direction of the training pixels everywhere: the constant with the least mean 1 - cosine."""
 
     def __init__(self) -> None:
         self.sum = torch.zeros(3, dtype=torch.float64)

@@ -24,8 +24,7 @@ class Saliency(BinaryMap):
     2015, arXiv 1504.06375; ASTMT, survey: of the batch).
     ATRC and InvPT predict two channels with a softmax, which is the same function of their difference.
 
-    Where a step is all salient or has nothing salient the balance makes the loss zero, as in the published
-    code.
+    If all pixels of a step are salient, or none, the balance makes the loss zero, as in the published code.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class Saliency(BinaryMap):
         return self.loss_in_step(prediction, target, valid, self.label_sums(target, valid))
 
     def label_sums(self, target: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]) -> Float[Tensor, " n"]:
-        """The pixels that are not salient, and all."""
+        """Number of pixels that are not salient, and of all pixels."""
         if self.config.weight is not None:
             return super().label_sums(target, valid)
         return devices.widened(torch.stack([(valid & (target <= 0.5)).sum(), valid.sum()]))

@@ -1,4 +1,4 @@
-"""What the page shows: models, the images that were dropped, and the scenes predicted from them."""
+"""The contents of the page: models, dropped images, and the scenes predicted from them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from polyptych.prediction.scene import Scene
 from polyptych.tasks._pictures import Legend
 
 LARGEST_SIDE = 2048
-"""Pixels of the longer side; larger images are reduced when they arrive, or a few of them would fill the memory."""
+"""Maximum pixels of the longer side; larger images are reduced on arrival, because a few of them would fill the
+memory."""
 LARGEST_IMAGE = 100_000_000
-"""Pixels of an image that is opened at all: a file of a few kilobytes may claim to be far larger."""
+"""Maximum pixels of an image that is opened at all: a file of a few kilobytes may claim to be far larger."""
 FORMS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 HELD = 8
-"""Images and scenes that are kept."""
+"""Number of images and scenes that are kept."""
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -38,7 +39,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Drop:
-    """An image that was dropped: its pixels as they are shown and predicted, and the size (h, w) that it came in."""
+    """A dropped image: its pixels as shown and predicted, and its original size (h, w)."""
 
     id: str
     pixels: Pixels
@@ -54,7 +55,7 @@ class Exhibit:
 
 
 class Recent(Generic[Key, Value]):
-    """The last few of what was asked for."""
+    """A cache of the most recently used entries."""
 
     def __init__(self, most: int):
         self._most, self._entries = most, OrderedDict[Key, Value]()
@@ -74,7 +75,7 @@ class Recent(Generic[Key, Value]):
 
 
 class Gallery:
-    """All that the server knows. Its methods may be called from several threads.
+    """The state of the server. Its methods are thread-safe.
 
     Args:
         predictors: one for every model that the page offers.
@@ -96,7 +97,7 @@ class Gallery:
         """Take an image file.
 
         Raises:
-            InputError: it is no image, or too large.
+            InputError: it is not an image, or too large.
         """
         array, original = _opened(data)
         drop = Drop(secrets.token_urlsafe(12), Pixels(array, name), original)
@@ -104,9 +105,10 @@ class Gallery:
         return drop
 
     def drop(self, image: str) -> Drop:
-        """
+        """A dropped image by its name.
+
         Raises:
-            KeyError: it was never there, or so many came after it that it was let go.
+            KeyError: there is no such image, or it was evicted by later ones.
         """
         found = self._drops.get(image)
         if found is None:
@@ -114,7 +116,7 @@ class Gallery:
         return found
 
     def exhibit(self, image: str, model: int) -> Exhibit:
-        """The scene of an image and a model; predicted once.
+        """The scene of an image and a model; predicted only once.
 
         Raises:
             KeyError: no such image or model.
@@ -133,7 +135,7 @@ class Gallery:
 
 
 def png(picture: UInt8[np.ndarray, "h w _"]) -> bytes:
-    """RGB or RGBA as a PNG file, packed fast rather than small: it travels within one machine."""
+    """RGB or RGBA as a PNG file, compressed fast rather than small, because it stays on this machine."""
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "PNG", compress_level=1)
     return data.getvalue()

@@ -1,8 +1,8 @@
 """The server behind the page: on this machine only, for this page only.
 
-It binds to 127.0.0.1. A page of somebody else's that is open in the same browser can reach that address too, so
-requests must name this host (a foreign name that resolves to 127.0.0.1 is refused), what changes something must come
-from our own page, and images are found by random names only.
+It binds to 127.0.0.1. Another site's page open in the same browser can reach that address too. So requests must name
+this host (a foreign name that resolves to 127.0.0.1 is refused), requests that change anything must come from our own
+page, and images have random names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses requests that another site's page sends, and adds the headers that keep browsers careful."""
+    """Refuses requests from other sites' pages, and adds security headers."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -58,7 +58,7 @@ class Guard:
         foreign = (origin is not None and origin != own) or headers.get("sec-fetch-site", "none") not in (
             "none", "same-origin")
         if scope["method"] == "GET" and scope["path"] == "/":
-            foreign = False  # a link to the page may stand anywhere
+            foreign = False  # a link to the page may be anywhere
 
         async def careful(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -77,7 +77,7 @@ def create_app(predictors: Sequence[Predictor], limit: int = 32) -> Starlette:
 
     Args:
         predictors: the models that can be switched between.
-        limit: MiB of an image file, at most.
+        limit: maximum size of an image file in MiB.
     """
     gallery = Gallery(predictors)
     most = limit * MEBIBYTE
@@ -133,14 +133,14 @@ def serve(predictors: Sequence[Predictor], port: int = 0, limit: int = 32, say: 
     """Serve the page until Ctrl-C.
 
     Args:
-        port: 0 takes a free one.
-        say: is told the address once the server listens.
+        port: 0 takes a free port.
+        say: called with the address once the server listens.
 
     Raises:
-        InputError: the port cannot be had.
+        InputError: the port is not available.
     """
     listener = socket.socket()
-    # A port that this program just gave back may be taken again at once.
+    # Allows reusing a port right after it was released.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
@@ -149,7 +149,7 @@ def serve(predictors: Sequence[Predictor], port: int = 0, limit: int = 32, say: 
         raise InputError("--port", f"{port} ({getattr(error, 'strerror', None) or error})", "a free port",
                          "choose another, or leave it out") from None
     with contextlib.closing(listener):
-        listener.listen()  # from here on a browser waits rather than being refused
+        listener.listen()  # from here on, a browser waits instead of being refused
         say(f"http://{HOST}:{listener.getsockname()[1]}/")
         config = uvicorn.Config(create_app(predictors, limit), log_level="warning", access_log=False,
                                 server_header=False)

@@ -4,9 +4,9 @@
               BatchNorm("bn1"), ReLU("relu1"), Pooling("pool1", kernel_size=3, stride=2, pad=1)]
     network = LayerNetwork(resolve(layers, (3, 224, 224)))
 
-A layer reads what the layer before it in the list made, unless ``bottom`` names other tops; what it makes is called
-``top``, by default its own name. A top that is made again from then on means the new values (Caffe's way of writing
-layers that work in place). Nothing is ever computed in place, so that every reader sees the values it asked for.
+A layer reads the output of the previous layer in the list, unless ``bottom`` names other tops; its output is called
+``top``, by default the layer's own name. If a top is defined again, later layers read the new values (this is how Caffe
+writes in-place layers). Nothing is actually computed in place, so every reader sees the values it refers to.
 
 The types, their fields and defaults are those of Caffe's NetParameter (Jia et al., ACM MM 2014, arXiv 1408.5093) as
 AutoMTL changed them (Zhang, Liu, Guan, NeurIPS 2022): pooling rounds down, BatchNorm has an affine part. The types
@@ -29,21 +29,21 @@ Shape = tuple[int, ...]
 Pair = int | tuple[int, int]
 """One number for both directions, or (height, width)."""
 LARGEST = 1 << 20
-"""Of any count or size in a specification; more is a slip of the pen."""
+"""Largest count or size in a specification; anything larger must be a typo."""
 
 
 @dataclass(frozen=True)
 class Layer(ABC):
-    """What every layer has."""
+    """Base of all layers."""
 
     name: str
     _: KW_ONLY
     bottom: str | tuple[str, ...] = ()
-    """Names of the tops it reads; none is what the layer before it made."""
+    """Names of the tops it reads; by default the output of the previous layer."""
     top: str = ""
-    """Name of what it makes; empty is its own."""
+    """Name of its output; by default its own name."""
     place: str = field(default="", compare=False, repr=False)
-    """File and line where it stands, for errors."""
+    """File and line of its definition, for errors."""
 
     readable: ClassVar[tuple[int, int]] = (1, 1)  # how many inputs, at least and at most
 
@@ -60,7 +60,7 @@ class Layer(ABC):
 
     def wrong(self, where: str, got: object, needs: str) -> InputError:
         place = f"{self.place}: " if self.place else ""
-        return InputError(f"{place}{where} of layer '{self.name}'", str(got), needs, "correct it")
+        return InputError(f"{place}{where} of layer '{self.name}'", str(got), needs, "change it in the description")
 
     def at_least(self, name: str, smallest: int) -> None:
         for value in _both(getattr(self, name)):
@@ -115,7 +115,7 @@ class Deconvolution(_Sliding):
 
 @dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Normalization by the statistics of the batch. ``momentum`` is torch's, the share of the new batch."""
+    """Batch normalization. ``momentum`` is defined as in torch: the weight of the new batch."""
 
     _: KW_ONLY
     eps: float = 1e-5
@@ -157,7 +157,7 @@ class Sigmoid(Layer):
 
 @dataclass(frozen=True)
 class Pooling(Layer):
-    """Maximum or mean of windows; a mean counts the zeros of the padding, as Caffe's does."""
+    """Maximum or mean over windows; the mean includes the zeros of the padding, as in Caffe."""
 
     _: KW_ONLY
     pool: Literal["MAX", "AVE"] = "MAX"
@@ -188,7 +188,7 @@ class Pooling(Layer):
 
 @dataclass(frozen=True)
 class Eltwise(Layer):
-    """Product, sum or maximum of two or more inputs of one shape; ``coeff`` weighs those of a sum."""
+    """Product, sum or maximum of two or more inputs of one shape; ``coeff`` weights the terms of a sum."""
 
     _: KW_ONLY
     operation: Literal["PROD", "SUM", "MAX"] = "SUM"
@@ -210,7 +210,7 @@ class Eltwise(Layer):
 
 @dataclass(frozen=True)
 class Concat(Layer):
-    """Inputs beside each other along ``axis``."""
+    """Concatenates inputs along ``axis``."""
 
     _: KW_ONLY
     axis: int = 1
@@ -243,7 +243,7 @@ class Dropout(Layer):
 
 @dataclass(frozen=True)
 class InnerProduct(Layer):
-    """A linear map of everything that an image has; it fixes the size of the network's input."""
+    """A linear map of the flattened input; it fixes the size of the network's input."""
 
     _: KW_ONLY
     num_output: int
@@ -261,8 +261,8 @@ class InnerProduct(Layer):
 
 @dataclass(frozen=True)
 class Scale(Layer):
-    """With one input a learned factor (and with ``bias_term`` an offset) for every channel; with two their product,
-    where the axes of the second are those of the first from ``axis`` on, or it broadcasts."""
+    """With one input, a learned factor (and with ``bias_term`` an offset) for every channel. With two inputs, their
+    product, where the axes of the second match those of the first from ``axis`` on, or broadcast."""
 
     _: KW_ONLY
     axis: int = 1
@@ -290,7 +290,7 @@ class Scale(Layer):
 
 @dataclass(frozen=True)
 class Flatten(Layer):
-    """The axes from ``axis`` to ``end_axis`` as one."""
+    """Flattens the axes from ``axis`` to ``end_axis`` into one."""
 
     _: KW_ONLY
     axis: int = 1
@@ -306,7 +306,7 @@ class Flatten(Layer):
 TYPES: dict[str, type[Layer]] = {kind.__name__: kind for kind in (
     Convolution, BatchNorm, ReLU, Pooling, Eltwise, Dropout, InnerProduct, Concat, Sigmoid, Deconvolution, Scale,
     Flatten)}
-"""By the name that a file gives them."""
+"""Layer types by their names in a file."""
 
 
 def _both(value: Pair) -> tuple[int, int]:

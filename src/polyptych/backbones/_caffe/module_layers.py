@@ -4,7 +4,7 @@
     text = to_text(layers, (3, 224, 224))
 
 Layers have the names of the modules they come from, so that the weights of the network fit its description. Only what
-:mod:`polyptych.backbones._caffe.layers` can say is written; the rest is refused by name, never approximated.
+:mod:`polyptych.backbones._caffe.layers` can express is written; the rest is refused by name, never approximated.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def module_layers(module: nn.Module, shape: Sequence[int], input: str = "data") 
     """The layers of a network for one image, found by torch.fx.
 
     Args:
-        shape: of the image, (c, h, w).
-        input: what the layers call the image.
+        shape: shape of the image, (c, h, w).
+        input: name of the image in the layers.
 
     Raises:
-        InputError: something that no layer stands for.
+        InputError: something that no layer can express.
     """
     try:
         graph = _Tracer().trace(module.eval())
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError("the network", f"a forward pass that torch.fx cannot trace ({reason})",
-                         "one without choices that depend on values", "use the network as a module") from None
+                         "one without branches that depend on values", "use the network as a module") from None
     traced = fx.GraphModule(module, graph)
     fx.passes.shape_prop.ShapeProp(traced).propagate(torch.zeros(1, *shape))
     writer = _Writer(traced, input)
@@ -52,7 +52,7 @@ def module_layers(module: nn.Module, shape: Sequence[int], input: str = "data") 
 
 
 class _Tracer(fx.Tracer):
-    """A fused normalization is one module: two layers come of it."""
+    """Treats a fused normalization as one module, from which two layers are made."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, BatchNormAct2d) or super().is_leaf_module(module, name)
@@ -75,7 +75,7 @@ class _Writer:
             raise _strange(node, f"{node.op} of {node.target}")
 
     def call(self, node: fx.Node, module: nn.Module) -> None:
-        """A module by its type; what only passes its input on makes no layer."""
+        """Write a module by its type; a module that only passes its input on makes no layer."""
         name, source = str(node.target), self.top(node.args[0])
         if any(layer.name == name for layer in self.layers):  # a module that is called again
             if any(True for _ in module.parameters()):
@@ -137,7 +137,7 @@ def _simple(module: nn.Module, name: str, bottom: str, node: fx.Node) -> Layer:
 
 
 class _NotSaid(Exception):
-    """A choice of a module that a layer has no field for."""
+    """An option of a module that a layer has no field for."""
 
 
 def _say(holds: bool, what: str) -> None:
@@ -164,7 +164,7 @@ def _norm(module: Any) -> dict[str, Any]:
 def _pool(name: str, bottom: str, module: Any) -> Layer:
     maximum = isinstance(module, nn.MaxPool2d)
     _say(not maximum or module.dilation in (1, (1, 1)), "dilation")
-    _say(maximum or (module.count_include_pad or not any(_both(module.padding))), "a mean without the padding")
+    _say(maximum or (module.count_include_pad or not any(_both(module.padding))), "a mean that excludes the padding")
     _say(maximum or module.divisor_override is None, "a divisor of its own")
     return spec.Pooling(name, bottom=bottom, pool="MAX" if maximum else "AVE", kernel_size=_pair(module.kernel_size),
                         stride=_pair(module.stride), pad=_pair(module.padding),
@@ -197,7 +197,7 @@ MODULES: dict[type[nn.Module], Callable[[str, str, Any], Layer]] = {
     nn.Linear: lambda name, bottom, module: spec.InnerProduct(
         name, bottom=bottom, num_output=module.out_features, bias_term=module.bias is not None),
 }
-"""The first type that a module is an instance of says what layer it is."""
+"""The first type that a module is an instance of determines its layer."""
 
 
 def _pair(value: Any) -> Pair:

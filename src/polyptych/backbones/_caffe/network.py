@@ -1,4 +1,4 @@
-"""From a list of layer specifications to a module: who reads whom, what shape everything has, and the network.
+"""From a list of layer specifications to a module: connections, shapes, and the network.
 
 The result is an ordinary ``nn.Module``: one submodule for every layer, under the layer's name (a name with dots is a
 path through plain modules, so that weights of a torch network keep their names), with a forward pass that torch.fx
@@ -19,7 +19,7 @@ from polyptych.backbones._caffe.layers import Layer, Shape
 from polyptych.errors import InputError, nearest
 
 INPUTS = ("data", "blob1")
-"""What the input is called where nothing says so (AutoMTL's files)."""
+"""Default name of the input (as in AutoMTL's files)."""
 MOST_PARAMETERS = 1 << 33
 RESERVED = {*dir(nn.Module()), "_entries", "_exits", "_steps"}
 """Attributes of the modules that hold layers."""
@@ -27,12 +27,12 @@ RESERVED = {*dir(nn.Module()), "_entries", "_exits", "_steps"}
 
 @dataclass(frozen=True)
 class Definition:
-    """Layers whose inputs are found. Values are numbered: 0 is the image, i + 1 is what layer i makes.
+    """Layers with resolved inputs. Values are numbered: 0 is the image, i + 1 is the output of layer i.
 
     Attributes:
         sources: the values that each layer reads.
-        shapes: of all values, for one image.
-        outputs: the values that the network gives.
+        shapes: shapes of all values, for one image.
+        outputs: the values that the network returns.
     """
 
     layers: tuple[Layer, ...]
@@ -44,7 +44,7 @@ class Definition:
         return self.layers[value - 1].name if value else "the input"
 
     def inputs_of(self, value: int) -> tuple[Shape, ...]:
-        """The shapes that the layer making a value reads."""
+        """The input shapes of the layer that makes a value."""
         return tuple(self.shapes[source] for source in self.sources[value - 1])
 
     def readers(self, value: int) -> list[int]:
@@ -60,7 +60,7 @@ class Definition:
         return found
 
     def find(self, name: str, where: str) -> int:
-        """The value that a layer of this name makes, or the last one of the top of this name.
+        """The output of the layer with this name, or the last value of the top with this name.
 
         Raises:
             InputError: there is no such name.
@@ -72,7 +72,7 @@ class Definition:
         return names[name]
 
     def at_size(self, height: int, width: int, keep: set[int]) -> dict[int, Shape]:
-        """Shapes of some values for an image of another size, without those whose layers cannot take it."""
+        """Shapes of some values for an image of another size, without those whose layers do not support it."""
         shapes: dict[int, Shape] = {0: (1, self.shapes[0][1], height, width)}
         for value in sorted(keep - {0}):
             layer, sources = self.layers[value - 1], self.sources[value - 1]
@@ -88,11 +88,11 @@ class Definition:
 
 def resolve(layers: Sequence[Layer], shape: Sequence[int], outputs: Sequence[str] = (),
             inputs: Sequence[str] = INPUTS) -> Definition:
-    """Find out who reads whom and what shape everything has; nothing is allocated.
+    """Resolve connections and shapes; nothing is allocated.
 
     Args:
-        shape: of the input, (c, h, w); a network without InnerProduct takes other sizes too.
-        outputs: names of layers or tops that the network gives; none is every top that nobody reads.
+        shape: shape of the input, (c, h, w); a network without InnerProduct accepts other sizes too.
+        outputs: names of layers or tops that the network returns; by default every top that nothing reads.
         inputs: names of the input.
 
     Raises:
@@ -154,7 +154,7 @@ def module_size(layer: Layer, shapes: Sequence[Shape]) -> int:
 
 
 def _hollow(layer: Layer, shapes: Sequence[Shape]) -> nn.Module:
-    """The module without memory."""
+    """The module on the meta device, without memory."""
     with torch.device("meta"):
         try:
             return layer.make(shapes)
@@ -164,7 +164,7 @@ def _hollow(layer: Layer, shapes: Sequence[Shape]) -> nn.Module:
 
 @torch.no_grad()
 def _run(layer: Layer, shapes: Sequence[Shape]) -> Shape:
-    """The shape of what a layer makes."""
+    """The output shape of a layer."""
     module = _hollow(layer, shapes).eval()
     try:
         result = tuple(module(*(torch.empty(shape, device="meta") for shape in shapes)).shape)
@@ -173,16 +173,16 @@ def _run(layer: Layer, shapes: Sequence[Shape]) -> Shape:
         raise layer.wrong("the input", f"shape {what} ({str(error).partition(chr(10))[0]})",
                           "a shape that the layer can take") from None
     if min(result) < 1:
-        raise layer.wrong("the input", f"shape {shapes[0][1:]}, of which nothing is left", "a larger one")
+        raise layer.wrong("the input", f"shape {shapes[0][1:]}, of which nothing remains", "a larger one")
     return result
 
 
 class Section(nn.Module):
-    """Some layers of a definition in their order, from some values to others.
+    """Consecutive layers of a definition, from some values to others.
 
     Args:
-        entries: values that the state before holds.
-        exits: values that the state after holds.
+        entries: values in the input state.
+        exits: values in the output state.
     """
 
     def __init__(self, definition: Definition, entries: Sequence[int], exits: Sequence[int]):
@@ -210,8 +210,7 @@ class Section(nn.Module):
 
 
 class LayerNetwork(Section):
-    """A whole definition: an image (b c h w) in, its output out, or a tuple of them in their order where there are
-    several."""
+    """A whole definition: takes an image (b c h w) and returns its output, or a tuple if there are several."""
 
     def __init__(self, definition: Definition):
         super().__init__(definition, (0,), definition.outputs)
@@ -219,7 +218,7 @@ class LayerNetwork(Section):
 
 
 def _between(definition: Definition, entries: Sequence[int], exits: Sequence[int]) -> set[int]:
-    """The values that have to be computed to get from some to others."""
+    """The values that must be computed to get from some values to others."""
     found, waiting = set(), list(exits)
     while waiting:
         value = waiting.pop()

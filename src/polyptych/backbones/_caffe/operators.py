@@ -1,4 +1,4 @@
-"""The layers of Caffe that torch has no module for. What they take and give are maps (b c h w) or vectors (b c).
+"""The layers of Caffe that torch has no module for. Inputs and outputs are maps (b c h w) or vectors (b c).
 
 Types are not checked at run time: torch.fx calls these modules with stand-ins for tensors.
 """
@@ -16,7 +16,7 @@ Map = Float[Tensor, "b *_"]
 
 
 class Elementwise(nn.Module):
-    """Sum, product or maximum of inputs of one shape; a sum may weigh them."""
+    """Sum, product or maximum of inputs of one shape; a sum may be weighted."""
 
     def __init__(self, operation: Literal["PROD", "SUM", "MAX"], coeff: Sequence[float] = ()):
         super().__init__()
@@ -37,7 +37,7 @@ class Elementwise(nn.Module):
 
 
 class Concatenate(nn.Module):
-    """Inputs beside each other along one axis."""
+    """Concatenates inputs along one axis."""
 
     def __init__(self, axis: int):
         super().__init__()
@@ -49,7 +49,7 @@ class Concatenate(nn.Module):
 
 
 class ChannelScale(nn.Module):
-    """A learned factor, and perhaps an offset, for every channel of an input with a number of axes."""
+    """A learned factor, and optionally an offset, for every channel of an input with ``axes`` axes."""
 
     def __init__(self, channels: int, bias: bool, axes: int = 4):
         super().__init__()
@@ -78,7 +78,7 @@ class Rescale(nn.Module):
 
 
 class InnerProductLayer(nn.Linear):
-    """A linear map of everything that an image has, flattened."""
+    """A linear map of the flattened input."""
 
     @no_type_check
     def forward(self, x: Map) -> Float[Tensor, "b out"]:

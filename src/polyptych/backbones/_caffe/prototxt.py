@@ -1,17 +1,17 @@
-"""Caffe's network descriptions (prototxt) as layers, and layers as such a text.
+"""Reads Caffe's network descriptions (prototxt) as layers, and writes layers as such text.
 
     network = read_prototxt(Path("resnet34.prototxt"))          # an ordinary nn.Module
     text = to_text(layers, (3, 224, 224))
 
 The fields of a layer's block are those of its class in :mod:`polyptych.backbones._caffe.layers`; sizes may be given
-once, twice (height, width), or as ``kernel_h`` and ``kernel_w``. What Caffe keeps in a description for its own training
-(fillers, learning rates of parameters, engines) is skipped: weights start as torch's modules do. Also skipped is
-``inplace``, because nothing works in place here. Everything else that is unknown is refused with its line.
+once, twice (height, width), or as ``kernel_h`` and ``kernel_w``. Caffe's own training options in a description
+(fillers, per-parameter learning rates, engines) are skipped: weights are initialized as in torch. ``inplace`` is also
+skipped, because nothing works in place here. Any other unknown field is refused, with its line.
 
-Differences to Caffe are AutoMTL's: pooling rounds down unless ``round_mode: CEIL`` says otherwise, BatchNorm has an
-affine part of its own. Where a Scale layer reads it, as Caffe's files have it, that layer is the affine part, unless
-``affine: true`` is written. Fields of AutoMTL: batch_norm_param's ``affine``, ``momentum`` (torch's) and
-``track_running_stats``. Of Caffe's own, ``moving_average_fraction`` is 1 - momentum, ``concat_dim`` is ``axis``.
+The differences from Caffe are those of AutoMTL: pooling rounds down unless ``round_mode: CEIL`` is set, and BatchNorm
+has its own affine part. If a Scale layer reads it, as in Caffe's files, that layer is the affine part, unless ``affine:
+true`` is set. Fields of AutoMTL: batch_norm_param's ``affine``, ``momentum`` (torch's) and ``track_running_stats``. Of
+Caffe's own, ``moving_average_fraction`` is 1 - momentum, ``concat_dim`` is ``axis``.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from polyptych.errors import InputError, nearest
 NET = ("name", "input", "input_dim", "input_shape", "layer")
 OF_TRAINING = {"force_backward", "debug_info", "param", "weight_filler", "bias_filler", "filler", "engine", "inplace",
                "use_global_stats", "stable_prod_grad", "loss_weight", "propagate_down"}
-"""What Caffe reads and a torch module does not need."""
+"""Fields that Caffe reads but torch modules do not need."""
 ALIASES = {"concat_dim": "axis"}
 ALSO: dict[type[Layer], set[str]] = {Concat: {"concat_dim"}, BatchNorm: {"moving_average_fraction"}}
 
 
 @dataclass(frozen=True)
 class NetworkText:
-    """A file as it reads.
+    """A parsed file.
 
     Attributes:
         shape: of the input, (c, h, w).
-        input: its name.
+        input: name of the input.
     """
 
     name: str
@@ -53,7 +53,7 @@ class NetworkText:
     input: str
 
     def define(self, outputs: Sequence[str] = ()) -> Definition:
-        """Who reads whom; ``outputs`` names layers or tops, none is every top that nobody reads."""
+        """Resolve connections; ``outputs`` names layers or tops, by default every top that nothing reads."""
         return resolve(self.layers, self.shape, outputs, (*INPUTS, self.input))
 
 
@@ -61,10 +61,10 @@ def read_prototxt(path: Path, outputs: Sequence[str] = ()) -> LayerNetwork:
     """The network that a file describes, freshly initialized.
 
     Args:
-        outputs: names of layers or tops that it gives; none is every top that nobody reads.
+        outputs: names of layers or tops that it returns; by default every top that nothing reads.
 
     Raises:
-        InputError: the file is missing or not as it should be, with the line.
+        InputError: the file is missing or malformed; the message names the line.
     """
     return LayerNetwork(parse_prototxt(read_text(path), str(path)).define(outputs))
 
@@ -123,14 +123,14 @@ def parse_prototxt(text: str, source: str = "prototxt") -> NetworkText:
 
 
 class _Reader:
-    """Fields to values of the types that the dataclasses state."""
+    """Converts fields to values of the types of the dataclasses."""
 
     def __init__(self, source: str):
         self.source = source
         self.affine_stated: set[str] = set()  # names of BatchNorm layers
 
     def error(self, line: int, got: str, needs: str) -> InputError:
-        return InputError(f"{self.source}:{line}", got, needs, "correct it")
+        return InputError(f"{self.source}:{line}", got, needs, "change that line")
 
     def unknown(self, field: Field, what: str, known: Iterable[str]) -> InputError:
         return self.error(field.line, f"the unknown field '{field.name}' {what}", nearest(field.name, known))
@@ -294,7 +294,7 @@ def stem(name: str) -> str:
 
 
 def _affine_once(layers: list[Layer], stated: set[str]) -> list[Layer]:
-    """A Scale that reads a BatchNorm is its affine part, unless the file states otherwise."""
+    """Make a Scale that reads a BatchNorm its affine part, unless the file states otherwise."""
     made: dict[str, int] = {}
     changed = list(layers)
     for index, layer in enumerate(layers):

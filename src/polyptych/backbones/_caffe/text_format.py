@@ -1,7 +1,7 @@
 """The text format of protocol buffers: fields and messages, with the line of each.
 
 Written from the grammar at https://protobuf.dev/reference/protobuf/textformat-spec/. Extensions and ``Any`` values are
-refused, as no network description uses them. Nothing here knows what the fields mean.
+refused, as no network description uses them. This parser does not know what the fields mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEEPEST = 64
 
 
 class Word(NamedTuple):
-    """An identifier that stands as a value: an enum's name, true, false, inf, nan."""
+    """An identifier used as a value: the name of an enum value, true, false, inf, nan."""
 
     text: str
 
@@ -28,7 +28,7 @@ Scalar = int | float | str | Word
 
 @dataclass(frozen=True)
 class Message:
-    """What stands between two braces, in its order."""
+    """The contents of a pair of braces, in order."""
 
     fields: tuple[Field, ...]
     line: int
@@ -64,7 +64,7 @@ _CLOSING = {"{": "}", "<": ">"}
 
 
 def parse(text: str, source: str) -> Message:
-    """The message that a whole text is.
+    """Parse a whole text as one message.
 
     Args:
         source: name of the file for errors.
@@ -86,7 +86,7 @@ def _tokens(text: str, source: str) -> Iterator[_Token]:
             what = "a string that does not end on its line" if found in "\"'" else (
                 f"a number that ends in letters, at {_shown(text[match.start():match.start() + 12])}"
                 if found in "0123456789." else f"the character {found!r}")
-            raise InputError(f"{source}:{line}", what, "the text format of protocol buffers", "correct it")
+            raise InputError(f"{source}:{line}", what, "the text format of protocol buffers", "fix that line")
         elif kind != "space":
             yield _Token(kind, found, line)
     yield _Token("end", "the end of the file", line)
@@ -114,7 +114,7 @@ class _Parser:
         return found
 
     def error(self, token: _Token, needs: str) -> InputError:
-        return InputError(f"{self.source}:{token.line}", _shown(token.text), needs, "correct it")
+        return InputError(f"{self.source}:{token.line}", _shown(token.text), needs, "fix that line")
 
     def fields(self, closing: str, depth: int) -> list[Field]:
         """Everything up to ``closing``, or to the end of the text."""
@@ -148,7 +148,7 @@ class _Parser:
         if token.kind == "sign" and token.text in _CLOSING:
             if depth >= DEEPEST:
                 raise InputError(f"{self.source}:{token.line}", f"more than {DEEPEST} messages within each other",
-                                 "fewer", "correct it")
+                                 "fewer", "flatten the description")
             return Message(tuple(self.fields(_CLOSING[token.text], depth + 1)), token.line), token.line
         if token.kind == "string":
             parts = [self.unescaped(token)]

@@ -1,4 +1,4 @@
-"""Classes of Cityscapes: 19 that are evaluated, their 7 categories, and 2 (what moves, and the rest).
+"""Classes of Cityscapes: the 19 that are evaluated, their 7 categories, or 2 (what can move, and the rest).
 
 Source: Cordts et al., CVPR 2016, arXiv 1604.01685
 """
@@ -21,7 +21,7 @@ _NINETEEN = (
     (33, "bicycle", "vehicle", (136, 20, 48)),
 )
 
-# The 7 categories, each with the one of the 19 whose color it takes.
+# The 7 categories, each with the class (of the 19) whose color it takes.
 _SEVEN = (("flat", "road"), ("construction", "building"), ("object", "pole"), ("nature", "vegetation"),
           ("sky", "sky"), ("human", "person"), ("vehicle", "car"))
 

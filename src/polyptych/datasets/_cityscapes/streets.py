@@ -18,7 +18,7 @@ CAMERA = {
 
 class StreetScene:
     """One made-up frame. ``ids`` holds all 34 label ids, ``codes`` the disparities 0 (unknown), 1 (infinitely
-    far), 257 (one pixel), 32257 (the largest) and whatever comes between."""
+    far), 257 (one pixel), 32257 (the largest), and values in between."""
 
     def __init__(self, frame: str):
         g = np.random.default_rng([ord(letter) for letter in frame])

@@ -1,4 +1,4 @@
-"""The annotation files of the decathlon: COCO's JSON, joined on ``image_id``."""
+"""The annotation files of the Decathlon: COCO JSON, joined on ``image_id``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def read_annotations(path: Path) -> Annotations:
     """The labeled images of one file, in the order of their ids.
 
     A label is the rank of its category id among the file's categories. (The class folders would give other numbers:
-    sorted as strings, "10" stands before "2".)
+    sorted as strings, "10" comes before "2".)
 
     Raises:
         InputError: the file is missing or damaged, ids occur twice, an image has no category or more than one, or its
@@ -70,7 +70,7 @@ def read_annotations(path: Path) -> Annotations:
     return _read(path, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=64)  # a run opens its splits again and again, and the file of imagenet12 has a million images
+@lru_cache(maxsize=64)  # a run reopens its splits often, and the file of imagenet12 has a million images
 def _read(path: Path, changed: int, size: int) -> Annotations:
     content: _File = read_json(path, _NEEDS, _File)
     categories = sorted(content.categories, key=lambda category: category.id)
@@ -92,9 +92,9 @@ def _read(path: Path, changed: int, size: int) -> Annotations:
 
 
 def held_out(images: Sequence[Annotated], share: float) -> set[int]:
-    """The ids of the training images that make up ``val``: of every class its last images in the order of ids, as many
-    as come closest to ``share``, never all. The last, because neighboring ids may show the same object (the frames of
-    one traffic sign)."""
+    """The ids of the training images that make up ``val``: the last images of every class in the order of ids, as many
+    as come closest to ``share``, but never all. A contiguous block, because neighboring ids may show the same object
+    (frames of one traffic sign)."""
     of_class: dict[int, list[int]] = defaultdict(list)
     for image in images:
         of_class[image.label].append(image.id)

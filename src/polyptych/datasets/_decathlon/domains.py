@@ -1,4 +1,4 @@
-"""The ten domains: number of classes, mean and deviation of their images."""
+"""The ten domains: number of classes, mean and standard deviation of their images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Domain:
-    """``classes``: how many; ``mean`` and ``std``: of its images, RGB in [0, 1], as MTAN's code has them."""
+    """``classes``: number of classes; ``mean`` and ``std`` of its images, RGB in [0, 1], as in MTAN's code."""
 
     classes: int
     mean: RGB
@@ -30,4 +30,4 @@ DOMAINS = {
 }
 
 REFERENCE = DOMAINS["imagenet12"]
-"""What pretrained backbones expect, and what ``match_statistics`` brings the other domains to."""
+"""The domain whose statistics pretrained backbones expect; ``match_statistics`` matches the others to it."""

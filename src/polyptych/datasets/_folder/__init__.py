@@ -1,1 +1,1 @@
-"""The user's own files: their description, where they lie, and how each kind of label is stored."""
+"""The user's own files: their description, where they are, and how each kind of label is stored."""

@@ -1,4 +1,4 @@
-"""Names of classes from a file: a text, a CSV table, a JSON file, or a cell array of MATLAB."""
+"""Class names from a file: a text file, a CSV table, a JSON file, or a MATLAB cell array."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NEEDS = "a file with the name of every class"
 
 
 def read_class_names(path: Path, where: str = "") -> tuple[str, ...]:
-    """The names in the order of the classes: the lines of a text (empty ones and those that begin with # are left
-    out), the column of names in a CSV table (:func:`read_class_table`), a list in JSON, or the one cell array of names
-    in a .mat file.
+    """The names in the order of the classes: the lines of a text file (without empty lines and comments with #), the
+    column of names in a CSV table (:func:`read_class_table`), a list in JSON, or the one cell array of names in a .mat
+    file.
 
     Args:
         where: the place that names the file, for messages.
@@ -32,7 +32,7 @@ def read_class_names(path: Path, where: str = "") -> tuple[str, ...]:
     path = spelled(path)
     if where and not path.exists():
         raise InputError(where, f"'{path}', which does not exist", f"a list of names, or {NEEDS}",
-                         "correct the name, or write the file: one name on each line")
+                         "check the path, or write the file: one name on each line")
     suffix = path.suffix.lower()
     if suffix == ".mat":
         names = _of_cells(load_mat(path, NEEDS), path)
@@ -41,7 +41,7 @@ def read_class_names(path: Path, where: str = "") -> tuple[str, ...]:
     elif suffix == ".json":
         content: Any = read_json(path, NEEDS)
         if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-            raise InputError(path, "JSON of another form", "a list of names: [\"sky\", \"road\"]", "write it so")
+            raise InputError(path, "JSON of another form", "a list of names: [\"sky\", \"road\"]", "write such a list")
         names = content
     else:
         lines = map(str.strip, read_text(path, NEEDS).splitlines())
@@ -53,10 +53,10 @@ def read_class_names(path: Path, where: str = "") -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """What a CSV table says of classes.
+    """Classes as read from a CSV table.
 
     Attributes:
-        ids: stored numbers, empty without such a column.
+        ids: stored ids; empty if there is no such column.
         colors: red, green and blue, likewise.
     """
 
@@ -71,10 +71,11 @@ _COLOR = (("r", "red"), ("g", "green"), ("b", "blue"))
 
 
 def read_class_table(path: Path) -> ClassTable:
-    """A CSV file whose first line names its columns: ``name``, perhaps ``id``, perhaps ``r``, ``g`` and ``b``.
+    """Read a CSV file whose first line names its columns: ``name``, optionally ``id``, optionally ``r``, ``g`` and
+    ``b``.
 
     Raises:
-        InputError: it has no column of names, or something else than whole numbers in another one.
+        InputError: it has no column of names, or a value in another column is not an integer.
     """
     lines = [line for line in csv.reader(io.StringIO(read_text(path, NEEDS)), skipinitialspace=True) if any(line)]
     columns = [column.strip().lower().replace(" ", "_") for column in lines[0]] if lines else []
@@ -94,7 +95,7 @@ def read_class_table(path: Path) -> ClassTable:
         return ClassTable(tuple(composed(row[name].strip()) for row in rows), ids, colors)
     except (ValueError, IndexError):
         raise InputError(path, "a line without a number in each column of numbers",
-                         "whole numbers under id, r, g and b", "correct it") from None
+                         "whole numbers under id, r, g and b", "fill in that line") from None
 
 
 def _of_cells(variables: dict[str, Any], path: Path) -> list[str]:
@@ -105,7 +106,7 @@ def _of_cells(variables: dict[str, Any], path: Path) -> list[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts in an array of objects, each a text or an array that holds one; empty where it holds anything else."""
+    """The strings in an object array, each a string or an array that holds one; empty if it holds anything else."""
     if not isinstance(value, np.ndarray) or value.dtype != object:
         return []
     texts = []

@@ -14,9 +14,9 @@ _LINE = re.compile(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})(?:[\s,]+(\S.*))?")
 
 
 def with_colors(table: dict[str, Any], root: Path, where: str) -> dict[str, Any]:
-    """The table with ``colors = "voc"`` or ``colors = "label_colors.txt"`` replaced by the colors that it means.
+    """The table, with ``colors = "voc"`` or ``colors = "label_colors.txt"`` replaced by the actual colors.
 
-    A file has a color on each line, and perhaps a name after it (``64 128 64 Animal``), or is a CSV table with the
+    A file has a color on each line, optionally with a name after it (``64 128 64 Animal``), or is a CSV table with the
     columns name, r, g and b. Lines without names are in the order of the classes; a table without ``classes`` takes
     them from the names.
 
@@ -31,7 +31,7 @@ def with_colors(table: dict[str, Any], root: Path, where: str) -> dict[str, Any]
         return {**table, "colors": [voc_color(index) for index in range(len(classes))]}
     path, needs = spelled(root / colors), "a text file with lines like `64 128 64 name`, or \"voc\""
     if not path.exists():
-        raise InputError(f"{where}.colors", f"'{colors}', and no such file in {root}", needs, "correct it")
+        raise InputError(f"{where}.colors", f"'{colors}', and no such file in {root}", needs, "check the name")
     if path.suffix.lower() == ".csv":
         columns = read_class_table(path)
         found = list(zip(columns.names, map(list, columns.colors), strict=False))
@@ -52,15 +52,15 @@ def _by_name(table: dict[str, Any], found: list[tuple[str, list[int]]], path: Pa
     named, classes = dict(found), table.get("classes", [])
     for name in classes:
         if name not in named:
-            raise InputError(path, f"no color of '{name}'", nearest(str(name), named), f"add it, or correct {where}"
-                             ".classes")
+            raise InputError(path, f"no color of '{name}'", nearest(str(name), named),
+                             f"add it, or rename the class in {where}.classes")
     classes = classes or list(named)
     return {**table, "classes": classes, "colors": [named[name] for name in classes]}
 
 
 def voc_color(index: int) -> list[int]:
-    """Of a class in PASCAL VOC's palette: the bits of its number, three at a time, from the highest bit of red, green
-    and blue downward."""
+    """The color of a class in PASCAL VOC's palette: the bits of its index, three at a time, fill red, green and blue
+    from their highest bits downward."""
     color = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):

@@ -1,6 +1,6 @@
-"""Labels that follow from other labels: ``from = "semseg"`` in a task's table, computed when a sample is read.
+"""Labels derived from other labels: ``from = "semseg"`` in a task's table, computed when a sample is read.
 
-Nobody knows more of a derived label than of what it comes from, so its mask is that of its source or less.
+A derived label is never known where its source is not, so its mask is that of the source or smaller.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DerivedLabels(Labels):
     """A table with ``from = "NAME"``, where NAME is another task of the file."""
 
     sources: ClassVar[tuple[str, ...]]
-    """Kinds of tasks that these labels follow from."""
+    """Kinds of tasks that these labels can be derived from."""
 
     def info(self, root: Path, where: str) -> LabelInfo:
         return LabelInfo(note=self.note)
@@ -37,16 +37,17 @@ class DerivedLabels(Labels):
         raise TypeError("derived labels are opened with their source")
 
     def derive(self, source: Source, info: LabelInfo, where: str) -> Source:
-        """
+        """Derive the labels from an opened source.
+
         Args:
-            info: what is known of the labels of the source.
+            info: label information of the source.
             where: the place of the table, for messages.
 
         Raises:
             InputError: options do not fit the source.
         """
         self.check(info, where)
-        # Labels without an image and doubts about files are said once, of the source
+        # Labels without an image and doubts about files are reported once, for the source
         return replace(source, read=Deriving(self, source, info), ids=(), doubts=())
 
     def check(self, info: LabelInfo, where: str) -> None:
@@ -54,7 +55,7 @@ class DerivedLabels(Labels):
 
     @abstractmethod
     def compute(self, target: np.ndarray, valid: np.ndarray, info: LabelInfo) -> tuple[np.ndarray, np.ndarray]:
-        """The label and where it is known, from those of the source."""
+        """Compute the label and its mask from those of the source."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class InstanceBoundaries(FileLabels):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSaliency(DerivedLabels):
-    """Salient is what belongs to one of some classes."""
+    """Pixels of the given classes are salient."""
 
     classes: tuple[str, ...]
     """Classes of the source that are salient."""
@@ -126,9 +127,9 @@ class ClassSaliency(DerivedLabels):
     def check(self, info: LabelInfo, where: str) -> None:
         for name in self.classes:
             if name not in info.classes:
-                raise InputError(f"{where}.classes", repr(name), nearest(name, info.classes), "correct it")
+                raise InputError(f"{where}.classes", repr(name), nearest(name, info.classes), "use one of these names")
         if not self.classes:
-            raise InputError(f"{where}.classes", "none", "at least one class of the source", "add it")
+            raise InputError(f"{where}.classes", "none", "at least one class of the source", "name the salient classes")
 
     def compute(self, target: np.ndarray, valid: np.ndarray, info: LabelInfo) -> tuple[np.ndarray, np.ndarray]:
         salient = np.isin(target, [info.classes.index(name) for name in self.classes])
@@ -143,11 +144,11 @@ class DepthNormals(DerivedLabels):
     focal: tuple[float, float] = (0.0, 0.0)
     """fx and fy of the camera, in pixels of the depth maps."""
     center: tuple[float, float] = (-1.0, -1.0)
-    """cx and cy, where the optical axis meets the picture; its middle without them."""
+    """Principal point cx and cy, where the optical axis meets the picture; by default its center."""
     field_of_view: float = 0.0
-    """In place of focal: degrees from the left to the right border."""
+    """Horizontal field of view in degrees, in place of focal."""
     window: int = 21
-    """Side of the square that a plane is fitted in, in pixels; 21 suits 480x640."""
+    """Side of the square in which a plane is fitted, in pixels; 21 suits 480x640."""
 
     sources: ClassVar[tuple[str, ...]] = ("depth",)
 
@@ -157,8 +158,8 @@ class DepthNormals(DerivedLabels):
                              "either focal = [fx, fy] in pixels or field_of_view in degrees",
                              "take it from the calibration of the camera")
         if self.window < 3 or self.window % 2 == 0:
-            raise InputError(f"{where}.window", str(self.window), "an odd number from 3 on", "correct it")
-        return LabelInfo(note=self.note or "derived from depth; not those of published tables")
+            raise InputError(f"{where}.window", str(self.window), "an odd number, 3 or more", "choose one, such as 21")
+        return LabelInfo(note=self.note or "derived from depth; not the normals of published tables")
 
     def compute(self, target: np.ndarray, valid: np.ndarray, info: LabelInfo) -> tuple[np.ndarray, np.ndarray]:
         height, width = target.shape
@@ -172,15 +173,15 @@ class DepthNormals(DerivedLabels):
 
 DERIVED: Mapping[str, type[DerivedLabels]] = {"boundaries": ClassBoundaries, "saliency": ClassSaliency,
                                               "normals": DepthNormals}
-"""What can be derived, by kind of task."""
+"""Derived labels, by kind of task."""
 
 FROM_INSTANCES: Mapping[str, type[FileLabels]] = {"boundaries": InstanceBoundaries}
-"""What ``from = "instances"`` derives from files of instance ids, by kind of task."""
+"""Labels that ``from = "instances"`` derives from files of instance ids, by kind of task."""
 
 
 def _check_seam(seam: int, where: str) -> None:
     if seam < 0:
-        raise InputError(f"{where}.seam", str(seam), "pixels, 0 or more", "correct it")
+        raise InputError(f"{where}.seam", str(seam), "pixels, 0 or more", "use 0 for the default")
 
 
 def _boundaries(labels: np.ndarray, labeled: np.ndarray, seam: int) -> tuple[np.ndarray, np.ndarray]:

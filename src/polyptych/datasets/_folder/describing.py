@@ -1,6 +1,6 @@
-"""A first ``dataset.toml`` for a folder that nobody has described, with comments on what was seen and what was guessed.
+"""A first ``dataset.toml`` for a folder without a description, with comments on what was found and what was guessed.
 
-Guesses are marked as such: a person reads the file, corrects what is wrong, and gives names to classes.
+Guesses are marked as such: the user checks the file, corrects wrong guesses, and names the classes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from polyptych.datasets._folder.surveying import Group, Survey, survey
 from polyptych.errors import InputError
 
 COUNTED = 2000
-"""Label files of a task in which every number is counted; of more, evenly spaced ones."""
+"""Maximum number of label files per task in which all values are counted; if there are more, evenly spaced ones are."""
 SHOWN = 24
-"""Classes whose shares are written out."""
+"""Maximum number of classes whose shares are written out."""
 _PHOTOS = re.compile(r"(?i)image|img|photo|rgb|jpe?g|picture|color|left")
 _BOUNDARIES = re.compile(r"(?i)edge|bound|contour")
 _SALIENCY = re.compile(r"(?i)salien|foreground|matte")
@@ -39,10 +39,11 @@ _NAMES = re.compile(r"(?i)class|label|categor|name")
 
 @dataclass(frozen=True)
 class FirstDescription:
-    """
+    """A description that was written for a folder.
+
     Attributes:
-        text: of the file.
-        seen: what it says, one line each, for the screen.
+        text: contents of the file.
+        seen: summary for the screen, one line each.
     """
 
     text: str
@@ -50,13 +51,14 @@ class FirstDescription:
 
 
 def describe(root: Path) -> FirstDescription:
-    """
+    """Write a first description of a folder.
+
     Raises:
         InputError: there are no images below the folder, or none of them has a label.
     """
     found = survey(root)
     photos = sorted((group for group in found.groups if group.kind == "photo"), key=_likely_photos)
-    # Scans, X-rays and photos without colors look like maps of gray.
+    # Scans, X-rays and grayscale photos look like gray maps.
     photos = photos or sorted((group for group in found.groups if group.kind == "gray"), key=_likely_photos)[:1]
     if not photos:
         deep = next((group for group in found.groups if group.kind == "depth"), None)
@@ -76,7 +78,7 @@ def describe(root: Path) -> FirstDescription:
     unused += [f"# Not looked into: {path.relative_to(root).as_posix()} (annotations? See `polyptych data convert "
                "--help`)" for path in found.tables[:5] if not any(path.name in text for text, _ in tables)]
     text = "\n".join([
-        "# A first description, written by `polyptych data describe`. Lines with \"guess\" want a look.",
+        "# A first description, written by `polyptych data describe`. Check the lines with \"guess\".",
         "# Every key is explained in docs/own-data.md and by `polyptych data info folder`.",
         f"name = {_quoted(root.resolve().name)}",
         f"image = {_quoted(images.pattern.text)}  # {len(images.files)} images ({images.found})",
@@ -99,7 +101,7 @@ def _counted(found: Survey) -> str:
 
 
 def _joined(images: Group, labels: list[Group], root: Path) -> tuple[Group, list[Group]]:
-    """The groups with patterns whose ids meet: ``{id}_rgb.png`` and ``{id}_label.png``."""
+    """The groups, with patterns whose ids match: ``{id}_rgb.png`` and ``{id}_label.png``."""
     joined: list[Group] = []
     for group in labels:
         if not images.files.keys() & group.files.keys() and (parts := _constant_parts(images, group)):
@@ -116,7 +118,7 @@ def _joined(images: Group, labels: list[Group], root: Path) -> tuple[Group, list
 
 
 def _constant_parts(images: Group, labels: Group) -> tuple[tuple[str, str], tuple[str, str]] | None:
-    """What stands before and after the shared part in the names of images and of labels; None if they share none."""
+    """The text before and after the shared part in the names of images and of labels; None if they share none."""
     stems = {name.rpartition("/")[2] for name in images.files}
     votes: Counter[tuple[tuple[str, str], tuple[str, str]]] = Counter()
     for name in list(labels.files)[:20]:
@@ -162,7 +164,7 @@ def _around(group: Group, parts: tuple[str, str], root: Path) -> Group:
 
 
 def _splits(images: Group, found: Survey, root: Path) -> tuple[str, str]:
-    """The lines on splits, and one for the screen."""
+    """The lines about splits, and a summary for the screen."""
     if "split" in images.pattern.parts:
         counts = Counter(name.partition("/")[0] for name in images.files)
         shown = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
@@ -172,9 +174,9 @@ def _splits(images: Group, found: Survey, root: Path) -> tuple[str, str]:
         lines = ["[splits]"]
         lines += [f"{split} = {_quoted(name)}  # {count} images" for split, (name, count) in lists.items()]
         if "val" not in lists:
-            lines.append("val = 0.1  # guess: of the training images")
+            lines.append("val = 0.1  # guess: share of the training images")
         if "test" not in lists:
-            lines.append("test = 0.0  # guess: there is no list for it")
+            lines.append("test = 0.0  # guess: there is no list of test images")
         return "\n".join(lines), f"splits: {', '.join(f'{name} ({n})' for name, n in lists.values())}"
     text = ("[splits]\n# guess: drawn by a hash of the names. Frames of one video are better split by folders or "
             "lists.\nval = 0.1\ntest = 0.2")
@@ -182,7 +184,7 @@ def _splits(images: Group, found: Survey, root: Path) -> tuple[str, str]:
 
 
 def _lists(images: Group, texts: Sequence[Path], root: Path) -> dict[str, tuple[str, int]]:
-    """Texts whose lines are images, by the split that their name says."""
+    """Text files whose lines name images, by the split in the name of the file."""
     names = other_names(images.files, root)
     lists: dict[str, tuple[str, int]] = {}
     for path in texts:
@@ -203,7 +205,7 @@ def _lists(images: Group, texts: Sequence[Path], root: Path) -> dict[str, tuple[
 
 
 def _tasks(images: Group, labels: Sequence[Group], found: Survey, root: Path) -> Iterator[tuple[str, str]]:
-    """A table for every group of labels, and a line for the screen."""
+    """A table for every group of labels, and a summary for the screen."""
     taken: set[str] = set()
     for group in labels:
         meeting = [name for name in group.files if name in images.files]
@@ -224,7 +226,7 @@ def _tasks(images: Group, labels: Sequence[Group], found: Survey, root: Path) ->
 
 
 def _free(pattern: str, taken: set[str]) -> str:
-    """A name for a second task of a kind, after the folder of its labels."""
+    """A name for a second task of the same kind, taken from the folder of its labels."""
     word = re.sub(r"\W+", "_", re.sub(r"\{\w+\}", "", pattern.rpartition("/")[0] or pattern)).strip("_").lower()
     word = word if word[:1].isalpha() else "labels"
     return next(name for number in range(1, len(taken) + 2)
@@ -232,7 +234,7 @@ def _free(pattern: str, taken: set[str]) -> str:
 
 
 def _table(files: Mapping[str, Path], group: Group, found: Survey, root: Path) -> tuple[str, list[str], str]:
-    """Kind of the task, the lines of its table, and a line for the screen."""
+    """Kind of the task, the lines of its table, and a summary for the screen."""
     place = group.pattern.text
     if group.kind == "vectors":
         return "normals", _axes(files, group), "axes are a guess"
@@ -246,7 +248,8 @@ def _table(files: Mapping[str, Path], group: Group, found: Survey, root: Path) -
 
 
 def _axes(files: Mapping[str, Path], group: Group) -> list[str]:
-    """Most of what a camera sees faces it, so the channel along the optical axis has one sign nearly everywhere."""
+    """Guess the axes. Most visible surfaces face the camera, so the channel along the optical axis has the same sign
+    nearly everywhere."""
     vectors = np.concatenate([_vectors(read_array(path, group.key)) for path in _spaced(files, 20)])
     first, _, last = vectors.mean(0) if len(vectors) else (0.0, 0.0, 1.0)
     if abs(first) > 0.3 and abs(first) > 2 * abs(last):
@@ -262,7 +265,7 @@ def _axes(files: Mapping[str, Path], group: Group) -> list[str]:
 
 
 def _vectors(array: np.ndarray) -> np.ndarray:
-    """Some of the vectors of a file (n 3), without those that mean no label."""
+    """A sample of the vectors of a file (n 3), without those that mean no label."""
     array = array.transpose(1, 2, 0) if array.shape[0] == 3 and array.shape[-1] != 3 else array
     some = array[::4, ::4, :3].reshape(-1, 3)
     some = some[np.isfinite(some).all(-1) & some.any(-1)]
@@ -287,15 +290,15 @@ def _depth(files: Mapping[str, Path], group: Group) -> tuple[str, list[str], str
     middle = float(np.median(values)) if len(values) else 0.0
     largest = float(values.max()) if len(values) else 0.0
     nothing = f"invalid = {invalid}  # guess: stored numbers that mean no measurement"
-    seen = f"# stored numbers: {middle:g} in the middle, {largest:g} at most"
+    seen = f"# stored numbers: median {middle:g}, maximum {largest:g}"
     if _DISPARITY.search(group.pattern.text):
         return "inverse_depth", [seen, "unit = \"px\"  # guess, by the folder's name: disparities in pixels",
                                  "# for depth in meters: [tasks.depth] with unit = \"disparity\", baseline and focal",
                                  nothing], "disparities (guess, by the name)"
     if middle > 100:
-        return "depth", [seen, "unit = \"mm\"  # guess: the middle would be "
+        return "depth", [seen, "unit = \"mm\"  # guess: the median would be "
                          f"{middle / 1000:.1f} m", nothing], "unit mm (guess)"
-    return "depth", [seen, f"unit = \"m\"  # guess: the middle would be {middle:.1f} m", nothing], "unit m (guess)"
+    return "depth", [seen, f"unit = \"m\"  # guess: the median would be {middle:.1f} m", nothing], "unit m (guess)"
 
 
 def _colors(files: Mapping[str, Path], survey: Survey, root: Path) -> tuple[str, list[str], str]:
@@ -312,10 +315,10 @@ def _colors(files: Mapping[str, Path], survey: Survey, root: Path) -> tuple[str,
                           "ignore_colors = []  # colors that mean no label",
                           ], f"{len(found)} colors, names from {name}"
     return "semseg", [f"# colors and their shares: {shares}", "encoding = \"colors\"",
-                      f"classes = {_listed(f'class {code:06x}' for code in found)}  # guess: give them their names",
+                      f"classes = {_listed(f'class {code:06x}' for code in found)}  # guess: name them",
                       f"colors = {json.dumps(colors)}",
                       "ignore_colors = []  # move a color here, from both lists above, if it means no label",
-                      ], f"{len(found)} colors, whose names are to be given"
+                      ], f"{len(found)} colors, to be named"
 
 
 def _ids(files: Mapping[str, Path], group: Group, found: Survey, root: Path) -> tuple[str, list[str], str]:
@@ -344,10 +347,10 @@ def _ids(files: Mapping[str, Path], group: Group, found: Survey, root: Path) -> 
     else:
         two = len(ids) == 2 and ids[0] == 0
         names = ("background", "foreground") if two else tuple(f"class {value}" for value in ids)
-        lines.append(f"classes = {_listed(names)}  # guess: give them their names")
+        lines.append(f"classes = {_listed(names)}  # guess: name them")
         if not dense:
             lines.append(f"ids = {json.dumps(ids)}")
-        said = f"{len(ids)} ids ({ids[0]} to {ids[-1]}), whose names are to be given"
+        said = f"{len(ids)} ids ({ids[0]} to {ids[-1]}), to be named"
     lines.append(f"ignore = {json.dumps(ignored)}  # " + ("guess: " if ignored else "") + "numbers that mean no label")
     return "semseg", lines, said
 
@@ -363,7 +366,7 @@ def _shares(counts: Counter[int], spell: Callable[[int], str]) -> str:
 
 
 def _class_file(found: Survey, ids: Sequence[int], root: Path) -> tuple[str, int] | None:
-    """A file with as many names as there are ids, or more where rare classes may be missing."""
+    """A file with as many names as there are ids, or more if rare classes may be missing from the sample."""
     candidates = [path for path in (*found.texts, *(path for path in found.tables if path.suffix.lower() == ".json"),
                                     *sorted(root.glob("*.mat"))) if _NAMES.search(path.stem)]
     for path in candidates:

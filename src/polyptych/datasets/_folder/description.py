@@ -43,38 +43,39 @@ _OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("keypoint", "pose", "joints", "landmarks"), "keypoints"),
     **dict.fromkeys(("class", "label", "category", "scene"), "classification"),
 }
-"""What else people call the kinds of tasks."""
+"""Other common names of the kinds of tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """The file as it is written."""
+    """The contents of the file."""
 
     image: str
-    """Where the images lie, for instance photos/{id}.jpg."""
+    """Path pattern of the images, for instance photos/{id}.jpg."""
     tasks: dict[str, dict[str, Any]]
     """A table for each task."""
     name: str = ""
-    """What the data set is called in titles, tables and folders of runs; without it, the name of its folder."""
+    """Name of the dataset in titles, tables and run folders; by default the name of its folder."""
     image_key: str = ""
-    """Name of the variable, where images are arrays in files with several."""
+    """Name of the variable, if images are arrays in files with several."""
     splits: Splits = field(default_factory=Splits)
-    """Which images are for training, validation and testing; without it, by `{split}` in `image` where it has that."""
+    """Which images are for training, validation and testing; by default `{split}` in `image` decides, if it is
+    there."""
 
 
 @dataclass(frozen=True)
 class FolderSpec:
-    """What the file says.
+    """The parsed description.
 
     Attributes:
-        path: of the file.
-        name: what the data set is called, empty where the file does not say it.
-        image: where the images lie.
-        image_key: name of the variable, where they are arrays in files with several.
+        path: path of the file.
+        name: name of the dataset; empty if the file does not give one.
+        image: path pattern of the images.
+        image_key: name of the variable, if they are arrays in files with several.
         kinds: kind of every task.
-        origins: of tasks whose labels are derived, the task that they follow from.
-        splits: None where ``{split}`` in the pattern of the images says them.
-        digest: of all that the file says, in eight letters.
+        origins: for tasks with derived labels, the task that they are derived from.
+        splits: None if ``{split}`` in the pattern of the images determines them.
+        digest: hash of the description, eight characters.
     """
 
     path: Path
@@ -92,10 +93,10 @@ class FolderSpec:
         return f"{self.path}: tasks.{task}"
 
     def open(self, task: str, root: Path) -> Source:
-        """Find the labels of a task, or of what they follow from.
+        """Find the labels of a task, or of the task that they are derived from.
 
         Raises:
-            InputError: there are none where they are said to be.
+            InputError: there are none in the place given.
         """
         labels, where = self.tasks[task], self.where(task)
         if not isinstance(labels, DerivedLabels):
@@ -105,9 +106,10 @@ class FolderSpec:
 
 
 def read_description(path: Path, root: Path) -> FolderSpec:
-    """
+    """Read and check a description.
+
     Args:
-        root: the folder of the data, where files with names and colors of classes lie.
+        root: the folder of the data, which also has the files with names and colors of classes.
 
     Raises:
         InputError: the file is missing, is not TOML, or has an unknown, missing or wrong entry, which is named.
@@ -135,18 +137,19 @@ def read_description(path: Path, root: Path) -> FolderSpec:
             origins[name] = str(table["from"])
         tasks[name] = decode(_form(kind, table, where), {k: v for k, v in table.items() if k != "from"}, where)
     if not tasks:
-        raise InputError(f"{path}: tasks", "none", "at least one table like [tasks.semseg]", "add it")
+        raise InputError(f"{path}: tasks", "none", "at least one table like [tasks.semseg]", "add one")
     for name, labels in tasks.items():
         if isinstance(labels, DerivedLabels):
             good = [other for other, kind in kinds.items() if kind in labels.sources and other not in origins]
             if origins[name] not in good:
                 raise InputError(f"{path}: tasks.{name}.from", repr(origins[name]), nearest(origins[name], good) if good
-                                 else f"a task of the kind {' or '.join(labels.sources)} in this file", "correct it")
+                                 else f"a task of the kind {' or '.join(labels.sources)} in this file",
+                                 "name such a task")
     if not contents.name.isprintable() or len(contents.name) > 100:
-        raise InputError(f"{path}: name", repr(contents.name[:120]), "at most 100 characters in one line", "correct it")
+        raise InputError(f"{path}: name", repr(contents.name[:120]), "at most 100 characters in one line", "shorten it")
     image = Pattern(contents.image, f"{path}: image")
     splits = None if "splits" not in raw and "split" in image.parts else contents.splits
-    # With the names and colors that other files hold, because they are part of what numbers mean.
+    # Includes names and colors from other files, because they are part of what the numbers mean.
     text = json.dumps(raw | {"tasks": expanded}, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     origins = {name: origin for name, origin in origins.items() if isinstance(tasks[name], DerivedLabels)}
@@ -154,7 +157,7 @@ def read_description(path: Path, root: Path) -> FolderSpec:
 
 
 def _with_classes(table: dict[str, Any], path: Path, where: str) -> dict[str, Any]:
-    """The table with the names from a file; with ids and colors from the same file where it has no others."""
+    """The table with the names from a file; also with ids and colors from that file, unless the table has its own."""
     found: dict[str, Any] = {"classes": list(read_class_names(path, f"{where}.classes"))}
     if path.suffix.lower() == ".csv":
         columns = read_class_table(spelled(path))
@@ -166,7 +169,7 @@ def _with_classes(table: dict[str, Any], path: Path, where: str) -> dict[str, An
 
 
 def _form(kind: str, table: Mapping[str, Any], where: str) -> type[Labels]:
-    """How the labels of a table are described: by files, or by what they follow from."""
+    """The form of a table: labels from files, or derived labels."""
     if "from" not in table:
         return KINDS[kind]
     if table["from"] == "instances" and kind in FROM_INSTANCES:

@@ -1,5 +1,5 @@
-"""Users' folders in miniature: one with every type of file and labels that are missing, and two as they are found
-elsewhere, without a description."""
+"""Users' folders in miniature: one with every type of file and some missing labels, and two without a description, in
+the form of public datasets."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ KEYPOINTS = ("head", "left hand", "right hand")
 
 
 def write_toml(folder: Path) -> None:
-    """``dataset.toml`` and what it describes: twelve images in two folders and of two sizes, eight tasks. Of every
+    """``dataset.toml`` and what it describes: twelve images in two folders and of two sizes, eight tasks. For every
     task, one image in four has no label."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dataset.toml").write_text(DESCRIPTION, encoding="utf-8")
@@ -142,7 +142,7 @@ def _blocks(values: tuple[int, ...], size: tuple[int, int], random: np.random.Ge
 
 
 def _save_picture(path: Path, array: np.ndarray) -> None:
-    Image.fromarray(array).save(_prepare(path), lossless=True)  # only WebP looks at it
+    Image.fromarray(array).save(_prepare(path), lossless=True)  # only WebP has this option
 
 
 def _prepare(path: Path) -> Path:
@@ -156,8 +156,8 @@ SKY, BUILDING, ROAD, CAR, PEDESTRIAN, VOID = range(6)
 
 
 def write_street(folder: Path) -> None:
-    """Street scenes as those of CamVid circulate: ``train/``, ``trainannot/`` and so on, and lists of pairs with paths
-    of another machine. Class ids are in gray pictures; nobody says what they are called."""
+    """Street scenes in the common packing of CamVid: ``train/``, ``trainannot/`` and so on, and lists of pairs with
+    paths of another machine. Class ids are in gray pictures, without names."""
     colors = np.array([(150, 190, 235), (130, 100, 90), (95, 95, 100), (180, 40, 50), (235, 200, 60), (60, 60, 60)])
     number = 0
     for split, count in STREET_COUNTS.items():

@@ -1,4 +1,4 @@
-"""What every kind of label in the user's files has in common."""
+"""Base of every kind of label in the user's files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Label = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the labels of one task come from: which ids have one, and how it is read for an image of a size.
+    """Where the labels of one task come from: which ids have one, and how to read it for an image of a given size.
 
     Attributes:
-        ids: all that have one, as far as labels are listed; there may be no image for some of them.
-        files: of those, where each has a file of its own.
-        doubts: what a user should know before training on these labels.
+        ids: all ids with a label, as far as labels are listed; some may have no image.
+        files: the file of each id, if each label is a file of its own.
+        doubts: warnings for the user before training on these labels.
     """
 
     has: Callable[[str], bool]
@@ -40,16 +40,17 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels(ABC):
-    """A table ``[tasks.NAME]``. Subclasses add what their kind needs."""
+    """A table ``[tasks.NAME]``. Subclasses add the options of their kind."""
 
     task: str = ""
-    """Kind of the task, where the table's name is another."""
+    """Kind of the task, if it differs from the table's name."""
     note: str = ""
-    """What a reader of the numbers must know about these labels."""
+    """What a reader must know about these labels to interpret the numbers."""
 
     @abstractmethod
     def info(self, root: Path, where: str) -> LabelInfo:
-        """
+        """Label information, from the options alone.
+
         Args:
             where: the place of the table, for messages.
 
@@ -62,11 +63,11 @@ class Labels(ABC):
         """Find the labels.
 
         Raises:
-            InputError: there are none where they are said to be.
+            InputError: there are none in the place given.
         """
 
     def patterns(self, where: str) -> list[Pattern]:
-        """Of the files that are labels and therefore no images."""
+        """Patterns of the files that are labels and therefore not images."""
         return []
 
 
@@ -75,7 +76,7 @@ class FileLabels(Labels):
     """One file for each image."""
 
     files: str
-    """Where they lie, for instance labels/{id}.png."""
+    """Path pattern of the labels, for instance labels/{id}.png."""
     key: str = ""
     """Name of the variable in .npz, .mat and .h5 files, or of the channel in .exr files."""
 
@@ -88,16 +89,16 @@ class FileLabels(Labels):
         return Source(files.__contains__, Reader(self, files, where), files, files, tuple(doubts))
 
     def doubts_of(self, first: Path, where: str) -> Iterator[str]:
-        """What makes these labels doubtful, known by one of their files."""
+        """Warnings about these labels, judged by one of their files."""
         if is_lossy(first):
-            yield f"{where}: {first.name} and files like it were compressed with losses (JPEG), {self.losses}"
+            yield f"{where}: {first.name} and files like it use lossy compression (JPEG), {self.losses}"
 
-    losses: ClassVar[str] = "which changes stored numbers, most of all at edges; use PNG"
-    """What compression with losses does to these labels."""
+    losses: ClassVar[str] = "which changes stored numbers, especially at edges; use PNG"
+    """What lossy compression does to these labels."""
 
     @abstractmethod
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
-        """Target and mask from what a file holds.
+        """Target and mask from the contents of a file.
 
         Raises:
             InputError: the values do not fit the options; the file is named.
@@ -120,7 +121,7 @@ class Reader:
         return self.labels.parse(self.labels.load(path), path, self.where)
 
 
-# What a user can do with files of annotation tools, which have no form of their own here
+# Advice for files of annotation tools, which cannot be read directly
 _CONVERT = {
     ".json": "draw its polygons into .png files of ids with `polyptych data convert labelme` (or coco, ...)",
     ".xml": "draw its polygons into .png files of ids with `polyptych data convert cvat`",
@@ -128,10 +129,10 @@ _CONVERT = {
 
 
 def find_readable(pattern: Pattern, root: Path) -> dict[str, Path]:
-    """:meth:`Pattern.find`, of files that can be read.
+    """:meth:`Pattern.find`, restricted to readable types.
 
     Raises:
-        InputError: as there, or one is of another type.
+        InputError: as for that method, or a file has another type.
     """
     files = pattern.find(root)
     for path in files.values():
@@ -140,7 +141,7 @@ def find_readable(pattern: Pattern, root: Path) -> dict[str, Path]:
 
 
 def require_readable(path: Path) -> None:
-    """Refuse a file of a type that is not read, by its name, before the first one is opened."""
+    """Refuse a file of an unsupported type by its name, before any is opened."""
     if (suffix := path.suffix.lower()) not in (*PICTURES, *ARRAYS):
         raise InputError(path, f"a file of type '{suffix}'", f"one of {', '.join((*PICTURES, *ARRAYS))}",
                          _CONVERT.get(suffix, "convert it, for instance to .npy or to 16-bit .png"))

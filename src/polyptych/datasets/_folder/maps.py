@@ -19,46 +19,47 @@ from polyptych.types import LabelInfo
 
 RGB = tuple[int, int, int]
 
-_GRAY = "store ids or values as gray, or say encoding = \"colors\" if colors stand for classes"
+_GRAY = "store ids or values as gray, or set encoding = \"colors\" if colors stand for classes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMaps(FileLabels):
-    """One class for each pixel, as an id (of palette pictures the index) or as a color."""
+    """One class per pixel, as an id (the index in palette pictures) or as a color."""
 
     classes: tuple[str, ...]
-    """Names of the classes; or a file with them: a text with one on each line, a CSV table with the columns name and
-    perhaps id, r, g, b (which then are ids and colors, too), a JSON list, a .mat cell array."""
+    """Names of the classes, or a file with them: a text file with one name per line, a CSV table with the column name
+    and optionally id, r, g, b (which then set ids and colors), a JSON list, or a .mat cell array."""
     encoding: Literal["ids", "colors"] = "ids"
     """Whether numbers or colors stand for classes."""
     ids: tuple[int | tuple[int, ...], ...] = ()
-    """The stored number (or several) of each class; 0, 1, 2, ... without it."""
+    """The stored number (or several) of each class; by default 0, 1, 2, ..."""
     ignore: tuple[int, ...] = (255,)
     """Stored numbers that mean no label."""
     colors: tuple[RGB, ...] = ()
-    """Of each class, for pictures, and where colors stand for classes."""
+    """Color of each class, for pictures, and for labels that store colors."""
     ignore_colors: tuple[RGB, ...] = ()
     """Colors that mean no label."""
     mirror: tuple[tuple[str, str], ...] = ()
-    """Pairs of classes that a mirror image swaps."""
+    """Pairs of classes that a horizontal flip swaps."""
 
     def info(self, root: Path, where: str) -> LabelInfo:
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise InputError(f"{where}.classes", f"{len(self.classes)} names, {len(set(self.classes))} different ones",
-                             "a different name for every class", "correct it")
+                             "a different name for every class", "rename the duplicates")
         for name, values in (("ids", self.ids), ("colors", self.colors)):
             if values and len(values) != len(self.classes):
                 raise InputError(f"{where}.{name}", f"{len(values)} entries",
-                                 f"{len(self.classes)}, one for each class", "correct it")
+                                 f"{len(self.classes)}, one for each class", "add or remove entries")
         if self.encoding == "colors" and not self.colors:
             raise InputError(f"{where}.colors", "nothing", "the color of every class, [red, green, blue]",
                              "add it, or set encoding = \"ids\"")
         if not all(0 <= v <= 255 for color in (*self.colors, *self.ignore_colors) for v in color):
-            raise InputError(f"{where}.colors", "a number outside 0..255", "colors of eight bits", "correct it")
+            raise InputError(f"{where}.colors", "a number outside 0..255", "colors of eight bits",
+                             "scale them to 0..255")
         codes = [code for group in self._codes() for code in group]
         if len(set(codes)) < len(codes):
             raise InputError(f"{where}.{'ids' if self.encoding == 'ids' else 'colors'}", "one value for two classes",
-                             "different values", "correct it")
+                             "different values", "change one of the two")
         return LabelInfo(classes=self.classes, colors=self.colors, note=self.note,
                          mirror=pairs(self.mirror, self.classes, f"{where}.mirror"))
 
@@ -70,7 +71,7 @@ class ClassMaps(FileLabels):
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
         array = _color_codes(array, path) if self.encoding == "colors" else flat(array, path, _GRAY)
         groups = self._codes()
-        known: dict[int, int] = dict.fromkeys(self._ignored(), -1)  # a value that is a class too is that class
+        known: dict[int, int] = dict.fromkeys(self._ignored(), -1)  # a value that also stands for a class is that class
         known.update((code, number) for number, group in enumerate(groups) for code in group)
         values = np.array(sorted(known))
         place = np.searchsorted(values, array).clip(max=len(values) - 1)
@@ -118,13 +119,13 @@ class ClassMaps(FileLabels):
 
 @dataclass(frozen=True, kw_only=True)
 class NormalMaps(FileLabels):
-    """Unit vectors (h w 3) or (3 h w). Whole numbers are decoded as 2 v / (largest number of the type) - 1, that is
-    v / 127.5 - 1 for eight bits. No label where a vector is zero (shorter than 0.1) or NaN, or where all three whole
-    numbers are zero."""
+    """Unit vectors (h w 3) or (3 h w). Integers are decoded as 2 v / (largest value of the type) - 1, which is v /
+    127.5 - 1 for eight bits. There is no label where a vector is zero (shorter than 0.1) or NaN, or where all three
+    integers are zero."""
 
     axes: tuple[str, str, str] = ("x", "y", "z")
-    """Which stored channel, with which sign, points right, down and forward: ["x", "-y", "-z"] if stored normals are
-    x right, y up, z toward the camera."""
+    """Which stored channel, with which sign, points right, down and forward: ["x", "-y", "-z"] if normals are stored
+    with x right, y up, z toward the camera."""
 
     def info(self, root: Path, where: str) -> LabelInfo:
         if sorted(axis.removeprefix("-") for axis in self.axes) != ["x", "y", "z"]:
@@ -133,7 +134,7 @@ class NormalMaps(FileLabels):
         return LabelInfo(note=self.note)
 
     def doubts_of(self, first: Path, where: str) -> Iterator[str]:
-        return iter(())  # losses turn normals by a degree or two, and many are only published so
+        return iter(())  # lossy compression turns normals by a degree or two, and many are only published that way
 
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
         if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
@@ -162,12 +163,12 @@ class NormalMaps(FileLabels):
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryMaps(FileLabels):
-    """Boundaries or saliency: yes or no for each pixel. NaN means no label."""
+    """Boundaries or saliency: yes or no per pixel. NaN means no label."""
 
     threshold: float = 0.5
-    """Stored values above it are positive: 0.5 suits 0/1 and 0/255, 127.5 gray pictures of eight bits."""
+    """Stored values above it are positive: use 0.5 for 0/1 and 0/255, 127.5 for 8-bit gray pictures."""
     invert: bool = False
-    """Positive is what is not above the threshold (dark lines on white)."""
+    """Values not above the threshold are positive (dark lines on white)."""
     ignore: tuple[float, ...] = ()
     """Stored values that mean no label."""
 
@@ -178,8 +179,8 @@ class BinaryMaps(FileLabels):
 
     def doubts_of(self, first: Path, where: str) -> Iterator[str]:
         if is_lossy(first) and self.threshold < 16:
-            yield (f"{where}: {first.name} and files like it were compressed with losses (JPEG), which leaves small "
-                   f"numbers around every edge; threshold = {self.threshold:g} takes them for positive: set 127.5")
+            yield (f"{where}: {first.name} and files like it use lossy compression (JPEG), which leaves small "
+                   f"numbers around every edge; threshold = {self.threshold:g} makes them positive: set 127.5")
 
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
         stored = flat(array, path, _GRAY)
@@ -189,10 +190,10 @@ class BinaryMaps(FileLabels):
 
 
 def pairs(names: tuple[tuple[str, str], ...], classes: tuple[str, ...], where: str) -> tuple[tuple[int, int], ...]:
-    """Numbers of the classes that pairs name."""
+    """Indices of the classes in the pairs."""
     for name in (name for pair in names for name in pair):
         if name not in classes:
-            raise InputError(where, repr(name), nearest(name, classes), "correct it")
+            raise InputError(where, repr(name), nearest(name, classes), "use one of these names")
     return tuple((classes.index(a), classes.index(b)) for a, b in names)
 
 

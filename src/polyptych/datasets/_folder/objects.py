@@ -1,4 +1,4 @@
-"""Labels that are no maps: keypoints, and the class of an image."""
+"""Labels that are not maps: keypoints, and the class of an image."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _COCO = "a COCO file (JSON with images, annotations and categories)"
 
 @dataclass(frozen=True, kw_only=True)
 class KeypointLabels(Labels):
-    """Points of persons or rooms: one file for all images in COCO's JSON format, or for each image an array (K, 3) or
-    (persons, K, 3) of x, y (pixels, the center of a pixel has integer coordinates) and visibility (above 0: there)."""
+    """Keypoints of persons or rooms: one file for all images in COCO's JSON format, or one array per image, (K, 3) or
+    (persons, K, 3), of x, y (in pixels; pixel centers have integer coordinates) and visibility (above 0: visible)."""
 
     files: str
     """A pattern like points/{id}.npy, or the name of a COCO file like persons.json."""
     key: str = ""
     """Name of the variable in .npz, .mat and .h5 files."""
     classes: tuple[str, ...] = ()
-    """Names of the types of keypoints; a COCO file states them itself."""
+    """Names of the types of keypoints; a COCO file has them already."""
     category: str = ""
-    """Which category of a COCO file, where several have keypoints."""
+    """Category of a COCO file to use, if several have keypoints."""
     colors: tuple[RGB, ...] = ()
-    """Of each type, for pictures."""
+    """Color of each type, for pictures."""
     mirror: tuple[tuple[str, str], ...] = ()
-    """Pairs of types that a mirror image swaps."""
+    """Pairs of types that a horizontal flip swaps."""
     skeleton: tuple[tuple[str, str], ...] = ()
-    """Pairs of types that pictures join by a line, in place of those in a COCO file."""
+    """Pairs of types that pictures join by a line; replaces those of a COCO file."""
 
     def info(self, root: Path, where: str) -> LabelInfo:
         skeleton: tuple[tuple[int, int], ...] = ()
@@ -52,13 +52,14 @@ class KeypointLabels(Labels):
             category = read_coco(spelled(root / self.files)).category(self.category, root / self.files)
             names, skeleton = category.keypoints, category.skeleton_pairs()
             if self.classes and self.classes != names:
-                raise InputError(f"{where}.classes", repr(list(self.classes)), f"what {self.files} says: {list(names)}",
-                                 "remove it, or correct one of the two")
+                raise InputError(f"{where}.classes", repr(list(self.classes)),
+                                 f"the names in {self.files}: {list(names)}",
+                                 "remove it, or make the two agree")
         if not names:
-            raise InputError(f"{where}.classes", "nothing", "the name of every type of keypoint", "add it")
+            raise InputError(f"{where}.classes", "nothing", "the name of every type of keypoint", "add them")
         if self.colors and len(self.colors) != len(names):
             raise InputError(f"{where}.colors", f"{len(self.colors)} colors", f"{len(names)}, one for each type",
-                             "correct it")
+                             "add or remove colors")
         return LabelInfo(classes=names, colors=self.colors, note=self.note,
                          mirror=pairs(self.mirror, names, f"{where}.mirror"),
                          skeleton=pairs(self.skeleton, names, f"{where}.skeleton") or skeleton)
@@ -90,20 +91,21 @@ class KeypointLabels(Labels):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClasses(Labels):
-    """One class for each image: from a table, or from the name of the folder that holds the image."""
+    """One class per image: from a table, or from the name of the folder that holds the image."""
 
     classes: tuple[str, ...]
     """Names of the classes."""
     table: str = ""
-    """A CSV file with lines `id,class`; without it the class is the last folder in the id (cats/001)."""
+    """A CSV file with lines `id,class`; by default the class is the last folder in the id (cats/001)."""
     colors: tuple[RGB, ...] = ()
-    """Of each class, for pictures."""
+    """Color of each class, for pictures."""
 
     def info(self, root: Path, where: str) -> LabelInfo:
         for name, values in (("classes", self.classes), ("colors", self.colors)):
             if len(set(self.classes)) < max(1, len(self.classes)) or len(values) not in (0, len(self.classes)):
                 raise InputError(f"{where}.{name}", f"{len(values)} entries, {len(set(values))} different ones",
-                                 "a different name and a color, or no color, for every class", "correct it")
+                                 "a different name for every class, and a color for each or none",
+                                 "rename duplicates, or add or remove entries")
         return LabelInfo(classes=self.classes, colors=self.colors, note=self.note)
 
     def open(self, root: Path, where: str) -> Source:
@@ -118,10 +120,10 @@ class ImageClasses(Labels):
         for number, row in enumerate(rows, 1):
             if len(row) != 2 or row[1] not in named:
                 raise InputError(f"{path}, line {number}", repr(",".join(row)[:100]),
-                                 f"id,class with {nearest(row[-1], self.classes)}", "correct it")
+                                 f"id,class with {nearest(row[-1], self.classes)}", "use one of these classes")
             if row[0] in classes:
                 raise InputError(f"{path}, line {number}", f"'{row[0][:100]}' a second time",
-                                 "one line for each image", "remove it")
+                                 "one line for each image", "remove one of the lines")
             classes[row[0]] = named.index(row[1])
         return Source(classes.__contains__, partial(_class_of, classes), classes)
 
@@ -142,7 +144,7 @@ class Category(msgspec.Struct):
     skeleton: tuple[tuple[int, int], ...] = ()
 
     def skeleton_pairs(self) -> tuple[tuple[int, int], ...]:
-        """Counted from 0, where COCO counts from 1; what is out of range is left out."""
+        """Pairs counted from 0 (COCO counts from 1); those out of range are left out."""
         count = len(self.keypoints)
         return tuple((a - 1, b - 1) for a, b in self.skeleton if 1 <= a <= count and 1 <= b <= count)
 
@@ -159,14 +161,14 @@ class _Annotation(msgspec.Struct):
 
 
 class Coco(msgspec.Struct):
-    """A COCO file, as far as keypoints are concerned."""
+    """The parts of a COCO file that keypoints need."""
 
     images: tuple[_Image, ...]
     annotations: tuple[_Annotation, ...]
     categories: tuple[Category, ...]
 
     def category(self, name: str, path: Path) -> Category:
-        """The one category with keypoints, or the one of that name."""
+        """The only category with keypoints, or the one of that name."""
         found = [c for c in self.categories if c.keypoints and name in ("", c.name)]
         if len(found) != 1:
             raise InputError(path, f"{len(found)} categories with keypoints" + (f" called '{name}'" if name else ""),
@@ -174,8 +176,8 @@ class Coco(msgspec.Struct):
         return found[0]
 
     def persons(self, name: str, path: Path) -> dict[str, tuple[np.ndarray, Path]]:
-        """``{id of the image: points (persons, K, 3)}``; the id is the image's file name without its ending. An image
-        without annotations shows no person."""
+        """``{id of the image: points (persons, K, 3)}``; the id is the image's file name without its extension. An
+        image without annotations has no persons."""
         category = self.category(name, path)
         count = len(category.keypoints)
         of_image: dict[int, list[tuple[float, ...]]] = defaultdict(list)
@@ -197,7 +199,8 @@ class Coco(msgspec.Struct):
 
 
 def read_coco(path: Path) -> Coco:
-    """
+    """Read a COCO file.
+
     Raises:
         InputError: the file is missing, is not JSON, or lacks what keypoints need.
     """

@@ -1,4 +1,4 @@
-"""Where files lie: patterns with ``{id}`` and other parts of names."""
+"""Path patterns with ``{id}`` and other parts of names."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PART = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class Pattern:
-    """``labels/{id}.png``: what stands for ``{id}``, which may contain folders, names the sample; ``*`` is any text
-    within a name. Paths are relative to the folder of the data.
+    """``labels/{id}.png``: the text that matches ``{id}``, which may contain folders, is the id of the sample; ``*`` is
+    any text within a name. Paths are relative to the folder of the data.
 
-    Other parts of a name have names too: ``{split}annot/{id}.png``. A part is text without a slash. The sample is then
-    called by all its parts, ``train/0001``: the split first, the others in alphabetical order, ``{id}`` last, so that
-    an image and a label whose folders are built differently meet.
+    Other parts may have names too: ``{split}annot/{id}.png``. A part is text without a slash. The id of the sample then
+    joins all parts, ``train/0001``: the split first, the others in alphabetical order, ``{id}`` last. So an image and a
+    label match even if their folders are nested differently.
 
     Attributes:
         where: the place of the pattern in its file, for messages.
@@ -42,12 +42,12 @@ class Pattern:
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts, in the order in which they make the sample's name."""
+        """Names of the parts, in the order in which they form the sample's id."""
         named = {name for name in _PART.findall(self.text) if name != "id"}
         return (*sorted(named, key=lambda name: (name != "split", name)), "id")
 
     def expected(self, root: Path, sample: str) -> Path:
-        """Where the file of a sample would be."""
+        """The path where the file of a sample should be."""
         values = sample.split("/", len(self.parts) - 1)
         text = self.text
         for name, value in zip(reversed(self.parts), reversed(values), strict=False):
@@ -55,11 +55,11 @@ class Pattern:
         return root / text
 
     def find(self, root: Path) -> dict[str, Path]:
-        """``{id: path}`` of all files that fit, in the order of their paths. One walk through the folders, because a
-        folder on a network disk has thousands of files. Ids are in composed Unicode, paths as the disk has them.
+        """``{id: path}`` of all matching files, in the order of their paths. Walks the folders only once, because a
+        folder on a network disk may have thousands of files. Ids are in composed Unicode (NFC), paths as on disk.
 
         Raises:
-            InputError: no file fits, or two have the same id.
+            InputError: no file matches, or two have the same id.
         """
         fixed = re.split(r"[{*]", self.text)[0].rpartition("/")[0]
         base = spelled(root / fixed)
@@ -80,15 +80,15 @@ class Pattern:
         if not found:
             there = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3) if suffix)
             do = ("write / between folders" if "\\" in self.text else
-                  f"there is no folder {base}: correct the pattern" if not base.is_dir() else
-                  f"correct the pattern ({base} has {there} files)" if there else "correct the pattern")
-            raise InputError(self.where, f"'{self.text}', which no file fits",
+                  f"there is no folder {base}: check the pattern" if not base.is_dir() else
+                  f"check the pattern ({base} has {there} files)" if there else "check the pattern")
+            raise InputError(self.where, f"'{self.text}', which matches no file",
                              f"files like {self.expected(root, '0001')}", do)
         return found
 
     def explains_better(self, other: Pattern, path: str) -> bool:
-        """Whether a path, relative to the folder of the data, fits this pattern, which says more than ``other`` does:
-        ``{id}_depth.png`` and not ``{id}.png``."""
+        """Whether a path, relative to the folder of the data, matches this pattern, and the pattern is more specific
+        than ``other``: ``{id}_depth.png`` rather than ``{id}.png``."""
         return len(self.text) > len(other.text) and self.expression().fullmatch(composed(path)) is not None
 
     def expression(self) -> re.Pattern[str]:

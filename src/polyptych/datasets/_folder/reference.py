@@ -25,8 +25,8 @@ class Key:
     """One key of a table.
 
     Attributes:
-        kind: of its values, in words.
-        default: as TOML, empty where the key must be given.
+        kind: description of its values.
+        default: default value as TOML; empty if the key is required.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Section:
 
 
 def sections() -> list[Section]:
-    """All tables: the file itself, ``[splits]``, and ``[tasks.NAME]`` by what the labels are."""
-    found = [Section("the file", "What stands before all tables.", tuple(_keys(Contents))),
+    """All tables: the file itself, ``[splits]``, and ``[tasks.NAME]`` for each kind of label."""
+    found = [Section("the file", "Keys before all tables.", tuple(_keys(Contents))),
              Section("[splits]", "", tuple(_keys(Splits)))]
     for labels in dict.fromkeys(KINDS.values()):
         kinds = [kind for kind, each in KINDS.items() if each is labels]
@@ -55,27 +55,27 @@ def sections() -> list[Section]:
         origin = Key("from", "text", "", f"Task of the same file, of the kind {' or '.join(derived.sources)}.")
         found.append(Section(f"[tasks.NAME] of the kind {kind}, with from", _about(derived),
                              (origin, *_keys(derived))))
-    origin = Key("from", "`instances`", "", "These labels follow from maps of instances.")
+    origin = Key("from", "`instances`", "", "These labels are derived from instance maps.")
     found.append(Section("[tasks.NAME] of the kind boundaries, with from = \"instances\"", _about(InstanceBoundaries),
                          (origin, *_keys(InstanceBoundaries))))
     return found
 
 
 def _about(kind: Any) -> str:
-    """The docstring of a class, without the marks of the documentation's language."""
+    """The docstring of a class, without its markup."""
     text = " ".join((inspect.getdoc(kind) or "").split())
     return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
 
 
 def markdown() -> str:
-    """The reference as the documentation has it."""
+    """The reference as shown in the documentation."""
     parts = []
     for section in sections():
         parts += [f"### {section.title[0].upper()}{section.title[1:]}", ""]
         parts += [section.about, ""] if section.about else []
-        parts += ["| key | values | without it | meaning |", "|---|---|---|---|"]
+        parts += ["| key | values | default | meaning |", "|---|---|---|---|"]
         for key in section.keys:
-            default = f"`{_cell(key.default)}`" if key.default else "must be given"
+            default = f"`{_cell(key.default)}`" if key.default else "required"
             parts.append(f"| `{key.name}` | {_cell(key.kind)} | {default} | {_cell(key.meaning)} |")
         parts.append("")
     return "\n".join(parts).rstrip()
@@ -102,7 +102,7 @@ def _toml(value: Any) -> str:
 
 
 def _meanings(kind: Any) -> dict[str, str]:
-    """The docstring under each field, of the class and those that it extends."""
+    """The docstring under each field of the class and its base classes."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
         if "__dataclass_fields__" not in vars(owner):

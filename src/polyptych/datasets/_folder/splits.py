@@ -15,34 +15,35 @@ from polyptych.errors import InputError, nearest
 Members = str | float | tuple[str, ...] | None
 
 SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
-"""How people call the folders of each split."""
+"""Common names of the folders of each split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """What ``[splits]`` may say of each split: a text file with one id per line (``"lists/train.txt"``); a folder
-    (``"train/"``) whose ids begin with it; several of them in a list; a number, the share of all samples that no list
-    names (for ``val``, of the training samples if these are listed); or nothing, all that is left.
+    """What ``[splits]`` may set each split to: a text file with one id per line (``"lists/train.txt"``); a folder
+    (``"train/"``), which means all ids that begin with it; a list of several of these; a number, the share of all
+    samples that are not in any list (for ``val``, of the training samples if these are listed); or nothing, which means
+    all remaining samples.
 
-    A line of a list may also be the image's file (with or without its ending, with any folders before it), and what
-    follows the image in the line is left out: lists of pairs ``train/1.png trainannot/1.png`` are read as they are,
-    because the patterns find the labels.
+    A line of a list may also be the path of the image (with or without extension, with any folders before it). The rest
+    of the line is ignored: lists of pairs such as ``train/1.png trainannot/1.png`` can be used as they are, because the
+    patterns find the labels.
 
-    Shares are drawn by a hash of the ids, the same on every machine. Frames of one video are better split by folders
-    or lists, because neighbors are nearly copies of each other.
+    Shares are drawn by a hash of the ids, so they are the same on every machine. Split frames of a video by folders or
+    lists instead, because neighboring frames are nearly copies.
     """
 
     train: Members = None
-    """Images to learn from."""
+    """Images to train on."""
     val: Members = 0.1
-    """Images to watch the training and to select weights by."""
+    """Images for validation during training and for selecting weights."""
     test: Members = 0.2
-    """Images that are measured once, at the end."""
+    """Images for the test at the end."""
 
     @classmethod
     def of_folders(cls, samples: Collection[str]) -> Splits:
-        """What ``{split}`` in the pattern of the images says, where there is no ``[splits]``. Without a folder for
-        validation, a tenth of the training samples is; without one for testing, nothing is tested."""
+        """The splits that ``{split}`` in the pattern of the images gives, if there is no ``[splits]``. Without a folder
+        for validation, a tenth of the training samples is used; without one for testing, nothing is tested."""
         first = {sample.partition("/")[0] for sample in samples}
         folders = {split: tuple(f"{name}/" for name in sorted(first) if name.lower() in names)
                    for split, names in SPELLINGS.items()}
@@ -52,7 +53,7 @@ class Splits:
         """The ids of one split, in the order of its list or sorted.
 
         Args:
-            samples: ids of all images; with their paths, lists may name these.
+            samples: ids of all images; if a mapping to their paths, lists may name these.
             where: the place of the table, for messages.
 
         Raises:
@@ -79,7 +80,7 @@ class Splits:
         for name, value in members.items():
             if not isinstance(value, (int, float)):
                 continue
-            if name == "val" and "train" in taken:  # val is always carved out of what is there for training
+            if name == "val" and "train" in taken:  # val is always carved out of the training samples
                 drawn = set(_first(sorted(set(taken["train"]), key=_draw), value))
                 taken[name] = sorted(drawn)
                 taken["train"] = [sample for sample in taken["train"] if sample not in drawn]
@@ -93,18 +94,18 @@ class Splits:
         shares = {name: value for name, value in members.items() if isinstance(value, (int, float))}
         for name, share in shares.items():
             if not 0 <= share <= 1:
-                do = f"{share:g}% is {share / 100:g}" if 1 < share <= 100 else "correct it"
+                do = f"{share:g}% is {share / 100:g}" if 1 < share <= 100 else "choose a value in this range"
                 raise InputError(f"{where}.{name}", f"{share:g}", "a share from 0 to 1", do)
         if sum(shares.values()) > 1 + 1e-9:
             raise InputError(where, f"shares that add up to {sum(shares.values()):g}", "at most 1", "lower them")
         rest = [name for name, value in members.items() if value is None]
         if len(rest) > 1:
             raise InputError(where, f"nothing for {' and '.join(rest)}", "at most one split without lists or a share",
-                             "state the others")
+                             "set the others")
 
 
 def _first(samples: list[str], share: float) -> list[str]:
-    """The beginning of a list. A small folder still gets one sample for each split."""
+    """The first samples of a list. In a small folder every split still gets one sample."""
     return samples[:max(1, round(share * len(samples))) if share else 0]
 
 
@@ -114,12 +115,13 @@ def _listed(entry: str, samples: Collection[str], root: Path, where: str) -> lis
         inside = sorted(sample for sample in samples if sample.startswith(entry))
         if not inside:
             some = {sample.rpartition("/")[0] + "/" for sample in samples if "/" in sample}
-            raise InputError(where, f"the folder '{entry}', in which no id lies", nearest(entry, some), "correct it")
+            raise InputError(where, f"the folder '{entry}', which holds no images", nearest(entry, some),
+                             "name one of these folders")
         return inside
     path = spelled(root / entry)
     if not path.is_file():
         is_folder = any(sample.startswith(f"{entry}/") for sample in samples)
-        do = f"write '{entry}/' for the folder of images" if is_folder else "correct the name"
+        do = f"write '{entry}/' for the folder of images" if is_folder else "check the name"
         raise InputError(where, f"'{entry}', and there is no file {path}", "a list of ids, a folder of images that "
                          "ends in /, or a share", do)
     found: dict[str, str] = {}
@@ -140,13 +142,13 @@ def _listed(entry: str, samples: Collection[str], root: Path, where: str) -> lis
         found[sample] = line
     if not found:
         raise InputError(path, "a list without a line", "one id on each line",
-                         f"write it, or set {where.rpartition('.')[2]} = 0 if there are to be no such images")
+                         f"write it, or set {where.rpartition('.')[2]} = 0 for no such images")
     return list(found)
 
 
 def other_names(samples: Collection[str], root: Path) -> dict[str, str]:
-    """What a list may call an image beside its id: the file below the root, with and without its ending, and without
-    any of its first folders where that still means one image."""
+    """Other names of an image that a list may use: its path below the root, with and without extension, and without
+    leading folders as long as that is unambiguous."""
     names: dict[str, set[str]] = {}
     for sample in samples:
         spellings = {sample}
@@ -161,8 +163,8 @@ def other_names(samples: Collection[str], root: Path) -> dict[str, str]:
 
 
 def resolved(line: str, names: Mapping[str, str]) -> str:
-    """The id of the image that a line of a list means, or nothing. Folders before what is known are left out, because
-    lists are often written on other machines."""
+    """The id of the image that a line of a list means, or nothing. Unknown leading folders are ignored, because lists
+    are often written on other machines."""
     for entry in dict.fromkeys((line, *line.split()[:1], line.partition(",")[0].strip())):
         parts = entry.replace("\\", "/").split("/")
         for start in range(len(parts)):

@@ -1,7 +1,7 @@
-"""What lies in a folder that nobody has described: groups of files that are images or labels of one kind.
+"""Survey of a folder without a description: groups of files that are images or labels of one kind.
 
-Files are grouped by folder, ending and the words in their names; a few of each group are opened. Names of splits in
-folders (``train/``, ``trainannot/``) become the part ``{split}`` of a pattern.
+Files are grouped by folder, extension and the words in their names; a few of each group are opened. Names of splits in
+folder names (``train/``, ``trainannot/``) become the part ``{split}`` of a pattern.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from polyptych.datasets._folder.splits import SPELLINGS
 from polyptych.errors import InputError
 
 OPENED = 6
-"""Files of a group that are opened to tell what it is."""
+"""Number of files of a group that are opened to find out its kind."""
 FEW, MANY, EVEN = 16, 256, 0.7
-"""Whole numbers are classes if there are few of them, or many in maps where this share of neighbors is equal."""
-FARTHEST_ID = 1000  # larger numbers measure something
+"""Integers are classes if few values occur, or if in maps with many values this share of neighboring pixels is
+equal."""
+FARTHEST_ID = 1000  # larger numbers are measurements
 _SPLIT_NAMES = sorted((name for names in SPELLINGS.values() for name in names), key=len, reverse=True)
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(_SPLIT_NAMES)})(?![a-z])|^({'|'.join(_SPLIT_NAMES)})(?=[a-z])",
                     re.IGNORECASE)
 
 
 Place = tuple[str, str, str]
-"""Folder, word at the end of the names, ending."""
+"""Folder, word at the end of the names, extension."""
 Kind = tuple[str, str, str]
-"""Kind, name of the variable, what the kind was told by."""
+"""Kind, name of the variable, evidence for the kind."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Files that are of one kind.
+    """Files of one kind.
 
     Attributes:
-        pattern: that they fit.
-        files: by id.
+        pattern: pattern that they match.
+        files: files by id.
         kind: ``photo``, ``classes``, ``colors``, ``depth``, ``vectors``, ``binary`` or ``gray``.
         key: name of the variable, in files with several.
-        found: what the kind was told by, in words.
+        found: description of the evidence for the kind.
     """
 
     pattern: Pattern
@@ -58,12 +59,12 @@ class Group:
 
 @dataclass
 class Survey:
-    """What lies below a folder.
+    """The files below a folder.
 
     Attributes:
-        groups: of files that images or labels could be.
+        groups: groups of files that could be images or labels.
         texts, tables: other files, which may be lists, names of classes or annotations.
-        unknown: number of files by ending that are none of these.
+        unknown: number of all other files, by extension.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -73,7 +74,7 @@ class Survey:
 
 
 def survey(root: Path) -> Survey:
-    """Look at all files below a folder; a few of each group are opened."""
+    """Survey all files below a folder; a few of each group are opened."""
     found = Survey()
     grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
     names: dict[str, set[str]] = defaultdict(set)
@@ -103,7 +104,7 @@ def survey(root: Path) -> Survey:
         pattern = Pattern(f"{folder}/{{id}}{word}{suffix}".removeprefix("./"), "dataset.toml")
         found.groups.append(Group(pattern, _files(pattern, root), kind, key, said))
     found.groups = _photos_of_any_ending(found.groups, root)
-    # A wide pattern ({id}.png) also fits files of a narrower one ({id}_mask.png).
+    # A wide pattern ({id}.png) also matches files of a narrower one ({id}_mask.png).
     for number, group in enumerate(found.groups):
         others = [other.pattern for other in found.groups if other is not group]
         own = {name: path for name, path in group.files.items() if not any(
@@ -114,7 +115,7 @@ def survey(root: Path) -> Survey:
 
 
 def _photos_of_any_ending(groups: list[Group], root: Path) -> list[Group]:
-    """Photos of one folder with several endings (.jpg, .JPG) are one group, unless labels would be among them."""
+    """Merge photos of one folder with several extensions (.jpg, .JPG), unless labels would be among them."""
     stems: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
         stems[group.pattern.text.rpartition(".")[0]].append(group)
@@ -137,7 +138,8 @@ def _files(pattern: Pattern, root: Path) -> dict[str, Path]:
 
 
 def _template(folder: str) -> str:
-    """``train`` and ``trainannot`` as ``{split}`` and ``{split}annot``; the last folder that names a split counts."""
+    """Replace ``train`` and ``trainannot`` by ``{split}`` and ``{split}annot``, in the last folder that names a
+    split."""
     parts = folder.split("/")
     for place in reversed(range(len(parts))):
         if match := _SPLIT.search(parts[place]):
@@ -147,7 +149,7 @@ def _template(folder: str) -> str:
 
 
 def _word(stem: str, others: set[str]) -> str:
-    """``_mask`` of ``0001_mask``, where ``0001`` is a file of the same folder: labels beside images."""
+    """``_mask`` of ``0001_mask`` if ``0001`` is a file in the same folder: labels next to images."""
     for match in re.finditer(r"[_.-][A-Za-z]\w*$|[_.-][A-Za-z]+$", stem):
         if stem[:match.start()] in others:
             return match[0]
@@ -155,7 +157,7 @@ def _word(stem: str, others: set[str]) -> str:
 
 
 def _merged(kinds: Mapping[Place, Kind]) -> dict[Place, Kind]:
-    """Groups in several folders that are one: those of the same kind below the same folder (one for each day, say)."""
+    """Merge groups of the same kind in several folders below the same folder (one per day, say)."""
     # Folders that hold images and labels side by side are one group each, below the root.
     beside = len({folder for folder, word, _ in kinds if word}) > 1
     below: dict[tuple[str, str, str, str], list[Place]] = defaultdict(list)
@@ -182,8 +184,8 @@ def _common(folders: Sequence[str]) -> str:
 
 
 def _kind(paths: Sequence[Path]) -> Kind:
-    """The kind of a group, the name of its variable, and what it was told by; an empty kind for what is neither image
-    nor label."""
+    """The kind of a group, the name of its variable, and the evidence; the kind is empty if it is neither image nor
+    label."""
     key = ""
     arrays: list[np.ndarray] = []
     mode = ""
@@ -193,7 +195,7 @@ def _kind(paths: Sequence[Path]) -> Kind:
                 with open_picture(path) as picture:
                     mode = mode or picture.mode
                 if is_lossy(path) and mode in ("RGB", "YCbCr", "CMYK"):
-                    return "photo", "", f"{mode} with losses, as cameras write"
+                    return "photo", "", f"{mode} with lossy compression, as cameras write"
                 arrays.append(read_stored(path))
             else:
                 key = key or _variable(path)
@@ -228,7 +230,7 @@ def _kind(paths: Sequence[Path]) -> Kind:
 
 
 def _of_three(arrays: list[np.ndarray], mode: str, key: str, shown: str) -> Kind:
-    """Photos, normals, or colors that stand for classes."""
+    """Tell apart photos, normals, and colors that stand for classes."""
     stacked = np.concatenate([array[..., :3].reshape(-1, 3) for array in arrays])
     if stacked.dtype.kind == "f":
         vectors = stacked[np.isfinite(stacked).all(-1)]
@@ -251,7 +253,7 @@ def _of_three(arrays: list[np.ndarray], mode: str, key: str, shown: str) -> Kind
 
 
 def _variable(path: Path) -> str:
-    """The first variable of a file that is a map; empty where the file has one array without a name that matters."""
+    """The first variable of a file that is a map; empty if the file has a single array, whose name does not matter."""
     names = variables(path)
     if len(names) < 2 and path.suffix.lower() != ".mat":
         return ""

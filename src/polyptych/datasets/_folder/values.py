@@ -1,4 +1,4 @@
-"""Dense labels that are one number for each pixel: depth, inverse depth, responses of a detector."""
+"""Dense labels with one number per pixel: depth, inverse depth, detector responses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ValueMaps(FileLabels):
     scale: float = 1.0
     """Multiplies the stored value."""
     offset: float = 0.0
-    """Is then added."""
+    """Added after scaling."""
     invalid: tuple[float, ...] = ()
     """Stored values that mean no label."""
 
@@ -35,7 +35,7 @@ class ValueMaps(FileLabels):
     def info(self, root: Path, where: str) -> LabelInfo:
         if not (math.isfinite(self.scale) and self.scale and math.isfinite(self.offset)):
             raise InputError(f"{where}.scale", f"{self.scale:g} (offset {self.offset:g})",
-                             "finite numbers, scale not 0", "correct it")
+                             "finite numbers, scale not 0", "set scale to 1 if none is needed")
         return LabelInfo(note=self.note)
 
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
@@ -44,11 +44,11 @@ class ValueMaps(FileLabels):
         if wrong.any():
             raise InputError(path, f"a value of {value[wrong][0]:g} ({int(wrong.sum())} such pixels)",
                              f"values from {self.lowest:g} to {self.highest:g}",
-                             f"correct scale or offset of {where}, or list the stored value in its `invalid`")
+                             f"check scale and offset of {where}, or list the stored value in its `invalid`")
         return torch.from_numpy(value.astype(np.float32)), torch.from_numpy(labeled)
 
     def scaled(self, array: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Values (float64, 0 without a label) and where there is a label."""
+        """Values (float64, 0 where there is no label) and the mask of labeled pixels."""
         stored = flat(array, path, "store one value for each pixel")
         labeled = np.isfinite(stored) & ~is_any(stored, self.invalid)
         value = np.where(labeled, stored, 0).astype(np.float64) * self.scale + self.offset
@@ -60,7 +60,7 @@ class InverseDepthMaps(ValueMaps):
     """Inverse depth or disparity in a unit of its own; 0 is infinitely far, and a label unless ``invalid`` names it."""
 
     unit: str = ""
-    """For tables: px for disparities in pixels."""
+    """Unit shown in tables: px for disparities in pixels."""
 
     lowest: ClassVar[float] = 0.0
 
@@ -70,7 +70,7 @@ class InverseDepthMaps(ValueMaps):
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseMaps(ValueMaps):
-    """Responses of a detector, from -1 (none) to 1 (the strongest)."""
+    """Detector responses, from -1 (none) to 1 (the strongest)."""
 
     lowest: ClassVar[float] = -1.0
     highest: ClassVar[float] = 1.0
@@ -78,18 +78,18 @@ class ResponseMaps(ValueMaps):
 
 @dataclass(frozen=True, kw_only=True)
 class DepthMaps(ValueMaps):
-    """Depth in meters = scale * stored value + offset, or what ``unit`` makes of it."""
+    """Depth = scale * stored value + offset, converted from ``unit`` to meters."""
 
     unit: Literal["m", "mm", "disparity"] = "m"
-    """Of scale * value + offset; disparity is in pixels and needs baseline and focal."""
+    """Unit of scale * value + offset; disparity is in pixels and needs baseline and focal."""
     baseline: float = 0.0
-    """Distance of the two cameras in meters, for disparity."""
+    """Distance between the two cameras in meters, for disparity."""
     focal: float = 0.0
     """Focal length in pixels, for disparity."""
     invalid: tuple[float, ...] = (0.0,)
     """Stored values that mean no label."""
     maximum: float = FARTHEST
-    """Meters; what is farther has no label."""
+    """Depth in meters beyond which there is no label."""
 
     def info(self, root: Path, where: str) -> LabelInfo:
         if self.unit == "disparity":
@@ -99,7 +99,7 @@ class DepthMaps(ValueMaps):
                                      "take it from the calibration of the cameras")
         if not 0 < self.maximum <= FARTHEST:
             raise InputError(f"{where}.maximum", f"{self.maximum:g}", f"meters, above 0 and at most {FARTHEST:g}",
-                             "correct it")
+                             "choose a value in this range")
         return LabelInfo(unit="m", note=super().info(root, where).note)
 
     def parse(self, array: np.ndarray, path: Path, where: str) -> Label:
@@ -111,7 +111,7 @@ class DepthMaps(ValueMaps):
             value = value / 1000
         wrong = labeled & ~((value > 0) & ((value <= FARTHEST) | (self.maximum < FARTHEST)))
         if wrong.any():
-            do = f"correct unit, scale or offset of {where}, or list the stored value in its `invalid`"
+            do = f"check unit, scale and offset of {where}, or list the stored value in its `invalid`"
             if self.unit == "m" and self.scale == 1 and array.dtype.kind in "iu":
                 do = f"set unit = \"mm\" if the files hold millimeters; otherwise {do}"
             raise InputError(path, f"a depth of {value[wrong][0]:g} m ({int(wrong.sum())} such pixels)",

@@ -25,14 +25,14 @@ _FORTY = (
     ("otherstructure", (176, 116, 140)), ("otherfurniture", (152, 212, 164)), ("otherprop", (176, 20, 164)),
 )
 
-# The 13 classes, each with the one of the 40 whose color it takes.
+# The 13 classes, each with the class (of the 40) whose color it takes.
 _THIRTEEN = (
     ("bed", "bed"), ("books", "books"), ("ceiling", "ceiling"), ("chair", "chair"), ("floor", "floor"),
     ("furniture", "cabinet"), ("objects", "otherprop"), ("picture", "picture"), ("sofa", "sofa"),
     ("table", "table"), ("tv", "television"), ("wall", "wall"), ("window", "window"),
 )
 
-# ASTMT counts what is unlabeled as a class of its own, which comes first.
+# ASTMT counts unlabeled pixels as a class of their own, which comes first.
 _BACKGROUND = ("background", (44, 44, 44))
 
 NAMES = {41: tuple(name for name, _ in (_BACKGROUND, *_FORTY)), 40: tuple(name for name, _ in _FORTY),

@@ -44,7 +44,7 @@ def recorded_scene(number: int, size: tuple[int, int] = SIZE) -> RecordedScene:
     up, down = random.uniform(0.1, 0.25), random.uniform(0.65, 0.8)
     far = random.uniform(3, 6)
     ids = np.where(y < up, _CEILING, np.where(y < down, _WALL, _FLOOR)).astype(np.uint8)
-    # Rows of the floor are as far as their distance from the horizon says, and so are those of the ceiling.
+    # The distance of a row of floor or ceiling from the horizon determines its depth.
     depth = far * np.where(y < up, (0.5 - up) / np.maximum(0.5 - y, 0.1),
                            np.where(y < down, 1, (down - 0.5) / np.maximum(y - 0.5, 0.1)))
     normals = np.where((y < up)[..., None], (0, 1, 0), np.where((y < down)[..., None], (0, 0, -1), (0, -1, 0)))

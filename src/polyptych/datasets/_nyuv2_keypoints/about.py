@@ -15,7 +15,7 @@ ABOUT = About(
         "heat_maps": LayoutFacts(_TREE, note="keypoints/ holds heat maps (k h w) from 0 to 1, (48 80 80) in the paper"),
     },
     notes=(
-        "The data of the paper is not public; this is the form in which we expect data of one's own.",
+        "The data of the paper is not public; this is the expected form of your own data.",
         "The paper has about 90,000 video frames, flips included, split 90 / 10 by scene, with 48 types of keypoints "
         "of RoomNet's 11 room layouts and normals computed from depth. This is from memory of the paper.",
     ),

@@ -1,4 +1,4 @@
-"""Keypoints of one frame from what is stored: points, or heat maps whose peaks they are."""
+"""Keypoints of one frame from stored points, or from the peaks of stored heat maps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jaxtyping import Float
 from polyptych.errors import InputError
 
 VISIBLE = 0.5
-"""Height from which the peak of a heat map is a visible keypoint. A Gaussian of height 1 reaches it in the cell nearest
-to its center, wherever that lies, if its standard deviation is 0.6 cells or more."""
+"""Height at which the peak of a heat map counts as a visible keypoint. A Gaussian of height 1 reaches it in the cell
+nearest to its center, wherever that is, if its standard deviation is 0.6 cells or more."""
 
 
 def points(stored: np.ndarray, path: Path, count: int, size: tuple[int, int]) -> Float[np.ndarray, "k 3"]:
@@ -31,8 +31,8 @@ def points(stored: np.ndarray, path: Path, count: int, size: tuple[int, int]) ->
 
 
 def peaks(stored: np.ndarray, path: Path, count: int, size: tuple[int, int]) -> Float[np.ndarray, "k 3"]:
-    """The same from heat maps (k h w) of any resolution with values from 0 to 1: the center of the highest cell,
-    visible if it reaches :data:`VISIBLE`."""
+    """x, y and visibility from heat maps (k h w) of any resolution with values from 0 to 1: the center of the highest
+    cell, visible if its value reaches :data:`VISIBLE`."""
     if stored.ndim != 3 or stored.shape[0] != count or stored.dtype.kind != "f" or not stored.size:
         raise InputError(path, f"{stored.dtype} of shape {stored.shape}",
                          f"floating point of shape ({count}, h, w)", "store one heat map for every type")

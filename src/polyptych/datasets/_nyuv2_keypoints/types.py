@@ -13,8 +13,8 @@ COUNT = 48
 
 
 class Types(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``mirror`` pairs types that a mirror image swaps, ``skeleton`` those that a picture joins by a line; both by
-    their position in ``types``, counted from 0."""
+    """``mirror`` lists pairs of types that a horizontal flip swaps, ``skeleton`` pairs that a picture joins by a line;
+    both as positions in ``types``, counted from 0."""
 
     types: tuple[str, ...]
     mirror: tuple[tuple[int, int], ...] = ()
@@ -22,7 +22,7 @@ class Types(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_types(path: Path) -> Types:
-    """What ``keypoints.json`` says, or 48 numbered types if there is no such file."""
+    """The types in ``keypoints.json``, or 48 numbered types if there is no such file."""
     if not path.exists():
         return Types(tuple(f"keypoint {number + 1}" for number in range(COUNT)))
     types: Types = read_json(path, "JSON with the names 'types', and pairs of their numbers in 'mirror' and 'skeleton'",

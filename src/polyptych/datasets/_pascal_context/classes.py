@@ -1,7 +1,7 @@
 """Classes of the tasks of PASCAL-Context.
 
 Source: Everingham et al., IJCV 2010 (21 classes); Mottaghi et al., CVPR 2014 (context classes); Chen et al., CVPR 2014,
-arXiv 1406.2031 (parts); Maninis, Radosavovic and Kokkinos, CVPR 2019, arXiv 1904.08918 (which of them normals are for)
+arXiv 1406.2031 (parts); Maninis, Radosavovic and Kokkinos, CVPR 2019, arXiv 1904.08918 (classes with normals)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FINE_PARTS = {
 }
 
 PART_IDS = {fine: PARTS.index(part) for part, names in _FINE_PARTS.items() for fine in names}
-"""Id of the part that each finer part of the annotation belongs to; left and right are not told apart."""
+"""Id of the part that each finer part of the annotation belongs to; left and right are merged."""
 
 LAST_CONTEXT_ID = 459
 """Context classes run from 1 to this; 0 is none of them."""

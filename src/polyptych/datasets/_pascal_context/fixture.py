@@ -1,4 +1,4 @@
-"""Made-up photographs in the folders of PASCAL_MT, a few small ones of different sizes."""
+"""Made-up photographs in the folders of PASCAL_MT: a few small ones of different sizes."""
 
 from __future__ import annotations
 

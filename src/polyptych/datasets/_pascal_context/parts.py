@@ -19,7 +19,7 @@ from polyptych.errors import InputError
 def read_parts(path: Path) -> Integer[np.ndarray, "h w"] | None:
     """Ids of the 6 parts, 0 elsewhere; None if no person in the image has an annotated part.
 
-    Parts are painted person after person and part after part in the order of the file, so that later ones win.
+    Parts are painted person by person and part by part in the order of the file, so later ones win.
 
     Raises:
         InputError: the file is not such an annotation.
@@ -43,7 +43,7 @@ def read_parts(path: Path) -> Integer[np.ndarray, "h w"] | None:
 
 
 def _elements(structs: np.ndarray) -> list[np.ndarray]:
-    """The members of a struct array; MATLAB's empty array [] is no struct."""
+    """The elements of a struct array; MATLAB's empty array [] has none."""
     return [member.reshape(()) for member in np.split(structs.ravel(), structs.size)] if structs.size else []
 
 

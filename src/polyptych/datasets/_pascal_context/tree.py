@@ -33,11 +33,11 @@ _KINDS = {
 
 NEEDS = {"semseg": ("semseg",), "parts": ("parts",), "saliency": ("saliency",), "normals": ("normals", "context"),
          "boundaries": ("context",)}
-"""Kinds of files that each task needs, the one that its labels are in first."""
+"""Kinds of files that each task needs; the first one holds its labels."""
 
 
 class Tree:
-    """The folders of PASCAL_MT. ``files`` holds, for every kind of file, the path of each frame that is there."""
+    """The folders of PASCAL_MT. ``files`` holds, for every kind of file, the path of each frame that exists."""
 
     looks_for = "JPEGImages/ and ImageSets/Context/"
 
@@ -64,12 +64,12 @@ class Tree:
         return self.files[kind][frame]
 
     def expected(self, frame: str, kind: str) -> Path:
-        """Where a file would be."""
+        """The path where a file should be."""
         folders, suffix = _KINDS[kind]
         return self.root / folders[0] / f"{frame}{suffix}"
 
     def require(self, frames: list[str], tasks: Iterable[str]) -> None:
-        """Refuse a half-copied dataset. Only part annotations may be missing, but not all of them."""
+        """Refuse an incomplete dataset. Only some part annotations may be missing, not all of them."""
         for kind in dict.fromkeys(["image", *(kind for task in tasks for kind in NEEDS[task])]):
             if kind != "parts" or not any(frame in self.files["parts"] for frame in frames):
                 require_files(self.expected(frames[0], kind).parent, frames, self.files[kind],
@@ -79,7 +79,7 @@ class Tree:
         return read_color(self.path(frame, "image"))
 
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the 21 classes (h w) and where there is a label."""
+        """Ids of the 21 classes (h w) and the mask of labeled pixels."""
         path = self.path(frame, "semseg")
         return class_ids(read_gray(path), path, lowest=0, highest=20, void=255)
 
@@ -93,7 +93,7 @@ class Tree:
         return read_parts(self.path(frame, "parts"))
 
     def normals(self, frame: str) -> UInt8[Tensor, "3 h w"]:
-        """The picture that encodes them: n = 2 v / 255 - 1."""
+        """The picture that encodes the normals: n = 2 v / 255 - 1."""
         return read_color(self.path(frame, "normals"))
 
     def saliency(self, frame: str) -> Bool[np.ndarray, "h w"]:
@@ -106,18 +106,18 @@ class Tree:
 
 def boundaries(context: Integer[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Where the Laplacian of the ids is not zero, thinned: the labels that boundaries are trained on."""
-    from polyptych.metrics._boundary_benchmark.thinning import thin  # a compiler that other tasks need not load
+    from polyptych.metrics._boundary_benchmark.thinning import thin  # loads a compiler, which other tasks do not need
 
-    # "mirror" repeats no pixel at the border, like the OpenCV default that made the published labels.
+    # "mirror" does not repeat the border pixel, like the OpenCV default that produced the published labels.
     return thin(ndimage.laplace(context.astype(np.float64), mode="mirror") != 0)
 
 
 def fit(array: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
-    """A label (h w) of an image of ``size`` (h, w). Some labels of the collection are stored at another scale; they
-    are resized, nearest neighbor. Another shape is no label of this image.
+    """A label (h w) at the image's ``size`` (h, w). Some labels of the collection are stored at another scale and are
+    resized (nearest neighbor). A different aspect ratio means that the label belongs to another image.
 
     Raises:
-        InputError: the shapes differ by more than a scale.
+        InputError: the aspect ratios differ.
     """
     (h, w), (height, width) = array.shape[:2], size
     check_shape((h, w), size, path)
@@ -129,7 +129,7 @@ def fit(array: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
 
 
 def check_shape(got: tuple[int, int], size: tuple[int, int], path: Path) -> None:
-    """Refuse a label whose shape is not that of the image at another scale, up to the rounding of a side."""
+    """Refuse a label whose shape is not a scaled version of the image, up to rounding of one side."""
     (h, w), (height, width) = got, size
     if got != size and min(abs(h - height * w / width), abs(w - width * h / height)) >= 1:
         raise InputError(path, f"a label of {h}x{w} pixels", f"the size of the image, {height}x{width}, or its shape "

@@ -40,12 +40,12 @@ class Person:
 
 @dataclass(frozen=True)
 class Room:
-    """Everything there is, at no particular resolution.
+    """A complete room, independent of resolution.
 
     Attributes:
-        extent: the corner that it reaches, from the origin.
+        extent: the corner opposite the origin.
         classes: class of each instance.
-        vividness: how much each instance's color stands out, in [0, 1].
+        vividness: how vivid each instance's color is, in [0, 1].
         zoom: focal length over the width of the picture.
     """
 
@@ -68,12 +68,12 @@ class Room:
         return np.array([m.glass for m in self.materials])[self.surfaces.material]
 
     def camera(self, size: tuple[int, int]) -> Camera:
-        """The camera at a resolution; the horizontal field of view is the same at all."""
+        """The camera at a resolution; the horizontal field of view is always the same."""
         return look(self.position, self.target, self.zoom * size[1], size, self.roll)
 
 
 def furnish(rng: Random, *, max_people: int = 3, empty: float = 0.1, clutter: float = 1.0) -> Room:
-    """A random room; a given state of ``rng`` always gives the same one."""
+    """A random room, determined by the state of ``rng``."""
     b = Builder()
     size = (rng.uniform(3.6, 6.6), rng.uniform(3.8, 6.6), rng.uniform(2.45, 3.0))
     wood = rng.randrange(len(WOODS))
@@ -165,7 +165,7 @@ def _curtains(space: FreeSpace, style: Style, window: Placed) -> None:
 
 
 def _program(space: FreeSpace, style: Style) -> list[Placed]:
-    """Place the furniture that the use of the room asks for."""
+    """Place the furniture for the purpose of the room."""
     rng = space.rng
     found: list[Placed] = []
 

@@ -1,10 +1,10 @@
-"""Visibility: which surface each pixel sees, how far and at which angle, exactly and fast.
+"""Visibility: which surface each pixel sees, at which distance and angle, exactly and fast.
 
-Along the ray of pixel (x, y), scaled to advance 1 m in depth, write w for the inverse depth. A plane is met at a w
-that is *affine* in x and y; a quadric at ``w = b + sqrt(disc)`` with b affine and disc a quadratic polynomial. A ray
-enters a convex solid at the smallest w among the surfaces that the camera is outside of, and leaves it at the largest
-w among those it is inside of. So no pixel needs a division, and each solid touches only the pixels of its projected
-bounding rectangle. The nearest surface is the one with the largest w.
+Let w be the inverse depth along the ray of pixel (x, y). A ray meets a plane at a w that is *affine* in x and y, and a
+quadric at ``w = b + sqrt(disc)``, with b affine and disc a quadratic polynomial. A ray enters a convex solid at the
+smallest w among the surfaces that the camera is outside of, and leaves it at the largest w among those it is inside of.
+So no pixel needs a division, and each solid affects only the pixels of its projected bounding rectangle. The nearest
+surface is the one with the largest w.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float32, Float64, Int32
 from polyptych.datasets._rooms.solids import SHELL, Solids
 
 NEAR = 0.05
-"""Meters in front of the camera from which a corner projects to a sensible place."""
+"""Minimum distance in front of the camera, in meters, at which a corner still projects sensibly."""
 _CORNERS = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
 _BEHIND = -1e9
 
@@ -27,7 +27,7 @@ class Camera:
     """A pinhole camera. Pixel centers have integer coordinates.
 
     Attributes:
-        position: in the world.
+        position: position in the world.
         rotation: rows are the camera's x (right), y (down) and z (forward) axes in the world.
         focal: fx = fy, in pixels.
         size: height and width; the principal point (cx, cy) is the middle of the picture.
@@ -86,8 +86,8 @@ def cast_room(room: tuple[float, float, float], camera: Camera
     """Inverse depth and face of the empty room (0, 0, 0) to ``room``, seen from inside."""
     coefficients = _room_planes(room, camera)
     u, v = camera.pixels()
-    # From inside a convex room, a ray leaves through the first face that it meets: the one with the largest w. Faces
-    # behind the camera have negative w and lose by themselves.
+    # From inside a convex room, a ray leaves through the first face that it meets, the one with the largest w. Faces
+    # behind the camera have negative w and never win.
     w = np.full(camera.size, np.float32(_BEHIND))
     face = np.zeros(camera.size, np.int32)
     for i, (cu, cv, c0) in enumerate(coefficients.astype(np.float32)):
@@ -108,13 +108,13 @@ def _room_planes(room: tuple[float, float, float], camera: Camera) -> Float64[np
 @np.errstate(invalid="ignore")
 def cast(solids: Solids, camera: Camera, w: Float32[np.ndarray, "h w"], ids: Int32[np.ndarray, "h w"] | None,
          smallest: float = 0.0) -> None:
-    """Draw all solids into the inverse depths ``w`` and, where given, the surface ``ids``, in place. Solids whose
+    """Draw all solids into the inverse depths ``w`` and, if given, the surface ``ids``, in place. Solids whose
     bounding rectangle covers less than ``smallest`` pixels are left out."""
     rectangles, seen = _rectangles(solids, camera, smallest)
     outside, used, coefficients = _plane_table(solids, camera, seen)
     u, v = camera.pixels()
-    # An affine function of the pixel is the sum of a row and a column: both are made once for all planes, so that the
-    # loop over solids below only adds.
+    # An affine function of the pixel is a row plus a column. Both are computed once for all planes, so that the loop
+    # over solids below only adds.
     present = coefficients[np.arange(6) < used[:, None]].astype(np.float32)
     rows = (present[:, 0, None] * u + present[:, 2, None])[:, None, :]
     columns = (present[:, 1, None] * v)[:, :, None]
@@ -161,7 +161,7 @@ def _rectangles(solids: Solids, camera: Camera, smallest: float) -> tuple[np.nda
     offsets = np.einsum("nij,cj,nj->nci", solids.axes, _CORNERS, solids.half)
     corners = solids.center[:, None] + offsets
     x, y, z = np.moveaxis(camera.project(corners.reshape(-1, 3)).reshape(-1, 8, 3), 2, 0)
-    # Corners behind the camera project to the wrong side, so a solid that reaches there gets the whole picture.
+    # Corners behind the camera project to the wrong side, so a solid that extends behind it gets the whole picture.
     crossing = z.min(1) < NEAR
     # A pixel belongs to a rectangle if its center does; half a pixel of margin absorbs rounding.
     x0, x1 = np.where(crossing, 0, x.min(1) - 0.5), np.where(crossing, width, x.max(1) + 1.5)
@@ -265,7 +265,7 @@ def surface_normals(solids: Solids, room: tuple[float, float, float], camera: Ca
     columns = np.ascontiguousarray(directions.transpose(1, 0, 2)).reshape(3, -1)
     normals = np.take(columns, slot * table.shape[2] + ids, axis=1)
     face = slot.astype(np.int32)
-    # Where the surface lies farther than all planes that bound it, the quadric is what is seen.
+    # If the surface is farther than all planes that bound it, the quadric is visible.
     curved = np.concatenate([np.zeros(SHELL, bool), solids.curvature.any(1)])
     round_ = np.flatnonzero(curved[ids] & (w_plane > w * np.float32(1 + 1e-5)))
     normals[:, round_] = _quadric_normals(solids, camera, ids[round_] - SHELL, u[round_], v[round_], w[round_])

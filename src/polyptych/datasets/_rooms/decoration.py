@@ -1,4 +1,4 @@
-"""What hangs on walls and ceilings, and the small things that lie about."""
+"""Decoration of walls and ceilings, and small objects."""
 
 from __future__ import annotations
 

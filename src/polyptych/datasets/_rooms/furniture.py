@@ -14,8 +14,8 @@ from polyptych.datasets._rooms.solids import Builder, turned
 
 @dataclass
 class Piece:
-    """What the layout must know: width, depth and height, where things can be put down (x, y, z, width, depth),
-    where one can sit (x, y, z of the seat; one looks along y), and where it shines (x, y, z)."""
+    """Facts for the layout: width, depth and height, surfaces to put things on (x, y, z, width, depth), seats (x, y, z;
+    facing along y), and light sources (x, y, z)."""
 
     size: tuple[float, float, float]
     surfaces: list[tuple[float, float, float, float, float]] = field(default_factory=list)

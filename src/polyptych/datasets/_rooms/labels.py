@@ -14,7 +14,8 @@ from polyptych.datasets._rooms.view import View
 Label = tuple[np.ndarray, Bool[np.ndarray, "h w"]]
 
 BODY = 0.25
-"""A joint lies inside the body: it counts as visible if the same person's surface is at most this far before it."""
+"""A joint is inside the body: it counts as visible if the surface of the same person is at most this far in front of
+it."""
 LARGE = 0.005
 """Share of the picture that a person must fill to be salient."""
 
@@ -53,7 +54,7 @@ def boundaries(room: Room, view: View) -> Label:
 
 def saliency(room: Room, view: View) -> Label:
     """The people that fill at least :data:`LARGE` of the picture (and a quarter of what the largest fills); without
-    any, the one object that is the largest, most vividly colored and most central together."""
+    any, the object that best combines size, vivid color and a central position."""
     instance = instances(room, view)
     count = len(room.classes)
     area = np.bincount(instance.ravel(), minlength=count) / instance.size

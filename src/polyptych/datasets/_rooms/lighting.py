@@ -1,4 +1,4 @@
-"""Lights, and the maps of what they reach."""
+"""Lights, and their shadow maps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Light:
         falloff: whether it weakens with the square of the distance.
         frontal: whether it weakens with the cosine of the angle to its axis, as a window does.
         shadows: resolution of its shadow map, 0 for a weak light that casts none.
-        softness: half the width of the edges of its shadows, in texels.
+        softness: half the width of its shadow edges, in texels.
         aperture: (axis, plane, low, high, z low, z high) of the rectangle its rays must pass.
     """
 
@@ -45,8 +45,8 @@ class Light:
 
 @dataclass(frozen=True)
 class Atmosphere:
-    """Light from everywhere, and how the camera renders it: exposure (1 is well exposed), white balance, vignette
-    and noise."""
+    """Ambient light, and the settings of the camera: exposure (1 is well exposed), white balance, vignette and
+    noise."""
 
     sky: tuple[float, float, float]
     bounce: tuple[float, float, float]
@@ -111,8 +111,8 @@ def _sun(rng: Random, window: Placed, size: tuple[float, float, float]) -> Light
 
 
 class Reach:
-    """What a light reaches: a picture of inverse depths seen from it. Shadows are part of the image, not of a label,
-    so that a map of fixed resolution with softened edges is enough."""
+    """The shadow map of a light: inverse depths seen from it. Shadows are part of the image, not of a label, so a map
+    of fixed resolution with softened edges is enough."""
 
     def __init__(self, light: Light, solids: Solids):
         self.light = light
@@ -120,7 +120,7 @@ class Reach:
         self.camera = look(light.position, light.target, resolution / 2 / light.spread, (resolution, resolution))
         self.nearest = np.zeros((resolution, resolution), np.float32)
         if light.shadows:
-            # The lamp itself casts no shadow, and those of very small things could not be seen.
+            # The lamp itself casts no shadow, and those of very small objects would not be visible.
             cast(solids.only(~solids.inside(self.camera.position, 0.05)), self.camera, self.nearest, None, 8.0)
 
     def __call__(self, points: Float32[np.ndarray, "3 p"], normals: Float32[np.ndarray, "3 p"]
@@ -132,14 +132,14 @@ class Reach:
         cosine = (ray * normals).sum(0) / np.sqrt(square)
         strength = np.maximum(cosine, 0)
         if light.falloff:
-            strength /= square + 0.35  # a lamp has a size: right beside it, light does not grow without bound
+            strength /= square + 0.35  # a lamp has a size: close to it, light does not grow without bound
         if light.frontal:
             forward = self.camera.rotation[2].astype(np.float32)
             strength *= np.clip(-(ray * forward[:, None]).sum(0) / np.sqrt(square), 0, 1) * 0.9 + 0.1
         if light.aperture:
             strength *= self._through_aperture(points, ray)
         if light.shadows:
-            # Two centimeters off the surface, or texels of the map that lie across it would shadow it in stripes.
+            # Two centimeters off the surface; otherwise texels of the map would shadow it in stripes (shadow acne).
             lit = np.flatnonzero(strength > 1e-4)
             strength[lit] *= self._unshadowed(points[:, lit] + normals[:, lit] * np.float32(0.02))
         return np.array(light.color, np.float32)[:, None] * strength

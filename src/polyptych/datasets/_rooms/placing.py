@@ -1,4 +1,4 @@
-"""Where things go: along walls, on walls, on the floor, on each other, without running into one another."""
+"""Placement: along walls, on walls, on the floor, on other objects, without collisions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Placed:
 
 
 class FreeSpace:
-    """Keeps account of what is still free on the floor and the walls while a room is furnished."""
+    """Tracks the free space on the floor and the walls while a room is furnished."""
 
     def __init__(self, b: Builder, rng: Random, size: tuple[float, float, float],
                  position: tuple[float, float, float], target: tuple[float, float, float], zoom: float):
@@ -40,7 +40,7 @@ class FreeSpace:
         self._half_view = math.atan(0.5 / zoom)
         self._floor: list[tuple[float, float, float, float]] = []
         self._walls: dict[str, list[tuple[float, float, float, float]]] = {w: [] for w in _YAW}
-        # Nothing may stand around the camera or directly before it.
+        # Nothing may be around the camera or directly in front of it.
         for distance, radius in ((0.0, 0.55), (0.6, 0.5), (1.1, 0.5)):
             x = position[0] + distance * math.cos(self._heading)
             y = position[1] + distance * math.sin(self._heading)

@@ -17,7 +17,7 @@ _AROUND = tuple((dy, dx) for dy in range(3) for dx in range(3) if (dy, dx) != (1
 
 
 def photograph(room: Room, view: View, seed: int) -> UInt8[np.ndarray, "3 h w"]:
-    """The picture that the camera takes. ``seed`` is that of the sensor's noise."""
+    """Render the photograph. ``seed`` determines the sensor noise."""
     height, width = view.camera.size
     edge = _edges(view)
     fine = _FineSamples(view, edge)
@@ -32,7 +32,7 @@ def photograph(room: Room, view: View, seed: int) -> UInt8[np.ndarray, "3 h w"]:
                       np.concatenate([view.w.ravel(), fine.w]),
                       np.concatenate([view.normals.reshape(3, -1), normals], 1),
                       np.concatenate([occlusion, occlusion[fine.nearest]]))
-    # As a camera meters: the logarithmic mean, so that a window or a lamp in the picture does not darken the rest.
+    # Metered like a camera: by the logarithmic mean, so that a window or a lamp does not darken the rest.
     luminance = light[:, :height * width].mean(0)
     exposure = room.atmosphere.exposure * 0.75 / (np.exp(np.log(luminance + 0.02).mean()) + 0.05)
     light *= np.array(room.atmosphere.balance, np.float32)[:, None] * np.float32(exposure)
@@ -60,9 +60,9 @@ def _edges(view: View) -> Bool[np.ndarray, "h w"]:
 
 
 class _FineSamples:
-    """The finer samples around edges, by which edges are smoothed. One that sees the same surface as a pixel next to
-    it takes that pixel's color; only the others (``ids``, inverse depths ``w``) are shaded for themselves, after all
-    pixels. ``nearest`` is a pixel next to each of these."""
+    """Finer samples around edges, for antialiasing. A sample that sees the same surface as an adjacent pixel takes that
+    pixel's color; only the others (``ids``, inverse depths ``w``) are shaded separately, after all pixels. ``nearest``
+    is a pixel next to each of these."""
 
     def __init__(self, view: View, edge: Bool[np.ndarray, "h w"]):
         height, width = edge.shape
@@ -133,7 +133,7 @@ def _radiance(room: Room, camera: Camera, reaches: list[Reach], ids: Int32[np.nd
     bounce = np.array(room.atmosphere.bounce, np.float32)[:, None]
     up = 0.5 + 0.5 * world_normals[2]
     arriving = (bounce + (sky - bounce) * up) * occlusion
-    # Most surfaces are matte: the highlights (Blinn-Phong) are only worked out for the rest.
+    # Most surfaces are matte: highlights (Blinn-Phong) are computed only for the rest.
     gloss = np.array([m.gloss for m in room.materials], np.float32)[which]
     shiny = np.flatnonzero(gloss > 0.05)
     highlight = np.zeros((3, len(shiny)), np.float32)
@@ -160,10 +160,10 @@ def _develop(light: Float32[np.ndarray, "3 p"]) -> Float32[np.ndarray, "3 p"]:
 
 
 def ambient_occlusion(w: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    """How open each point is to light from everywhere, in [0, 1], from the inverse depths alone.
+    """How exposed each point is to ambient light, in [0, 1], computed from the inverse depths alone.
 
     On a plane the inverse depth is affine, so that opposite neighbors average to the point between them; in a hollow
-    they are nearer. This is summed over several distances and directions; what stands far in front does not count.
+    they are nearer. This is summed over several distances and directions; objects far in front do not count.
     """
     height, width = w.shape
     total = np.zeros_like(w)

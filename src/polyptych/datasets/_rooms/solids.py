@@ -27,7 +27,7 @@ class Solids:
     """All solids as arrays.
 
     Attributes:
-        center: of each solid.
+        center: center of each solid.
         axes: its local axes as columns; the world point is ``center + axes @ local``.
         half: half the extents of its bounding box along these axes.
         curvature: inverse radii of the quadric ``|curvature * local| <= 1``; all zero means no quadric.
@@ -60,7 +60,7 @@ class Solids:
 
 @dataclass(frozen=True)
 class Surfaces:
-    """What belongs to each visible surface: the six faces of the room, then every solid."""
+    """Properties of each visible surface: the six faces of the room, then every solid."""
 
     instance: Int64[np.ndarray, s]
     part: Int64[np.ndarray, s]
@@ -91,11 +91,11 @@ class Builder:
         return len(self.classes) - 1
 
     def place(self, x: float, y: float, z: float = 0.0, yaw: float = 0.0) -> None:
-        """Where the object opened last stands and how it is turned about the vertical."""
+        """Place the current object, rotated by ``yaw`` about the vertical."""
         self._frames[-1] = (x, y, z, yaw)
 
     def cancel(self) -> None:
-        """Remove the object opened last."""
+        """Remove the current object."""
         self.classes.pop()
         self._instances.pop()
         self._frames.pop()
@@ -111,7 +111,7 @@ class Builder:
 
     def ellipsoid(self, center: Vector, radii: Vector, material: int, *, rotation: Rows = IDENTITY, part: int = 0,
                   low: float = NO_PLANE, high: float = NO_PLANE) -> None:
-        """``low`` and ``high`` cut it (meters below and above its center along its z axis): a dome."""
+        """``low`` and ``high`` cut it to a dome (meters below and above its center along its z axis)."""
         self._add((*center, *rotation, *radii, 1 / radii[0], 1 / radii[1], 1 / radii[2],
                    NO_PLANE, NO_PLANE, NO_PLANE, NO_PLANE, low, high), material, part)
 

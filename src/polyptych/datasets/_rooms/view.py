@@ -1,4 +1,4 @@
-"""What each pixel sees: computed once, from which the picture and all labels follow."""
+"""What each pixel sees: computed once, and used for the picture and all labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taskonomy in miniature: every building of Tiny with two made-up views, in both orders of folders."""
+"""Taskonomy in miniature: every building of Tiny with two made-up views, in either order of folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polyptych.datasets._taskonomy.views import DOMAINS, Order, Views
 
 SIZE = (24, 32)
 NAMES = ("point_2_view_0", "point_10_view_1")
-"""In the order in which they are read, which is not that of their letters."""
+"""In the order in which they are read, which is not alphabetical."""
 
 
 def pictures(building: str, name: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Where the files of Taskonomy lie: one picture per view and domain, in either order of folders."""
+"""Paths of the files of Taskonomy: one picture per view and domain, in either order of folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polyptych.errors import InputError
 
 Order = Literal["buildings", "domains"]
 
-# The folder of each kind of picture and the end of its files' names, which differ once.
+# The folder of each kind of picture and the end of its file names, which differ in one case.
 DOMAINS = {"image": ("rgb", "rgb"), "semseg": ("segment_semantic", "segmentsemantic"), "normals": ("normal", "normal"),
            "depth": ("depth_zbuffer", "depth_zbuffer"), "keypoints2d": ("keypoints2d", "keypoints2d"),
            "edge_texture": ("edge_texture", "edge_texture")}
@@ -37,8 +37,8 @@ class Views:
         return self.folder(building, kind) / f"{name}_domain_{DOMAINS[kind][1]}.png"
 
     def list(self, buildings: Iterable[str], kinds: Sequence[str]) -> list[str]:
-        """The views of these buildings, by building, point and view. One listing per folder; nothing is kept but
-        names, because Tiny alone has 381,840 views.
+        """The views of these buildings, by building, point and view. Lists each folder once and keeps only names,
+        because Tiny alone has 381,840 views.
 
         Raises:
             InputError: a building is missing or empty, or a view lacks one of ``kinds``.
@@ -62,7 +62,7 @@ class Views:
         return views
 
     def _views(self, building: str, kind: str) -> set[str]:
-        """The views of which a building has this kind of picture."""
+        """The views of a building that have this kind of picture."""
         folder = self.folder(building, kind)
         pattern = re.compile(rf"(point_\d+_view_\d+)_domain_{DOMAINS[kind][1]}\.png")
         return {f"{building}/{match[1]}" for match in map(pattern.fullmatch, file_names(folder)) if match}
@@ -75,4 +75,4 @@ def find_order(root: Path) -> Order:
     if any(is_visible(folder.parent.name) for folder in root.glob(f"*/{DOMAINS['image'][0]}")):
         return "buildings"
     raise InputError(f"root of taskonomy ({root})", "a folder of no known layout",
-                     "BUILDING/rgb/ (buildings) or rgb/BUILDING/ (domains)", "correct the path")
+                     "BUILDING/rgb/ (buildings) or rgb/BUILDING/ (domains)", "check the path")

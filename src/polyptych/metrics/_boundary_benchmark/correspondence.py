@@ -1,8 +1,8 @@
-"""Which pixels of two thin maps may be matched. Of these pairs, :mod:`.matching` takes as many as possible at the least
-total distance, one to one.
+"""Which pixels of two thin maps may be matched. From these pairs, :mod:`.matching` takes a one-to-one matching of
+maximum size with the least total distance.
 
 Source: Martin, Fowlkes and Malik, TPAMI 2004. Their program (Goldberg and Kennedy's assignment on a graph with random
-outlier edges, seeded by the clock) approximates what is computed here exactly and without chance.
+outlier edges, seeded by the clock) approximates what is computed here exactly and deterministically.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from polyptych.metrics._boundary_benchmark.matching import candidates
 
 
 class Graph(NamedTuple):
-    """Pairs of a row (predicted pixel) and a column (true pixel) within reach, listed from either side.
+    """Pairs of a row (predicted pixel) and a column (true pixel) within the tolerance, listed from either side.
 
     ``row_edges[row_start[i]:row_start[i + 1]]`` are the columns of row i by increasing distance, ``row_costs`` their
     distances in hundredths of a pixel, rounded; the same for columns.
@@ -32,7 +32,7 @@ class Graph(NamedTuple):
 
 
 def reach(shape: tuple[int, int], max_dist: float) -> float:
-    """How far a match may be off, in pixels; ``max_dist`` is a fraction of the image's diagonal."""
+    """Maximum distance of a match, in pixels; ``max_dist`` is a fraction of the image's diagonal."""
     return max_dist * math.hypot(*shape)
 
 

@@ -21,8 +21,8 @@ def count_matches(prediction: Float[np.ndarray, "h w"] | Bool[np.ndarray, "t h w
                   truths: Sequence[Bool[np.ndarray, "h w"]], protocol: BenchmarkSettings) -> Int[np.ndarray, "t 4"]:
     """The counts of one image at every threshold, int64, in the order of :data:`COLUMNS`.
 
-    With several truths, which predicted pixels are matched depends on the matching chosen, and it is the one of least
-    total distance. With one truth the number of pairs says everything.
+    With several truths, the set of matched predicted pixels depends on the matching; it is the one of least total
+    distance. With one truth, only the number of pairs matters.
 
     Args:
         prediction: probabilities, or a binary map for every threshold of the protocol.
@@ -55,7 +55,7 @@ def _thinned_levels(prediction: Float[np.ndarray, "h w"] | Bool[np.ndarray, "t h
     levels: list[Int[np.ndarray, " n"]] = []
     size = -1
     for mask in _levels(prediction, protocol):
-        # Maps of increasing thresholds are nested: with as many pixels they are the same.
+        # Maps of increasing thresholds are nested: if they have the same number of pixels, they are equal.
         before, size = size, int(np.count_nonzero(mask))
         same = prediction.ndim == 2 and before == size
         levels.append(levels[-1] if same else thin_pixels(mask))

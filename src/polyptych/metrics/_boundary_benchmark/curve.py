@@ -46,13 +46,13 @@ def harmonic(recall: Float[np.ndarray, " t"], precision: Float[np.ndarray, " t"]
 
 
 def best(curve: Curve, thresholds: Float[np.ndarray, " t"]) -> Best:
-    """The threshold of the highest F, the first of equals."""
+    """The threshold of the highest F; the first one on ties."""
     k = int(np.argmax(curve.F))
     return Best(float(thresholds[k]), float(curve.recall[k]), float(curve.precision[k]), float(curve.F[k]))
 
 
 def best_between(curve: Curve, thresholds: Float[np.ndarray, " t"]) -> Best:
-    """As :func:`best`, with 100 points of a straight line between neighboring thresholds, as BSDS reports ODS."""
+    """Like :func:`best`, with 100 linearly interpolated points between neighboring thresholds, as BSDS reports ODS."""
     found = best(curve, thresholds)
     share = np.linspace(0, 1, 100)
     for k in range(len(thresholds) - 1):
@@ -76,8 +76,8 @@ def best_per_image(counts: Int[np.ndarray, "n t 4"], thresholds: Float[np.ndarra
 def average_precision(curve: Curve) -> float:
     """A hundredth of the sum of precision at recalls 0, 0.01, ..., 1, linearly interpolated.
 
-    Recalls that the curve does not reach count as precision 0, so a curve that ends early loses area. Where several
-    thresholds have the same recall, the lowest stands for them. This is not scikit-learn's average precision.
+    Recalls that the curve does not reach count as precision 0, so a curve that ends early loses area. If several
+    thresholds have the same recall, the lowest one is used. This is not scikit-learn's average precision.
     """
     recall, first = np.unique(curve.recall, return_index=True)
     grid = np.arange(101) / 100

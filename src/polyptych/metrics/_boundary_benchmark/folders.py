@@ -35,7 +35,7 @@ def read_prediction(path: Path, thresholds: tuple[float, ...], *, strict: bool =
     - ``.mat`` with ``segs``, a cell of segmentations, one for each threshold.
 
     Raises:
-        InputError: what is in the file is none of these.
+        InputError: the file holds none of these.
     """
     if path.suffix.lower() != ".mat":
         return read_probabilities(path)
@@ -68,15 +68,15 @@ def read_truths(path: Path, kind: TruthKind = "auto") -> list[Mask]:
     - ``.mat`` with ``groundTruth``, a cell of structs: ``Boundaries`` as stored, or thinned contours of
       ``Segmentation`` for the kind ``regions``.
     - ``.mat`` with ``LabelMap`` or ``segmentation``, or ``.png`` with region ids: their thinned contours.
-    - ``.png`` with the lowest and the highest value of its bits alone, 0 and 255: boundaries as they are.
+    - ``.png`` with the lowest and the highest value of its bits alone, 0 and 255: boundaries, used as they are.
 
     Args:
         kind: ``auto`` decides as above. ``edges-as-regions`` takes the thinned contours of the map of boundaries,
-            which is what the edge tool of published NYUD scores makes of the edge pictures: each line becomes a band
-            of two pixels and is thinned again.
+            as the edge tool of published NYUD scores does with edge pictures: each line becomes a band of two pixels
+            and is thinned again.
 
     Raises:
-        InputError: what is in the file is none of these, or a picture of 0 and 1 that may be either.
+        InputError: the file holds none of these, or is an ambiguous picture of 0 and 1.
     """
     if path.suffix.lower() == ".png":
         values, highest = read_levels(path)
@@ -118,15 +118,15 @@ def _regions(value: np.ndarray, path: Path) -> Integer[np.ndarray, "h w"]:
 
 
 def _truth(value: np.ndarray, path: Path, kind: TruthKind, binary: Collection[int] = (0, 1)) -> Mask:
-    """``binary``: the values of a map of boundaries; with others it is one of region ids, where that was not said."""
+    """Decide between boundaries and region ids if that was not given: values other than ``binary`` mean region ids."""
     if kind == "regions":
         return thin(contours(_regions(value, path)))
     ids = _regions(value.astype(np.uint8) if value.dtype == bool else value, path)
     levels = np.unique(ids)
     if kind == "auto" and value.dtype != bool and not set(levels.tolist()) <= set(binary):
         if levels[-1] <= 1:
-            raise InputError(path, "a picture of 0 and 1", "to know whether they are regions or boundaries",
-                             "state it with --truth regions or --truth edges")
+            raise InputError(path, "a picture of 0 and 1", "a statement whether they are regions or boundaries",
+                             "add --truth regions or --truth edges")
         return thin(contours(ids))
     if len(levels) > 2 or levels[0] < 0:
         raise InputError(path, f"{len(levels)} different values", "a map of boundaries and nothing else (0 and 255)",
@@ -135,6 +135,6 @@ def _truth(value: np.ndarray, path: Path, kind: TruthKind, binary: Collection[in
 
 
 def _partition(cracks: Bool[np.ndarray, "h2 w2"]) -> Mask:
-    """Thinned contours of the regions that the cracks part."""
+    """Thinned contours of the regions that the cracks separate."""
     cracks[::2, ::2] = True
     return thin(contours(ndimage.label(~cracks)[0][1::2, 1::2]))

@@ -1,6 +1,9 @@
 """One-to-one matching on a bipartite graph: the native part of the correspondence.
 
-The pixels of one side are *rows*, those of the other *columns*.
+The pixels of one side are *rows*, those of the other *columns*. A maximum matching alone (augmenting paths) decides how
+many pairs there are; which of the maximum matchings has the least total distance is a linear assignment problem, solved
+by shortest augmenting paths. The second is much slower, so it runs only on the part of the graph where it can change
+the result.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from polyptych.metrics._boundary_benchmark.native import native
 @native
 @no_type_check
 def candidates(pixels, others, height, width, offsets, costs):
-    """For each pixel the others within reach, nearest first: start (n+1), indices into ``others`` (e), costs (e)."""
-    # A map from place to pixel makes the neighbors of a pixel a walk over the offsets, whatever the number of others.
+    """For each pixel, the others within the tolerance, nearest first: start (n+1), indices into ``others`` (e), costs
+    (e)."""
+    # A map from position to pixel makes finding neighbors a loop over the offsets, independent of the number of others.
     index = np.full((height, width), -1, np.int32)
     for k in range(others.size):
         index[others[k] // width, others[k] % width] = k
@@ -48,11 +52,11 @@ def match_most(start, edges, active, row_mates, column_mates, excess_rows, exces
     Args:
         start, edges: columns of each row, as :func:`candidates` gives them.
         active (n) bool: rows that take part.
-        row_mates (n), column_mates (m) int32: a matching to begin with, -1 for none; completed in place. Any
-            matching gives the same result but for which of the maximum matchings it is.
-        excess_rows (n), excess_columns (m) bool: set to what alternating paths reach from unmatched rows. Every
-            maximum matching matches all other active rows with other columns, and all of these columns with these
-            rows (Dulmage and Mendelsohn 1958).
+        row_mates (n), column_mates (m) int32: a matching to begin with, -1 for none; completed in place. The initial
+            matching only affects which of the maximum matchings is found.
+        excess_rows (n), excess_columns (m) bool: set where alternating paths from unmatched rows reach. Every maximum
+            matching matches all other active rows with other columns, and all of these columns with these rows
+            (Dulmage and Mendelsohn 1958).
 
     Returns:
         The number of pairs.
@@ -62,7 +66,7 @@ def match_most(start, edges, active, row_mates, column_mates, excess_rows, exces
     queue = np.empty(row_mates.size, np.int32)
     excess_rows[:] = False
     excess_columns[:] = False
-    # A row that left frees its column; what remains is a matching, from which fewer augmenting paths are missing.
+    # A row that is no longer active frees its column; the rest is still a matching and needs few augmenting paths.
     for i in range(row_mates.size):
         if not active[i] and row_mates[i] >= 0:
             column_mates[row_mates[i]] = -1
@@ -85,7 +89,7 @@ def match_most(start, edges, active, row_mates, column_mates, excess_rows, exces
             head += 1
             for e in range(start[i], start[i + 1]):
                 j = edges[e]
-                if excess_columns[j] or seen[j] == root + 1:  # no path leads on from a search that failed
+                if excess_columns[j] or seen[j] == root + 1:  # a search that failed leads nowhere from here
                     continue
                 seen[j], parent[j] = root + 1, i
                 if column_mates[j] < 0:
@@ -93,11 +97,11 @@ def match_most(start, edges, active, row_mates, column_mates, excess_rows, exces
                     break
                 queue[tail] = column_mates[j]
                 tail += 1
-        while end >= 0:  # exchange along the path back to the root
+        while end >= 0:  # flip the path back to the root
             i = parent[end]
             column_mates[end], row_mates[i], end = i, end, row_mates[i]
-        # A search that failed has seen everything that competes with its root: more rows than columns. Later paths
-        # cannot end there, so marking it keeps the total time of all failing searches that of one.
+        # A failed search has visited everything that competes with its root: more rows than columns. No later path can
+        # end there, so marking it bounds the total time of all failed searches by that of one.
         if row_mates[root] < 0:
             for k in range(tail):
                 excess_rows[queue[k]] = True
@@ -116,21 +120,21 @@ def match_nearest(start, edges, costs, sources, targets, source_mates, target_ma
 
     Args:
         start, edges, costs: targets of each source by increasing cost, as :func:`candidates` gives them.
-        sources (n), targets (m) bool: what takes part; it must be possible to match all of these sources.
+        sources (n), targets (m) bool: those that take part; it must be possible to match all of these sources.
         source_mates (n), target_mates (m) int32: written; -1 for none.
 
     Returns:
-        The total cost. Among equals the result depends on the graph alone, not on chance.
+        The total cost. On ties, the result depends only on the graph, so it is deterministic.
     """
     source_mates[:] = -1
     target_mates[:] = -1
-    # Dual prices: costs[e] - worth[i] - price[j] >= 0 for every edge, and = 0 for matched ones. As long as that holds,
-    # a shortest path in these reduced costs ends in a matching of least total cost, and no negative edge slows the
-    # search.
+    # Dual prices: costs[e] - worth[i] - price[j] >= 0 for every edge, and = 0 for matched ones. As long as this holds,
+    # augmenting along a shortest path in these reduced costs keeps the total cost minimal, and without negative edges
+    # Dijkstra's algorithm finds it.
     price = np.zeros(target_mates.size, np.int64)  # of a target: at most 0, and 0 while it is free
     worth = np.zeros(source_mates.size, np.int64)
     for i in range(source_mates.size):
-        if sources[i]:  # the nearest target at once where it is free: most sources never need a search
+        if sources[i]:  # take the nearest target if it is free: most sources need no search
             first = start[i]
             while not targets[edges[first]]:
                 first += 1
@@ -154,7 +158,7 @@ def match_nearest(start, edges, costs, sources, targets, source_mates, target_ma
         while True:
             for e in range(start[i], start[i + 1]):
                 length = base + costs[e] - worth[i]
-                if length >= best:  # prices only add to it, and the next ones are longer
+                if length >= best:  # prices only add to it, and later ones are longer
                     break
                 j = edges[e]
                 length -= price[j]
@@ -167,7 +171,7 @@ def match_nearest(start, edges, costs, sources, targets, source_mates, target_ma
                 if target_mates[j] < 0:
                     best, end = length, j
                 else:
-                    heapq.heappush(heap, length << 32 | np.int64(j))  # one integer: equal lengths leave in fixed order
+                    heapq.heappush(heap, length << 32 | np.int64(j))  # one integer: ties pop in fixed order
             i = np.int32(-1)
             while len(heap) > 0 and (heap[0] >> 32) < best:
                 key = heapq.heappop(heap)
@@ -177,8 +181,8 @@ def match_nearest(start, edges, costs, sources, targets, source_mates, target_ma
                     break
             if i < 0:
                 break
-        # Every target that was settled nearer than the end moves its prices by the difference, or the edges of the new
-        # path would have a positive reduced cost and later searches be wrong.
+        # The prices of every target settled nearer than the end move by the difference; otherwise edges of the new path
+        # would have a positive reduced cost, and later searches would be wrong.
         worth[root] += best
         for k in range(count):
             j = touched[k]
@@ -215,13 +219,13 @@ def match_levels(row_start, row_edges, row_costs, column_start, column_edges, co
     column_mates, near_columns = np.full(m, -1, np.int32), np.full(m, -1, np.int32)
     excess_rows, excess_columns = np.zeros(n, np.bool_), np.zeros(m, np.bool_)
     found = np.zeros(start.size - 1, np.int64)
-    for level in range(start.size - 2, -1, -1):  # levels grow, so the last matching is a good beginning
+    for level in range(start.size - 2, -1, -1):  # levels grow, so the last matching is a good start
         active[:] = False
         for k in range(start[level], start[level + 1]):
             active[members[k]] = True
         found[level] = match_most(row_start, row_edges, active, row_mates, column_mates, excess_rows, excess_columns)
         if several:
-            # Only where there are more rows than they can have columns does it depend on distance who is matched.
+            # Distance decides which rows are matched only where more rows than columns compete.
             match_nearest(column_start, column_edges, column_costs, excess_columns, excess_rows, near_columns,
                           near_rows)
             for k in range(start[level], start[level + 1]):

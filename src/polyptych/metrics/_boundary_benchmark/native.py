@@ -1,10 +1,10 @@
 """Functions that numba compiles.
 
-They carry ``@no_type_check`` because numba must see the plain function: tests put a type checker behind every other
-one. Their docstrings state shapes and types instead.
+They have ``@no_type_check`` because numba must see the plain function, whereas tests add a type checker to all others.
+Their docstrings state shapes and types instead.
 
-Functions that call each other stand in one file: numba compiles anew what stands in a file that changed, and does not
-look at the files of what is called.
+Functions that call each other are in the same file, because numba recompiles the functions of a file that changed, but
+does not check the files of the functions they call.
 """
 
 from __future__ import annotations

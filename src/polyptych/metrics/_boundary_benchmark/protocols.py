@@ -1,4 +1,4 @@
-"""What published boundary scores differ in: suppression, thresholds, tolerance, ground truth."""
+"""How published boundary scores differ: suppression, thresholds, tolerance, ground truth."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from polyptych.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """Everything but the images that a score depends on. Scores of different protocols must not be compared.
+    """Everything that a score depends on, except the images. Scores of different protocols must not be compared.
 
     Attributes:
         name: as on the command line.
-        max_dist: how far a match may be off, as a fraction of the image's diagonal.
-        thresholds: at which the prediction is made binary, increasing.
+        max_dist: maximum distance of a match, as a fraction of the image's diagonal.
+        thresholds: thresholds at which the prediction is binarized, increasing.
         nms: whether non-maxima of the prediction are suppressed first.
-        strict: a boundary is what lies above a threshold, not on it.
-        thin_truth: whether maps of true boundaries are thinned as predictions are.
-        empty: precision and recall where one side is empty. ``zero``: what is 0/0 is 0 (BSDS). ``one``: without truth
-            recall is 1 and precision 0, without prediction the reverse (SEISM). F is 0 either way.
+        strict: whether a boundary must exceed the threshold, not just reach it.
+        thin_truth: whether maps of true boundaries are thinned like predictions.
+        empty: precision and recall if one side is empty. ``zero``: 0/0 counts as 0 (BSDS). ``one``: without truth,
+            recall is 1 and precision 0; without prediction, the reverse (SEISM). F is 0 either way.
     """
 
     name: str
@@ -36,7 +36,7 @@ class BenchmarkSettings:
 def even(count: int) -> tuple[float, ...]:
     """i / (count + 1): the thresholds of BSDS, rounded as MATLAB's linspace does.
 
-    The last bit matters: 85/255 of an 8-bit picture lies below the second of five thresholds, not on it.
+    The last bit matters: 85/255 of an 8-bit picture must be below the second of five thresholds, not equal to it.
     """
     low, high = 1 / (count + 1), 1 - 1 / (count + 1)
     return tuple(low + i * (high - low) / max(count - 1, 1) for i in range(count))
@@ -59,7 +59,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 )}
 """``bsds``: Arbelaez et al., TPAMI 2011. ``nyud`` and ``pascal``: the edge tool of ASTMT, ATRC and InvPT, which reads
 predictions as SEISM does. ``nyud_survey`` and ``pascal_survey``: the replacement of that reader in the code of
-Vandenhende et al., TPAMI 2021, which has no suppression; its scores stand beside those of ``pascal`` in several papers
+Vandenhende et al., TPAMI 2021, which has no suppression; several papers list its scores next to those of ``pascal``,
 although the two differ."""
 
 
@@ -69,7 +69,7 @@ def protocol(name: str, thresholds: int | None = None, nms: bool | None = None,
 
     Args:
         thresholds: how many, spaced as the protocol spaces them.
-        nms, max_dist: in place of the protocol's.
+        nms, max_dist: replace those of the protocol.
 
     Raises:
         InputError: an unknown name, too few thresholds, a tolerance that is not a fraction.

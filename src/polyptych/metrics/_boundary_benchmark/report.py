@@ -1,4 +1,4 @@
-"""What the benchmark writes: JSON, two tables and the precision-recall curve with lines of equal F."""
+"""Output files of the benchmark: JSON, two tables, and the precision-recall curve with lines of equal F."""
 
 from __future__ import annotations
 

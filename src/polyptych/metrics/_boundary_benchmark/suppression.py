@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy import ndimage
 
 _TRIANGLE = np.array([1, 2, 3, 4, 5, 4, 3, 2, 1]) / 25
-_MARGIN = 1.01  # a pixel survives neighbors that are up to a hundredth stronger
+_MARGIN = 1.01  # a pixel survives neighbors up to 1% stronger
 _FRAME = 5  # width of the damped frame, pixels
 
 
@@ -19,7 +19,7 @@ def suppress(strength: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
     The direction across a line comes from second derivatives of the smoothed map. Neighbors lie one pixel away in
     that direction and are sampled bilinearly. Where the map does not change at all along x, the direction is undefined
-    and nothing is suppressed, as in the original; real predictions are never that even.
+    and nothing is suppressed, as in the original; real predictions are never that uniform.
 
     Args:
         strength: probabilities of a boundary, 0 to 1; at least 2x2 pixels.
@@ -47,7 +47,7 @@ def _across(strength: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 def _sample(strength: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"],
             x: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Bilinear interpolation; positions outside are moved to just inside of the last pixel."""
+    """Bilinear interpolation; positions outside are clamped to just inside the last pixel."""
     y, x = (np.clip(p, 0, size - 1.001) for p, size in zip((y, x), strength.shape, strict=True))
     top, left = y.astype(int), x.astype(int)
     y, x = y - top, x - left

@@ -14,7 +14,7 @@ from polyptych.metrics._boundary_benchmark.native import native
 
 
 def _removable(code: int, second: bool) -> bool:
-    """Whether a set pixel goes in the first or the second pass over the map.
+    """Whether a set pixel is removed in the first or the second pass over the map.
 
     Args:
         code: its neighbors as bits, from the lowest: E, NE, N, NW, W, SW, S, SE.
@@ -33,7 +33,7 @@ _TABLES = np.array([[_removable(code, second) for code in range(256)] for second
 
 
 def thin(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Lines one pixel wide with the same connected parts and holes; what lies outside of the map counts as empty."""
+    """Lines one pixel wide with the same connected components and holes; the outside of the map counts as empty."""
     thinned = np.zeros(mask.size, bool)
     thinned[thin_pixels(mask)] = True
     return thinned.reshape(mask.shape)
@@ -49,8 +49,8 @@ def thin_pixels(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " n"]:
 def _thin(image, tables):
     """Thin a padded bool map (h+2 w+2) in place; positions (n) int32 of what is left in the flattened map (h w).
 
-    A pixel is looked at again only after a neighbor went, so the cost follows the number of pixels removed and not
-    the area times the number of passes.
+    A pixel is checked again only after a neighbor was removed, so the cost is proportional to the number of removed
+    pixels, not to the area times the number of passes.
     """
     width = image.shape[1]
     flat = image.ravel()
@@ -77,7 +77,7 @@ def _thin(image, tables):
                     doomed[gone] = p
                     gone += 1
         waiting[turn] = 0
-        for k in range(gone):  # all pixels of a pass go at once
+        for k in range(gone):  # remove all pixels of a pass at once
             flat[doomed[k]] = False
         for k in range(gone):
             for bit in range(8):

@@ -1,4 +1,4 @@
-"""The contract of a layout of Cityscapes."""
+"""Base of the layouts of Cityscapes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ else:
 
 
 class CityscapesLayout(Layout):
-    """One layout of Cityscapes on disk. The images that are tested on are the official ``val``.
+    """One layout of Cityscapes on disk. The test images are the official ``val``.
 
     Attributes:
-        tested_on: how the protocol names the layout and the images that are tested on.
-        semseg_note: what a reader of the numbers must know about the segmentation.
+        tested_on: how the protocol id names the layout and the test images.
+        semseg_note: what a reader must know about the segmentation to interpret the numbers.
     """
 
     counts: ClassVar[Mapping[str, int]] = {"train": 2975, "val": 500}
@@ -31,12 +31,12 @@ class CityscapesLayout(Layout):
 
     @abstractmethod
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
-        """Class ids (h w), counted from 0, and where there is a label."""
+        """Class ids (h w), counted from 0, and the mask of labeled pixels."""
 
     def depth(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
-        """Meters float32 (h w) and where they are known, in a layout that has them."""
+        """Depth in meters, float32 (h w), and the mask of known pixels, if the layout has metric depth."""
         raise NotImplementedError
 
     @abstractmethod
     def inverse_depth(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
-        """Inverse depth float32 (h w) in the unit of ``config.inverse_depth``, and where it is known."""
+        """Inverse depth, float32 (h w), in the unit of ``config.inverse_depth``, and the mask of known pixels."""

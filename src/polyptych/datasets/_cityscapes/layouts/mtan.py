@@ -18,9 +18,9 @@ _LABELS = {19: ("label_19",), 7: ("label_7", "label"), 2: ("label_2",)}  # LibMT
 
 
 class MTANLayout(MTANArrays, CityscapesLayout):
-    """``{train,val}/{image,depth,label_2,label_7,label_19}/I.npy``; ``label`` is taken for ``label_7``, as
-    LibMTL's users have it. The folder ``depth`` holds **inverse** depth: 0 is unknown, otherwise (inferred, the
-    authors do not say) the 16-bit code of the official disparity divided by 65535.
+    """``{train,val}/{image,depth,label_2,label_7,label_19}/I.npy``; ``label`` is read as ``label_7``, because LibMTL
+    calls it that. The folder ``depth`` holds **inverse** depth: 0 is unknown, otherwise (inferred, the authors do not
+    say) the 16-bit code of the official disparity divided by 65535.
     """
 
     looks_for = "train/image/ with .npy files and train/depth/ or train/label_*/"

@@ -27,7 +27,7 @@ _KINDS = {
     "disparity": ("disparity", "_disparity.png"),
     "camera": ("camera", "_camera.json"),
 }
-_FARTHEST = 1000.0  # meters; the range of the task, and disparities of less than half a pixel tell nothing
+_FARTHEST = 1000.0  # meters; limit of the task; disparities below half a pixel are meaningless
 
 
 class OfficialLayout(CityscapesLayout):
@@ -69,7 +69,7 @@ class OfficialLayout(CityscapesLayout):
         return self._splits["val" if part == "test" else part]
 
     def runs(self, frames: list[str]) -> Sequence[Sequence[str]]:
-        """Cities, as the official split has it; one city alone is cut into blocks of neighboring frames."""
+        """Cities, which the official split keeps together; a single city is cut into blocks of neighboring frames."""
         cities = [list(city) for _, city in itertools.groupby(frames, key=_city)]
         return cities if len(cities) > 1 else blocks(frames)
 
@@ -96,7 +96,7 @@ class OfficialLayout(CityscapesLayout):
     def depth(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
         camera = _read_camera(self.path(frame, "camera"))
         disparity = (self._codes(frame) - 1) / 256
-        # At or below zero the pixel is unknown or infinitely far, which has no metric depth.
+        # At or below zero, the pixel is unknown or infinitely far: no metric depth.
         nearest = camera.extrinsic.baseline * camera.intrinsic.fx
         valid = disparity >= nearest / _FARTHEST
         depth = np.where(valid, nearest / np.where(valid, disparity, 1), 0)
@@ -120,7 +120,7 @@ class OfficialLayout(CityscapesLayout):
 
     @classmethod
     def write_fixture(cls, root: Path) -> None:
-        """With a test split whose labels are dummies, as the official one."""
+        """Write a miniature; like the official one, its test split has dummy labels."""
         for split, frames in FRAMES.items():
             for frame in frames:
                 scene = StreetScene(frame)
@@ -147,7 +147,7 @@ class _Extrinsic(msgspec.Struct):
 
 
 class _Camera(msgspec.Struct):
-    """What is needed of ``camera.json``: ``fx`` in pixels of the official width, ``baseline`` in meters."""
+    """The needed part of ``camera.json``: ``fx`` in pixels of the official width, ``baseline`` in meters."""
 
     intrinsic: _Intrinsic
     extrinsic: _Extrinsic

@@ -1,4 +1,4 @@
-"""The contract of a layout of NYUv2."""
+"""Base of the layouts of NYUv2."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class NYUv2Layout(Layout):
     ``raw_depth`` is a kind of file of its own, because one layout holds both depths.
 
     Attributes:
-        classes: numbers of classes that its segmentation can be read with, the finest first; 41 where unlabeled
-            pixels are told apart from all others.
-        semseg_note: what a reader of numbers must know about the segmentation.
+        classes: numbers of classes that its segmentation can be read with, the finest first; includes 41 if unlabeled
+            pixels can be told apart from all others.
+        semseg_note: what a reader must know about the segmentation to interpret the numbers.
         normals_note: where its normals come from, as far as known.
     """
 
@@ -46,7 +46,7 @@ class NYUv2Layout(Layout):
             got = f"the layout '{self.component_name()}' of {self.root}, which has none"
             raise InputError("raw_depth of nyuv2", got, "the layout 'official' with the variable 'rawDepths'",
                              "leave it out")
-        # Boundaries are derived from the segmentation where none are stored.
+        # Boundaries are derived from the segmentation if none are stored.
         edges = "boundaries" if self.files.get("boundaries") else "semseg"
         self.kinds = {"semseg": ("semseg",), "depth": (depth,), "normals": ("normals",), "boundaries": (edges,)}
 
@@ -67,20 +67,20 @@ class NYUv2Layout(Layout):
 
     @abstractmethod
     def semseg(self, frame: str) -> tuple[np.ndarray, np.ndarray]:
-        """Class ids (h w), counted from 0, and where there is a label."""
+        """Class ids (h w), counted from 0, and the mask of labeled pixels."""
 
     @abstractmethod
     def depth(self, frame: str) -> np.ndarray:
-        """Meters (h w); zero, negative or NaN where unknown."""
+        """Depth in meters (h w); zero, negative or NaN where unknown."""
 
     def normals(self, frame: str) -> Float[Tensor, "3 h w"]:
-        """Vectors of any length, zero where unknown, in a layout that has them."""
+        """Normal vectors of any length, zero where unknown, if the layout has them."""
         raise NotImplementedError
 
     def boundaries(self, frame: str) -> np.ndarray:
-        """The stored boundary map, bool (h w), in a layout that has one."""
+        """The stored boundary map, bool (h w), if the layout has one."""
         raise NotImplementedError
 
     def raw_depth(self, frame: str) -> np.ndarray:
-        """As :meth:`depth`, but with the holes that the sensor left, in a layout that has it."""
+        """Like :meth:`depth`, but with the holes of the sensor, if the layout has it."""
         raise NotImplementedError

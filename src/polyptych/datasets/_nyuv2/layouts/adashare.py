@@ -32,7 +32,7 @@ class AdaShareLayout(NYUv2Layout):
     training set, ``train1`` and ``train2``, are not read.
 
     Normals are decoded to unit vectors. The authors' loaders normalize the raw bytes instead, so all of their targets
-    point into one octant, and their angles are comparable with nobody else's, ours included.
+    point into one octant, and their angular errors cannot be compared with any others, including ours.
     """
 
     looks_for = f"{_INDEX} with img/, seg/, normal_mask/ and depth/"
@@ -41,7 +41,7 @@ class AdaShareLayout(NYUv2Layout):
             "with other layouts")
     auto_order = 50
     classes = (40, 13)
-    normals_note = "as stored in normal_mask/; red, green and blue are taken for x, y and z, which nobody has checked"
+    normals_note = "as stored in normal_mask/; red, green and blue are read as x, y and z, which is unverified"
 
     @classmethod
     def matches(cls, root: Path) -> bool:
@@ -50,7 +50,7 @@ class AdaShareLayout(NYUv2Layout):
     def find(self) -> Files:
         self._lists: dict[str, list[str]] = {}
         files: Files = {kind: {} for kind in _KINDS}
-        there: dict[Path, dict[str, Path]] = {}  # of each folder, the files by the composed form of their names
+        there: dict[Path, dict[str, Path]] = {}  # by folder, the files by the composed form (NFC) of their names
         for part, entries in self._index().items():
             self._lists[part] = []
             for entry in entries:
@@ -80,7 +80,7 @@ class AdaShareLayout(NYUv2Layout):
         return {part: lists[part] for part in ("train", "test")}
 
     def has(self, task: str) -> bool:
-        return task in self.kinds  # the index promises all files; those that are missing are named
+        return task in self.kinds  # the index lists all files, so that missing ones are named
 
     def frames(self, part: str) -> list[str]:
         return self._lists[part]

@@ -27,11 +27,12 @@ class FolderLayout(NYUv2Layout):
     """``images/ID.jpg, segmentation/ID.png`` (0 unlabeled, 1..40) ``depth/ID.npy`` (m) ``normals/ID.npy``
     and so on, with the lists ``gt_sets/{train,val}.txt``; their ``val`` is the official test split.
 
-    Three projects packed it differently. This layout reads any mixture of their formats; its subclasses insist on one.
+    Three projects packed it differently. This layout reads any mixture of their formats; its subclasses accept only
+    one.
 
     Attributes:
-        suffixes: those of each kind of file, the preferred one first.
-        told_by: kinds of which there must be files with these suffixes.
+        suffixes: file name suffixes of each kind of file, the preferred one first.
+        told_by: kinds of files that must exist with these suffixes for the layout to match.
     """
 
     looks_for = "images/ and gt_sets/"
@@ -56,7 +57,7 @@ class FolderLayout(NYUv2Layout):
         return read_lines(self.root / "gt_sets" / {"train": "train.txt", "test": "val.txt"}[part])
 
     def expected(self, frame: str, kind: str) -> Path:
-        # What the other frames have is the better guess.
+        # The suffix of the other frames is the best guess.
         suffix = next((path.suffix for path in self.files[kind].values()), self.suffixes[kind][0])
         return self.root / _FOLDERS[kind] / f"{frame}{suffix}"
 
@@ -77,7 +78,7 @@ class FolderLayout(NYUv2Layout):
         path = self.path(frame, "boundaries")
         if _type(path) == ".npy":
             return edges(read_npy(path), path, 1)
-        levels, top = read_levels(path)  # programs that make pictures smaller store 0 and 255 in one bit, or two
+        levels, top = read_levels(path)  # optimized PNG files store 0 and 255 in one bit or two
         return edges(levels, path, top or 255)
 
     @classmethod

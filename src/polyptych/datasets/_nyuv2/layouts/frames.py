@@ -56,7 +56,7 @@ class FramesLayout(NYUv2Layout):
         levels, top = read_levels(path)
         if not 0 < top <= 255:
             raise InputError(path, f"{levels.dtype} values", "an 8-bit code", "check that the file holds a depth code")
-        return _METERS[levels * np.uint8(255 // top)]  # a picture with fewer bits holds the same levels, more coarsely
+        return _METERS[levels * np.uint8(255 // top)]  # a picture with fewer bits holds the same levels, but coarser
 
     def normals(self, frame: str) -> Float[Tensor, "3 h w"]:
         return picture_vectors(read_color(self.path(frame, "normals"), size=self.size(frame)))

@@ -1,4 +1,4 @@
-"""The authors' .mat files, of which one is HDF5 (MATLAB 7.3)."""
+"""The authors' .mat files, one of which is HDF5 (MATLAB 7.3)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polyptych.datasets._nyuv2.scenes import SIZE, TEST, TRAIN, folders, recorde
 from polyptych.errors import InputError
 
 _FILE, _SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
-# variable, number of axes and kinds of numbers; MATLAB counts axes the other way round: (frame, ..., w, h)
+# variable, number of axes and kinds of numbers; MATLAB orders axes in reverse: (frame, ..., w, h)
 _VARIABLES = {"image": ("images", 4, "u"), "semseg": ("labels", 3, "ui"), "depth": ("depths", 3, "f"),
               "raw_depth": ("rawDepths", 3, "f")}
 
@@ -33,12 +33,12 @@ class OfficialLayout(NYUv2Layout):
     """The frame with the official number 1 is called ``0001``. Frames are read one at a time.
 
     The file has no normals. Those of Eigen and Fergus, ``normals/NNNN.png`` (counted from 0000, v = 127.5 (n + 1)),
-    are read if that folder lies beside it.
+    are read if that folder is next to it.
     """
 
     looks_for = f"{_FILE} and {_SPLITS}"
     note = ("894 labels, mapped to 40 or 13 classes; frames have a white border (see --dataset.crop); has normals only "
-            "if normals/NNNN.png, numbered from 0, lie beside it")
+            "if normals/NNNN.png, numbered from 0, are next to it")
     auto_order = 40
     normals_note = ("not official: as stored in normals/, in the form in which Eigen and Fergus published theirs; "
                     "masks that came with them are not read, only vectors near zero count as unknown")
@@ -46,7 +46,7 @@ class OfficialLayout(NYUv2Layout):
     _open: tuple[int, h5py.File] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}  # an open file does not travel to another process
+        return {**self.__dict__, "_open": None}  # an open file cannot be sent to another process
 
     @classmethod
     def matches(cls, root: Path) -> bool:
@@ -87,7 +87,7 @@ class OfficialLayout(NYUv2Layout):
     def expected(self, frame: str, kind: str) -> Path:
         if kind in _VARIABLES:
             return self.root / _FILE / f"{_VARIABLES[kind][0]}[{frame}]"
-        return self.root / "normals" / f"{int(frame) - 1:04d}.png"  # the only label that lies beside the file
+        return self.root / "normals" / f"{int(frame) - 1:04d}.png"  # the only label outside the file
 
     def size(self, frame: str) -> tuple[int, int]:
         return self._size
@@ -137,7 +137,7 @@ class OfficialLayout(NYUv2Layout):
         first_of = np.unique(TO_FORTY, return_index=True)[1].astype(np.uint16)  # the first label of each class
         scenes = [recorded_scene(number, size) for number in sorted(TRAIN + TEST)]
         with h5py.File(root / _FILE, "w") as file:
-            # HDF5 counts axes in the opposite order of MATLAB.
+            # HDF5 has the reverse order of axes of MATLAB.
             file["images"] = np.stack([scene.image.transpose(2, 1, 0) for scene in scenes])
             file["labels"] = np.stack([first_of[scene.ids].T for scene in scenes])
             file["depths"] = np.stack([scene.depth.T for scene in scenes])

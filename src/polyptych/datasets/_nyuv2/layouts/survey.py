@@ -8,7 +8,7 @@ class SurveyLayout(FolderLayout):
 
     looks_for = "images/, gt_sets/, segmentation/*.png and normals/*.npy"
     note = "40 classes, unlabeled pixels ignored; depth/*.npy, edge/*.npy; ATRC states a size of 425x560"
-    auto_order = 70  # after `folder`, whose marks it has: found by name only
+    auto_order = 70  # after `folder`, which also matches: chosen by name only
     suffixes = {"image": (".jpg",), "semseg": (".png",), "depth": (".npy",),  # noqa: RUF012
                 "normals": (".npy",), "boundaries": (".npy",)}
     told_by = ("semseg", "normals")
