@@ -14,6 +14,7 @@ import torch
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.encoders._base import CATALOG as ENCODERS
 from polyptych.networks import Network
+from trying_decoders import narrow
 from trying_encoders import backbone, names
 
 CHANNELS = {"semseg": 5, "depth": 1, "normals": 3}
@@ -29,7 +30,7 @@ pairs = pytest.mark.parametrize(("encoder", "decoder"), [
 
 def build(encoder: str, decoder: str, channels: dict[str, int]) -> Network:
     torch.manual_seed(0)
-    return Network.build(backbone(encoder), ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(), channels)
+    return Network.build(backbone(encoder), ENCODERS.load(encoder).Config(), narrow(decoder), channels)
 
 
 @cache
@@ -85,8 +86,7 @@ def test_evaluation_is_deterministic_and_a_copy_or_a_checkpoint_gives_the_same(e
     network = built(encoder, decoder)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     torch.manual_seed(7)
-    restored = Network.build(backbone(encoder), ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(),
-                             CHANNELS)
+    restored = Network.build(backbone(encoder), ENCODERS.load(encoder).Config(), narrow(decoder), CHANNELS)
     restored.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
     for twin in (network, deepcopy(network), restored.eval()):
         found = twin(image()).final
