@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from random import Random
 
 import pytest
@@ -31,6 +32,7 @@ backbones = pytest.mark.parametrize("backbone", [
     for name, config in BACKBONES.items()])
 
 
+@cache
 def policy_of(backbone, seed=1, space="tree", tasks=TASKS, **options):
     return compile(backbone.build(), tasks, space=space, **options).space.draw(Random(seed))
 
@@ -149,7 +151,7 @@ def test_the_policy_travels_in_run_json(tmp_path):
         Searched.Config(policy="{").build(backbone=BACKBONES["resnet"], tasks=TASKS)
 
 
-@pytest.mark.parametrize("how", [{"granularity": "op"}, {"granularity": "stage"}, {"whole": ["stages.2"]}])
+@pytest.mark.parametrize("how", [{"granularity": "op"}, {"granularity": "stage"}, {"whole": ("stages.2",)}])
 def test_how_units_were_found_is_part_of_the_policy(how):
     backbone = BACKBONES["resnet"]
     policy = policy_of(backbone, **how)
