@@ -145,8 +145,9 @@ def test_start_reads_them_too(run: Path, server: Hub) -> None:
     torch.manual_seed(9)
     network = planned.build_network(tasks)
     assert "whole network" in begin(network, tasks, [Path(f"hf://{NAME}")])
+    begun = network.state_dict()
     for name, value in load_network(run)[2].state_dict().items():
-        assert torch.equal(network.state_dict()[name], value), name
+        assert torch.equal(begun[name], value), name
     other = with_components(planned, {"decoder": "pad_net"}).build_network(tasks)
     with pytest.raises(polyptych.InputError, match="whose tasks are connected"):
         begin(other, tasks, [Path(f"hf://{NAME}")])
