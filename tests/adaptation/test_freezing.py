@@ -13,7 +13,6 @@ from polyptych.backbones.timm import Timm
 from polyptych.backbones.wide_resnet import WideResNet
 from polyptych.balancers._base import CATALOG as BALANCERS
 from polyptych.checkpoint import read_tensors
-from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.decoders.heads import Heads
 from polyptych.encoders._base import CATALOG as ENCODERS
 from polyptych.errors import InputError
@@ -21,6 +20,7 @@ from polyptych.networks import Network
 from polyptych.optim import Optimizer
 from polyptych.run import with_components, with_tasks
 from polyptych.training import Trainer
+from trying_decoders import narrow
 from trying_encoders import backbone as suitable
 from trying_encoders import names
 
@@ -30,7 +30,7 @@ CHANNELS = {"a": 2, "b": 1}
 def build(encoder="shared", decoder="heads", model=None, **freezing) -> Network:
     torch.manual_seed(0)
     config = replace(suitable(encoder), **freezing) if model is None else Timm.Config(model=model, **freezing)
-    return Network.build(config, ENCODERS.load(encoder).Config(), DECODERS.load(decoder).Config(), CHANNELS).train()
+    return Network.build(config, ENCODERS.load(encoder).Config(), narrow(decoder), CHANNELS).train()
 
 
 def image(batch=2, size=64):

@@ -50,7 +50,8 @@ def on_meta(run: Run, channels: dict[str, int]) -> Network:
         return Network.build(run.backbone.without_weights(), Shared.Config(), run.decoder, channels)
 
 
-@recipes
+@pytest.mark.parametrize("recipe", [
+    pytest.param("nyud_invpt", marks=[pytest.mark.slow, pytest.mark.grid]), "pascal_invpt"])
 def test_parameters_of_the_docstrings(recipe):
     """The weights of the backbone are its own, with a position table of the size of the images."""
     function = load(recipe)
