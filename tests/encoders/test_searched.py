@@ -64,8 +64,11 @@ def test_shares_everything_without_a_policy(backbone):
     assert names == {n.removeprefix("backbone.") for n, _ in shared.named_parameters()}
 
 
-@backbones
-@pytest.mark.parametrize("space", ["tree", "partition"])
+@pytest.mark.parametrize(("space", "backbone"), [
+    pytest.param(space, config, id=f"{space}-{name}", marks=(
+        [pytest.mark.slow, *[pytest.mark.grid] * (name not in ("hrnet", "vit"))]
+        if name in ("hrnet", "vit") or (space == "partition" and name != "resnet") else []))
+    for name, config in BACKBONES.items() for space in ("tree", "partition")])
 def test_the_cut_holds_all_that_tasks_read(backbone, space):
     """Gradients through the cut are all that the trunk gets, and no tensor of the cut is made of another."""
     policy = policy_of(backbone, 3, space)
