@@ -60,4 +60,5 @@ def test_checkpoints_of_networks_in_one_piece(tmp_path):
     torch.manual_seed(2)
     restored = build()
     fill(restored, old, "", tmp_path)
-    assert all(torch.equal(x, restored.state_dict()[name]) for name, x in network.state_dict().items())
+    found = restored.state_dict()
+    assert all(torch.equal(x, found[name]) for name, x in network.state_dict().items())

@@ -12,29 +12,40 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from polyptych.backbones._freezing import arguments
 from polyptych.backbones._own_layouts import block_order, in_timms_names
 from polyptych.backbones.segnet import SegNet
 from polyptych.backbones.timm import Timm
 from polyptych.errors import InputError
 
 SWIN, VIT = "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"
+SMALL = {SWIN: "embed_dim=12, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 3)", "resnet50c": "layers=(1, 2, 1, 1)"}
+"""Arguments that leave a model's layout as it is; transformers get those of :data:`TRANSFORMER`."""
+BLOCKS, WIDTH, HEADS = 6, 48, 3
+TRANSFORMER = f"depth={BLOCKS}, embed_dim={WIDTH}, num_heads={HEADS}"
+
+
+def architecture(model: str) -> str:
+    return SMALL.get(model, TRANSFORMER)
 
 
 def pretrained(model: str) -> dict[str, Tensor]:
     """A timm model's tensors, all of them random."""
     torch.manual_seed(0)
-    state = timm.create_model(model).state_dict()
+    state = timm.create_model(model, **arguments(architecture(model))).state_dict()
     return {name: torch.rand_like(value) if value.is_floating_point() else value for name, value in state.items()}
 
 
 def from_file(path: Path, model: str, **options: object) -> Timm:
-    return Timm(Timm.Config(model=model, weights=path, **options)).eval()  # type: ignore[arg-type]
+    return Timm(Timm.Config(model=model, architecture=architecture(model), weights=path,
+                            **options)).eval()  # type: ignore[arg-type]
 
 
 def same(one: Timm, other: Timm) -> None:
+    found = other.state_dict()
     for name, value in one.state_dict().items():
         if not name.startswith(("norms", "pyramid")):  # what timm does not have begins anew
-            assert torch.equal(value, other.state_dict()[name]), name
+            assert torch.equal(value, found[name]), name
 
 
 def as_timm(state: dict[str, Tensor], path: Path, model: str, **options: object) -> Timm:
@@ -73,7 +84,7 @@ def test_swin_of_mmsegmentation_with_the_norms_of_its_maps(prefix: str, tmp_path
         if found := re.fullmatch(r"stages\.(\d)\.downsample\.(.*)", name):
             name, value = f"stages.{int(found[1]) - 1}.downsample.{found[2]}", channel_order(value)
         file[prefix + name] = value
-    norms = {f"norm{level}.{end}": torch.rand(96 * 2**level) for level in range(4) for end in ("weight", "bias")}
+    norms = {f"norm{level}.{end}": torch.rand(12 * 2**level) for level in range(4) for end in ("weight", "bias")}
     torch.save({"state_dict": file | {prefix + name: value for name, value in norms.items()} | {
         "decode_head.conv.weight": torch.zeros(3)}}, tmp_path / "upernet.pth")
     found = from_file(tmp_path / "upernet.pth", SWIN, norm_maps=True)
@@ -92,7 +103,7 @@ def test_swin_of_microsoft_for_dense_prediction(tmp_path: Path) -> None:
         if not name.startswith(("norm.", "head.")):
             theirs = re.sub(r"layers\.(\d)\.downsample", lambda at: f"layers.{int(at[1]) - 1}.downsample", name)
             file[theirs] = value
-    norms = {f"norm{level}.{end}": torch.rand(96 * 2**level) for level in range(4) for end in ("weight", "bias")}
+    norms = {f"norm{level}.{end}": torch.rand(12 * 2**level) for level in range(4) for end in ("weight", "bias")}
     torch.save({"state_dict": {f"backbone.{name}": value for name, value in (file | norms).items()}},
                tmp_path / "seg.pth")
     found = from_file(tmp_path / "seg.pth", SWIN, norm_maps=True)
@@ -123,7 +134,7 @@ def jax(state: dict[str, Tensor], heads: int, names: tuple[str, str, str]) -> di
         "Transformer/posembed_input/pos_embedding": state["pos_embed"],
         "Transformer/encoder_norm/scale": state["norm.weight"], "Transformer/encoder_norm/bias": state["norm.bias"]}
     width = state["norm.weight"].shape[0]
-    for n in range(12):
+    for n in range(BLOCKS):
         own, there = f"blocks.{n}.", f"Transformer/encoderblock_{n}/"
         for ours, theirs in (("norm1", "LayerNorm_0"), ("norm2", second)):
             file[f"{there}{theirs}/scale"] = state[f"{own}{ours}.weight"]
@@ -146,7 +157,7 @@ def jax(state: dict[str, Tensor], heads: int, names: tuple[str, str, str]) -> di
     ("opt/target/", ("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0"))])
 def test_the_original_vision_transformer(prefix: str, names: tuple[str, str, str], tmp_path: Path) -> None:
     state = pretrained(VIT)
-    arrays = jax(state, 3, names)
+    arrays = jax(state, HEADS, names)
     np.savez(tmp_path / "augreg.npz", **{prefix + name: value for name, value in arrays.items()})
     found = from_file(tmp_path / "augreg.npz", VIT)
     same(as_timm(state, tmp_path, VIT), found)
@@ -155,12 +166,12 @@ def test_the_original_vision_transformer(prefix: str, names: tuple[str, str, str
 
 def test_blocks_stacked_along_an_axis(tmp_path: Path) -> None:
     state = pretrained(VIT)
-    arrays = jax(state, 3, ("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0"))
+    arrays = jax(state, HEADS, ("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0"))
     together: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
         if found := re.fullmatch(r"(.*encoderblock)_(\d+)(/.*)", name):
             together.setdefault(found[1] + found[3], np.stack([
-                arrays[f"{found[1]}_{n}{found[3]}"] for n in range(12)]))
+                arrays[f"{found[1]}_{n}{found[3]}"] for n in range(BLOCKS)]))
         else:
             together[name.replace("Transformer/posembed_input/", "")] = value
     np.savez(tmp_path / "big_vision.npz", **{f"params/{name}": value for name, value in together.items()})
@@ -171,7 +182,7 @@ def test_masked_autoencoder(tmp_path: Path) -> None:
     """Pretraining files have a decoder beside the encoder, and no classifier."""
     state = pretrained(VIT)
     file = {name: value for name, value in state.items() if not name.startswith("head.")}
-    extra = {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 192),
+    extra = {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, WIDTH),
              "decoder_blocks.0.norm1.weight": torch.zeros(8), "decoder_pos_embed": torch.zeros(1, 197, 8)}
     torch.save({"model": file | extra}, tmp_path / "mae.pth")
     same(as_timm(state, tmp_path, VIT), from_file(tmp_path / "mae.pth", VIT))
@@ -182,7 +193,7 @@ def test_dinov2_in_chunks(tmp_path: Path) -> None:
     state = pretrained(model)
     file = {re.sub(r"^blocks\.(\d+)\.", lambda found: f"blocks.{int(found[1]) // 3}.{found[1]}.", name): value
             for name, value in state.items()}
-    torch.save(file | {"mask_token": torch.zeros(1, 384)}, tmp_path / "dinov2.pth")
+    torch.save(file | {"mask_token": torch.zeros(1, WIDTH)}, tmp_path / "dinov2.pth")
     options = {"image_size": (64, 64)}
     same(as_timm(state, tmp_path, model, **options), from_file(tmp_path / "dinov2.pth", model, **options))
 
@@ -197,17 +208,18 @@ def test_dinov2_with_registers(tmp_path: Path) -> None:
     model = "vit_small_patch14_reg4_dinov2"
     state = pretrained(model)
     file = dict(state)
-    position = torch.rand(1, 1, 384)
+    position = torch.rand(1, 1, WIDTH)
     file["register_tokens"] = file.pop("reg_token")
     file["pos_embed"] = torch.cat([position, state["pos_embed"]], dim=1)
     file["cls_token"] = state["cls_token"] - position
-    torch.save(file | {"mask_token": torch.zeros(1, 384)}, tmp_path / "dinov2.pth")
+    torch.save(file | {"mask_token": torch.zeros(1, WIDTH)}, tmp_path / "dinov2.pth")
     one, other = (from_file(path, model, image_size=(64, 64)) for path in (tmp_path / "dinov2.pth",) * 2)
     expected = as_timm(state, tmp_path, model, image_size=(64, 64))
+    found = one.state_dict()
     for name, value in expected.state_dict().items():
         if name.startswith("pyramid"):
             continue
-        torch.testing.assert_close(one.state_dict()[name], value)
+        torch.testing.assert_close(found[name], value)
     same(one, other)
 
 
@@ -220,10 +232,10 @@ def test_dinov3(tmp_path: Path) -> None:
         for ours, theirs in names.items():
             name = re.sub(rf"\b{ours}\b", theirs, name)
         file[name] = value
-    for n in range(12):
-        file |= {f"blocks.{n}.attn.qkv.bias": torch.zeros(3 * 384),
-                 f"blocks.{n}.attn.qkv.bias_mask": torch.ones(3 * 384)}
-    file |= {"rope_embed.periods": torch.ones(16), "mask_token": torch.zeros(1, 384)}
+    for n in range(BLOCKS):
+        file |= {f"blocks.{n}.attn.qkv.bias": torch.zeros(3 * WIDTH),
+                 f"blocks.{n}.attn.qkv.bias_mask": torch.ones(3 * WIDTH)}
+    file |= {"rope_embed.periods": torch.ones(16), "mask_token": torch.zeros(1, WIDTH)}
     torch.save(file, tmp_path / "dinov3.pth")
     same(as_timm(state, tmp_path, model), from_file(tmp_path / "dinov3.pth", model))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -28,6 +29,12 @@ PUBLISHED = Heads.Config(head="linear", width=64)
 
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+@cache
+def small() -> SegNet:
+    """For many examples; none changes it."""
+    return SMALL.build().eval()
 
 
 def built(config: SegNet.Config = SMALL) -> SegNet:
@@ -137,7 +144,7 @@ def test_stages_are_vgg16_and_its_mirror_image():
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 @torch.no_grad()
 def test_any_size(height, width):
-    network = SMALL.build().eval()
+    network = small()
     states = network.run(torch.rand(1, 3, height, width))
     sizes = [(height, width)]
     for _ in range(5):
@@ -148,7 +155,7 @@ def test_any_size(height, width):
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
 def test_unpooling_undoes_pooling(height, width, seed):
-    network = SMALL.build()
+    network = small()
     x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
     pooled = network.stages[0].leave(torch.zeros(0), x)
     back = network.stages[-1].enter(pooled)

@@ -19,15 +19,23 @@ from polyptych.networks import Network
 RESNET = Timm.Config(model="resnet18")
 HRNET = Timm.Config(model="hrnet_w18_small_v2")
 FAMILIES = [
-    RESNET,
-    Timm.Config(model="resnet50", output_stride=8),
+    Timm.Config(model="test_resnet"),
+    Timm.Config(model="resnet50", architecture="layers=(1, 2, 1, 2)", output_stride=8),
     HRNET,
     Timm.Config(model="test_convnext"),
-    Timm.Config(model="efficientnet_b0"),
+    Timm.Config(model="test_efficientnet"),
     Timm.Config(model="mobilenetv3_small_050"),
     Timm.Config(model="regnety_002"),
-    Timm.Config(model="densenet121"),
+    Timm.Config(model="densenet121", architecture="growth_rate=8, block_config=(2, 1, 2, 1)"),
     Timm.Config(model="test_vit"),
+    Timm.Config(model="swin_tiny_patch4_window7_224",
+                architecture="embed_dim=12, depths=(2, 1, 2, 2), num_heads=(1, 2, 2, 3)"),
+]
+REST = [
+    RESNET,
+    Timm.Config(model="resnet50", output_stride=8),
+    Timm.Config(model="efficientnet_b0"),
+    Timm.Config(model="densenet121"),
     Timm.Config(model="swin_tiny_patch4_window7_224"),
 ]
 SLOW = [
@@ -47,8 +55,9 @@ SLOW = [
     Timm.Config(model="test_maxvit"),
 ]
 configs = pytest.mark.parametrize(
-    "config", [*FAMILIES, *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)],
-    ids=lambda c: f"{c.model}-{c.output_stride}")
+    "config", [*FAMILIES, *(pytest.param(c, marks=[pytest.mark.slow, pytest.mark.grid]) for c in REST),
+               *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)],
+    ids=lambda c: f"{c.model}-{c.output_stride}{'-small' if c.architecture else ''}")
 
 
 @cache
@@ -59,7 +68,7 @@ def built(config: Timm.Config) -> Timm:
 
 def reference(config: Timm.Config) -> nn.Module:
     """timm's own extractor with the same random weights, its options written down here independently."""
-    options = {}
+    options = eval(f"dict({config.architecture})")
     if config.output_stride != 32:
         options["output_stride"] = config.output_stride
     if config.model.startswith("hrnet"):

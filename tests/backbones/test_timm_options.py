@@ -25,6 +25,7 @@ from polyptych.errors import InputError
 from polyptych.networks import Network
 
 HRNET = Timm.Config(model="hrnet_w18_small_v2", pad=False)
+SWIN, SMALL = "swin_tiny_patch4_window7_224", "embed_dim=12, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 3)"
 
 
 @torch.no_grad()
@@ -44,9 +45,9 @@ def test_a_table_of_positions_of_other_images_is_loaded_as_it_is(tmp_path):
 
 def test_maps_can_be_normalized():
     torch.manual_seed(0)
-    config = Timm.Config(model="swin_tiny_patch4_window7_224")
+    config = Timm.Config(model=SWIN, architecture=SMALL)
     plain, normed = config.build().eval(), replace(config, norm_maps=True).build().eval()
-    assert sum(p.numel() for p in normed.parameters()) - sum(p.numel() for p in plain.parameters()) == 2 * 1440
+    assert sum(p.numel() for p in normed.parameters()) - sum(p.numel() for p in plain.parameters()) == 2 * 12 * 15
     normed.load_state_dict(plain.state_dict(), strict=False)
     for norm in normed.norms:
         nn.init.normal_(norm.weight)
@@ -111,17 +112,25 @@ def test_a_published_size_gives_the_published_grid():
 
 def test_position_wise_filters_fit_what_the_network_sees():
     """MaxViT wants multiples of 224, so images of 288x384 become 448x448."""
-    network = Network.build(Timm.Config(model="maxvit_tiny_tf_224"), Shared.Config(), EMANet.Config(size=(288, 384)),
-                            {"depth": 1})
+    backbone = Timm.Config(model="maxvit_tiny_tf_224", architecture="embed_dim=(32, 32, 32, 32), depths=(1, 1, 1, 1), "
+                           "stem_width=32")
+    network = Network.build(backbone, Shared.Config(), EMANet.Config(size=(288, 384)), {"depth": 1})
     assert network.encoder.multiple == 224 and network.decoder.refine.affinity.filters.grid == (112, 112)
 
 
-@pytest.mark.parametrize("encoder", [Shared.Config(), Mtan.Config(), Nddr.Config(), CrossStitch.Config(),
-                                     Split.Config()], ids=lambda e: type(e).__qualname__)
-@pytest.mark.parametrize("model", ["resnet18", "hrnet_w18_small_v2", "swin_tiny_patch4_window7_224"])
+ENCODERS = [Shared.Config(), Mtan.Config(), Nddr.Config(), CrossStitch.Config(), Split.Config()]
+AS_THEY_ARE = [*(("test_resnet", encoder) for encoder in ENCODERS), *((SWIN, encoder) for encoder in ENCODERS),
+               ("hrnet_w18_small_v2", Shared.Config()), ("hrnet_w18_small_v2", Mtan.Config())]
+REST = [("resnet18", Mtan.Config()), *(("hrnet_w18_small_v2", encoder) for encoder in ENCODERS[2:])]
+
+
+@pytest.mark.parametrize(("model", "encoder"), [
+    *AS_THEY_ARE, *(pytest.param(*pair, marks=[pytest.mark.slow, pytest.mark.grid]) for pair in REST)],
+    ids=lambda value: value if isinstance(value, str) else type(value).__qualname__)
 @torch.no_grad()
 def test_every_encoder_takes_images_as_they_are(encoder: Encoder.Config, model):
-    network = Network.build(Timm.Config(model=model, pad=False), encoder, Heads.Config(width=8),
+    backbone = Timm.Config(model=model, architecture=SMALL if model == SWIN else "", pad=False)
+    network = Network.build(backbone, encoder, Heads.Config(width=8),
                             {"depth": 1, "semseg": 3}).eval()
     output = network(torch.rand(1, 3, 75, 101))
     assert all(x.shape[2:] == (75, 101) and x.isfinite().all() for x in output.final.values())

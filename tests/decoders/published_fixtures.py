@@ -1,4 +1,4 @@
-"""What the published networks give, from ``../shared/data/published``, and a state under our names from theirs."""
+"""What the published networks give, from ``../shared/data/published``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 FOLDER = Path(os.environ.get("POLYPTYCH_TEST_DATA", Path(__file__).parents[2].parent / "shared/data")) / "published"
 
@@ -56,12 +56,3 @@ class Fixture:
             scale = sample.abs().max()
             assert (flat[where] - sample).abs().max() <= 1e-9 * scale, name
             assert abs(float(flat.mean()) - record["mean"]) <= 1e-9 * scale, name
-
-
-def load(module: nn.Module, state: dict[str, Tensor], names: dict[str, str]) -> None:
-    """``names`` maps every tensor of ``module`` (but BatchNorm's counters) to one of ``state``; shapes may differ by
-    axes of length one and by how axes are split."""
-    own = module.state_dict()
-    wanted = {key for key in own if not key.endswith("num_batches_tracked")}
-    assert wanted == set(names), wanted ^ set(names)
-    module.load_state_dict({key: state[theirs].reshape(own[key].shape) for key, theirs in names.items()}, strict=False)

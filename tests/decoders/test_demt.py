@@ -182,6 +182,7 @@ def transcribed(decoder: DeMT, features: TaskFeatures) -> dict[str, Tensor]:
     {}, {"attention": "pixel"}, {"offsets": "published"}, {"attention": "pixel", "offsets": "published", "depth": 2},
     {"mixer": False}, {"interaction": False}, {"query": False}, {"interaction": False, "query": False},
     {"attention": "pixel", "query": False}, {"reduction": 1}], ids=str)
+@torch.no_grad()
 def test_is_its_formula(changes):
     config = replace(SLIM, **changes)
     decoder = randomized(config.build(**everywhere(SMALL, CHANNELS)))

@@ -74,6 +74,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("options", [
     {}, {"scale": "published", "encoder_features": "published"}, {"message_passing": False, "heads": 4, "width": 16},
     {"encoder_features": "none", "stages": 2}, {"stages": 4, "width": 16}], ids=str)
+@torch.no_grad()
 def test_is_its_formula(spec, sizes, options):
     decoder = randomized(replace(TINY, **options).build(**everywhere(spec, CHANNELS)))
     for parameter in decoder.parameters():  # of a size at which softmax is neither uniform nor one position

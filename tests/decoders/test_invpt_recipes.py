@@ -23,6 +23,7 @@ from polyptych.record import decode, encode
 from polyptych.run import Loading, Monitoring, Run
 from polyptych.tasks.boundaries import Boundaries
 from polyptych.training import train
+from shapes_only import shapes_only
 
 CHANNELS = {"nyud_invpt": NYUD_FOUR, "pascal_invpt": PASCAL}
 PROTOCOL = {"nyud_invpt": "INVPT-N", "pascal_invpt": "INVPT-P"}
@@ -46,11 +47,12 @@ def test_complete_and_recorded_exactly(recipe):
 
 
 def on_meta(run: Run, channels: dict[str, int]) -> Network:
-    with torch.device("meta"):
+    with shapes_only():
         return Network.build(run.backbone.without_weights(), Shared.Config(), run.decoder, channels)
 
 
-@recipes
+@pytest.mark.parametrize("recipe", [
+    pytest.param("nyud_invpt", marks=[pytest.mark.slow, pytest.mark.grid]), "pascal_invpt"])
 def test_parameters_of_the_docstrings(recipe):
     """The weights of the backbone are its own, with a position table of the size of the images."""
     function = load(recipe)

@@ -29,6 +29,7 @@ from polyptych.encoders.task_prompter import TaskPrompter as Encoder
 from polyptych.errors import InputError
 from polyptych.networks import Network
 from polyptych.types import Features, FeatureSpec, TaskFeatures
+from shapes_only import shapes_only
 
 SLIM = TaskPrompter.Config(inner=3, width=5)
 SALIENCY_OF_TWO = {**PASCAL, "saliency": 2}  # as in the published code
@@ -46,7 +47,7 @@ PROMPTED = replace(SMALL, affinities=(2, 3, 4))
 def test_published_counts(model, size, channels, encoder, decoder, trunk, heads):
     """The published backbone has no class token and a position for it and for each patch of the training images."""
     config = Encoder.Config(size=size, channel="published", scores="raw", **encoder)
-    with torch.device("meta"):
+    with shapes_only():
         network = Network.build(Timm.Config(model=model), config, decoder, channels)
     width = 1024 if "large" in model else 768
     positions = size[0] * size[1] // 256 + 1

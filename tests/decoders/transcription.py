@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from polyptych.types import Features, FeatureSpec, TaskFeatures
+from shapes_only import shapes_only
 
 HRNET = FeatureSpec((18, 36, 72, 144), (4, 8, 16, 32))
 HRNET_PARAMETERS = 3_860_720  # of HRNet-W18-small-v2
@@ -25,7 +26,7 @@ def count(module: nn.Module) -> int:
 
 def built(config, channels: dict[str, int], spec: FeatureSpec = HRNET) -> nn.Module:
     """A decoder without memory, to count its parameters."""
-    with torch.device("meta"):
+    with shapes_only():
         return config.build(**everywhere(spec, channels))
 
 

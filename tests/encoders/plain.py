@@ -12,6 +12,8 @@ from polyptych.backbones.wide_resnet import WideResNet
 RESNET = Timm.Config(model="test_resnet")
 HRNET = Timm.Config(model="hrnet_w18_small")
 VIT = Timm.Config(model="test_vit")
+TWINS = Timm.Config(model="twins_pcpvt_small", architecture="embed_dims=(16, 32, 40, 64), depths=(1, 1, 1, 1)")
+"""Of a family that cannot be cut into stages."""
 SEGNET = SegNet.Config(width=4, bottom_width=6)
 WIDE = WideResNet.Config(depth=10, width=1)
 TASKS = {2: ("a", "b"), 5: ("a", "b", "c", "d", "e")}

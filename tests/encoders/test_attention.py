@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from plain import (
     HRNET,
     RESNET,
     SEGNET,
+    TWINS,
     VIT,
     WIDE,
     build,
@@ -39,6 +41,7 @@ from polyptych.encoders.shared import Shared
 from polyptych.encoders.stan import Stan
 from polyptych.networks import Network
 
+NARROW = Timm.Config(model="resnet18", architecture="channels=(8, 16, 24, 32)")
 R50, R18 = (Timm.Config(model=name, output_stride=8) for name in ("resnet50", "resnet18"))
 ASPP, LINEAR = Heads.Config(head="aspp"), Heads.Config(head="linear")
 SEGNET_HEAD = Heads.Config(head="linear", width=64)
@@ -55,7 +58,7 @@ def bottleneck(x, block):
 
 
 @pytest.mark.parametrize("number", [2, 5])
-@pytest.mark.parametrize("backbone", [Timm.Config(), Timm.Config(output_stride=8)], ids=["resnet", "dilated"])
+@pytest.mark.parametrize("backbone", [NARROW, replace(NARROW, output_stride=8)], ids=["resnet", "dilated"])
 @torch.no_grad()
 def test_residual_form(number, backbone):
     encoder = build(Mtan.Config(), backbone, tasks(number))
@@ -136,8 +139,7 @@ def test_wide_residual_form(number):
             assert torch.allclose(x, y, atol=1e-10)
 
 
-@pytest.mark.parametrize("backbone", [RESNET, HRNET, VIT, SEGNET, Timm.Config(model="test_convnext"),
-                                      Timm.Config(model="twins_pcpvt_small")],
+@pytest.mark.parametrize("backbone", [RESNET, HRNET, VIT, SEGNET, Timm.Config(model="test_convnext"), TWINS],
                          ids=["resnet", "hrnet", "vit", "segnet", "convnext", "whole"])
 @torch.no_grad()
 def test_with_masks_of_ones_it_is_shared(backbone):
@@ -213,7 +215,7 @@ def test_odd_sizes_on_segnet():
 
 
 @pytest.mark.parametrize(("config", "backbone", "head", "channels", "expected"), [
-    (Mtan.Config(), R50, ASPP, (13, 1, 3), 92_347_921),
+    pytest.param(Mtan.Config(), R50, ASPP, (13, 1, 3), 92_347_921, marks=[pytest.mark.slow, pytest.mark.grid]),
     (Mtan.Config(), R50, ASPP, (40, 1), 72_052_713),
     (Mtan.Config(), R18, ASPP, (21, 7, 1, 3, 1), 36_613_425),
     # The published 44,229,076 counts three numbers of uncertainty weighting.

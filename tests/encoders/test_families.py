@@ -1,7 +1,7 @@
 """Every encoder on every family of timm: two sizes, gradients for all parameters, stages that come apart.
 
-The fast set has each encoder on two kinds of networks in turn; the slow one has all pairs. (Each encoder on the network
-that suits it is in ``tests/conformance``.)
+The fast set has each encoder on one of four kinds of networks in turn, the grid on two, the slow one all pairs. (Each
+encoder on the network that suits it is in ``tests/conformance``.)
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ SLOW = ["resnet18", "resnetv2_18", "convnextv2_atto", "efficientnet_b0", "test_e
 WHOLE = {"twins_pcpvt_small", "xception41"}  # families that cannot be cut
 families = pytest.mark.parametrize("model", [*FAST, *(pytest.param(m, marks=pytest.mark.slow) for m in SLOW)])
 PAIRS = [(encoder, model) for encoder in CATALOG.names() for model in (*FAST, *SLOW)]
-QUICK = {(encoder, FAST[(number + more) % 4]) for number, encoder in enumerate(CATALOG.names()) for more in (0, 2)}
+QUICK, GRID = ({(encoder, FAST[(number + more) % 4]) for number, encoder in enumerate(CATALOG.names())}
+               for more in (0, 2))
+MARKS = {pair: [] if pair in QUICK else [pytest.mark.slow, *[pytest.mark.grid] * (pair in GRID)] for pair in PAIRS}
 pairs = pytest.mark.parametrize(("encoder", "model"), [
-    pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS])
+    pytest.param(*pair, marks=marks) for pair, marks in MARKS.items()])
 
 
 @pairs

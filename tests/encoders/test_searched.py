@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from random import Random
 
 import pytest
@@ -31,6 +32,7 @@ backbones = pytest.mark.parametrize("backbone", [
     for name, config in BACKBONES.items()])
 
 
+@cache
 def policy_of(backbone, seed=1, space="tree", tasks=TASKS, **options):
     return compile(backbone.build(), tasks, space=space, **options).space.draw(Random(seed))
 
@@ -62,8 +64,11 @@ def test_shares_everything_without_a_policy(backbone):
     assert names == {n.removeprefix("backbone.") for n, _ in shared.named_parameters()}
 
 
-@backbones
-@pytest.mark.parametrize("space", ["tree", "partition"])
+@pytest.mark.parametrize(("space", "backbone"), [
+    pytest.param(space, config, id=f"{space}-{name}", marks=(
+        [pytest.mark.slow, *[pytest.mark.grid] * (name not in ("hrnet", "vit"))]
+        if name in ("hrnet", "vit") or (space == "partition" and name != "resnet") else []))
+    for name, config in BACKBONES.items() for space in ("tree", "partition")])
 def test_the_cut_holds_all_that_tasks_read(backbone, space):
     """Gradients through the cut are all that the trunk gets, and no tensor of the cut is made of another."""
     policy = policy_of(backbone, 3, space)
@@ -149,7 +154,7 @@ def test_the_policy_travels_in_run_json(tmp_path):
         Searched.Config(policy="{").build(backbone=BACKBONES["resnet"], tasks=TASKS)
 
 
-@pytest.mark.parametrize("how", [{"granularity": "op"}, {"granularity": "stage"}, {"whole": ["stages.2"]}])
+@pytest.mark.parametrize("how", [{"granularity": "op"}, {"granularity": "stage"}, {"whole": ("stages.2",)}])
 def test_how_units_were_found_is_part_of_the_policy(how):
     backbone = BACKBONES["resnet"]
     policy = policy_of(backbone, **how)

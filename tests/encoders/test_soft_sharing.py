@@ -18,6 +18,7 @@ from polyptych.networks import Network
 from polyptych.optim import Optimizer, set_learning_rate
 
 R50, R18 = (Timm.Config(model=name, output_stride=8) for name in ("resnet50", "resnet18"))
+REST_OF_GRID = (pytest.mark.slow, pytest.mark.grid)
 NYUD, PASCAL, NYUV2 = (40, 1), (21, 7, 1, 3, 1), (13, 1, 3)
 
 
@@ -54,8 +55,11 @@ def test_a_weight_per_source_gives_all_tasks_the_same_sum():
     assert all((unit.weight == 1).all() and unit.weight.numel() == 2 for units in encoder.units for unit in units)
 
 
-@pytest.mark.parametrize("backbone", [RESNET, HRNET, VIT, SEGNET], ids=["resnet", "hrnet", "vit", "segnet"])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("training", "backbone"), [
+    (True, RESNET), (False, HRNET), (True, VIT), (False, SEGNET), *(
+        pytest.param(*pair, marks=REST_OF_GRID) for pair in ((False, RESNET), (True, HRNET), (False, VIT),
+                                                             (True, SEGNET)))],
+    ids=["training-resnet", "hrnet", "training-vit", "segnet", "resnet", "training-hrnet", "vit", "training-segnet"])
 @torch.no_grad()
 def test_identity_stitching_is_single_bit_for_bit(backbone, training):
     torch.manual_seed(3)
@@ -165,8 +169,8 @@ def test_units_have_a_learning_rate_of_their_own(config, decay):
 
 @pytest.mark.parametrize(("config", "backbone", "head", "channels", "expected"), [
     (CrossStitch.Config(), R50, Heads.Config(head="aspp"), NYUD, 79_292_841),
-    (CrossStitch.Config(), R18, Heads.Config(head="aspp"), PASCAL, 79_525_921),
-    (Nddr.Config(), R50, Heads.Config(head="aspp"), NYUD, 101_591_721),
+    pytest.param(CrossStitch.Config(), R18, Heads.Config(head="aspp"), PASCAL, 79_525_921, marks=REST_OF_GRID),
+    pytest.param(Nddr.Config(), R50, Heads.Config(head="aspp"), NYUD, 101_591_721, marks=REST_OF_GRID),
     (Nddr.Config(), R18, Heads.Config(head="aspp"), PASCAL, 88_318_561),
     # MTAN's own: three networks and 27 weights (its 74,941,807 count three more, of uncertainty weighting)
     (CrossStitch.Config(weights="source", after_last=False), SegNet.Config(), Heads.Config(head="linear", width=64),

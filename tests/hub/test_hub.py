@@ -22,7 +22,7 @@ from polyptych.checkpoint import write_tensors
 from polyptych.cli import main
 from polyptych.prediction import load_network
 from polyptych.recipes._catalog import load as load_recipe
-from polyptych.run import Facts, read_run, with_components, with_tasks, write_run
+from polyptych.run import Facts, Monitoring, read_run, with_components, with_tasks, write_run
 
 NAME = "anna/rooms"
 
@@ -34,7 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     recipe = with_tasks(load_recipe("rooms")(), ["semseg", "depth"])
     small = replace(recipe.dataset, size=(48, 64), val_frames=2, test_frames=2)  # type: ignore[call-arg]
-    recipe = replace(recipe, dataset=small, backbone=Timm.Config(model="test_resnet"), size=(48, 64))
+    recipe = replace(recipe, dataset=small, backbone=Timm.Config(model="test_resnet"), size=(48, 64),
+                     monitoring=Monitoring(trivial_samples=4))
     data = recipe.build_dataset("train")
     network = recipe.build_network(recipe.build_tasks(data.labels))
     write_run(folder / "run.json", recipe, Facts.of(data))
@@ -144,8 +145,9 @@ def test_start_reads_them_too(run: Path, server: Hub) -> None:
     torch.manual_seed(9)
     network = planned.build_network(tasks)
     assert "whole network" in begin(network, tasks, [Path(f"hf://{NAME}")])
+    begun = network.state_dict()
     for name, value in load_network(run)[2].state_dict().items():
-        assert torch.equal(network.state_dict()[name], value), name
+        assert torch.equal(begun[name], value), name
     other = with_components(planned, {"decoder": "pad_net"}).build_network(tasks)
     with pytest.raises(polyptych.InputError, match="whose tasks are connected"):
         begin(other, tasks, [Path(f"hf://{NAME}")])

@@ -17,6 +17,7 @@ from polyptych.encoders._base import CATALOG as ENCODERS
 from polyptych.networks import Network
 from polyptych.recipes.rooms import rooms
 from polyptych.run import with_components, with_tasks
+from trying_decoders import NARROW
 
 TASKS = {"semseg": 5, "depth": 1, "normals": 3}
 IMAGE = torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -42,7 +43,8 @@ OF_TRANSFORMERS = ("task_prompter", "lora", "mtlora", "pgt", "tit")
     *((name, "heads") for name in ENCODERS.names() if name not in ("searched", *OF_TRANSFORMERS)),
     *(("shared", name) for name in DECODERS.names() if name not in ("heads", "task_prompter"))])
 def test_copies_and_pickles_predict_the_same(encoder: str, decoder: str) -> None:
-    network = polyptych.network("test_resnet", TASKS, encoder=encoder, decoder=decoder).eval()
+    options = {f"decoder_{name}": value for name, value in NARROW.get(decoder, {}).items()}
+    network = polyptych.network("test_resnet", TASKS, encoder=encoder, decoder=decoder, **options).eval()
     with torch.inference_mode():
         expected = network(IMAGE)
         assert {task: value.shape for task, value in expected.items()} == {

@@ -17,8 +17,9 @@ from polyptych.errors import InputError
 from polyptych.networks import Network, normalizing
 from polyptych.recipes.rooms import rooms
 from polyptych.training import Trainer
+from trying_decoders import narrow
 
-DECODERS = [CATALOG.load(name).Config() for name in CATALOG.names() if name not in ("heads", "task_prompter")]
+DECODERS = [narrow(name) for name in CATALOG.names() if name not in ("heads", "task_prompter")]
 
 
 @pytest.mark.parametrize("decoder", [*(Heads.Config(head=kind, width=8) for kind in KINDS), *DECODERS],

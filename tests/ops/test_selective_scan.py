@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from polyptych.ops import _selective_scan_blocks as blocks
+from polyptych.ops import selective_scan as scans
 from polyptych.ops.selective_scan import paths, selective_scan, selective_scan_over_map
 from polyptych.profiling.memory import StorageWatch
 from polyptych.profiling.operators import count
@@ -150,7 +151,7 @@ def test_low_precision_is_raised_inside():
 def test_memory_of_training_is_linear_and_a_tenth_of_autograd():
     """What the forward and the backward pass of blocks allocate, all inside them, against autograd over the loop."""
     def peaks(rows: int) -> tuple[int, int]:
-        size = (rows, 32)
+        size = (rows, 16)
         tensors = inputs(1, 1, size, 128, 16, dtype=torch.float32)
         u, dt, a, b, c = (x.flatten(1, 2) if x.ndim == 5 else x for x in tensors[:5])
         order = paths(*size, u.device)[0]
@@ -177,7 +178,12 @@ def test_multiply_adds_are_counted():
     assert not [operator for operator in counted.uncounted if operator.kind == "unknown"]
 
 
-def test_exports_for_any_length(tmp_path):
+@pytest.mark.parametrize(("chunk", "optimize"), [
+    (2, False), pytest.param(scans.CHUNK, True, marks=[pytest.mark.slow, pytest.mark.grid])])
+def test_exports_for_any_length(chunk, optimize, tmp_path, monkeypatch):
+    """The graph has all steps of a chunk one by one; an optimizer of graphs looks at each of its nodes many times."""
+    monkeypatch.setattr(scans, "CHUNK", chunk)
+
     class Scan(torch.nn.Module):
         def forward(self, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> Tensor:
             return selective_scan(u, dt, a, b, c, skip)
@@ -190,7 +196,7 @@ def test_exports_for_any_length(tmp_path):
     program = torch.export.export(Scan(), sequence(40), dynamic_shapes=(along, along, None, along, along, None),
                                   strict=False, prefer_deferred_runtime_asserts_over_guards=True)
     path = tmp_path / "scan.onnx"
-    torch.onnx.export(program, dynamo=True, verbose=False).save(str(path))
+    torch.onnx.export(program, dynamo=True, verbose=False, optimize=optimize).save(str(path))
     session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for long in (7, 40, 333):
         arguments = sequence(long)

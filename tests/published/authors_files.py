@@ -49,6 +49,17 @@ def _numbers(name: str, shape: tuple[int, ...], kind: str, seed: int) -> np.ndar
     return np.asarray(random.standard_normal(shape) * deviation)
 
 
+def small_hrnet(repeated: int = 1) -> dict[str, dict[str, Any] | int]:
+    """That of atrc_small for timm's table of HRNets: one bottleneck of 8 channels, then a module of one block a branch,
+    or so many modules of so many blocks."""
+    def stage(number: int, kind: str, channels: tuple[int, ...]) -> dict[str, Any]:
+        return {"num_modules": 1 if number < 3 else repeated, "num_branches": number, "block_type": kind,
+                "num_blocks": (repeated,) * number, "num_channels": channels, "fuse_method": "SUM"}
+
+    return {"stem_width": 64, "stage1": stage(1, "BOTTLENECK", (8,)),
+            **{f"stage{n}": stage(n, "BASIC", (8, 12, 16, 28)[:n]) for n in (2, 3, 4)}}
+
+
 def images(found: dict[str, Any]) -> Tensor:
     return torch.from_numpy(_generator(found["seed"], "image").random(found["input"]["shape"]))
 

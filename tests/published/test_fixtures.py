@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from authors_files import distance, images, record, saved, weights
+from authors_files import distance, images, record, saved, small_hrnet, weights
 from timm.models.hrnet import cfg_cls
 from torch import Tensor
 
 from polyptych.importing import Said, converted, load_published, read_published
 from polyptych.ops.resize import resize
 from polyptych.types import Output
+from shapes_only import shapes_only
 
 THEIRS = {"parts": "human_parts", "saliency": "sal", "boundaries": "edge"}
 SAID: dict[str, dict[str, Any]] = {
@@ -28,20 +29,12 @@ SAID: dict[str, dict[str, Any]] = {
 }
 INSIDE = ("backbone.", "feature.", "route_")
 """Recorded values that are no output of the network; tests/decoders compares those of decoders."""
-FIXTURES = ("emanet_small", "m_emanet_small", "padnet", "papnet", "mtinet", "mtan_segnet", "survey_hps_resnet18",
-            "survey_mtan_resnet18", "survey_crossstitch_resnet18", "survey_nddr_resnet18", "demt_swin_t", "invpt_small",
+FIXTURES = ("emanet_small", "m_emanet_small", "papnet", "survey_hps_resnet18", "survey_mtan_resnet18", "invpt_small",
             "taskprompter_small", "mtlora_small", "pgt_small", "tit_small", "mtmamba_small", "mtmamba_plus_small",
             "atrc_small", "mlore_small")
-
-
-def small_hrnet() -> dict[str, dict[str, Any] | int]:
-    """That of atrc_small: one bottleneck of 8 channels, then one module of one block a branch."""
-    def stage(number: int, kind: str, channels: tuple[int, ...]) -> dict[str, Any]:
-        return {"num_modules": 1, "num_branches": number, "block_type": kind, "num_blocks": (1,) * number,
-                "num_channels": channels, "fuse_method": "SUM"}
-
-    return {"stem_width": 64, "stage1": stage(1, "BOTTLENECK", (8,)),
-            **{f"stage{n}": stage(n, "BASIC", (8, 12, 16, 28)[:n]) for n in (2, 3, 4)}}
+LARGE = ("padnet", "mtinet", "mtan_segnet", "survey_crossstitch_resnet18", "survey_nddr_resnet18", "demt_swin_t")
+"""Several seconds each; but for the networks per task of the survey, test_twins has small ones of the same tables."""
+REST_OF_GRID = (pytest.mark.slow, pytest.mark.grid)
 
 
 def seen_regions(network: Any) -> dict[str, Tensor]:
@@ -71,18 +64,22 @@ def outputs(name: str, output: Output, size: tuple[int, int]) -> dict[str, Tenso
     return found
 
 
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("name", [*FIXTURES, *(pytest.param(name, marks=REST_OF_GRID) for name in LARGE)])
 def test_outputs_of_the_authors_program(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixture = record(name)
     if name == "atrc_small":  # no backbone with a name is as small
         monkeypatch.setitem(cfg_cls, "hrnet_w18_small", small_hrnet())
     path = saved(tmp_path / "file.pth", weights(fixture["layout"], fixture["seed"]), fixture)
-    found = read_published(path, Said(numbered=True, **SAID.get(name, {})))
+    said = Said(numbered=True, **SAID.get(name, {}))
+    found = read_published(path, said)
     assert [THEIRS.get(task, task) for task in found.run.tasks] == list(fixture["config"]["tasks"])
     assert not found.left_over
     image = images(fixture)
+    asked: list[Said] = []  # once read and recognized is enough
+    monkeypatch.setattr("polyptych.importing.read_published", lambda path, said: asked.append(said) or found)
     with torch.inference_mode():
         network = load_published(path, **SAID.get(name, {})).network
+        assert asked == [said]
         size = (image.shape[-2], image.shape[-1])
         regions = seen_regions(network)
         got = outputs(name, network(image), size)
@@ -106,17 +103,20 @@ LAYOUTS: dict[str, tuple[str, int, dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [
+    name if name in ("layout_demt_nyud_swin_t", "layout_invpt_pascal_vitl", "layout_taskprompter_pascal_vitb")
+    else pytest.param(name, marks=REST_OF_GRID) for name in LAYOUTS])
 def test_published_sizes_fill_the_whole_network(name: str) -> None:
     fixture = record(name)
     dataset, parameters, channels = LAYOUTS[name]
     layout = {key: torch.empty(shape, device="meta", dtype=torch.int64 if "int" in kind else torch.float32)
               for key, (shape, kind) in fixture["layout"].items()}
-    found = converted(layout, Path(name), Said())
+    with shapes_only():
+        found = converted(layout, Path(name), Said())
     assert (found.run.dataset.name, found.run.size) == (dataset, tuple(fixture["config"]["size"]))
     assert not found.left_over
     tasks = found.tasks
     assert {task: tasks[task].channels for task in channels} == channels
-    with torch.device("meta"):
+    with shapes_only():
         network = found.run.build_network(tasks, pretrained=False)
     assert sum(p.numel() for p in network.parameters()) == parameters
