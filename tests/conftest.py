@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from zlib import crc32
 
@@ -34,6 +37,42 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = set(rest)
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=rest)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Many tests train on the same rooms: each is rendered once, except where rendering is the subject."""
+    module = sys.modules.get("polyptych.datasets.rooms")
+    if module is None:
+        return
+    render = getattr(module.Rooms.read, "rendering", module.Rooms.read)
+    module.Rooms.read = render if item.path.name == "test_rooms.py" else remembering(render)
+
+
+def remembering(render):
+    @wraps(render)
+    def read(self, index):
+        key = (type(self), self.config, self.split, self.tasks, index)
+        if key not in ROOMS:
+            if len(ROOMS) == MOST_ROOMS:
+                ROOMS.clear()
+            ROOMS[key] = render(self, index)
+        sample = ROOMS[key]
+        return replace(sample, image=sample.image.clone(), **{
+            name: {task: x.clone() for task, x in getattr(sample, name).items()} for name in ("target", "valid")})
+
+    read.rendering = render
+    return read
+
+
+ROOMS, MOST_ROOMS = {}, 1000
+
+
+@pytest.fixture(scope="module")
+def without_plots() -> Iterator[None]:
+    """Reports in which nothing is drawn, for runs that are not trained for the sake of their report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polyptych.reports.style.svg", lambda drawing, name, *, page: "<svg></svg>")
+        yield
 
 
 @pytest.fixture(scope="session")

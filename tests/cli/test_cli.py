@@ -12,6 +12,8 @@ import pytest
 from polyptych.cli import commands, main
 from polyptych.cli.list import KINDS, descriptions
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 SMALL = ["--steps", "2", "--batch-size", "2", "--size", "48", "64", "--dataset.size", "48", "64",
          "--dataset.val-frames", "2", "--dataset.test-frames", "2", "--backbone.model", "test_resnet",
          "--monitoring.examples", "1", "--monitoring.trivial-samples", "4", "--loading.workers", "0"]

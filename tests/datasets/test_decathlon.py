@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +33,9 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two domains of the fixture, to be damaged."""
-    LAYOUTS["devkit"](tmp_path)
-    return tmp_path
+def root(whole: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return shutil.copytree(whole, tmp_path / "decathlon")
 
 
 def open_split(root: Path, split: str = "train", tasks=("dtd", "vgg-flowers"), **options) -> Decathlon:
@@ -111,6 +111,7 @@ def test_statistics_can_be_matched(whole):
     assert not torch.equal(open_split(whole, match_statistics=True).read(0).image, open_split(whole).read(0).image)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_run_on_three_domains(small_run: Run, whole, tmp_path):
     domains = ("svhn", "omniglot", "vgg-flowers")
     run = replace(small_run, dataset=Decathlon.Config(root=whole, validation=0.2), size=(48, 48), steps=2,

@@ -97,6 +97,7 @@ def test_the_protocol_is_that_of_the_description(whole, root):
     assert moved.protocol == open_split(whole).protocol and moved.ids == list(TEST)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_run_with_missing_labels_and_two_segmentations(small_run: Run, whole, tmp_path):
     run = replace(small_run, dataset=Folder.Config(root=whole), size=(32, 40), steps=2,
                   tasks={name: CATALOG.load(kind).Config() for name, kind in KINDS.items()})

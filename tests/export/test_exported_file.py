@@ -27,9 +27,9 @@ def image(batch: int, height: int, width: int) -> torch.Tensor:
                          generator=torch.Generator().manual_seed(height))
 
 
-@pytest.mark.parametrize("fixture", ["onnx_file", "torch_file"])
+@pytest.mark.parametrize("fixture", ["onnx_model", "torch_model"])
 def test_the_file_is_a_model_and_says_what_the_run_says(fixture, run_folder, request):
-    model = open_model(request.getfixturevalue(fixture))
+    model = request.getfixturevalue(fixture)
     run, facts = read_run(run_folder)
     assert isinstance(model, Model)
     assert model.metadata.tasks == run.tasks and model.metadata.labels == facts.labels
@@ -48,8 +48,9 @@ def test_fixed_size_agrees_for_any_batch_and_refuses_other_sizes(onnx_file, run_
         model.raw(image(1, 33, 64))
 
 
-def test_dynamic_size_agrees(torch_file, run_folder):
-    model, network = ExportedModel.open(torch_file), load_network(run_folder)[2]
+def test_dynamic_size_agrees(torch_model, run_folder):
+    assert isinstance(torch_model, ExportedModel)
+    model, network = torch_model, load_network(run_folder)[2]
     for size in ((32, 64), (33, 65), (40, 31), (97, 130)):
         with torch.inference_mode():
             expected = network(image(2, *size)).final

@@ -17,7 +17,6 @@ from polyptych.search.capture.structure import take_apart
 
 TASKS = ("a", "b", "c")
 SPACES = ("automtl", "tree", "partition", "skip_only")
-QUICK = ["test_resnet", "test_vit"]  # of what takes long
 FAST = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
 SEVERAL = [*FAST, "resnet18", "mobilenetv2_050", "mobilenetv3_small_050", "hrnet_w18_small", "densenet121",
            "resnetv2_18", "regnety_002", "test_mambaout", "mobilevit_xxs", "pvt_v2_b0", "levit_128s",

@@ -64,7 +64,7 @@ def test_numbers_of_operations_and_skips_as_in_automtl(name, identity, projected
     assert sum(p.weight.numel() for p in projections) == pytest.approx(weights_if_all_skipped, rel=0.02)
 
 
-@pytest.mark.parametrize("name", SEVERAL[:8])
+@pytest.mark.parametrize("name", [*SEVERAL[:7], pytest.param(SEVERAL[7], marks=[pytest.mark.slow, pytest.mark.grid])])
 def test_projections_give_the_shape_of_what_they_replace(name):
     captured = capture(timm.create_model(name).eval())
     by_name = {node.name: node for node in captured.graph.nodes}

@@ -19,13 +19,15 @@ from polyptych.search.supermodel.costs import CostTable, measure_costs
 
 TASKS = ("a", "b", "c")
 SPACES = ("tree", "automtl", "partition", "skip_only")
-FAMILIES = ("test_resnet", "test_vit", *(pytest.param(name, marks=pytest.mark.slow) for name in (
-    "test_efficientnet", "resnet18", "mobilenetv2_100", "swin_tiny_patch4_window7_224", "convnext_atto",
-    "mobilevit_xxs", "pvt_v2_b0")))
+FAMILIES = ("test_resnet", "test_vit", "test_efficientnet", "resnet18", "mobilenetv2_100",
+            "swin_tiny_patch4_window7_224", "convnext_atto", "mobilevit_xxs", "pvt_v2_b0")
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("model", FAMILIES)
+# Every family of the fast tests meets a space, and every space a family.
+@pytest.mark.parametrize(("model", "space"), [
+    *(("test_resnet", space) for space in SPACES), ("test_vit", "tree"),
+    *(pytest.param(model, space, marks=[pytest.mark.slow, pytest.mark.grid]) for model in FAMILIES
+      for space in SPACES if model != "test_resnet" and (model, space) != ("test_vit", "tree"))])
 def test_cost_is_that_of_the_compact_network(model: str, space: str) -> None:
     torch.manual_seed(0)
     backbone = Timm.Config(model=model).build()
