@@ -58,7 +58,7 @@ def test_it_is_the_papers_algorithm(optimizer, alpha):
 @pytest.mark.slow
 @pytest.mark.grid
 def test_training_rates_come_together_where_losses_differ_by_a_hundred():
-    """The problem of the picture in docs/images, smaller; that the algorithm is the paper's, the fast test above shows."""
+    """The problem of the picture in docs/images, smaller. The fast test above already compares with the paper."""
     place = Path(__file__).parents[2] / "benchmarks" / "gradnorm.py"
     specification = importlib.util.spec_from_file_location("gradnorm_benchmark", place)
     benchmark = importlib.util.module_from_spec(specification)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from copying import copied
 from polyptych.datasets._decathlon.about import ABOUT
 from polyptych.datasets._decathlon.annotations import Annotated, held_out
 from polyptych.datasets._decathlon.domains import DOMAINS
@@ -35,7 +35,7 @@ def whole(tmp_path_factory) -> Path:
 @pytest.fixture
 def root(whole: Path, tmp_path: Path) -> Path:
     """A copy to be damaged."""
-    return shutil.copytree(whole, tmp_path / "decathlon")
+    return copied(whole, tmp_path / "decathlon")
 
 
 def open_split(root: Path, split: str = "train", tasks=("dtd", "vgg-flowers"), **options) -> Decathlon:

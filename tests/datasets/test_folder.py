@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
+from copying import copied
 from folder_files import KINDS, TASKS, by_id, one_image, only_label, open_split
 from polyptych.datasets._folder.fixture import DESCRIPTION, IDS, LAYOUTS, TEST
 from polyptych.datasets._folder.patterns import Pattern
@@ -38,7 +38,7 @@ def whole(tmp_path_factory) -> Path:
 @pytest.fixture
 def root(whole, tmp_path: Path) -> Path:
     """A copy to be damaged."""
-    return shutil.copytree(whole, tmp_path / "mine")
+    return copied(whole, tmp_path / "mine")
 
 
 def test_every_label_is_what_the_file_holds(whole):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import shutil
 import signal
 import struct
 import typing
@@ -22,6 +21,7 @@ import torch
 from PIL import Image
 
 import polyptych
+from copying import copied
 from polyptych.data import pictures
 from polyptych.data.preparation.facts import about, fixtures
 from polyptych.datasets._base import CATALOG
@@ -58,7 +58,7 @@ def miniatures(tmp_path_factory) -> dict[tuple[str, str], Path]:
 
 @pytest.fixture
 def copy(miniatures, tmp_path, name, layout) -> Path:
-    return shutil.copytree(miniatures[name, layout], tmp_path / "copy")
+    return copied(miniatures[name, layout], tmp_path / "copy")
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,7 @@ def test_composed_and_decomposed_names_meet(miniatures, copy, name, layout, list
 
 
 def test_the_root_may_be_spelled_otherwise(miniatures, tmp_path):
-    shutil.copytree(miniatures["nyuv2", "survey"], tmp_path / unicodedata.normalize("NFD", "Küche"))
+    copied(miniatures["nyuv2", "survey"], tmp_path / unicodedata.normalize("NFD", "Küche"))
     assert len(open_split("nyuv2", tmp_path / unicodedata.normalize("NFC", "Küche"))) == 6
 
 
@@ -258,12 +258,12 @@ def test_ids_in_few_bits_are_ids(copy, name, layout, first, bits):
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_levels_in_few_bits_are_levels(miniatures, tmp_path, bits):
     """Edges are 0 and the highest level, and a code of depth is as bright as with 8 bits."""
-    root = shutil.copytree(miniatures["nyuv2", "invpt"], tmp_path / "invpt")
+    root = copied(miniatures["nyuv2", "invpt"], tmp_path / "invpt")
     dataset = open_split("nyuv2", root, "invpt", tasks=("boundaries",))
     whole, path = dataset.read(0), dataset.layout.path(dataset.frames[0], "boundaries")
     path.write_bytes(png(np.asarray(Image.open(path)) // 255 * ((1 << bits) - 1), bits))
     assert same(dataset.read(0), whole)
-    root = shutil.copytree(miniatures["nyuv2", "frames"], tmp_path / "frames")
+    root = copied(miniatures["nyuv2", "frames"], tmp_path / "frames")
     dataset = open_split("nyuv2", root, "frames", tasks=("depth",))
     path = dataset.layout.path(dataset.frames[0], "depth")
     levels = np.random.default_rng(0).integers(0, 1 << bits, (48, 64)).astype(np.uint8)
@@ -314,7 +314,7 @@ def test_suffixes_in_capitals(miniatures, copy, name, layout):
 
 def test_other_arrays_beside_the_numbered_ones(miniatures, tmp_path):
     for name in DATASETS:
-        root = shutil.copytree(miniatures[name, "mtan"], tmp_path / name)
+        root = copied(miniatures[name, "mtan"], tmp_path / name)
         for part in ("train", "val"):
             np.save(root / part / "image/mean.npy", np.zeros(3))
         reads_alike(name, "mtan", root, miniatures[name, "mtan"])
@@ -335,7 +335,7 @@ def test_an_id_that_is_listed_twice(copy, name, layout, lists):
 
 @pytest.mark.parametrize(("layout", "file"), [("survey", "normals/0003.npy"), ("mtan", "train/normal/0.npy")])
 def test_normals_that_are_stored_as_pictures_store_them(miniatures, tmp_path, layout, file):
-    root = shutil.copytree(miniatures["nyuv2", layout], tmp_path / "copy")
+    root = copied(miniatures["nyuv2", layout], tmp_path / "copy")
     dataset = open_split("nyuv2", root, layout, tasks=("normals",))
     normals = np.load(root / file)
     np.save(root / file, (normals + 1) / 2)

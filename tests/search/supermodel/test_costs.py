@@ -71,7 +71,7 @@ def test_a_longer_shared_trunk_never_costs_more() -> None:
 
 
 def test_a_size_that_the_network_does_not_take() -> None:
-    searchable = compile(Timm.Config(model="vit_tiny_patch16_224").build(), TASKS)
+    searchable = compile(Timm.Config(model="test_vit").build(), TASKS)
     with pytest.raises(InputError, match="--size: got 40 64, which the network does not take"):
         measure_costs(searchable, (40, 64))
 
