@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    spare_what_was_imported()
+    render_once(item)
+
+
+IMPORTED = [0]
+
+
+def spare_what_was_imported() -> None:
+    """The search for garbage, which begins again and again, need not look at millions of objects of libraries."""
+    if len(sys.modules) > IMPORTED[0] + 50:
+        gc.collect()
+        gc.freeze()
+        IMPORTED[0] = len(sys.modules)
+
+
+ROOMS: dict = {}
+MOST_ROOMS = 1000  # a small one takes about a tenth of a megabyte
+
+
+def render_once(item: pytest.Item) -> None:
     """Many tests train on the same rooms: each is rendered once, except where rendering is the subject."""
     module = sys.modules.get("polyptych.datasets.rooms")
     if module is None:
@@ -49,6 +70,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def remembering(render):
+    """``Rooms.read``, which gives copies of samples that it has rendered before."""
     @wraps(render)
     def read(self, index):
         key = (type(self), self.config, self.split, self.tasks, index)
@@ -62,9 +84,6 @@ def remembering(render):
 
     read.rendering = render
     return read
-
-
-ROOMS, MOST_ROOMS = {}, 1000
 
 
 @pytest.fixture(scope="module")

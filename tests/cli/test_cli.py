@@ -165,7 +165,7 @@ def test_predict_refuses_what_is_no_image(capsys, trained: Path, tmp_path: Path)
     ["list", "--help"], pytest.param(["train", "rooms", "--help"], marks=[pytest.mark.slow, pytest.mark.grid])],
     ids=["list", "train"])
 def test_a_closed_pipe_is_no_error(arguments: list[str]) -> None:
-    """Both write into it twice: help that fails is begun again with the real libraries, of which ``list`` needs none."""
+    """Each writes twice: help that fails is begun again with the real libraries, of which ``list`` needs none."""
     command = [sys.executable, "-u", "-m", "polyptych", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None

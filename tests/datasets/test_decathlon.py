@@ -34,8 +34,15 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def root(whole: Path, tmp_path: Path) -> Path:
-    """A copy to be damaged."""
-    return copied(whole, tmp_path / "decathlon")
+    """Two domains of the fixture, to be damaged, and links to the others."""
+    folder = tmp_path / "decathlon"
+    folder.mkdir()
+    for part in whole.iterdir():
+        if part.name in ("annotations", "dtd", "vgg-flowers"):
+            copied(part, folder / part.name)
+        else:
+            (folder / part.name).symlink_to(part)
+    return folder
 
 
 def open_split(root: Path, split: str = "train", tasks=("dtd", "vgg-flowers"), **options) -> Decathlon:
