@@ -29,6 +29,12 @@ def slow(names):
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+def rest(names):
+    """The same parameters, for the rest of a grid of which the fast set has a sample."""
+    return [pytest.param(*([name] if isinstance(name, str) else name), marks=[pytest.mark.slow, pytest.mark.grid])
+            for name in names]
+
+
 def image(like, batch: int = 1, seed: int = 1, dtype=torch.float32) -> Tensor:
     """As large as the image that a supermodel was captured with."""
     return torch.rand(batch, *like.capture.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=dtype)

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import timm
 import torch
-from small import FAMILIES, FAST, SEVERAL, Everything
+from small import FAMILIES, FAST, SEVERAL, Everything, rest
 from torch import nn
 
 from polyptych.backbones.timm import Timm
@@ -72,7 +72,7 @@ def test_numbers_of_operations_and_skips_as_in_automtl(name, identity, projected
     assert sum(p.weight.numel() for p in projections) == pytest.approx(weights_if_all_skipped, rel=0.02)
 
 
-@pytest.mark.parametrize("name", [*SEVERAL[:7], pytest.param(SEVERAL[7], marks=[pytest.mark.slow, pytest.mark.grid])])
+@pytest.mark.parametrize("name", [*SEVERAL[:7], *rest(SEVERAL[7:8])])
 def test_projections_give_the_shape_of_what_they_replace(name):
     _, found = captured(name)
     by_name = {node.name: node for node in found.graph.nodes}
