@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from zlib import crc32
 
@@ -34,6 +38,60 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = set(rest)
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=rest)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    spare_what_was_imported()
+    render_once(item)
+
+
+IMPORTED = [0]
+
+
+def spare_what_was_imported() -> None:
+    """The search for garbage, which begins again and again, need not look at millions of objects of libraries."""
+    if len(sys.modules) > IMPORTED[0] + 50:
+        gc.collect()
+        gc.freeze()
+        IMPORTED[0] = len(sys.modules)
+
+
+ROOMS: dict = {}
+MOST_ROOMS = 1000  # a small one takes about a tenth of a megabyte
+
+
+def render_once(item: pytest.Item) -> None:
+    """Many tests train on the same rooms: each is rendered once, except where rendering is the subject."""
+    module = sys.modules.get("polyptych.datasets.rooms")
+    if module is None:
+        return
+    render = getattr(module.Rooms.read, "rendering", module.Rooms.read)
+    module.Rooms.read = render if item.path.name == "test_rooms.py" else remembering(render)
+
+
+def remembering(render):
+    """``Rooms.read``, which gives copies of samples that it has rendered before."""
+    @wraps(render)
+    def read(self, index):
+        key = (type(self), self.config, self.split, self.tasks, index)
+        if key not in ROOMS:
+            if len(ROOMS) == MOST_ROOMS:
+                ROOMS.clear()
+            ROOMS[key] = render(self, index)
+        sample = ROOMS[key]
+        return replace(sample, image=sample.image.clone(), **{
+            name: {task: x.clone() for task, x in getattr(sample, name).items()} for name in ("target", "valid")})
+
+    read.rendering = render
+    return read
+
+
+@pytest.fixture(scope="module")
+def without_plots() -> Iterator[None]:
+    """Reports in which nothing is drawn, for runs that are not trained for the sake of their report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polyptych.reports.style.svg", lambda drawing, name, *, page: "<svg></svg>")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,21 @@ unit = "mm"
 
 def write_garden(root: Path) -> None:
     """Eight photos with masks and depth in millimeters."""
+    for name, content in garden().items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+
+@cache
+def garden() -> dict[str, bytes]:
+    """Its files, drawn once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        _draw_garden(Path(folder))
+        return {path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def _draw_garden(root: Path) -> None:
     for number, name in enumerate(IDS):
         random = np.random.default_rng(number)
         ids = np.zeros(SIZE, np.uint8)

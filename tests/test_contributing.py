@@ -15,9 +15,15 @@ ROOT = Path(__file__).parents[1]
 FILES = re.compile(r"`src/(polyptych/\S+\.py)`\n\n```python\n(.*?)```", re.DOTALL)
 
 
+def copy_package(folder: Path) -> None:
+    """With what is compiled of it, which stays valid because files keep their times."""
+    shutil.copytree(ROOT / "src" / "polyptych", folder / "polyptych",
+                    ignore=shutil.ignore_patterns("*.opt-*.pyc"))
+
+
 def test_the_worked_example_trains(tmp_path: Path) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    shutil.copytree(ROOT / "src" / "polyptych", tmp_path / "polyptych", ignore=shutil.ignore_patterns("__pycache__"))
+    copy_package(tmp_path)
     found = FILES.findall(text)
     assert len(found) == 6
     for name, code in found:
@@ -60,7 +66,7 @@ print(decode(Dataset.Config, encode(NYUv2.Config(layout="npz")), "run.json").lay
 
 def test_a_layout_is_one_new_file(tmp_path: Path) -> None:
     """The example of a layout is a choice, is described, writes its miniature and is found without being named."""
-    shutil.copytree(ROOT / "src" / "polyptych", tmp_path / "polyptych", ignore=shutil.ignore_patterns("__pycache__"))
+    copy_package(tmp_path)
     written = dict(FILES.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
     name = "polyptych/datasets/_nyuv2/layouts/npz.py"
     (tmp_path / name).write_text(written[name], "utf-8")

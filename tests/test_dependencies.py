@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from package_sources import nodes, trees
+
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +26,8 @@ def names(requirements: list[str]) -> set[str]:
 def imported() -> dict[str, Path]:
     """Libraries that any file of the package imports, anywhere in it, and the first such file."""
     found: dict[str, Path] = {}
-    for path in sorted((ROOT / "src").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in trees():
+        for node in nodes(path):
             modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else \
                 [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for module in modules:

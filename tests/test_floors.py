@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-import polyptych
-
-ROOT = Path(polyptych.__file__).parent
+from package_sources import ROOT, trees
 
 FLOORS = {  # the longest name that a module begins with is its floor
     "errors": "the one error that input may cause; everything may raise it",
@@ -106,7 +104,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
 def modules() -> dict[str, Path]:
     """By name below ``polyptych``; a package is its ``__init__``."""
     found = {}
-    for path in sorted(ROOT.rglob("*.py")):
+    for path in trees():
         parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
     return found
@@ -127,7 +125,7 @@ def imports() -> dict[str, set[str]]:
     known, found = modules(), {}
     for name, path in known.items():
         inside: set[str] = set()
-        for node in nodes(ast.parse(path.read_text())):
+        for node in nodes(trees()[path]):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "polyptych":
                 base = node.module.partition(".")[2]
                 for alias in node.names:

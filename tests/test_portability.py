@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import polyptych
+from package_sources import ROOT, nodes, trees
 from polyptych import folder_lock
 from polyptych.data.cache import cached
 from polyptych.data.loading import TrainingBatches
@@ -24,19 +24,14 @@ from polyptych.recipes.rooms import rooms
 from polyptych.record import write_whole
 from polyptych.run import with_tasks
 
-ROOT = Path(polyptych.__file__).parent
 POSIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "tty"}
-
-
-def modules() -> list[tuple[Path, ast.Module]]:
-    return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(ROOT.rglob("*.py"))]
 
 
 def test_every_text_says_its_encoding() -> None:
     """Windows takes the one of the country for files that do not say."""
     wrong = []
-    for path, tree in modules():
-        for node in ast.walk(tree):
+    for path in trees():
+        for node in nodes(path):
             if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -46,15 +41,14 @@ def test_every_text_says_its_encoding() -> None:
             as_text |= name == "write_text" and not {"utf-8", "utf-8-sig"} & set(said)
             # A function of that name (polyptych.data.files) looks at byte order marks.
             as_text |= name == "read_text" and isinstance(node.func, ast.Attribute) and not node.args
-            av = ast.unparse(node).startswith("self._av.open")
-            if as_text and not av:
+            if as_text and not ast.unparse(node).startswith("self._av.open"):
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:80]}")
     assert wrong == []
 
 
 def test_modules_of_posix_are_imported_where_there_is_posix() -> None:
     wrong = []
-    for path, tree in modules():
+    for path, tree in trees().items():
         for node in tree.body:  # an import below a condition is no part of the body
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [
                 node.module] if isinstance(node, ast.ImportFrom) else []

@@ -55,8 +55,10 @@ def test_it_is_the_papers_algorithm(optimizer, alpha):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
+@pytest.mark.grid
 def test_training_rates_come_together_where_losses_differ_by_a_hundred():
-    """The problem of the picture in docs/images, smaller."""
+    """The problem of the picture in docs/images, smaller. The fast test above already compares with the paper."""
     place = Path(__file__).parents[2] / "benchmarks" / "gradnorm.py"
     specification = importlib.util.spec_from_file_location("gradnorm_benchmark", place)
     benchmark = importlib.util.module_from_spec(specification)

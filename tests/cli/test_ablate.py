@@ -30,7 +30,8 @@ def test_each_step_adds_one_part_and_the_text_says_it_all(small_run, decoder) ->
         assert with_network(run, spell(Shared.Config(), step, given=decoder)).decoder == step
 
 
-def test_costs_without_training(capsys) -> None:
+def test_costs_without_training(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("polyptych.profiling.timing.LARGEST_BATCH", 1)  # throughput has tests of its own
     assert main(["ablate", *ON_ROOMS, "--costs"]) == 0
     said = capsys.readouterr().out
     for row in ("none of its parts", "+ CTAL", "+ deep supervision", "positions compared at 1/16"):

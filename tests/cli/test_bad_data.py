@@ -11,6 +11,8 @@ from nyuv2_files import damage, write_folder
 from polyptych.cli import main
 from polyptych.datasets.nyuv2 import NYUv2
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 SMALL = ["--steps", "3", "--batch-size", "2", "--size", "32", "48", "--backbone.model", "test_resnet",
          "--dataset.validation", "0.2", "--monitoring.examples", "1", "--monitoring.trivial-samples", "4",
          "--loading.workers", "0"]
@@ -42,12 +44,14 @@ def test_a_half_copied_folder_stops_before_anything_is_made(capsys, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize(("file", "how", "message"), [
-    ("images/0004.jpg", "truncate", "images/0004.jpg: got an unreadable file"),
-    ("segmentation/0004.png", "class", "segmentation/0004.png: got class id 57"),
-    ("depth/0004.npy", "small", "depth/0004.npy: got a label of 46x64 pixels"),
-])
+DAMAGE = [("images/0004.jpg", "truncate", "images/0004.jpg: got an unreadable file"),
+          ("segmentation/0004.png", "class", "segmentation/0004.png: got class id 57"),
+          ("depth/0004.npy", "small", "depth/0004.npy: got a label of 46x64 pixels")]
+
+
+@pytest.mark.parametrize(("workers", "file", "how", "message"), [
+    *(("0", *damage) for damage in DAMAGE), ("2", *DAMAGE[0]),
+    *(pytest.param("2", *damage, marks=[pytest.mark.slow, pytest.mark.grid]) for damage in DAMAGE[1:])])
 def test_a_damaged_file_stops_with_its_name(capsys, tmp_path: Path, workers: str, file: str, how: str,
                                             message: str) -> None:
     root = write_folder(tmp_path / "data", "npy")

@@ -11,6 +11,8 @@ import pytest
 from polyptych.cli import main
 from polyptych.data.preparation.facts import about, fixtures, with_files
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:

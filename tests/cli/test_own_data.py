@@ -25,7 +25,7 @@ from polyptych.run import Facts, read_run, require_data, run_with_data_of, write
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
 SHORT = ["--steps", "2", "--size", "64", "64", "--backbone.model", "test_resnet", "--backbone.weights", "None",
-         "--monitoring.examples", "1"]
+         "--monitoring.examples", "1", "--monitoring.trivial-samples", "4"]
 
 
 def blocks() -> list[list[list[str]]]:
@@ -35,7 +35,7 @@ def blocks() -> list[list[list[str]]]:
             for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL)]
 
 
-@pytest.mark.parametrize("name", ["street", "clothing"])
+@pytest.mark.parametrize("name", ["street", pytest.param("clothing", marks=[pytest.mark.slow, pytest.mark.grid])])
 def test_three_commands_lead_to_a_report_and_an_onnx_file(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     """As they are printed; only the training is shortened, of a tiny network."""
     monkeypatch.chdir(tmp_path)

@@ -122,6 +122,7 @@ def numbers(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_least_search_from_end_to_end(capsys, tmp_path: Path) -> None:
     few = {"--steps": "1", "--baselines": "shared", "--finalists": "1", "--out": str(tmp_path / "found"),
            "--candidates": "1", "--tasks": "depth,normals"}

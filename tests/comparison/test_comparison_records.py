@@ -24,6 +24,8 @@ from polyptych.record import read_json
 from polyptych.run import Run
 from polyptych.training import NOT_FINITE
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 @pytest.fixture
 def base(small_run) -> Run:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from copying import copied
 from polyptych.datasets._cityscapes.classes import COLORS, NAMES, TABLES, VOID
 from polyptych.datasets._cityscapes.layouts._base import CATALOG as CITYSCAPES_LAYOUTS
 from polyptych.datasets._cityscapes.streets import CAMERA, FRAMES, SIZE, StreetScene
@@ -40,12 +41,12 @@ def written(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def official(written, tmp_path):
-    return shutil.copytree(written["official"], tmp_path / "official")
+    return copied(written["official"], tmp_path / "official")
 
 
 @pytest.fixture
 def mtan(written, tmp_path):
-    return shutil.copytree(written["mtan"], tmp_path / "mtan")
+    return copied(written["mtan"], tmp_path / "mtan")
 
 
 def test_official_gives_what_was_written(official):

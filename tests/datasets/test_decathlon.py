@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from copying import copied
 from polyptych.datasets._decathlon.about import ABOUT
 from polyptych.datasets._decathlon.annotations import Annotated, held_out
 from polyptych.datasets._decathlon.domains import DOMAINS
@@ -32,10 +33,16 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two domains of the fixture, to be damaged."""
-    LAYOUTS["devkit"](tmp_path)
-    return tmp_path
+def root(whole: Path, tmp_path: Path) -> Path:
+    """Two domains of the fixture, to be damaged, and links to the others."""
+    folder = tmp_path / "decathlon"
+    folder.mkdir()
+    for part in whole.iterdir():
+        if part.name in ("annotations", "dtd", "vgg-flowers"):
+            copied(part, folder / part.name)
+        else:
+            (folder / part.name).symlink_to(part)
+    return folder
 
 
 def open_split(root: Path, split: str = "train", tasks=("dtd", "vgg-flowers"), **options) -> Decathlon:
@@ -111,6 +118,7 @@ def test_statistics_can_be_matched(whole):
     assert not torch.equal(open_split(whole, match_statistics=True).read(0).image, open_split(whole).read(0).image)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_run_on_three_domains(small_run: Run, whole, tmp_path):
     domains = ("svhn", "omniglot", "vgg-flowers")
     run = replace(small_run, dataset=Decathlon.Config(root=whole, validation=0.2), size=(48, 48), steps=2,

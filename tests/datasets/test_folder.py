@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
+from copying import copied
 from folder_files import KINDS, TASKS, by_id, one_image, only_label, open_split
 from polyptych.datasets._folder.fixture import DESCRIPTION, IDS, LAYOUTS, TEST
 from polyptych.datasets._folder.patterns import Pattern
@@ -38,7 +38,7 @@ def whole(tmp_path_factory) -> Path:
 @pytest.fixture
 def root(whole, tmp_path: Path) -> Path:
     """A copy to be damaged."""
-    return shutil.copytree(whole, tmp_path / "mine")
+    return copied(whole, tmp_path / "mine")
 
 
 def test_every_label_is_what_the_file_holds(whole):
@@ -97,6 +97,7 @@ def test_the_protocol_is_that_of_the_description(whole, root):
     assert moved.protocol == open_split(whole).protocol and moved.ids == list(TEST)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_run_with_missing_labels_and_two_segmentations(small_run: Run, whole, tmp_path):
     run = replace(small_run, dataset=Folder.Config(root=whole), size=(32, 40), steps=2,
                   tasks={name: CATALOG.load(kind).Config() for name, kind in KINDS.items()})

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from copying import copied
 from folder_files import TASKS, by_id, one_image, only_label, open_split
 from polyptych.cli import main
 from polyptych.datasets._folder.fixture import DESCRIPTION, IDS, LAYOUTS, TEST
@@ -28,7 +29,7 @@ def whole(tmp_path_factory) -> Path:
 @pytest.fixture
 def root(whole, tmp_path: Path) -> Path:
     """A copy to be damaged."""
-    return shutil.copytree(whole, tmp_path / "mine")
+    return copied(whole, tmp_path / "mine")
 
 
 TOML_FAULTS = [
@@ -96,7 +97,7 @@ def test_damaged_labels_never_escape(whole, tmp_path_factory, data):
     task = data.draw(st.sampled_from(TASKS))
     root = tmp_path_factory.getbasetemp() / "damaged"
     if not root.exists():
-        shutil.copytree(whole, root)
+        copied(whole, root)
     path = root / FILES[task]
     good = (whole / FILES[task]).read_bytes()
     place = data.draw(st.integers(0, len(good) - 1))

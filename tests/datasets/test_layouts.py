@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import shutil
 import signal
 import struct
 import typing
@@ -22,6 +21,7 @@ import torch
 from PIL import Image
 
 import polyptych
+from copying import copied
 from polyptych.data import pictures
 from polyptych.data.preparation.facts import about, fixtures
 from polyptych.datasets._base import CATALOG
@@ -38,6 +38,14 @@ PICTURES = TEXTS
 every_layout = pytest.mark.parametrize(("name", "layout"), EVERY)
 
 
+def one_of_each(first: str, *others: str) -> list:
+    """Every layout with texts with the first value, one layout of each dataset with the others; the rest is slow."""
+    few = {("nyuv2", "adashare"), ("cityscapes", "official")}
+    return [*((*each, first) for each in TEXTS), *(
+        pytest.param(*each, other, marks=[] if each in few else [pytest.mark.slow, pytest.mark.grid])
+        for other in others for each in TEXTS)]
+
+
 @pytest.fixture(scope="module")
 def miniatures(tmp_path_factory) -> dict[tuple[str, str], Path]:
     """Every layout of every dataset; not to be changed by a test."""
@@ -50,7 +58,7 @@ def miniatures(tmp_path_factory) -> dict[tuple[str, str], Path]:
 
 @pytest.fixture
 def copy(miniatures, tmp_path, name, layout) -> Path:
-    return shutil.copytree(miniatures[name, layout], tmp_path / "copy")
+    return copied(miniatures[name, layout], tmp_path / "copy")
 
 
 @pytest.fixture(autouse=True)
@@ -137,8 +145,7 @@ def test_an_unknown_layout(name, tmp_path):
 # -- files that people really have ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-@pytest.mark.parametrize(("name", "layout"), TEXTS)
+@pytest.mark.parametrize(("name", "layout", "encoding"), one_of_each("utf-8-sig", "utf-16"))
 def test_byte_order_marks(miniatures, copy, name, layout, encoding):
     texts = [path for path in files_of(copy) if path.suffix in (".txt", ".json")]
     assert texts
@@ -159,8 +166,7 @@ def test_what_macos_and_network_disks_leave_behind(miniatures, copy, name, layou
     reads_alike(name, layout, copy, miniatures[name, layout])
 
 
-@pytest.mark.parametrize("listed", ["NFC", "NFD"])
-@pytest.mark.parametrize(("name", "layout"), TEXTS)
+@pytest.mark.parametrize(("name", "layout", "listed"), one_of_each("NFC", "NFD"))
 def test_composed_and_decomposed_names_meet(miniatures, copy, name, layout, listed):
     """Every name gets an accent, spelled in one way in lists and images and in the other in labels."""
     other = {"NFC": "NFD", "NFD": "NFC"}[listed]
@@ -181,7 +187,7 @@ def test_composed_and_decomposed_names_meet(miniatures, copy, name, layout, list
 
 
 def test_the_root_may_be_spelled_otherwise(miniatures, tmp_path):
-    shutil.copytree(miniatures["nyuv2", "survey"], tmp_path / unicodedata.normalize("NFD", "Küche"))
+    copied(miniatures["nyuv2", "survey"], tmp_path / unicodedata.normalize("NFD", "Küche"))
     assert len(open_split("nyuv2", tmp_path / unicodedata.normalize("NFC", "Küche"))) == 6
 
 
@@ -189,8 +195,11 @@ TURNS = {3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE, 6: Image.T
          8: Image.Transpose.ROTATE_270}
 
 
-@pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize(("name", "layout"), [("nyuv2", "survey"), ("nyuv2", "adashare"), ("cityscapes", "official")])
+@pytest.mark.parametrize(("name", "layout", "orientation"), [
+    *(("nyuv2", "survey", orientation) for orientation in TURNS), ("nyuv2", "adashare", 6),
+    ("cityscapes", "official", 6),
+    *(pytest.param(*each, orientation, marks=[pytest.mark.slow, pytest.mark.grid]) for orientation in TURNS
+      for each in (("nyuv2", "adashare"), ("cityscapes", "official")) if orientation != 6)])
 def test_images_are_read_upright(miniatures, copy, name, layout, orientation):
     """Of the first image, whose size names the protocol, and of the others."""
     dataset = open_split(name, copy, layout)
@@ -227,10 +236,11 @@ def png(array: np.ndarray, bits: int) -> bytes:
             + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-@pytest.mark.parametrize(("name", "layout", "first"), [
-    ("nyuv2", "survey", 1), ("nyuv2", "invpt", 1), ("nyuv2", "adashare", 0), ("nyuv2", "frames", 0),
-    ("cityscapes", "official", 0)])
+@pytest.mark.parametrize(("name", "layout", "first", "bits"), [
+    pytest.param(*each, bits, marks=[] if bits == 4 or each[1] == "survey" else [pytest.mark.slow, pytest.mark.grid])
+    for bits in (1, 2, 4) for each in (
+        ("nyuv2", "survey", 1), ("nyuv2", "invpt", 1), ("nyuv2", "adashare", 0), ("nyuv2", "frames", 0),
+        ("cityscapes", "official", 0))])
 def test_ids_in_few_bits_are_ids(copy, name, layout, first, bits):
     dataset = open_split(name, copy, layout, tasks=("semseg",))
     size = dataset.layout.size(dataset.frames[0])
@@ -248,12 +258,12 @@ def test_ids_in_few_bits_are_ids(copy, name, layout, first, bits):
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_levels_in_few_bits_are_levels(miniatures, tmp_path, bits):
     """Edges are 0 and the highest level, and a code of depth is as bright as with 8 bits."""
-    root = shutil.copytree(miniatures["nyuv2", "invpt"], tmp_path / "invpt")
+    root = copied(miniatures["nyuv2", "invpt"], tmp_path / "invpt")
     dataset = open_split("nyuv2", root, "invpt", tasks=("boundaries",))
     whole, path = dataset.read(0), dataset.layout.path(dataset.frames[0], "boundaries")
     path.write_bytes(png(np.asarray(Image.open(path)) // 255 * ((1 << bits) - 1), bits))
     assert same(dataset.read(0), whole)
-    root = shutil.copytree(miniatures["nyuv2", "frames"], tmp_path / "frames")
+    root = copied(miniatures["nyuv2", "frames"], tmp_path / "frames")
     dataset = open_split("nyuv2", root, "frames", tasks=("depth",))
     path = dataset.layout.path(dataset.frames[0], "depth")
     levels = np.random.default_rng(0).integers(0, 1 << bits, (48, 64)).astype(np.uint8)
@@ -304,7 +314,7 @@ def test_suffixes_in_capitals(miniatures, copy, name, layout):
 
 def test_other_arrays_beside_the_numbered_ones(miniatures, tmp_path):
     for name in DATASETS:
-        root = shutil.copytree(miniatures[name, "mtan"], tmp_path / name)
+        root = copied(miniatures[name, "mtan"], tmp_path / name)
         for part in ("train", "val"):
             np.save(root / part / "image/mean.npy", np.zeros(3))
         reads_alike(name, "mtan", root, miniatures[name, "mtan"])
@@ -325,7 +335,7 @@ def test_an_id_that_is_listed_twice(copy, name, layout, lists):
 
 @pytest.mark.parametrize(("layout", "file"), [("survey", "normals/0003.npy"), ("mtan", "train/normal/0.npy")])
 def test_normals_that_are_stored_as_pictures_store_them(miniatures, tmp_path, layout, file):
-    root = shutil.copytree(miniatures["nyuv2", layout], tmp_path / "copy")
+    root = copied(miniatures["nyuv2", layout], tmp_path / "copy")
     dataset = open_split("nyuv2", root, layout, tasks=("normals",))
     normals = np.load(root / file)
     np.save(root / file, (normals + 1) / 2)

@@ -31,6 +31,8 @@ from polyptych.run import Run
 from polyptych.tasks._base import CATALOG
 from polyptych.training import Trainer, train
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 SMALL = Rooms.Config(size=(24, 32), frames=5, val_frames=2, test_frames=3)
 LARGE = Rooms.Config(size=(30, 36), frames=7, val_frames=1, test_frames=2)
 

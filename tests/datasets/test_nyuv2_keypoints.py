@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from copying import copied
 from polyptych.datasets._nyuv2.scenes import recorded_scene
 from polyptych.datasets._nyuv2_keypoints.about import ABOUT
 from polyptych.datasets._nyuv2_keypoints.fixture import CELLS, FRAMES, LAYOUTS, SIZE, TEST, TRAIN, heat_maps, keypoints
@@ -71,7 +72,7 @@ def test_scenes_stay_together(written):
 
 
 def test_without_keypoints_their_files_are_not_needed(written, tmp_path):
-    root = shutil.copytree(written["points"], tmp_path / "copy")
+    root = copied(written["points"], tmp_path / "copy")
     shutil.rmtree(root / "keypoints")
     assert set(open_split(root, tasks=("depth",)).read(0).target) == {"depth"}
     with pytest.raises(InputError, match=r"keypoints: got 0 of 12 listed files \(the first .*/0000\.npy\)"):
@@ -84,7 +85,7 @@ def test_the_protocol_does_not_depend_on_the_tasks(written):
 
 
 def test_named_types(written, tmp_path):
-    root = shutil.copytree(written["points"], tmp_path / "copy")
+    root = copied(written["points"], tmp_path / "copy")
     names = [f"corner {i}" for i in range(48)]
     described = {"types": names, "mirror": [[0, 1], [2, 3]], "skeleton": [[0, 2]]}
     (root / "keypoints.json").write_text(json.dumps(described))
@@ -173,7 +174,7 @@ def changed(k=0, **values) -> np.ndarray:
     ("points", "normals", np.full((*SIZE, 3), 7.0), "got components up to 7"),
 ])
 def test_wrong_arrays(written, tmp_path, layout, file, array, expected):
-    root = shutil.copytree(written[layout], tmp_path / "copy")
+    root = copied(written[layout], tmp_path / "copy")
     np.save(root / f"{file}/scene_1/0000.npy", array)
     with pytest.raises(InputError) as error:
         open_split(root, validation=0.0, layout=layout).read(0)
@@ -181,7 +182,7 @@ def test_wrong_arrays(written, tmp_path, layout, file, array, expected):
 
 
 def test_an_invisible_point_may_be_anywhere(written, tmp_path):
-    root = shutil.copytree(written["points"], tmp_path / "copy")
+    root = copied(written["points"], tmp_path / "copy")
     np.save(root / "keypoints/scene_1/0000.npy", changed(x=np.nan, y=-900, visible=0))
     assert open_split(root, validation=0.0).read(0).target["keypoints"][0, 0].tolist() == [0, 0, 0]
 
@@ -200,7 +201,7 @@ def test_an_invisible_point_may_be_anywhere(written, tmp_path):
     ("test.txt", "scene_6/0000\nscene_2/0001", "test.txt: got scene 'scene_2', which is in train.txt too"),
 ])
 def test_wrong_lists(written, tmp_path, file, text, expected):
-    root = shutil.copytree(written["points"], tmp_path / "copy")
+    root = copied(written["points"], tmp_path / "copy")
     (root / file).write_text(text)
     with pytest.raises(InputError) as error:
         open_split(root, validation=0.0, layout="points").read(0)

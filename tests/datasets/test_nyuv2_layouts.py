@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
+from copying import copied
 from polyptych.datasets._nyuv2.about import ABOUT
 from polyptych.datasets._nyuv2.classes import COLORS, FORTY_TO_THIRTEEN, NAMES
 from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2_LAYOUTS
@@ -200,7 +201,7 @@ def damaged(root: Path, **options) -> str:
 
 
 def copy_of(written: dict[str, Path], layout: str, tmp_path: Path) -> Path:
-    return shutil.copytree(written[layout], tmp_path / "copy")
+    return copied(written[layout], tmp_path / "copy")
 
 
 @pytest.mark.parametrize(("name", "change", "expected"), [
@@ -299,13 +300,13 @@ def test_wrong_mat_variables(written, tmp_path, name):
 
 def test_nan_depth_is_unknown_in_every_layout(written, tmp_path):
     for layout, file in (("survey", "depth/0003.npy"), ("adashare", "depth/0003.npy"), ("mtan", "train/depth/0.npy")):
-        root = shutil.copytree(written[layout], tmp_path / layout)
+        root = copied(written[layout], tmp_path / layout)
         depth = np.load(root / file)
         depth[4:6] = np.nan
         np.save(root / file, depth)
         sample = open_split(root, classes=13, validation=0.0).read(0)
         assert not sample.valid["depth"][4:6].any() and sample.target["depth"].isfinite().all()
-    root = shutil.copytree(written["official"], tmp_path / "official")
+    root = copied(written["official"], tmp_path / "official")
     with h5py.File(root / MAT, "r+") as file:
         file["depths"][2, :, 4:6] = np.nan
     sample = open_split(root, validation=0.0).read(0)

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from scipy.io import loadmat, savemat
 
+from copying import copied
 from polyptych.data.loading import TrainingBatches, evaluation_batches
 from polyptych.data.transforms import Augment
 from polyptych.datasets._pascal_context.about import ABOUT
@@ -36,10 +37,17 @@ def built(dataset: PASCALContext) -> dict:
     return {task: CATALOG.load(task).Config().build(labels=dataset.labels[task]) for task in dataset.tasks}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "PASCAL_MT"
+    LAYOUTS["pascal_mt"](folder)
+    return folder
+
+
 @pytest.fixture
-def root(tmp_path):
-    LAYOUTS["pascal_mt"](tmp_path / "PASCAL_MT")
-    return tmp_path / "PASCAL_MT"
+def root(whole, tmp_path):
+    """A copy to be damaged."""
+    return copied(whole, tmp_path / "PASCAL_MT")
 
 
 def test_fixture_and_about_name_the_same_layout():

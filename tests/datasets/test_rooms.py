@@ -329,7 +329,8 @@ def test_solids_are_met_where_the_ray_enters_them(name: str, origin: tuple[float
         points = camera.position + (rays * t[..., None]) @ camera.rotation
         return contains((points - origin) @ turn.T)
 
-    steps = np.linspace(0.5, 6.0, 1200)
+    depth = ((np.array(origin) - camera.position) @ camera.rotation.T)[2]
+    steps = np.linspace(depth - 0.8, depth + 0.8, 350)  # every solid is within 0.7 of its origin
     member = np.stack([inside(np.full(camera.size, t)) for t in steps])
     hit, first = member.any(0), member.argmax(0)
     far, near = steps[first], steps[np.maximum(first - 1, 0)]

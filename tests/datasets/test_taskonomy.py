@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from copying import copied
 from polyptych.datasets._taskonomy.about import ABOUT
 from polyptych.datasets._taskonomy.buildings import BUILDINGS, CLASSES
 from polyptych.datasets._taskonomy.fixture import LAYOUTS, NAMES, SIZE, pictures
@@ -38,7 +39,7 @@ def written(tmp_path_factory) -> dict[str, Path]:
 def small(written, tmp_path) -> Path:
     """Two buildings that a test may damage."""
     for building in ("allensville", "beechwood"):
-        shutil.copytree(written["buildings"] / building, tmp_path / building)
+        copied(written["buildings"] / building, tmp_path / building)
     return tmp_path
 
 
@@ -173,7 +174,7 @@ def test_a_depth_of_zero_is_unknown(small):
 
 @pytest.fixture(scope="module")
 def fuzzed(written, tmp_path_factory) -> Path:
-    return Path(shutil.copytree(written["buildings"] / "allensville", tmp_path_factory.mktemp("fuzz") / "allensville"))
+    return copied(written["buildings"] / "allensville", tmp_path_factory.mktemp("fuzz") / "allensville")
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

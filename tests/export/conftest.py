@@ -65,3 +65,18 @@ def torch_file(run_folder) -> Path:
 
     with unchecked():
         return export(run_folder, format="torch", dynamic=True).path
+
+
+@pytest.fixture(scope="session")
+def onnx_model(onnx_file):
+    from polyptych.prediction.model import open_model
+
+    return open_model(onnx_file)
+
+
+@pytest.fixture(scope="session")
+def torch_model(torch_file):
+    from polyptych.prediction.model import open_model
+
+    with unchecked():
+        return open_model(torch_file)

@@ -17,7 +17,6 @@ from polyptych.search.capture.structure import take_apart
 
 TASKS = ("a", "b", "c")
 SPACES = ("automtl", "tree", "partition", "skip_only")
-QUICK = ["test_resnet", "test_vit"]  # of what takes long
 FAST = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
 SEVERAL = [*FAST, "resnet18", "mobilenetv2_050", "mobilenetv3_small_050", "hrnet_w18_small", "densenet121",
            "resnetv2_18", "regnety_002", "test_mambaout", "mobilevit_xxs", "pvt_v2_b0", "levit_128s",
@@ -28,6 +27,12 @@ FAMILIES: dict[str, str] = json.loads((Path(__file__).parents[2] / "benchmarks" 
 def slow(names):
     """The same parameters, for the slow set."""
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def rest(names):
+    """The same parameters, for the rest of a grid of which the fast set has a sample."""
+    return [pytest.param(*([name] if isinstance(name, str) else name), marks=[pytest.mark.slow, pytest.mark.grid])
+            for name in names]
 
 
 def image(like, batch: int = 1, seed: int = 1, dtype=torch.float32) -> Tensor:
@@ -47,7 +52,8 @@ def equal(one, other) -> bool:
 def build(name: str, space: str = "tree", tasks=TASKS, seed: int = 0, options=None, **how):
     """A timm network in evaluation mode with scrambled norms, and its supermodel."""
     torch.manual_seed(seed)
-    network = timm.create_model(name, **(options or {})).eval()
+    smaller = {"img_size": 64} if name == "test_vit" else {}
+    network = timm.create_model(name, **(smaller | (options or {}))).eval()
     scramble(network)
     return network, compile(network, tasks, space=space, **how).eval()
 

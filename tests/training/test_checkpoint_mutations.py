@@ -54,7 +54,7 @@ def places(value: Any, path: tuple = ()) -> list[tuple]:
 
 def test_values(saved: Path, tmp_path: Path) -> None:
     tensors, values = read_tensors(saved)
-    path, taken = tmp_path / "x.safetensors", set()
+    path, taken, network = tmp_path / "x.safetensors", set(), make_state(3).network
     for place in places(values):
         for wrong in [*WRONG, KeyError]:
             changed = json.loads(json.dumps(values))
@@ -69,7 +69,7 @@ def test_values(saved: Path, tmp_path: Path) -> None:
             if survives(path) and changed != values:
                 taken.add(place[0])
             try:
-                load_weights(path, make_state(3).network)
+                load_weights(path, network)
             except InputError as error:
                 assert str(error).isprintable()
     # A random number may be another one, a clock and a skill too; without a scale a fresh one begins.

@@ -11,6 +11,8 @@ from PIL import Image
 
 from polyptych.cli import main
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 def data(root: Path, splits: str, labelled: range = range(8)) -> Path:
     for kind in ("images", "seg"):

@@ -46,7 +46,7 @@ def test_equals_the_network_for_every_number_and_size(name):
 @pytest.mark.parametrize(("name", "options"), [
     ("test_resnet", {"drop_path_rate": 0.4}), ("test_vit", {"drop_path_rate": 0.4, "proj_drop_rate": 0.2}),
     ("test_vit", {"attn_drop_rate": 0.3}), ("mobilenetv3_small_050", {"drop_path_rate": 0.4}),
-    ("densenet121", {"drop_rate": 0.3, "num_classes": 0})])
+    ("densenet121", {"drop_rate": 0.3, "num_classes": 0, "growth_rate": 8, "block_config": (2, 2, 2, 2)})])
 @torch.no_grad()
 def test_equals_the_network_in_training_with_the_same_random_numbers(name, options):
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ HOLD = ("import sys, time; from pathlib import Path; from polyptych.folder_lock 
 
 
 def test_an_inherited_checkpoint_is_whole_or_not_there(tmp_path: Path, small_run, monkeypatch) -> None:
+    small_run = with_tasks(small_run, ["semseg", "depth"])
     tasks = small_run.build_tasks(small_run.build_dataset("train").labels)
     network = build_supernetwork(small_run, Search(), tasks, pretrained=False)
     policy = encoder_of(network).supermodel.space.all_shared()

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import torch
 from reference import single_networks
-from small import FAST, QUICK, SEVERAL, SPACES, TASKS, Everything, build, equal, image, perturb, slow, tensors
+from small import FAST, SEVERAL, SPACES, TASKS, Everything, build, equal, image, perturb, rest, slow, tensors
 from torch import nn
 
 from polyptych.errors import InputError
@@ -36,7 +36,8 @@ def assert_as_single(network, supermodel, policy, x, got):
         assert same if branches else torch.equal(got[task], expected), task
 
 
-@pytest.mark.parametrize("name", [*FAST, *SLOW])
+@pytest.mark.parametrize("name", [
+    *(name for name in FAST if name != "test_convnext"), *rest(["test_convnext"]), *SLOW])
 @torch.no_grad()
 def test_all_shared_and_all_own_are_the_network(name):
     network, supermodel = build(name, "tree")
@@ -47,8 +48,10 @@ def test_all_shared_and_all_own_are_the_network(name):
             assert equal(model(x), [expected] * 3)
 
 
-@spaces
-@pytest.mark.parametrize("name", [*QUICK, *slow(FAST[len(QUICK):])])
+@pytest.mark.parametrize(("name", "space"), [
+    *(("test_resnet", space) for space in SPACES), ("test_vit", "automtl"),
+    *rest(("test_vit", space) for space in SPACES if space != "automtl"),
+    *(pytest.param(name, space, marks=pytest.mark.slow) for name in FAST[2:] for space in SPACES)])
 @torch.no_grad()
 def test_equals_a_network_per_task(name, space):
     """P3: fresh weights everywhere, both ways to compute them; every node of the graph is in one of the spaces."""
@@ -141,7 +144,7 @@ def bank_of(policy, unit, i, target, task):
     return "backbone" if choice in (SHARED, SKIP) else f"copies.group_{choice}"
 
 
-@pytest.mark.parametrize("name", [*QUICK, *slow(FAST[len(QUICK):])])
+@pytest.mark.parametrize("name", ["test_resnet", *rest(["test_vit"]), *slow(FAST[2:])])
 @torch.no_grad()
 def test_the_trunk_is_computed_once(name):
     """P5: calls of modules. Shared by all: once each; own: once per task; in between: once per group."""
