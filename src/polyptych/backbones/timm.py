@@ -5,6 +5,7 @@ Source: Wightman, PyTorch Image Models, https://github.com/huggingface/pytorch-i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -265,8 +266,10 @@ def _create(config: Timm.Config) -> tuple[nn.Module, str, dict[str, Tensor]]:
     return network, loaded, norms
 
 
+@functools.lru_cache(64)  # a trial initializes every layer in Python, and most programs build a backbone more than once
 def _options(config: Timm.Config) -> dict[str, Any]:
-    """Arguments of ``timm.create_model`` that this model accepts, found by trials without memory or weights."""
+    """Arguments of ``timm.create_model`` that this model accepts, found by trials without memory or weights. Do not
+    change the result."""
     asked: dict[str, Any] = arguments(config.architecture)
     if config.output_stride != 32:
         asked["output_stride"] = config.output_stride

@@ -7,13 +7,14 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from polyptych.cli import _stand_ins
 from polyptych.errors import InputError, nearest
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):  # a name that is no text, or a console without arrows, must not end a run
         if isinstance(stream, io.TextIOWrapper):
@@ -38,9 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"polyptych: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of a pipe, for instance `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
-        return 141
+    except BrokenPipeError:
+        return _leave_pipe()
     except OSError as error:  # a file where a folder is needed, no right to write, ...
         if error.errno is None:
             raise
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _help(arguments: list[str]) -> int:
+def _help(arguments: Sequence[str]) -> int:
     """The help of a command, without loading what it would compute with."""
     try:
         importlib.import_module(f"{__name__}.{arguments[0].replace('-', '_')}").main(arguments[1:])
@@ -69,9 +69,17 @@ def _help(arguments: list[str]) -> int:
         if not stop.code:
             raise
         _stand_ins.begin_again(arguments)
+    except BrokenPipeError:
+        return _leave_pipe()
     except Exception:  # something was missing; with the real libraries it works, or the error is real
         _stand_ins.begin_again(arguments)
     return 0
+
+
+def _leave_pipe() -> int:
+    """The reader of a pipe, for instance `head`, has seen enough; the exit code says so, as shells expect it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+    return 141
 
 
 def commands() -> dict[str, str]:

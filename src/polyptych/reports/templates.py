@@ -14,6 +14,24 @@ from polyptych.metrics._accumulation import shown_name
 from polyptych.reports.tables import escape_markdown
 
 
+class _Compiled(jinja2.BytecodeCache):
+    """Compiled templates of this process: compiling takes longer than rendering, and every page has helpers, and so an
+    environment, of its own."""
+
+    def __init__(self) -> None:
+        self.code: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        if bucket.key in self.code:
+            bucket.bytecode_from_string(self.code[bucket.key])
+
+    def dump_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        self.code[bucket.key] = bucket.bytecode_to_string()
+
+
+_COMPILED = _Compiled()
+
+
 def render(template: str, helpers: dict[str, Any], *, package: str = __package__, **values: Any) -> str:
     """Render a page.
 
@@ -28,7 +46,7 @@ def render(template: str, helpers: dict[str, Any], *, package: str = __package__
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders), autoescape=not markdown, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-        finalize=_escape_unless_markup if markdown else None)
+        finalize=_escape_unless_markup if markdown else None, bytecode_cache=_COMPILED)
     environment.globals.update(helpers)
     environment.filters["shown_name"] = shown_name
     return environment.get_template(template).render(values)
