@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FILES = re.compile(r"`src/(polyptych/\S+\.py)`\n\n```python\n(.*?)```", re.DOTALL)
 
@@ -64,6 +66,8 @@ print(decode(Dataset.Config, encode(NYUv2.Config(layout="npz")), "run.json").lay
 """
 
 
+@pytest.mark.slow
+@pytest.mark.grid
 def test_a_layout_is_one_new_file(tmp_path: Path) -> None:
     """The example of a layout is a choice, is described, writes its miniature and is found without being named."""
     copy_package(tmp_path)

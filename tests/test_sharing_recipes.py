@@ -177,6 +177,8 @@ def test_predictions_about_whole_images_are_not_enlarged():
 
 
 @pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.grid
 def test_mtan_learns_real_frames(real_data, tmp_path):
     run = load("nyuv2_mtan")()
     run = replace(run, dataset=replace(run.dataset, root=real_data / "nyuv2"), size=(49, 63), loading=Loading(),
