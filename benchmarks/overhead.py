@@ -7,7 +7,7 @@ The plain loop is the forward pass, the losses, the weighed sum, its backward pa
 that lie in memory. The trainer does on the same batches what a run needs besides: labels are counted over micro-batches
 and processes, losses watched, means of the epoch kept, random states remembered. Steps of both alternate, each first in
 every other pair, and the median of the pairs' ratios of processor time counts, because whatever else runs slows
-neighbors alike. Printed beside it: half the width of the median's 95 % interval (by order statistics). Recipes keep
+neighbors alike. Printed beside it: half the width of the median's 95% interval (by order statistics). Recipes keep
 their decoder, tasks, optimizer, accumulation and clipping; backbone, size and data are small (and the trainer's share
 is larger).
 """
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
             worst = max(worst, median(more))
             print(f"| `{name}` | {1000 * median(plain):.1f} | {median(more):+.1%} | {half_width(more):.1%} | "
                   f"{len(more)} |", flush=True)
-    print(f"\nat most {100 * worst:.1f} % ({torch.get_num_threads()} thread(s), torch {torch.__version__})")
+    print(f"\nat most {100 * worst:.1f}% ({torch.get_num_threads()} thread(s), torch {torch.__version__})")
     return int(worst > LARGEST)
 
 

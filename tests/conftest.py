@@ -31,8 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sample", type=int, default=1, metavar="N", help="run one in N tests, always the same ones")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A large grid in part. A test's name decides, so that new tests change nothing for the others."""
+    """The rest of a grid is slow. A large grid in part: a test's name decides, so that new tests change nothing for the
+    others."""
+    for item in items:
+        if item.get_closest_marker("grid"):
+            item.add_marker("slow")
     rest = [item for item in items if crc32(item.nodeid.encode()) % config.getoption("sample")]
     if rest:
         left_out = set(rest)

@@ -66,7 +66,6 @@ print(decode(Dataset.Config, encode(NYUv2.Config(layout="npz")), "run.json").lay
 """
 
 
-@pytest.mark.slow
 @pytest.mark.grid
 def test_a_layout_is_one_new_file(tmp_path: Path) -> None:
     """The example of a layout is a choice, is described, writes its miniature and is found without being named."""

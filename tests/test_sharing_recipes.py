@@ -62,10 +62,10 @@ def test_weights_of_the_survey_are_the_customary_ones():
     ("nyuv2_mtan", "shared", 25_055_188 - 3),
     ("nyuv2_mtan", "single", 24_981_069 + 24_980_289 + 24_980_419),
     ("nyud_survey", "shared", 55_769_449),
-    pytest.param("nyud_survey", "mtan", 72_052_713, marks=[pytest.mark.slow, pytest.mark.grid]),
+    pytest.param("nyud_survey", "mtan", 72_052_713, marks=pytest.mark.grid),
     pytest.param("nyud_survey", "cross_stitch", 79_292_841, marks=pytest.mark.slow),
     pytest.param("nyud_survey", "nddr", 101_591_721, marks=pytest.mark.slow),
-    pytest.param("pascal_survey", "shared", 34_795_873, marks=[pytest.mark.slow, pytest.mark.grid]),
+    pytest.param("pascal_survey", "shared", 34_795_873, marks=pytest.mark.grid),
     ("pascal_survey", "mtan", 36_613_425),
     pytest.param("pascal_survey", "cross_stitch", 79_525_921, marks=pytest.mark.slow),
     pytest.param("pascal_survey", "nddr", 88_318_561, marks=pytest.mark.slow),
@@ -177,7 +177,6 @@ def test_predictions_about_whole_images_are_not_enlarged():
 
 
 @pytest.mark.data
-@pytest.mark.slow
 @pytest.mark.grid
 def test_mtan_learns_real_frames(real_data, tmp_path):
     run = load("nyuv2_mtan")()

@@ -55,7 +55,7 @@ SLOW = [
     Timm.Config(model="test_maxvit"),
 ]
 configs = pytest.mark.parametrize(
-    "config", [*FAMILIES, *(pytest.param(c, marks=[pytest.mark.slow, pytest.mark.grid]) for c in REST),
+    "config", [*FAMILIES, *(pytest.param(c, marks=pytest.mark.grid) for c in REST),
                *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)],
     ids=lambda c: f"{c.model}-{c.output_stride}{'-small' if c.architecture else ''}")
 

@@ -125,7 +125,7 @@ REST = [("resnet18", Mtan.Config()), *(("hrnet_w18_small_v2", encoder) for encod
 
 
 @pytest.mark.parametrize(("model", "encoder"), [
-    *AS_THEY_ARE, *(pytest.param(*pair, marks=[pytest.mark.slow, pytest.mark.grid]) for pair in REST)],
+    *AS_THEY_ARE, *(pytest.param(*pair, marks=pytest.mark.grid) for pair in REST)],
     ids=lambda value: value if isinstance(value, str) else type(value).__qualname__)
 @torch.no_grad()
 def test_every_encoder_takes_images_as_they_are(encoder: Encoder.Config, model):

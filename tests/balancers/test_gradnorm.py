@@ -55,7 +55,6 @@ def test_it_is_the_papers_algorithm(optimizer, alpha):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.slow
 @pytest.mark.grid
 def test_training_rates_come_together_where_losses_differ_by_a_hundred():
     """The problem of the picture in docs/images, smaller. The fast test above already compares with the paper."""

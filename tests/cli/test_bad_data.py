@@ -51,7 +51,7 @@ DAMAGE = [("images/0004.jpg", "truncate", "images/0004.jpg: got an unreadable fi
 
 @pytest.mark.parametrize(("workers", "file", "how", "message"), [
     *(("0", *damage) for damage in DAMAGE), ("2", *DAMAGE[0]),
-    *(pytest.param("2", *damage, marks=[pytest.mark.slow, pytest.mark.grid]) for damage in DAMAGE[1:])])
+    *(pytest.param("2", *damage, marks=pytest.mark.grid) for damage in DAMAGE[1:])])
 def test_a_damaged_file_stops_with_its_name(capsys, tmp_path: Path, workers: str, file: str, how: str,
                                             message: str) -> None:
     root = write_folder(tmp_path / "data", "npy")

@@ -162,7 +162,7 @@ def test_predict_refuses_what_is_no_image(capsys, trained: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("arguments", [
-    ["list", "--help"], pytest.param(["train", "rooms", "--help"], marks=[pytest.mark.slow, pytest.mark.grid])],
+    ["list", "--help"], pytest.param(["train", "rooms", "--help"], marks=pytest.mark.grid)],
     ids=["list", "train"])
 def test_a_closed_pipe_is_no_error(arguments: list[str]) -> None:
     """Each writes twice: help that fails is begun again with the real libraries, of which ``list`` needs none."""

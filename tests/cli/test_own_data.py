@@ -35,7 +35,7 @@ def blocks() -> list[list[list[str]]]:
             for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL)]
 
 
-@pytest.mark.parametrize("name", ["street", pytest.param("clothing", marks=[pytest.mark.slow, pytest.mark.grid])])
+@pytest.mark.parametrize("name", ["street", pytest.param("clothing", marks=pytest.mark.grid)])
 def test_three_commands_lead_to_a_report_and_an_onnx_file(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     """As they are printed; only the training is shortened, of a tiny network."""
     monkeypatch.chdir(tmp_path)

@@ -42,7 +42,7 @@ def one_of_each(first: str, *others: str) -> list:
     """Every layout with texts with the first value, one layout of each dataset with the others; the rest is slow."""
     few = {("nyuv2", "adashare"), ("cityscapes", "official")}
     return [*((*each, first) for each in TEXTS), *(
-        pytest.param(*each, other, marks=[] if each in few else [pytest.mark.slow, pytest.mark.grid])
+        pytest.param(*each, other, marks=[] if each in few else pytest.mark.grid)
         for other in others for each in TEXTS)]
 
 
@@ -198,7 +198,7 @@ TURNS = {3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE, 6: Image.T
 @pytest.mark.parametrize(("name", "layout", "orientation"), [
     *(("nyuv2", "survey", orientation) for orientation in TURNS), ("nyuv2", "adashare", 6),
     ("cityscapes", "official", 6),
-    *(pytest.param(*each, orientation, marks=[pytest.mark.slow, pytest.mark.grid]) for orientation in TURNS
+    *(pytest.param(*each, orientation, marks=pytest.mark.grid) for orientation in TURNS
       for each in (("nyuv2", "adashare"), ("cityscapes", "official")) if orientation != 6)])
 def test_images_are_read_upright(miniatures, copy, name, layout, orientation):
     """Of the first image, whose size names the protocol, and of the others."""
@@ -237,7 +237,7 @@ def png(array: np.ndarray, bits: int) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "layout", "first", "bits"), [
-    pytest.param(*each, bits, marks=[] if bits == 4 or each[1] == "survey" else [pytest.mark.slow, pytest.mark.grid])
+    pytest.param(*each, bits, marks=[] if bits == 4 or each[1] == "survey" else pytest.mark.grid)
     for bits in (1, 2, 4) for each in (
         ("nyuv2", "survey", 1), ("nyuv2", "invpt", 1), ("nyuv2", "adashare", 0), ("nyuv2", "frames", 0),
         ("cityscapes", "official", 0))])

@@ -52,7 +52,7 @@ def on_meta(run: Run, channels: dict[str, int]) -> Network:
 
 
 @pytest.mark.parametrize("recipe", [
-    pytest.param("nyud_invpt", marks=[pytest.mark.slow, pytest.mark.grid]), "pascal_invpt"])
+    pytest.param("nyud_invpt", marks=pytest.mark.grid), "pascal_invpt"])
 def test_parameters_of_the_docstrings(recipe):
     """The weights of the backbone are its own, with a position table of the size of the images."""
     function = load(recipe)

@@ -43,7 +43,7 @@ def test_complete_and_recorded_exactly(recipe):
 
 @pytest.mark.parametrize("recipe", [  # one of each method
     name if name in ("pascal_atrc", "nyud_mlore", "pascal_mtmamba", "nyud_mtmamba_plus")
-    else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.grid]) for name in NAMES])
+    else pytest.param(name, marks=pytest.mark.grid) for name in NAMES])
 def test_parameters_of_the_docstrings(recipe):
     assert f"{count(on_meta(recipe)[1]):,} parameters" in re.sub(r"\s+", " ", load(recipe).__doc__)
 

@@ -215,7 +215,7 @@ def test_odd_sizes_on_segnet():
 
 
 @pytest.mark.parametrize(("config", "backbone", "head", "channels", "expected"), [
-    pytest.param(Mtan.Config(), R50, ASPP, (13, 1, 3), 92_347_921, marks=[pytest.mark.slow, pytest.mark.grid]),
+    pytest.param(Mtan.Config(), R50, ASPP, (13, 1, 3), 92_347_921, marks=pytest.mark.grid),
     (Mtan.Config(), R50, ASPP, (40, 1), 72_052_713),
     (Mtan.Config(), R18, ASPP, (21, 7, 1, 3, 1), 36_613_425),
     # The published 44,229,076 counts three numbers of uncertainty weighting.

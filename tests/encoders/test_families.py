@@ -30,7 +30,7 @@ families = pytest.mark.parametrize("model", [*FAST, *(pytest.param(m, marks=pyte
 PAIRS = [(encoder, model) for encoder in CATALOG.names() for model in (*FAST, *SLOW)]
 QUICK, GRID = ({(encoder, FAST[(number + more) % 4]) for number, encoder in enumerate(CATALOG.names())}
                for more in (0, 2))
-MARKS = {pair: [] if pair in QUICK else [pytest.mark.slow, *[pytest.mark.grid] * (pair in GRID)] for pair in PAIRS}
+MARKS = {pair: [] if pair in QUICK else [pytest.mark.grid if pair in GRID else pytest.mark.slow] for pair in PAIRS}
 pairs = pytest.mark.parametrize(("encoder", "model"), [
     pytest.param(*pair, marks=marks) for pair, marks in MARKS.items()])
 

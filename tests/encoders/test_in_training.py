@@ -96,8 +96,8 @@ def test_interacting_decoders(encoder, decoder):
 
 @pytest.mark.parametrize("encoder", [
     CrossStitch.Config(learning_rate_factor=10.0),
-    pytest.param(Nddr.Config(shortcut=True), marks=[pytest.mark.slow, pytest.mark.grid]),
-    pytest.param(Mtan.Config(), marks=[pytest.mark.slow, pytest.mark.grid])], ids=["cross_stitch", "nddr", "mtan"])
+    pytest.param(Nddr.Config(shortcut=True), marks=pytest.mark.grid),
+    pytest.param(Mtan.Config(), marks=pytest.mark.grid)], ids=["cross_stitch", "nddr", "mtan"])
 def test_resuming_ends_in_the_same_bits(encoder, small_run, tmp_path):
     run = with_tasks(with_components(small_run, {"balancer": "equal"}), ["semseg", "depth"])
     run = replace(run, encoder=encoder, steps=3, monitoring=replace(run.monitoring, save_every=2))

@@ -18,7 +18,6 @@ from polyptych.networks import Network
 from polyptych.optim import Optimizer, set_learning_rate
 
 R50, R18 = (Timm.Config(model=name, output_stride=8) for name in ("resnet50", "resnet18"))
-REST_OF_GRID = (pytest.mark.slow, pytest.mark.grid)
 NYUD, PASCAL, NYUV2 = (40, 1), (21, 7, 1, 3, 1), (13, 1, 3)
 
 
@@ -57,7 +56,7 @@ def test_a_weight_per_source_gives_all_tasks_the_same_sum():
 
 @pytest.mark.parametrize(("training", "backbone"), [
     (True, RESNET), (False, HRNET), (True, VIT), (False, SEGNET), *(
-        pytest.param(*pair, marks=REST_OF_GRID) for pair in ((False, RESNET), (True, HRNET), (False, VIT),
+        pytest.param(*pair, marks=pytest.mark.grid) for pair in ((False, RESNET), (True, HRNET), (False, VIT),
                                                              (True, SEGNET)))],
     ids=["training-resnet", "hrnet", "training-vit", "segnet", "resnet", "training-hrnet", "vit", "training-segnet"])
 @torch.no_grad()
@@ -169,8 +168,8 @@ def test_units_have_a_learning_rate_of_their_own(config, decay):
 
 @pytest.mark.parametrize(("config", "backbone", "head", "channels", "expected"), [
     (CrossStitch.Config(), R50, Heads.Config(head="aspp"), NYUD, 79_292_841),
-    pytest.param(CrossStitch.Config(), R18, Heads.Config(head="aspp"), PASCAL, 79_525_921, marks=REST_OF_GRID),
-    pytest.param(Nddr.Config(), R50, Heads.Config(head="aspp"), NYUD, 101_591_721, marks=REST_OF_GRID),
+    pytest.param(CrossStitch.Config(), R18, Heads.Config(head="aspp"), PASCAL, 79_525_921, marks=pytest.mark.grid),
+    pytest.param(Nddr.Config(), R50, Heads.Config(head="aspp"), NYUD, 101_591_721, marks=pytest.mark.grid),
     (Nddr.Config(), R18, Heads.Config(head="aspp"), PASCAL, 88_318_561),
     # MTAN's own: three networks and 27 weights (its 74,941,807 count three more, of uncertainty weighting)
     (CrossStitch.Config(weights="source", after_last=False), SegNet.Config(), Heads.Config(head="linear", width=64),

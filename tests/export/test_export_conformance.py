@@ -50,7 +50,6 @@ def agrees(backbone, encoder, decoder, size, path, format="onnx", tasks=tuple(LA
     assert set(differences) == set(tasks)
 
 
-@pytest.mark.slow
 @pytest.mark.grid  # the file of a whole run is a fast test: test_exported_file.py
 @pytest.mark.parametrize(("encoder", "decoder"), FAST)
 def test_a_pair_at_a_fixed_size(encoder, decoder, tmp_path):

@@ -89,7 +89,6 @@ def test_the_card_says_what_it_is(run: Path, server: Hub) -> None:
         assert said in card
 
 
-@pytest.mark.slow
 @pytest.mark.grid
 def test_the_exported_file_comes_along_on_request(run: Path, server: Hub, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")

@@ -179,7 +179,7 @@ def test_multiply_adds_are_counted():
 
 
 @pytest.mark.parametrize(("chunk", "optimize"), [
-    (2, False), pytest.param(scans.CHUNK, True, marks=[pytest.mark.slow, pytest.mark.grid])])
+    (2, False), pytest.param(scans.CHUNK, True, marks=pytest.mark.grid)])
 def test_exports_for_any_length(chunk, optimize, tmp_path, monkeypatch):
     """The graph has all steps of a chunk one by one; an optimizer of graphs looks at each of its nodes many times."""
     monkeypatch.setattr(scans, "CHUNK", chunk)

@@ -34,7 +34,6 @@ FIXTURES = ("emanet_small", "m_emanet_small", "papnet", "survey_hps_resnet18", "
             "atrc_small", "mlore_small")
 LARGE = ("padnet", "mtinet", "mtan_segnet", "survey_crossstitch_resnet18", "survey_nddr_resnet18", "demt_swin_t")
 """Several seconds each; but for the networks per task of the survey, test_twins has small ones of the same tables."""
-REST_OF_GRID = (pytest.mark.slow, pytest.mark.grid)
 
 
 def seen_regions(network: Any) -> dict[str, Tensor]:
@@ -64,7 +63,7 @@ def outputs(name: str, output: Output, size: tuple[int, int]) -> dict[str, Tenso
     return found
 
 
-@pytest.mark.parametrize("name", [*FIXTURES, *(pytest.param(name, marks=REST_OF_GRID) for name in LARGE)])
+@pytest.mark.parametrize("name", [*FIXTURES, *(pytest.param(name, marks=pytest.mark.grid) for name in LARGE)])
 def test_outputs_of_the_authors_program(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixture = record(name)
     if name == "atrc_small":  # no backbone with a name is as small
@@ -105,7 +104,7 @@ LAYOUTS: dict[str, tuple[str, int, dict[str, int]]] = {
 
 @pytest.mark.parametrize("name", [
     name if name in ("layout_demt_nyud_swin_t", "layout_invpt_pascal_vitl", "layout_taskprompter_pascal_vitb")
-    else pytest.param(name, marks=REST_OF_GRID) for name in LAYOUTS])
+    else pytest.param(name, marks=pytest.mark.grid) for name in LAYOUTS])
 def test_published_sizes_fill_the_whole_network(name: str) -> None:
     fixture = record(name)
     dataset, parameters, channels = LAYOUTS[name]

@@ -31,7 +31,7 @@ def slow(names):
 
 def rest(names):
     """The same parameters, for the rest of a grid of which the fast set has a sample."""
-    return [pytest.param(*([name] if isinstance(name, str) else name), marks=[pytest.mark.slow, pytest.mark.grid])
+    return [pytest.param(*([name] if isinstance(name, str) else name), marks=pytest.mark.grid)
             for name in names]
 
 
