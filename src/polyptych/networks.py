@@ -17,9 +17,9 @@ from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
 from polyptych.freezing import hold_still
+from polyptych.ops.resize import resize
 from polyptych.optim import Optimizer
-from polyptych.tasks._base import resize
-from polyptych.tasks._names import check_task_name
+from polyptych.tasks._base import check_task_name
 from polyptych.types import Auxiliary, FeatureSpec, Output
 
 

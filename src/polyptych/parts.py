@@ -76,7 +76,7 @@ def _channels(name: str, wanted: object) -> int:
         return wanted.channels
     if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise InputError(f"network: task '{name}'", repr(wanted), "how many channels it predicts, 1 or more, or what "
-                         "polyptych.task returns", "correct it")
+                         "polyptych.task returns", f"map '{name}' to a number of channels")
     return wanted
 
 

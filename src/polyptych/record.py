@@ -113,7 +113,8 @@ def chosen(kind: Any, choice: Any, options: Mapping[str, Any], where: str) -> An
     if isinstance(choice, str):
         return decode(kind, {"name": choice} | encode(dict(options)), where)
     if not isinstance(choice, kind):
-        raise InputError(where, repr(choice), f"the name of a {kind.catalog.kind}, or the Config of one", "correct it")
+        raise InputError(where, repr(choice), f"the name of a {kind.catalog.kind}, or the Config of one",
+                         f"see `polyptych list {kind.catalog.kind}s`")
     return dataclasses.replace(choice, **options)
 
 

@@ -104,7 +104,7 @@ class GramBalancer(PreferringBalancer):
                 raise InputError("--balancer.every", str(self.every), "1 or more", "raise it")
             if not (self.clip_shared >= 0 and math.isfinite(self.clip_shared)):
                 raise InputError("--balancer.clip-shared", str(self.clip_shared), "a number of at least 0",
-                                 "change it; 0 means no clipping")
+                                 "use 0 for no clipping")
 
     def __init__(self, config: Config, *, standard_weights: dict[str, float]):
         super().__init__(config, standard_weights=standard_weights)

@@ -101,4 +101,4 @@ def _number(name: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise InputError(f"--assume {name}", value, "a number", "correct it") from None
+        raise InputError(f"--assume {name}", value, "a number", f"for instance --assume {name}=1") from None

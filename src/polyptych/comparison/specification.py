@@ -112,4 +112,4 @@ def _value(kind: Any, text: str, where: str) -> Any:
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         literal = typing.get_origin(kind) is typing.Literal
         needs = nearest(text, map(str, typing.get_args(kind))) if literal else getattr(kind, "__name__", str(kind))
-        raise InputError(where, f"'{text}'", needs, f"correct it ({error})") from None
+        raise InputError(where, f"'{text}'", needs, f"choose such a value ({error})") from None

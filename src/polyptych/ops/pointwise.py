@@ -1,4 +1,4 @@
-"""A 1x1 convolution that is safe with few channels in channels-last memory."""
+"""A 1x1 convolution that is safe with few channels in channels-last memory; extracted networks hold it, not search."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def predict(model: Path, inputs: Sequence[Path | str], out: Path, *, arrays: boo
             be read is skipped; the error comes after all others are written.
     """
     if frames < 0:
-        raise InputError("--frames", str(frames), "0 (all) or more", "correct it")
+        raise InputError("--frames", str(frames), "0 or more", "use 0 for all frames")
     outputs = outputs or Outputs(arrays=arrays)
     sources = find_sources(inputs, recursive)
     predictor = Predictor(open_model(Path(model), weights, device), inference)

@@ -65,7 +65,9 @@ def find_camera(size: tuple[int, int], intrinsics: tuple[float, float, float, fl
             raise InputError("--field-of-view", "--intrinsics as well", "one of the two", "leave one out")
         if not all(map(math.isfinite, intrinsics)) or min(intrinsics[:2]) <= 0:
             raise InputError("--intrinsics", " ".join(f"{value:g}" for value in intrinsics),
-                             "FX FY CX CY in pixels, FX and FY above 0", "correct them")
+                             "FX FY CX CY in pixels, FX and FY above 0",
+                             "take them from the camera's calibration, or leave them out for an "
+                             "assumed field of view")
         return Intrinsics(*intrinsics)
     angle = FIELD_OF_VIEW if field_of_view is None else field_of_view
     if not 0 < angle < 180:

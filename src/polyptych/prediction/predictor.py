@@ -56,10 +56,11 @@ class Inference:
             if value is not None and not (isinstance(value, tuple | list) and len(value) == 2
                                           and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in value)):
                 words = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-                raise InputError(f"--{name}", words, f"a height and width from 1 to {LARGEST_SIDE}", "correct it")
+                raise InputError(f"--{name}", words, f"a height and width from 1 to {LARGEST_SIDE}",
+                                 f"for instance --{name} 480 640")
         for name in ("native", "flip"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"--{name}", repr(getattr(self, name)), "yes or no (True or False)", "correct it")
+                raise InputError(f"--{name}", repr(getattr(self, name)), "yes or no (True or False)", "pass a bool")
         if self.native and self.size is not None:
             raise InputError("--native", f"--size {self.size[0]} {self.size[1]} as well", "one of the two",
                              "leave one out")

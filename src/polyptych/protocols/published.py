@@ -96,7 +96,7 @@ def read(data: bytes, where: str) -> tuple[Table, ...]:
                                  f"{len(table.columns)}, one per column", "add what is missing, null where unknown")
         if table.reference and table.reference not in (row.method for row in table.rows):
             raise InputError(f"{where}: {table.protocol}", f"the reference '{table.reference}'",
-                             "a method of the table", "correct its name")
+                             "a method of the table", "name a method of its rows")
     return found
 
 

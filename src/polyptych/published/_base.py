@@ -123,7 +123,8 @@ class Seen:
             rows, columns = -(-height // stride), -(-width // stride)
             if rows * columns != cells:
                 raise InputError("--size", f"{height} {width}, which gives {rows}x{columns} positions at stride "
-                                 f"{stride}", f"a size with {cells} of them, as in the file", "correct it")
+                                 f"{stride}", f"a size with {cells} of them, as in the file",
+                                 "pass the size that the network was trained with")
             return self.size
         if cells in known:
             rows, columns = known[cells]

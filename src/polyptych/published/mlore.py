@@ -73,9 +73,11 @@ def mlore(seen: Seen) -> Parts:
     first = seen.assume("pre_softmax", RENORMALIZED.get(width),
                         "whether experts are chosen before the softmax (1) or after it (0)")
     if active not in range(1, experts + 1):
-        raise InputError("--assume topk", f"{active:g}", f"1 to {experts}, the experts of the file", "correct it")
+        raise InputError("--assume topk", f"{active:g}", f"1 to {experts}, the experts of the file",
+                         "take the number of the run that wrote the file")
     if first not in (0, 1):
-        raise InputError("--assume pre_softmax", f"{first:g}", "0 or 1", "correct it")
+        raise InputError("--assume pre_softmax", f"{first:g}", "0 or 1",
+                         "1: experts are chosen before the softmax; 0: after it")
     decoder = MLoRE.Config(
         width=width, ranks=tuple(seen.shape(f"{mixture}.lora_list_1.{i}.W.weight")[0] for i in range(experts)),
         task_rank=seen.shape(f"{mixture}.conv2.{task}.W.weight")[0], active=int(active), renormalize=bool(first),

@@ -86,7 +86,8 @@ def tit(seen: Seen) -> Parts:
     positions = -(-size[0] // 32) * -(-size[1] // 32)
     if cells % positions:
         raise InputError("--size", f"{size[0]} {size[1]}, which has {positions} positions at stride 32",
-                         f"a size whose positions divide {cells}", "correct it")
+                         f"a size whose positions divide {cells}",
+                         "pass the size that the network was trained with")
     decoder = TITDecoder.Config(
         size=size, width=seen.shape("decoders.all.transform.linears.0.weight")[0], head=_head(seen),
         embedding=cells // positions, vector=vector)

@@ -81,7 +81,8 @@ def task_prompter(seen: Seen) -> Parts:
     heads = seen.assume("chan_nheads", CHANNEL_HEADS.get((inner, width)), "the number of heads of channel attention")
     windows = round(heads**0.5)
     if windows * windows != heads or windows < 1:
-        raise InputError("--assume chan_nheads", f"{heads:g}", "a square: 1, 4, 16, ...", "correct it")
+        raise InputError("--assume chan_nheads", f"{heads:g}", "a square: 1, 4, 16, ...",
+                         "take the number of the run that wrote the file")
     encoder = TaskPrompter.Config(size=size, windows=windows, channel="published", scores="raw",
                                   stochastic_depth="separate", initial="published", prefix_tokens=False)
     decoder = Heads.Config(inner=inner, width=width, reweight=seen.has("backbone.ctr_attn_conv.*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,11 +10,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyptych import devices
 from polyptych.component import Catalog, Component
 from polyptych.data.geometry import Geometry
+from polyptych.errors import InputError
 from polyptych.metrics._base import FinalMetric, Metric
 from polyptych.ops.resize import resize
 from polyptych.tasks._pictures import Legend, Stored
@@ -253,3 +255,17 @@ def in_mirror(prediction: Float[Tensor, "b c h w"], labels: LabelInfo) -> Float[
     """Raw predictions, one channel per type, for the mirrored image. (Indexing with a list would wait for the
     device.)"""
     return prediction[:, devices.sent(mirror_order(labels), prediction.device)].flip(-1)
+
+
+def check_task_name(name: str, where: str) -> None:
+    """Refuse a task name that no module may have: networks keep a module per task under its name.
+
+    Args:
+        where: the place of the name, for the message.
+
+    Raises:
+        InputError: a name with other characters, or one that modules use themselves (``type``, ``train``).
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
+        raise InputError(where, f"'{name}', a name that cannot be a task's",
+                         "a letter, then letters, digits, - and _; not a name that PyTorch uses", "rename it")

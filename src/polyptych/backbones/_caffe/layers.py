@@ -60,7 +60,8 @@ class Layer(ABC):
 
     def wrong(self, where: str, got: object, needs: str) -> InputError:
         place = f"{self.place}: " if self.place else ""
-        return InputError(f"{place}{where} of layer '{self.name}'", str(got), needs, "change it in the description")
+        return InputError(f"{place}{where} of layer '{self.name}'", str(got), needs,
+                          f"edit layer '{self.name}' of the description")
 
     def at_least(self, name: str, smallest: int) -> None:
         for value in _both(getattr(self, name)):

@@ -100,7 +100,8 @@ def resolve(layers: Sequence[Layer], shape: Sequence[int], outputs: Sequence[str
             where the layer comes from a file.
     """
     if len(shape) != 3 or min(shape) < 1:
-        raise InputError("the input", f"shape {tuple(shape)}", "channels, height and width of 1 or more", "correct it")
+        raise InputError("the input", f"shape {tuple(shape)}", "channels, height and width of 1 or more",
+                         "pass (channels, height, width)")
     if not layers:
         raise InputError("the network", "no layer", "one or more", "add it")
     latest = dict.fromkeys(inputs, 0)

@@ -74,7 +74,8 @@ def convert(config: Dataset.Config, out: Path, tasks: tuple[str, ...], size: Siz
             dataset draws its samples by weight, which a copy cannot; the disk is full.
     """
     if size is not None and min(size) < 1:
-        raise InputError("--size", "{} {}".format(*size), "a positive height and width", "correct it")
+        raise InputError("--size", "{} {}".format(*size), "a positive height and width",
+                         "for instance --size 480 640")
     require_new(out)
     folders, labels, protocol = {}, {}, ""
     for split in SPLITS:

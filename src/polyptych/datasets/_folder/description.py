@@ -22,7 +22,7 @@ from polyptych.datasets._folder.values import DepthMaps, InverseDepthMaps, Respo
 from polyptych.datasets._toml import decode_toml, read_toml
 from polyptych.errors import InputError, nearest
 from polyptych.record import decode
-from polyptych.tasks._names import check_task_name
+from polyptych.tasks._base import check_task_name
 
 KINDS: Mapping[str, type[Labels]] = {
     "semseg": ClassMaps, "parts": ClassMaps, "depth": DepthMaps, "normals": NormalMaps, "boundaries": BinaryMaps,

@@ -94,7 +94,8 @@ class Search:
                 raise InputError(flag, str(getattr(self, name)), f"{least} or more", "raise it")
         for name in self.baselines:
             if name not in BASELINES:
-                raise InputError("--baselines", f"'{name}'", f"any of {', '.join(BASELINES)}, or none", "correct it")
+                raise InputError("--baselines", f"'{name}'", f"any of {', '.join(BASELINES)}, or none",
+                                 "leave it out for none")
         _ = self.limits
 
     @property

@@ -116,7 +116,7 @@ class Policy:
         """
         def need(condition: bool, place: str, got: Any, needs: str) -> None:
             if not condition:
-                raise InputError(f"{where}: {place}", repr(got)[:80], needs, "correct it, or write it again with "
+                raise InputError(f"{where}: {place}", repr(got)[:80], needs, "edit the file, or search again with "
                                  "`polyptych search`")
 
         need(isinstance(data, dict), "file", data, "an object")
