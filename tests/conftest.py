@@ -45,6 +45,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=rest)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """With ``-n`` and no choice of ``--dist``, a file's tests stay in one process, and so do those that read the same
+    exported files: what they share is made once, not once in each process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "tests/export" if file.startswith("tests/export/") else file
+
+    return ByFile(config, log) if config.getoption("dist") == "load" else None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     spare_what_was_imported()
     render_once(item)
