@@ -194,7 +194,7 @@ def test_collate_pads_to_the_largest(noise):
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("scales", (), r"augment.scales: got \(\); needs at least one positive number; use \(1,\) for no zoom"),
     ("scales", (1.0, 0.0), "augment.scales: got .*needs at least one positive number"),
-    ("hue", 0.7, "augment.hue: got 0.7; needs a number from 0 to 0.5; use 0 for none"),
+    ("hue", 0.7, "augment.hue: got 0.7; needs a number from 0 to 0.5; choose one in that range; 0 turns it off"),
     ("rotation", -1.0, "augment.rotation: got -1.0; needs a number from 0 to 180"),
 ])
 def test_impossible_settings_are_refused(field, value, message):

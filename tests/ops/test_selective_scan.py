@@ -178,8 +178,8 @@ def test_multiply_adds_are_counted():
     assert not [operator for operator in counted.uncounted if operator.kind == "unknown"]
 
 
-@pytest.mark.grid
-@pytest.mark.parametrize(("chunk", "optimize"), [(2, False), (scans.CHUNK, True)])
+@pytest.mark.parametrize(("chunk", "optimize"), [
+    (2, False), pytest.param(scans.CHUNK, True, marks=pytest.mark.grid)])
 def test_exports_for_any_length(chunk, optimize, tmp_path, monkeypatch):
     """The graph has all steps of a chunk one by one; an optimizer of graphs looks at each of its nodes many times."""
     monkeypatch.setattr(scans, "CHUNK", chunk)

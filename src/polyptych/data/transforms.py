@@ -55,7 +55,7 @@ class Augment:
                             ("hue", 0.5), ("color_chance", 1.0)):
             if not 0 <= getattr(self, name) <= limit:
                 raise InputError(f"augment.{name}", str(getattr(self, name)), f"a number from 0 to {limit:g}",
-                                 "use 0 for none")
+                                 "choose one in that range; 0 turns it off")
 
     def geometry(self, source: tuple[int, int], size: tuple[int, int],
                  generator: torch.Generator) -> Geometry:

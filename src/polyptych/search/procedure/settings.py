@@ -95,7 +95,7 @@ class Search:
         for name in self.baselines:
             if name not in BASELINES:
                 raise InputError("--baselines", f"'{name}'", f"any of {', '.join(BASELINES)}, or none",
-                                 "leave it out for none")
+                                 "write --baselines none for none")
         _ = self.limits
 
     @property

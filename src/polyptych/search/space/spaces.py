@@ -101,7 +101,7 @@ class Space(ABC):
         self.check_fit(policy)
         if reason := self.allows(policy):
             raise InputError("policy", reason, f"a policy of the space '{self.name}'",
-                             "choose the space 'partition', which allows every policy")
+                             "change that unit, or choose the space 'partition', where any tasks may share a unit")
 
     # -- making policies ----------------------------------------------------------------------------------------------
 
