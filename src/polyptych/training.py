@@ -145,13 +145,13 @@ class Trainer:
         dataset = open_dataset(run, "train")
         self.tasks = run.build_tasks(dataset.labels)
         self.splits, remarks = find_splits(run)
-        if examine and not self.resumed:
-            remarks += examine_splits(run, self.tasks, self.splits)
-        # Some doubts name their split, others are the same for all of them.
-        remarks += dict.fromkeys(doubt for each in (dataset, *self.splits.values()) for doubt in each.doubts)
         size = run.size or dataset.read(0).info.native
         with buildable(folder / "run.json") if resume else nullcontext():
             self.state = self._build_state()
+        if examine and not self.resumed:  # after what takes a second and may be refused, because images take longer
+            remarks += examine_splits(run, self.tasks, self.splits)
+        # Some doubts name their split, others are the same for all of them.
+        remarks += dict.fromkeys(doubt for each in (dataset, *self.splits.values()) for doubt in each.doubts)
         self.balancer = cast(Balancer, self.state.balancer)
         self.thaw_step = thaw_step(self.state.network)
         if self.thaw_step and self.sharded:

@@ -11,6 +11,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.beginning import begin
 from polyptych.checkpoint import TrainingState, read_tensors, save_state
 from polyptych.cli import main
+from polyptych.datasets.rooms import Rooms
 from polyptych.decoders.heads import Heads
 from polyptych.decoders.mti_net import MTINet
 from polyptych.encoders.cross_stitch import CrossStitch
@@ -158,8 +159,12 @@ def test_classes_must_be_the_same(base, trained):
         begin(build(replace(base, encoder=STITCH)), tasks, [folder])
 
 
-def test_command_line_says_it_in_one_line(tmp_path, capsys):
+def test_command_line_says_it_in_one_line_before_it_reads_images(tmp_path, capsys, monkeypatch):
+    def read(self, index):
+        raise AssertionError(f"read image {index}")
+
+    monkeypatch.setattr(Rooms, "read", read)
     assert main(["train", "rooms", "--encoder", "cross_stitch", "--start", str(tmp_path / "nothing"), "--out",
-                 str(tmp_path / "run"), "--backbone.model", "test_resnet", "--loading.check", "0"]) == 2
+                 str(tmp_path / "run"), "--backbone.model", "test_resnet"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("polyptych: ") and "nothing" in line and not (tmp_path / "run").exists()
