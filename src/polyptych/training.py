@@ -32,6 +32,7 @@ from polyptych.feature_cache import with_features
 from polyptych.folder_lock import hold
 from polyptych.freezing import thaw, thaw_step, with_synchronized_norms
 from polyptych.host_memory import keep_freed_memory
+from polyptych.hub import local_folder
 from polyptych.interruption import Interrupted, StopFlag, raise_on_signal, stop_on_signal
 from polyptych.logbook import Logbook, environment
 from polyptych.metrics._accumulation import shown_name
@@ -145,13 +146,15 @@ class Trainer:
         dataset = open_dataset(run, "train")
         self.tasks = run.build_tasks(dataset.labels)
         self.splits, remarks = find_splits(run)
-        size = run.size or dataset.read(0).info.native
-        with buildable(folder / "run.json") if resume else nullcontext():
-            self.state = self._build_state()
-        if examine and not self.resumed:  # after what takes a second and may be refused, because images take longer
+        if examine and not self.resumed:
+            for source in run.start:  # said before many images are read
+                read_run(local_folder(source))
             remarks += examine_splits(run, self.tasks, self.splits)
         # Some doubts name their split, others are the same for all of them.
         remarks += dict.fromkeys(doubt for each in (dataset, *self.splits.values()) for doubt in each.doubts)
+        size = run.size or dataset.read(0).info.native
+        with buildable(folder / "run.json") if resume else nullcontext():
+            self.state = self._build_state()
         self.balancer = cast(Balancer, self.state.balancer)
         self.thaw_step = thaw_step(self.state.network)
         if self.thaw_step and self.sharded:
