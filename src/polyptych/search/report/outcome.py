@@ -99,7 +99,8 @@ class Versus:
         if self.mean > 0:
             return (f"The searched network is above the random-tree median on average ({amount}), in {self.better} of "
                     f"{seeds} seeds: this is no clear win.")
-        return f"The searched network does not beat the random-tree median ({amount}, better in {self.better} seeds)."
+        return (f"The searched network does not beat the random-tree median ({amount}; better in {self.better} of "
+                f"{seeds}).")
 
 
 @dataclass(frozen=True)
