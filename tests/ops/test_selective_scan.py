@@ -188,16 +188,16 @@ def sequence(length: int) -> tuple[Tensor, ...]:
     return u[:, 0], dt[0, :, 0], a[0, 0], b[0, :, 0], c[0, :, 0], skip[0, 0]
 
 
-def program_for_any_length(length: int) -> torch.export.ExportedProgram:
+def program_for_any_length() -> torch.export.ExportedProgram:
     along = {1: torch.export.Dim.DYNAMIC}
-    return torch.export.export(Scan(), sequence(length), dynamic_shapes=(along, along, None, along, along, None),
+    return torch.export.export(Scan(), sequence(40), dynamic_shapes=(along, along, None, along, along, None),
                                strict=False, prefer_deferred_runtime_asserts_over_guards=True)
 
 
 def test_a_program_takes_any_length(monkeypatch):
     """It was captured on whole chunks; others have a part of one at the end, or less than one."""
     monkeypatch.setattr(scans, "CHUNK", 4)
-    scan = program_for_any_length(40).module()
+    scan = program_for_any_length().module()
     for long in (1, 3, 4, 5, 40, 43):
         expected = selective_scan(*(x.double() for x in sequence(long)), method="loop")
         assert relative([scan(*sequence(long))], [expected]) < 1e-5
@@ -209,7 +209,7 @@ def test_a_file_takes_any_length(chunk, optimize, tmp_path, monkeypatch):
     """The graph has all steps of a chunk one by one; an optimizer of graphs looks at each of its nodes many times."""
     monkeypatch.setattr(scans, "CHUNK", chunk)
     path = tmp_path / "scan.onnx"
-    torch.onnx.export(program_for_any_length(40), dynamo=True, verbose=False, optimize=optimize).save(str(path))
+    torch.onnx.export(program_for_any_length(), dynamo=True, verbose=False, optimize=optimize).save(str(path))
     session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for long in (1, 7, 40, 333):
         arguments = sequence(long)

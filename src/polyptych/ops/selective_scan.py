@@ -203,7 +203,9 @@ def _in_chunks(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[T
     """
     length = u.shape[1]
     chunks = (length + CHUNK - 1) // CHUNK
-    if not isinstance(length, int):  # one chunk is a case of its own to torch.export, which would exclude it
+    if not isinstance(length, int):
+        # While torch.export traces, a number that may be 1 becomes a case of its own: the program would refuse
+        # lengths of one chunk, and those that end within one. Two chunks are always more than one.
         chunks += 1
 
     steps = torch.arange(chunks * CHUNK, device=u.device)
