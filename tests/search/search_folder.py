@@ -28,17 +28,17 @@ def evaluation(skill: float) -> dict:
 
 
 @cache
-def measured(backbone) -> tuple[Supermodel, CostTable]:
+def measured(backbone, timed: bool) -> tuple[Supermodel, CostTable]:
     supermodel = compile(backbone.build(), ("semseg", "depth"))
-    return supermodel, measure_costs(supermodel, (32, 32))
+    return supermodel, measure_costs(supermodel, (32, 32), timed=timed, repeats=1, seconds=0)
 
 
-def write_search(folder: Path, run: Run) -> SearchSetup:
+def write_search(folder: Path, run: Run, timed: bool = False) -> SearchSetup:
     """A search on two tasks whose finalist 1 won."""
     plan = SearchSetup(replace(run, tasks={name: run.tasks[name] for name in ("semseg", "depth")}), Search(), (0, 1, 2),
                 Facts("toy", {}))
     plan.write(folder)
-    supermodel, table = measured(run.backbone)
+    supermodel, table = measured(run.backbone, timed)
     space = supermodel.space
     table.write(folder / "costs.json")
     policies = {"searched-1": space.bottom_shared(5), "searched-2": space.bottom_shared(6), "single": space.all_own(),

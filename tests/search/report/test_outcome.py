@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,22 @@ def test_the_report_says_it_all(tmp_path: Path, small_run) -> None:
     numbers = json.loads((tmp_path / "results.json").read_text())
     assert [n["label"] for n in numbers["networks"]][:2] == ["searched", "searched-2"]
     assert numbers["versus"][0]["verdict"] in text.replace("\\", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the program chromium")
+def test_no_table_is_cut_off_in_a_browser(tmp_path: Path, small_run) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    write_search(tmp_path, small_run, timed=True)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(write_search_report(tmp_path).as_uri())
+        widths = page.eval_on_selector_all(".wide", "all => all.map(e => [e.scrollWidth, e.clientWidth])")
+        heads = page.eval_on_selector_all(".wide thead", "all => all.map(e => e.innerText)")
+        browser.close()
+    assert len(widths) == 3 and all(content <= room for content, room in widths)
+    assert "supermodel" in heads[0] and "latency" in heads[1]
 
 
 def test_a_report_before_the_end_says_what_is_missing(tmp_path: Path, small_run) -> None:

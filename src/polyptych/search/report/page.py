@@ -81,14 +81,11 @@ class SearchPage:
         return "\n".join(sharing.tree_lines(self.policies[self.outcome.searched.name]))
 
     @cached_property
-    def columns(self) -> list[Column]:
-        """Cost, quality, and supermodel score of every network."""
+    def skills(self) -> list[Column]:
+        """What every network reaches, and the cost that the plot shows."""
         rows = self.networks
-        relative = [exact(kind.title, [row.relative.get(kind.field, float("nan")) for row in rows],
-                          lambda value: f"{value:.2f}", f"{TIMES} one backbone", False)
-                    for kind in KINDS.values() if any(kind.field in row.relative for row in rows)]
         found = [
-            exact("parameters", [row.cost.parameters / 1e6 for row in rows], short, "million", None), *relative,
+            self._relative(self.axis),
             estimated("skill", [row.skill for row in rows], lambda value: f"{value:.4f}", "validation", True),
             estimated("skill", [row.test for row in rows], lambda value: f"{value:.4f}", "test, chose nothing", True)]
         if all(row.delta is not None for row in rows):
@@ -97,6 +94,18 @@ class SearchPage:
         found.append(exact("supermodel", [row.supermodel for row in rows], lambda value: f"{value:.4f}",
                            "skill there", None))
         return found
+
+    @cached_property
+    def costs(self) -> list[Column]:
+        """Every cost of the encoder; a table of its own, because beside the skills a page has no room for all."""
+        rows = self.networks
+        return [
+            exact("parameters", [row.cost.parameters / 1e6 for row in rows], short, "million", None),
+            *(self._relative(kind) for kind in KINDS.values() if any(kind.field in row.relative for row in rows))]
+
+    def _relative(self, kind: CostKind) -> Column:
+        return exact(kind.title, [row.relative.get(kind.field, float("nan")) for row in self.networks],
+                     lambda value: f"{value:.2f}", f"{TIMES} one backbone", False)
 
     @cached_property
     def tasks(self) -> list[Column]:
