@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -132,7 +133,14 @@ class Catalog(Generic[Kind]):
         return _package_folder(self.package)
 
     def _plugins(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.package)}
+        return _installed(self.package, tuple(sys.path))
+
+
+@cache
+def _installed(group: str, where: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """Entry points of the packages in these folders. Finding them reads a file of every package: too slow for every
+    name."""
+    return {point.name: point for point in entry_points(group=group)}
 
 
 @cache

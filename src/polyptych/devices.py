@@ -1,4 +1,5 @@
-"""What devices can do: which ones exist, their random numbers, their widest type, and asynchronous copies.
+"""What devices can do: which ones exist, their random numbers, their widest type, asynchronous copies, and the device
+of shapes alone.
 
 To the rest of the library CUDA, ROCm (which torch also calls ``cuda``), Apple's MPS and Intel's XPU are the same thing:
 whatever ``torch.accelerator`` finds. Nothing here initializes a device that was not asked for: that takes hundreds of
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from polyptych.errors import InputError
 
@@ -127,6 +129,23 @@ def same_random(devices: Iterable[torch.device]) -> Iterator[None]:
 
 
 # -- copies ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Networks that are built here have shapes, no memory, and no values: they are on the meta device, where
+    initialization, which would change nothing, is left out. There it is Python code and takes most of the time."""
+    with torch.device("meta"), _Uninitialized():
+        yield
+
+
+class _Uninitialized(TorchFunctionMode):
+    FILLING = frozenset({"uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self.FILLING and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def pins(device: torch.device) -> bool:

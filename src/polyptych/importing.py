@@ -18,6 +18,7 @@ from polyptych.balancers.fixed import Fixed
 from polyptych.checkpoint import TrainingState, fill, save_state
 from polyptych.datasets._base import Dataset
 from polyptych.datasets.folder import Folder
+from polyptych.devices import shapes_only
 from polyptych.errors import InputError, nearest
 from polyptych.logbook import environment
 from polyptych.networks import Network
@@ -438,7 +439,7 @@ def _shapes(found: Imported) -> dict[str, Tensor]:
     values)."""
     with buildable(found.where):
         try:
-            with torch.device("meta"):
+            with shapes_only():
                 return found.run.build_network(found.tasks, pretrained=False).state_dict()
         except NotImplementedError:
             return found.run.build_network(found.tasks, pretrained=False).state_dict()

@@ -7,6 +7,7 @@ import torch
 
 from polyptych.backbones.timm import Timm
 from polyptych.decoders.heads import Heads
+from polyptych.devices import shapes_only
 from polyptych.encoders.mtlora import MTLoRA
 from polyptych.errors import InputError
 from polyptych.networks import Network
@@ -21,6 +22,7 @@ TINY = Timm.Config(model=SWIN, architecture="embed_dim=12, depths=(2, 2, 2, 2), 
     *(pytest.param(*row, marks=pytest.mark.slow) for row in [
         (16, 4, "trained", 1_406_976, 4_953_146, 30_871_418), (32, 4, "trained", 2_537_472, 6_083_642, 32_001_914),
         (64, 4, "low_rank", 5_056_512, 7_054_394, None), (8, 8, "low_rank", 1_150_464, 3_148_346, None)])])
+@shapes_only()
 def test_published_counts(rank, task_rank, merging, adapting, trained, total):
     encoder = MTLoRA.Config(ranks=(rank,), task_rank=task_rank, merging=merging)
     network = Network.build(Timm.Config(model=SWIN, image_size=(448, 448), swin_windows="published"), encoder,

@@ -8,6 +8,7 @@ import torch
 from polyptych.backbones.timm import Timm
 from polyptych.decoders._base import CATALOG as DECODERS
 from polyptych.decoders.pgt import PGTDecoder
+from polyptych.devices import shapes_only
 from polyptych.encoders._base import CATALOG as ENCODERS
 from polyptych.encoders.pgt import PGT
 from polyptych.encoders.tit import TIT
@@ -25,6 +26,7 @@ def small(width: int) -> Timm.Config:
 
 
 @pytest.mark.parametrize(("kind", "total"), [("pgt", 28_429_569), ("tit", 30_898_399)])
+@shapes_only()
 def test_published_counts(kind, total):
     backbone = Timm.Config(model=SWIN, image_size=(448, 576), swin_windows="published")
     network = Network.build(backbone, ENCODERS.load(kind).Config(), DECODERS.load(kind).Config(), NYUD)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from polyptych.backbones.segnet import Pooled, SegNet
 from polyptych.decoders.heads import Heads
+from polyptych.devices import shapes_only
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
 from polyptych.errors import InputError
@@ -106,10 +107,12 @@ def test_as_written_out(size):
     ({"bottom_width": 1024}, (37_773, 36_993, 37_123, 3), 43_934_164),
     ({"doubled": True}, (37_773, 36_993, 37_123, 3), 50_807_764),
 ])
+@shapes_only()
 def test_published_counts(options, head_parts, published):
     assert count(SegNet.Config(**options).build()) + sum(head_parts) == published
 
 
+@shapes_only()
 def test_published_counts_of_networks():
     shared = Network.build(SegNet.Config(), Shared.Config(), PUBLISHED, NYUV2)
     assert count(shared) + 3 == 25_055_188
@@ -192,6 +195,7 @@ def test_attention_sees_the_maps_that_mtan_names():
     assert torch.equal(attended.maps[0], network(image).maps[0])
 
 
+@shapes_only()
 def test_published_attention_points():
     points = SegNet.Config().build().attention.points
     assert [p.entry + p.exit for p in points] == [
@@ -199,6 +203,7 @@ def test_published_attention_points():
         (512, 512), (512, 256), (256, 128), (128, 64), (64, 64)]
 
 
+@shapes_only()
 def test_published_count_of_a_dense_network():
     """Three networks with doubled inputs beside a shared one, whose last convolution makes 13 channels that nobody
     reads (in the authors' code), heads and three numbers of uncertainty weighting."""

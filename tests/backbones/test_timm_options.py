@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polyptych.backbones.timm import Timm
 from polyptych.decoders.ema_net import EMANet
 from polyptych.decoders.heads import Heads
+from polyptych.devices import shapes_only
 from polyptych.encoders._base import Encoder
 from polyptych.encoders.cross_stitch import CrossStitch
 from polyptych.encoders.mtan import Mtan
@@ -146,3 +147,16 @@ def test_refusals(options, said):
     with pytest.raises(InputError) as error:
         Timm.Config(**options).build()
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_shapes_alone_are_those_of_the_network() -> None:
+    with shapes_only():
+        hollow = timm.create_model("test_vit", features_only=True)
+        torch.manual_seed(0)
+        filled = torch.empty(3, device="cpu").uniform_()
+    whole = timm.create_model("test_vit", features_only=True)
+    assert {name: x.shape for name, x in hollow.state_dict().items()} == {
+        name: x.shape for name, x in whole.state_dict().items()}
+    assert all(p.is_meta for p in hollow.parameters())
+    torch.manual_seed(0)
+    assert filled.equal(torch.rand(3)), "only what has no values is left alone"

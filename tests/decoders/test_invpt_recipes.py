@@ -14,6 +14,7 @@ from polyptych.comparison.specification import with_network
 from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2_LAYOUTS
 from polyptych.datasets._pascal_context.fixture import LAYOUTS as PASCAL_LAYOUTS
 from polyptych.decoders.invpt import InvPT
+from polyptych.devices import shapes_only
 from polyptych.encoders.shared import Shared
 from polyptych.networks import Network
 from polyptych.profiling.operators import count as count_operators
@@ -23,7 +24,6 @@ from polyptych.record import decode, encode
 from polyptych.run import Loading, Monitoring, Run
 from polyptych.tasks.boundaries import Boundaries
 from polyptych.training import train
-from shapes_only import shapes_only
 
 CHANNELS = {"nyud_invpt": NYUD_FOUR, "pascal_invpt": PASCAL}
 PROTOCOL = {"nyud_invpt": "INVPT-N", "pascal_invpt": "INVPT-P"}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transcription import NYUD_FOUR, PASCAL, count
 
+from polyptych.devices import shapes_only
 from polyptych.networks import Network
 from polyptych.profiling.operators import count as count_operators
 from polyptych.protocols.catalog import PROTOCOLS
 from polyptych.recipes._catalog import load
 from polyptych.record import decode, encode
 from polyptych.run import Run
-from shapes_only import shapes_only
 
 PROTOCOL = {"atrc": ("ATRC-N", "ATRC-P"), "mlore": ("INVPT-N", "INVPT-P"), "mtmamba": ("INVPT-N", "INVPT-P"),
             "mtmamba_plus": ("INVPT-N", "INVPT-P")}

@@ -25,11 +25,11 @@ from transcription import (
 
 from polyptych.backbones.timm import Timm
 from polyptych.decoders.task_prompter import TaskPrompter
+from polyptych.devices import shapes_only
 from polyptych.encoders.task_prompter import TaskPrompter as Encoder
 from polyptych.errors import InputError
 from polyptych.networks import Network
 from polyptych.types import Features, FeatureSpec, TaskFeatures
-from shapes_only import shapes_only
 
 SLIM = TaskPrompter.Config(inner=3, width=5)
 SALIENCY_OF_TWO = {**PASCAL, "saliency": 2}  # as in the published code

@@ -13,6 +13,7 @@ from polyptych.backbones.timm import Timm
 from polyptych.datasets._nyuv2.layouts._base import CATALOG as NYUV2_LAYOUTS
 from polyptych.datasets._pascal_context.fixture import LAYOUTS as PASCAL_LAYOUTS
 from polyptych.decoders.task_prompter import TaskPrompter as Heads
+from polyptych.devices import shapes_only
 from polyptych.networks import Network
 from polyptych.profiling.operators import count as count_operators
 from polyptych.protocols.catalog import PROTOCOLS
@@ -21,7 +22,6 @@ from polyptych.record import decode, encode
 from polyptych.run import Loading, Monitoring, Run
 from polyptych.tasks.boundaries import Boundaries
 from polyptych.training import train
-from shapes_only import shapes_only
 
 CHANNELS = {"nyud_task_prompter": NYUD_FOUR, "pascal_task_prompter": PASCAL}
 PROTOCOL = {"nyud_task_prompter": "INVPT-N", "pascal_task_prompter": "INVPT-P"}

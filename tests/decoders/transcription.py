@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from polyptych.devices import shapes_only
 from polyptych.types import Features, FeatureSpec, TaskFeatures
-from shapes_only import shapes_only
 
 HRNET = FeatureSpec((18, 36, 72, 144), (4, 8, 16, 32))
 HRNET_PARAMETERS = 3_860_720  # of HRNet-W18-small-v2

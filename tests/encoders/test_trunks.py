@@ -11,13 +11,13 @@ from torch import nn
 from polyptych.backbones.segnet import SegNet
 from polyptych.balancers._engine import check_branches
 from polyptych.decoders.heads import Heads
+from polyptych.devices import shapes_only
 from polyptych.encoders.dense import Dense
 from polyptych.encoders.shared import Shared
 from polyptych.encoders.single import Single
 from polyptych.encoders.split import Split
 from polyptych.errors import InputError
 from polyptych.networks import Network
-from shapes_only import shapes_only
 
 NYUV2 = {"semseg": 13, "depth": 1, "normals": 3}
 HEAD = Heads.Config(head="linear", width=64)

@@ -11,10 +11,10 @@ from authors_files import distance, images, record, saved, small_hrnet, weights
 from timm.models.hrnet import cfg_cls
 from torch import Tensor
 
+from polyptych.devices import shapes_only
 from polyptych.importing import Said, converted, load_published, read_published
 from polyptych.ops.resize import resize
 from polyptych.types import Output
-from shapes_only import shapes_only
 
 THEIRS = {"parts": "human_parts", "saliency": "sal", "boundaries": "edge"}
 SAID: dict[str, dict[str, Any]] = {

@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import timm
-import torch
 from timm.models import group_parameters
 from torch import nn
 
+from polyptych.devices import shapes_only
 from polyptych.errors import InputError
 from polyptych.freezing import mark
 
@@ -109,7 +109,7 @@ def number_as_timm(network: nn.Module, model: str, architecture: str = "") -> No
 @lru_cache(8)
 def _layers_of(model: str, architecture: str) -> tuple[dict[str, int], int, dict[str, str]]:
     """The layer of every parameter, counted from 0; the number of the last layer; and the names of all modules."""
-    with torch.device("meta"):
+    with shapes_only():
         network: Any = timm.create_model(model, **arguments(architecture))
     modules = {_plain(name): name for name, _ in network.named_modules()}
     if not hasattr(network, "group_matcher"):

@@ -26,6 +26,7 @@ from polyptych.backbones._stages import TokenBlocks, cut, leave_inputs_alone, op
 from polyptych.backbones._states import maps_of
 from polyptych.backbones._weights import create_pretrained, load_file, positions_resampled
 from polyptych.backbones._windows import shift_as_published, shift_every_second_block
+from polyptych.devices import shapes_only
 from polyptych.errors import InputError
 from polyptych.types import Features, FeatureSpec
 
@@ -302,5 +303,5 @@ def _options(config: Timm.Config) -> dict[str, Any]:
 
 
 def _empty(model: str, options: dict[str, Any]) -> Any:
-    with torch.device("meta"):
+    with shapes_only():
         return timm.create_model(model, features_only=True, **options)

@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from polyptych import __version__
 
             print(__version__)
-        elif name not in commands():
-            raise InputError(f"command '{name}'", "an unknown name", nearest(name, commands()),
+        elif name not in _files():
+            raise InputError(f"command '{name}'", "an unknown name", nearest(name, _files()),
                              "see `polyptych --help`")
         else:
             importlib.import_module(f"{__name__}.{name.replace('-', '_')}").main(rest)
@@ -84,14 +84,18 @@ def _leave_pipe() -> int:
 
 def commands() -> dict[str, str]:
     """The files of this folder, a hyphen for each underscore, with the first line of their docstrings."""
-    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    texts = {p.stem.replace("_", "-"): ast.get_docstring(ast.parse(p.read_text(encoding="utf-8"))) for p in files}
+    texts = {name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for name, path in _files().items()}
     return {name: (text or "").partition("\n")[0] for name, text in texts.items()}
 
 
+def _files() -> dict[str, Path]:
+    return {path.stem.replace("_", "-"): path for path in sorted(Path(__file__).parent.glob("[!_]*.py"))}
+
+
 def usage() -> str:
-    width = max(map(len, commands())) + 2
-    lines = [f"  {name:<{width}}{summary}" for name, summary in commands().items()]
+    summaries = commands()
+    width = max(map(len, summaries)) + 2
+    lines = [f"  {name:<{width}}{summary}" for name, summary in summaries.items()]
     return "\n".join(["usage: polyptych COMMAND [ARGUMENTS]", "",
                       "Multi-task learning of dense prediction: one image in, every panel of the scene out.", "",
                       *lines, "", "`polyptych COMMAND --help` explains a command."])

@@ -70,7 +70,7 @@ class PGTDecoder(Decoder):
                              f"{len(config.depths)} layers that divides the width of {width}", "choose such numbers")
         self.gathering = Gathering(spec, width)
         size = (-(-config.size[0] // spec.strides[0]), -(-config.size[1] // spec.strides[0]))
-        rates = iter(torch.linspace(config.drop_path, 0, sum(config.depths)).tolist())
+        rates = iter(torch.linspace(config.drop_path, 0, sum(config.depths), device="cpu").tolist())
         self.now = Now()
         self.prompts, self.layers = nn.ModuleList(), nn.ModuleList()
         for depth, number in zip(config.depths, heads, strict=True):

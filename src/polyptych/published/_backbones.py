@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import timm
-import torch
 
 from polyptych.backbones._own_layouts import block_order
 from polyptych.backbones.timm import Timm
+from polyptych.devices import shapes_only
 from polyptych.errors import InputError
 from polyptych.published._base import Seen, Size
 from polyptych.renaming import Rename
@@ -64,7 +64,7 @@ def _same(seen: Seen, candidates: Iterable[str], shapes: Mapping[str, tuple[int,
         options: dict[str, Any] = {}
         if name.startswith("hrnet_"):
             options = {"feature_location": "", "out_indices": (1, 2, 3, 4)}
-        with torch.device("meta"):
+        with shapes_only():
             network = timm.create_model(name, features_only=True, **options)
         if shapes == {key: tuple(value.shape) for key, value in network.state_dict().items()
                       if not key.endswith("num_batches_tracked")}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ def descriptions() -> list[Summary]:
     return [Summary(name, text.partition("\n")[0], "") for name, (_, text) in sorted(_functions().items())]
 
 
+@cache  # a command asks for names and functions, and the sources do not change while it runs
 def _functions() -> dict[str, tuple[str, str]]:
     """``{recipe: (file stem, docstring)}``"""
     found = {}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from polyptych.backbones._caffe.layers import Layer, Shape
+from polyptych.devices import shapes_only
 from polyptych.errors import InputError, nearest
 
 INPUTS = ("data", "blob1")
@@ -156,7 +157,7 @@ def module_size(layer: Layer, shapes: Sequence[Shape]) -> int:
 
 def _hollow(layer: Layer, shapes: Sequence[Shape]) -> nn.Module:
     """The module on the meta device, without memory."""
-    with torch.device("meta"):
+    with shapes_only():
         try:
             return layer.make(shapes)
         except (RuntimeError, TypeError, OverflowError) as error:
