@@ -22,6 +22,7 @@ FLOORS = {  # the longest name that a module begins with is its floor
     "record": "any Config to JSON and back",
     "folder_lock": "one writer of a run at a time; knows only errors",
     "host_memory": "one call of the C library",
+    "native": "how functions are compiled",
     "devices": "accelerators by what they can do; they know errors only",
     "interruption": "signals, for every loop",
     "progress": "a bar, for every loop",

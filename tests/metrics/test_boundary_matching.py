@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from polyptych.metrics._boundary_benchmark import native
+from polyptych import native
 from polyptych.metrics._boundary_benchmark.correspondence import Graph, connect, reach
 from polyptych.metrics._boundary_benchmark.counts import count_matches
 from polyptych.metrics._boundary_benchmark.matching import match_most, match_nearest

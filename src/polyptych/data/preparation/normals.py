@@ -17,9 +17,9 @@ from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
-from numba import njit
 
 from polyptych.errors import InputError
+from polyptych.native import native
 
 METHOD = "weighted least-squares plane in inverse depth, reweighted by residual (Geman-McClure)"
 
@@ -85,14 +85,7 @@ def normals_from_depth(depth: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, 
     return normals.astype(np.float32), found
 
 
-def _native(function):
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return njit(nogil=True)(function)
-
-
-@_native
+@native
 @no_type_check
 def _fit_planes(inverse, known, fx, fy, cx, cy, reach, stride, edge, noise, passes, support):
     """Fit from ``inverse`` float64 (h w) and ``known`` bool (h w); returns float64 (3 h w) and bool (h w)."""

@@ -13,7 +13,7 @@ from typing import no_type_check
 
 import numpy as np
 
-from polyptych.metrics._boundary_benchmark.native import native
+from polyptych.native import native
 
 
 @native

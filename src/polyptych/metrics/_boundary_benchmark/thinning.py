@@ -10,7 +10,7 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Bool, Int
 
-from polyptych.metrics._boundary_benchmark.native import native
+from polyptych.native import native
 
 
 def _removable(code: int, second: bool) -> bool:
@@ -41,27 +41,32 @@ def thin(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 def thin_pixels(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " n"]:
     """The pixels of the thinned map, int32, as increasing positions in the flattened map."""
-    return _thin(np.pad(np.ascontiguousarray(mask), 1), _TABLES)
+    padded = np.pad(mask, 1)
+    flat = padded.ravel()
+    return _thin(flat, np.flatnonzero(flat), padded.shape[1], _TABLES).copy()  # without the room for those removed
 
 
 @native
 @no_type_check
-def _thin(image, tables):
-    """Thin a padded bool map (h+2 w+2) in place; positions (n) int32 of what is left in the flattened map (h w).
+def _thin(flat, everywhere, width, tables):
+    """Thin a padded, flattened bool map (n), in rows of the given width, in place; positions (m) int32 of what is left
+    in the map without its padding.
 
     A pixel is checked again only after a neighbor was removed, so the cost is proportional to the number of removed
-    pixels, not to the area times the number of passes.
+    pixels, not to the area times the number of passes. Arrays are filled one by one: numba takes seconds to compile
+    the assignment of a whole row.
+
+    Args:
+        everywhere: int64, the positions of all set pixels.
     """
-    width = image.shape[1]
-    flat = image.ravel()
-    steps = np.array([1, 1 - width, -width, -width - 1, -1, width - 1, width, width + 1])
-    everywhere = np.flatnonzero(flat)
+    steps = (1, 1 - width, -width, -width - 1, -1, width - 1, width, width + 1)
     queues = np.empty((2, everywhere.size), np.int64)
-    queues[0], queues[1] = everywhere, everywhere
-    waiting = np.array([everywhere.size, everywhere.size])
     queued = np.zeros((2, flat.size), np.bool_)
-    for p in everywhere:
-        queued[0, p] = queued[1, p] = True
+    for k in range(everywhere.size):
+        for turn in range(2):
+            queues[turn, k] = everywhere[k]
+            queued[turn, everywhere[k]] = True
+    waiting = np.full(2, everywhere.size)
     doomed = np.empty(everywhere.size, np.int64)
     turn = 0
     while waiting[0] + waiting[1] > 0:
@@ -95,4 +100,4 @@ def _thin(image, tables):
         if flat[p]:
             left[count] = (p // width - 1) * (width - 2) + p % width - 1
             count += 1
-    return left[:count].copy()
+    return left[:count]
