@@ -128,7 +128,7 @@ def same_random(devices: Iterable[torch.device]) -> Iterator[None]:
             set_random_state(device, state)
 
 
-# -- copies ------------------------------------------------------------------------------------------------------
+# -- shapes alone ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -146,6 +146,9 @@ class _Uninitialized(TorchFunctionMode):
         if getattr(func, "__name__", "") in self.FILLING and args and isinstance(args[0], Tensor) and args[0].is_meta:
             return args[0]
         return func(*args, **(kwargs or {}))
+
+
+# -- copies ------------------------------------------------------------------------------------------------------
 
 
 def pins(device: torch.device) -> bool:
