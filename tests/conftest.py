@@ -53,8 +53,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "tests/export" if file.startswith("tests/export/") else file
+            file, _, test = nodeid.partition("::")
+            # What torch.export imports takes as long as many tests; one process for all that use it.
+            return "tests/export" if file.startswith("tests/export/") or "_export" in test else file
 
     return ByFile(config, log) if config.getoption("dist") == "load" else None
 

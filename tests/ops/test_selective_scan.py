@@ -165,7 +165,7 @@ def test_memory_of_training_is_linear_and_a_tenth_of_autograd():
             with_gradients(tensors, size, "loop")
         return ours, watch.peak
 
-    (short, _), (long, loop) = peaks(8), peaks(32)
+    (short, _), (long, loop) = peaks(4), peaks(16)
     assert long < loop / 10
     assert long < 4.5 * short
 
@@ -190,17 +190,20 @@ def sequence(length: int) -> tuple[Tensor, ...]:
 
 def program_for_any_length() -> torch.export.ExportedProgram:
     along = {1: torch.export.Dim.DYNAMIC}
-    return torch.export.export(Scan(), sequence(40), dynamic_shapes=(along, along, None, along, along, None),
+    return torch.export.export(Scan(), sequence(10), dynamic_shapes=(along, along, None, along, along, None),
                                strict=False, prefer_deferred_runtime_asserts_over_guards=True)
 
 
-def test_a_program_takes_any_length(monkeypatch):
-    """It was captured on whole chunks; others have a part of one at the end, or less than one."""
-    monkeypatch.setattr(scans, "CHUNK", 4)
+def test_an_exported_program_takes_any_length(monkeypatch):
+    """It was captured on whole chunks; others have a part of one at the end, or less than one. Short ones need little
+    memory, though the program has rounds for the longest."""
+    monkeypatch.setattr(scans, "CHUNK", 2)
     scan = program_for_any_length().module()
-    for long in (1, 3, 4, 5, 40, 43):
+    for long in (1, 2, 3, 11):
         expected = selective_scan(*(x.double() for x in sequence(long)), method="loop")
-        assert relative([scan(*sequence(long))], [expected]) < 1e-5
+        with StorageWatch() as watch:
+            found = scan(*sequence(long))
+        assert relative([found], [expected]) < 1e-5 and watch.peak < 100_000
 
 
 @pytest.mark.grid

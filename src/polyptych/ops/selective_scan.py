@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -224,18 +225,17 @@ def _in_chunks(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[T
     for i in range(CHUNK):
         end = step(i, end)
     decay = (dt.sum(2)[:, :, None] * rates).exp()
+    # In front, a chunk that changes nothing: what would reach back beyond the first chunk composes with it. Reaching
+    # back is indexing: padding by 2^23 chunks, in the last of an export's rounds, would take gigabytes.
+    end, decay = F.pad(end, (0, 0, 0, 0, 1, 0)), F.pad(decay, (0, 0, 0, 0, 1, 0), value=1.0)
+    place = torch.arange(chunks + 1, device=u.device)
     rounds = (chunks - 1).bit_length() if isinstance(chunks, int) else 24  # enough for any size in an export
     for number in range(rounds):
-        end = end + decay * _shifted(end, 2**number, 0.0)
-        decay = decay * _shifted(decay, 2**number, 1.0)
-    state, read = _shifted(end, 1, 0.0), []
+        earlier = (place - 2**number).clamp(min=0)
+        end = end + decay * end.index_select(1, earlier)
+        decay = decay * decay.index_select(1, earlier)
+    state, read = end[:, :-1], []
     for i in range(CHUNK):
         state = step(i, state)
         read.append((c[:, :, i, :, None] * state).sum(2))
     return torch.stack(read, dim=2).reshape(x.shape[0], chunks * CHUNK, x.shape[3])[:, :length]
-
-
-def _shifted(x: Float[Tensor, "p m n d"], places: int, fill: float) -> Float[Tensor, "p m n d"]:
-    """Shift by ``places`` chunks."""
-    first = x.new_full((x.shape[0], places, *x.shape[2:]), fill)
-    return torch.cat([first, x], dim=1)[:, :x.shape[1]]
