@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import polyptych.cli
 from polyptych.cli import _stand_ins, commands
 
 PROGRAM = """
@@ -47,6 +48,16 @@ def test_help_says_what_it_says_with_the_real_libraries(arguments: tuple[str, ..
     assert help_of(*arguments)[0] == help_of(*arguments, real=True)[0]
 
 
+@pytest.mark.parametrize("arguments", [("train", "rooms", "--encoder", "sharde", "--help"),
+                                       ("view", "--nonsense", "--help", "--port", "x")])
+def test_what_is_wrong_beside_help_is_left_to_a_process_with_the_real_libraries(
+        arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr(_stand_ins, "begin_again", begun.append)
+    assert polyptych.cli._help(arguments) == 0 and begun == [arguments]
+
+
+@pytest.mark.grid
 def test_a_wrong_option_beside_help_is_still_refused_in_one_line() -> None:
     done = subprocess.run([sys.executable, "-m", "polyptych", "train", "rooms", "--encoder", "sharde", "--help"],
                           capture_output=True, text=True, timeout=300)

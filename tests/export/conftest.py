@@ -41,7 +41,7 @@ def run_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
     (folder / "checkpoints").mkdir(parents=True)
     run = with_tasks(replace(rooms(), dataset=Rooms.Config(size=(32, 64), val_frames=3), size=(32, 64),
-                             decoder=Heads.Config(head="fpn", width=8),
+                             decoder=Heads.Config(head="fused", width=8),
                              backbone=Timm.Config(model="test_resnet")), ["semseg", "depth"])
     facts = Facts.of(run.build_dataset("val"))
     torch.manual_seed(0)

@@ -81,14 +81,20 @@ def test_hostile_program(case, torch_file, tmp_path):
         ExportedModel.open(path)
 
 
-def test_guards_and_notes_are_left_out(torch_file, tmp_path):
+def test_guards_notes_and_sample_inputs_are_left_out(torch_file, tmp_path):
     def edit(record):
         record["guards_code"] = ["__import__('os').abort()"]
         nodes(record)[0]["metadata"] = {"stack_trace": "__import__('os').abort()"}
 
-    _, data = clean(rewritten(torch_file, tmp_path / "model.pt2", program(edit)))
-    assert b"abort" not in data
+    def change(name, data):
+        if name.startswith("data/sample_inputs"):
+            return pickle.dumps(Bomb(tmp_path / "exploded"))
+        return program(edit)(name, data)
+
+    _, data = clean(rewritten(torch_file, tmp_path / "model.pt2", change))
+    assert b"abort" not in data and b"exploded" not in data
     ExportedModel.open(tmp_path / "model.pt2")
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_pickled_weights(torch_file, tmp_path):
@@ -103,14 +109,6 @@ def test_pickled_weights(torch_file, tmp_path):
 
     with pytest.raises(InputError, match="pickled"):
         ExportedModel.open(rewritten(torch_file, tmp_path / "model.pt2", change))
-    assert not (tmp_path / "exploded").exists()
-
-
-def test_pickled_sample_inputs_are_not_read(torch_file, tmp_path):
-    def change(name, data):
-        return pickle.dumps(Bomb(tmp_path / "exploded")) if name.startswith("data/sample_inputs") else data
-
-    ExportedModel.open(rewritten(torch_file, tmp_path / "model.pt2", change))
     assert not (tmp_path / "exploded").exists()
 
 

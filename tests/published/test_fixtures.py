@@ -29,11 +29,12 @@ SAID: dict[str, dict[str, Any]] = {
 }
 INSIDE = ("backbone.", "feature.", "route_")
 """Recorded values that are no output of the network; tests/decoders compares those of decoders."""
-FIXTURES = ("emanet_small", "m_emanet_small", "papnet", "survey_hps_resnet18", "survey_mtan_resnet18", "invpt_small",
-            "taskprompter_small", "mtlora_small", "pgt_small", "tit_small", "mtmamba_small", "mtmamba_plus_small",
-            "atrc_small", "mlore_small")
-LARGE = ("padnet", "mtinet", "mtan_segnet", "survey_crossstitch_resnet18", "survey_nddr_resnet18", "demt_swin_t")
-"""Several seconds each; but for the networks per task of the survey, test_twins has small ones of the same tables."""
+FIXTURES = ("m_emanet_small", "papnet", "survey_hps_resnet18", "invpt_small", "taskprompter_small", "mtlora_small",
+            "pgt_small", "tit_small", "mtmamba_plus_small", "atrc_small", "mlore_small")
+LARGE = ("padnet", "mtinet", "mtan_segnet", "survey_mtan_resnet18", "survey_crossstitch_resnet18",
+         "survey_nddr_resnet18", "demt_swin_t", "emanet_small", "mtmamba_small")
+"""Two and more seconds each. FIXTURES has another network of the same table, or test_twins a small one; but not for the
+survey's encoders."""
 
 
 def seen_regions(network: Any) -> dict[str, Tensor]:

@@ -154,7 +154,7 @@ class ReportData:
         return [(group, [(plot, Markup(curves.svg(plot, end))) for plot in plots])
                 for group, plots in groupby(self.plots, key=lambda plot: plot.group)]
 
-    @property
+    @cached_property  # both forms of the report ask for it, several times
     def diagnoses(self) -> list[tuple[str, Findings, list[tuple[str, Markup]]]]:
         """How the tasks affected each other in training, and in later runs of ``polyptych diagnose``: when, the
         findings, and the figures with their titles."""
