@@ -95,6 +95,12 @@ def test_budgets(text: str, cost: PolicyCost, allowed: bool) -> None:
     assert parse_budget(text).timed == ("latency" in text)
 
 
+def test_a_cost_is_a_share_of_the_budget_or_without_one_what_it_is() -> None:
+    cost = PolicyCost(15_000_000, 3 * 10**9, 0)
+    assert parse_budget("params=2x,flops=2G").words(cost, ONE) == "1.50 of the budget"
+    assert parse_budget("").words(cost, ONE) == "1.50x the parameters and 1.50x the multiply-adds of one backbone"
+
+
 @given(st.floats(0.01, 9), st.floats(0.01, 9), st.floats(0.1, 10))
 def test_a_budget_is_kept_exactly_if_no_limit_is_passed(params: float, flops: float, factor: float) -> None:
     budget = parse_budget(f"params={params:.6f}x,flops={flops:.6f}x")

@@ -235,7 +235,7 @@ class _Search:
             if policy not in ranking.scores:
                 ranking.add(policy, judge.score(self.network, policy))
                 self.say(f"policy {len(ranking.scores)}: skill {_mean(ranking.scores[policy]):.4f}, "
-                         f"{self.use(policy):.2f} of the budget")
+                         f"{self.choices.limits.words(self.cost(policy), self.shared_cost)}")
             return _mean(ranking.scores[policy])
 
         finalists = self.samples() if self.choices.is_automtl else select(

@@ -93,6 +93,13 @@ class Budget:
         return max((getattr(cost, KINDS[limit.name].field) / max(limit.value(shared), 1e-30) for limit in self.limits),
                    default=0.0)
 
+    def words(self, cost: PolicyCost, shared: PolicyCost) -> str:
+        """A cost in one line: as a share of the budget or, without limits, in multiples of one shared backbone."""
+        if self.limits:
+            return f"{self.use(cost, shared):.2f} of the budget"
+        return (f"{cost.parameters / shared.parameters:.2f}x the parameters and "
+                f"{cost.multiply_adds / shared.multiply_adds:.2f}x the multiply-adds of one backbone")
+
 
 def parse_budget(text: str) -> Budget:
     """Read a budget such as ``params=0.5x,flops=4G``.
