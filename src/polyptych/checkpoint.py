@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +16,13 @@ import numpy as np
 import safetensors
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from polyptych import devices, distributed
 from polyptych.data.files import require_plain
 from polyptych.errors import InputError
-from polyptych.record import write_whole
+from polyptych.record import whole_file
 
 LARGEST_FLOAT32 = 3.4e38
 
@@ -121,9 +123,23 @@ def load_weights(path: Path, network: nn.Module) -> int:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Write one safetensors file with JSON ``values`` in its header, atomically."""
-    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-    write_whole(path, save(copies, {"polyptych": json.dumps(values)}))
+    """Write one safetensors file with JSON ``values`` in its header, atomically, and without a second copy of tensors
+    that are in the processor's memory already."""
+    separate: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        # safetensors refuses tensors that share memory.
+        place = value.untyped_storage().data_ptr()
+        separate[name] = value.clone() if place in storages else value
+        storages.add(place)
+    with whole_file(path, sum(value.nbytes for value in separate.values())) as temporary:
+        try:
+            save_file(separate, temporary, {"polyptych": json.dumps(values)})
+        except SafetensorError as error:
+            if not (code := re.search(r"\(os error (\d+)\)", str(error))):
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def step_of(path: Path) -> int:

@@ -15,7 +15,7 @@ from polyptych import __version__, distributed
 from polyptych.data.loading import TrainingBatches
 from polyptych.errors import InputError
 from polyptych.folder_lock import hold
-from polyptych.logbook import read_events
+from polyptych.logbook import each_event
 from polyptych.passes import Passes
 from polyptych.prediction.model import load_network
 from polyptych.ranges import check_range
@@ -123,9 +123,12 @@ def diagnose(folder: Path | str, *, batches: int = 8, weights: str = "", device:
     stream = TrainingBatches(dataset, tasks, run.augment, run.size or dataset.read(0).info.native, run.batch_size,
                              run.seed, start=step * run.accumulate, workers=run.loading.workers,
                              on_fault=run.loading.on_fault)
-    events = [event for event in read_events(folder / "metrics.jsonl") if event.get("event") == "train"]
-    shares = {task: float(weight) for event in events[-1:] for task, weight in event.get("weights", {}).items()}
-    first = {task: float(loss) for event in events[:1] for task, loss in event.get("losses", {}).items() if loss}
+    begin, end = dict[str, Any](), dict[str, Any]()
+    for event in each_event(folder / "metrics.jsonl"):
+        if event.get("event") == "train":
+            begin, end = begin or event, event
+    shares = {task: float(weight) for task, weight in end.get("weights", {}).items()}
+    first = {task: float(loss) for task, loss in begin.get("losses", {}).items() if loss}
     found = Diagnosis(first=first)
     precision = getattr(torch, run.execution.precision)
     # float16 needs a loss scale, which only training finds; bfloat16 costs the same and needs none.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from polyptych import devices, distributed
 from polyptych.data.loading import evaluation_batches
+from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation, ImageList, TaskResult
 from polyptych.folder_lock import hold
@@ -51,6 +52,7 @@ class Evaluator:
     def __init__(self, run: Run, tasks: dict[str, Task], device: torch.device):
         self.run, self.tasks, self.device = run, tasks, device
         self._trivial_metrics: dict[str, dict[str, Metric]] = {}
+        self._datasets: dict[str, Dataset] = {}
 
     def evaluate(self, network: nn.Module, split: str, *, final: bool = False) -> Evaluation:
         """Evaluate a network on one split. Fields that only the caller knows (step, weights), and the protocols that
@@ -63,7 +65,7 @@ class Evaluator:
         predictors: dict[str, BatchPredictor] = {"network": self.network_predictor(network)}
         if split not in self._trivial_metrics:
             predictors["trivial"] = self.trivial_predictor()
-        dataset = self.run.build_dataset(split)
+        dataset = self._dataset(split)
         batches = evaluation_batches(
             dataset, self.tasks, self.run.size, self.run.batch_size, rank=distributed.rank(),
             world=distributed.world(), workers=self.run.loading.workers, pin_memory=devices.pins(self.device),
@@ -87,6 +89,12 @@ class Evaluator:
             image_list=ImageList.of(ids), image_ids=ids,
             resampled=watched.record({name: task.headline for name, task in self.tasks.items()},
                                      self.run.batch_size) if final else None)
+
+    def _dataset(self, split: str) -> Dataset:
+        """A split, opened once: looking for the files of a large one takes as long as a validation."""
+        if split not in self._datasets:
+            self._datasets[split] = self.run.build_dataset(split)
+        return self._datasets[split]
 
     def network_predictor(self, network: nn.Module) -> BatchPredictor:
         """Predictor of a network, which is put into evaluation mode."""
@@ -116,7 +124,7 @@ class Evaluator:
 
     def _learn_trivials(self) -> dict[str, Trivial]:
         """Constants computed from evenly spaced training labels; the same in every process."""
-        dataset = self.run.build_dataset("train")
+        dataset = self._dataset("train")
         trivials = {name: task.trivial() for name, task in self.tasks.items()}
         number = min(self.run.monitoring.trivial_samples, len(dataset))
         for position in range(number):

@@ -18,10 +18,15 @@ from polyptych.ops.resize import resize
 from polyptych.tasks._base import Task
 from polyptych.types import Batch
 
+PIXELS = 1 << 23
+"""Native pixels of one frame, unless one image alone has more: what a network predicts for them takes 1.3 GB with 40
+classes, and metrics as much. A batch that a small input fits into may have labels many times as large."""
+
 
 @dataclass(frozen=True)
 class Frame:
-    """Rows of a batch that need no padding: the whole batch, or a single image if sizes differ.
+    """Rows of a batch that need no padding: the whole batch, or as much of it as memory takes (see ``PIXELS``), or a
+    single image if sizes differ.
 
     Attributes:
         native, content: sizes (h, w) of the labels and of the images in the batch.
@@ -40,7 +45,9 @@ def frames(batch: Batch) -> list[Frame]:
     """The frames of a batch, in the order of its images."""
     sizes = [(info.native, info.content) for info in batch.info]
     if all(size == sizes[0] for size in sizes):
-        return [Frame(slice(0, len(sizes)), *sizes[0])]
+        (height, width), _ = sizes[0]
+        rows = max(1, PIXELS // (height * width))
+        return [Frame(slice(first, min(first + rows, len(sizes))), *sizes[0]) for first in range(0, len(sizes), rows)]
     return [Frame(slice(row, row + 1), *size) for row, size in enumerate(sizes)]
 
 

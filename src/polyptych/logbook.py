@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from polyptych import devices
 from polyptych.data.files import require_plain
 from polyptych.errors import InputError
-from polyptych.record import flat, write_whole, writing
+from polyptych.record import flat, whole_file, writing
 
 
 class Logbook:
@@ -31,8 +32,10 @@ class Logbook:
 
     def __init__(self, folder: Path, resumed_at: int, tensorboard: bool):
         self._path = folder / "metrics.jsonl"
-        kept = [line for line in self._lines() if _step(line) <= resumed_at] if resumed_at else []
-        write_whole(self._path, "".join(line + "\n" for line in kept).encode())
+        # After a power failure the last block of a file may hold anything.
+        kept = (line for line in _lines(self._path) if _step(line) <= resumed_at) if resumed_at else ()
+        with whole_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(line.rstrip("\n") + "\n" for line in kept)
         self._board = _tensorboard(folder, resumed_at) if tensorboard else None
 
     def write(self, event: str, step: int, **values: Any) -> None:
@@ -46,17 +49,13 @@ class Logbook:
         if self._board is not None:
             self._board.close()
 
-    def _lines(self) -> list[str]:
-        # After a power failure the last block of a file may hold anything.
-        return _text(self._path).splitlines()
 
-
-def _text(path: Path) -> str:
-    """The text of the log; empty if there is none."""
-    if not path.exists():
-        return ""
-    require_plain(path, "the log of a run")
-    return path.read_text("utf-8", errors="replace").removeprefix("\ufeff")
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of the log, with their line breaks; none if there is no file."""
+    if path.exists():
+        require_plain(path, "the log of a run")
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            yield from file
 
 
 def _step(line: str) -> float:
@@ -71,28 +70,31 @@ def _step(line: str) -> float:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; none when there is no such file.
+    """All lines of ``metrics.jsonl``, see :func:`each_event`."""
+    return list(each_event(path))
+
+
+def each_event(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` one by one (a million of them take gigabytes together); none when there is no such
+    file.
 
     Half a line at the very end, as a killed process leaves it, is ignored.
 
     Raises:
         InputError: a line is not a JSON object with a step; the message names the line.
     """
-    lines = _text(path).split("\n")
-    events = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             event = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as error:
-            if number == len(lines):  # even its line break is missing
+            if not line.endswith("\n"):  # the last one: even its line break is missing
                 break
             raise _damaged(path, number, f"a line that is not JSON ({error})") from None
         if event is None:
             continue
         if not isinstance(event, dict) or not isinstance(event.get("step"), (int, float)):
             raise _damaged(path, number, "a line without a step")
-        events.append(event)
-    return events
+        yield event
 
 
 def _damaged(path: Path, line: int, got: str) -> InputError:

@@ -168,12 +168,19 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         InputError: it cannot be written; the previous file is untouched.
     """
+    with whole_file(path, len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, size: int = 0) -> Iterator[Path]:
+    """The same for whatever writes a file of about ``size`` bytes itself: the path to write to, which becomes ``path``
+    when the context ends without an error."""
     temporary = path.with_name(path.name + ".partial")
-    with writing(path, len(data)):
+    with writing(path, size):
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
+            yield temporary
+            with open(temporary, "rb+") as file:
                 # Otherwise the name may reach the disk before the contents, and a power failure leaves an empty file.
                 os.fsync(file.fileno())
             put_in_place(temporary, path)

@@ -102,6 +102,35 @@ def test_a_mean_over_batches_still_takes_the_whole_batch() -> None:
     assert results["batch_weighted"]["abs"] == pytest.approx((2 * 1 / 3 + 3) / 3)
 
 
+def test_a_batch_that_memory_does_not_take_is_measured_in_pieces(small_run: Run, monkeypatch) -> None:
+    task = build("semseg")
+    samples = [resize_image(sample("semseg", task, 1 + index % 2), (32, 40)) for index in range(5)]
+    batch = collate(samples, {"semseg": task})
+    predict = Evaluator(small_run, {"semseg": task}, torch.device("cpu")).network_predictor(
+        Network("semseg", task.channels))
+    whole = measure({"network": predict}, [batch], {"semseg": task}, torch.device("cpu"))["network"]["semseg"]
+    assert [part.images for part in frames(batch)] == [5]
+    monkeypatch.setattr("polyptych.frames.PIXELS", 2 * 100 * 60 + 1)
+    assert [part.rows for part in frames(batch)] == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    parts = measure({"network": predict}, [batch], {"semseg": task}, torch.device("cpu"))["network"]["semseg"]
+    assert parts.compute() == whole.compute()
+    monkeypatch.setattr("polyptych.frames.PIXELS", 1)
+    assert [part.images for part in frames(batch)] == [1] * 5
+
+
+def test_a_split_is_opened_once(small_run: Run, monkeypatch) -> None:
+    opened = []
+    build_dataset = Run.build_dataset
+    monkeypatch.setattr(Run, "build_dataset", lambda run, split: opened.append(split) or build_dataset(run, split))
+    tasks = small_run.build_tasks(small_run.build_dataset("val").labels)
+    evaluator = Evaluator(small_run, tasks, torch.device("cpu"))
+    network = small_run.build_network(tasks, pretrained=False)
+    first, again = (evaluator.evaluate(network, "val") for _ in range(2))
+    assert sorted(opened) == ["train", "val", "val"]  # the first to build the tasks
+    assert {name: task.metrics for name, task in first.tasks.items()} == {
+        name: task.metrics for name, task in again.tasks.items()}
+
+
 def test_images_of_one_size_stay_together() -> None:
     task = build("depth")
     asked = []

@@ -95,6 +95,16 @@ def test_no_constant_beats_the_baseline(images, other):
     assert np.abs(pixels - constant).sum() <= np.abs(pixels - other).sum() + 1e-4
 
 
+def test_the_baseline_of_labels_that_are_all_different_stays_small(monkeypatch):
+    monkeypatch.setattr("polyptych.tasks.inverse_depth.MOST_VALUES", 3000)
+    trivial, seen = build().trivial(), []
+    for seed in range(5):
+        seen.append(1 / (1 + 79 * torch.rand(30, 100, generator=torch.Generator().manual_seed(seed)).double()))
+        trivial.update(seen[-1].float(), torch.ones(30, 100, dtype=torch.bool))
+    assert float(trivial.prediction((1, 1))) == pytest.approx(float(torch.stack(seen).median()), rel=2**-14)
+    assert len(trivial._values) < 15_000
+
+
 def test_faults():
     task, valid = build(), torch.ones(1, 2, dtype=torch.bool)
     assert task.fault(torch.tensor([[0.0, 0.5]]), valid) is None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from polyptych.checkpoint import TrainingState, load_state, load_weights, read_tensors, save_state, write_tensors
@@ -107,6 +108,20 @@ def test_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
     write_tensors(path, {k: v for k, v in tensors.items() if k != "network.3.bias"}, {"step": 1})
     with pytest.raises(InputError, match=r"no tensor network\.3\.bias"):
         load_weights(path, network)
+
+
+def test_tensors_are_written_from_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those that share memory with others, or are not contiguous, are copied."""
+    whole, transposed = torch.arange(12.0), torch.arange(6.0).view(2, 3).t()
+    tensors = {"whole": whole, "tied": whole.view(3, 4), "part": whole[3:6], "transposed": transposed}
+    written = {}
+    monkeypatch.setattr("polyptych.checkpoint.save_file",
+                        lambda found, path, values: written.update(found) or save_file(found, path, values))
+    write_tensors(tmp_path / "a", tensors, {"step": 1})
+    assert written["whole"].data_ptr() == whole.data_ptr()
+    found, values = read_tensors(tmp_path / "a")
+    assert values == {"step": 1} and found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:

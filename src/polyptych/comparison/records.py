@@ -21,7 +21,7 @@ import msgspec
 
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation
-from polyptych.logbook import read_events
+from polyptych.logbook import each_event
 from polyptych.record import decode, encode, first_difference, put_in_place, read_json
 from polyptych.run import Execution, Loading, Monitoring, Run, numerics, read_run
 
@@ -67,10 +67,14 @@ class Record:
     def of_folder(folder: Path, network: str, balancer: str, error: str = "") -> Record:
         """The record of a run folder; one of an older version lacks some fields."""
         environment = _read(folder / "environment.json") or {}
-        events = read_events(folder / "metrics.jsonl")
         run = read_run(folder)[0]
         headlines = {name: task.owner.headline for name, task in run.tasks.items()}
-        spent: dict[str, Any] = next((event for event in reversed(events) if event.get("event") == "train"), {})
+        curve, spent = [], dict[str, Any]()
+        for event in each_event(folder / "metrics.jsonl"):
+            if event.get("event") == "validation":
+                curve.append(_point(event, headlines))
+            elif event.get("event") == "train":
+                spent = event
         evaluation = folder / "evaluation"
         return Record(
             network, balancer, encode(run, _last_part),
@@ -78,7 +82,7 @@ class Record:
             machine={name: environment[name] for name in MACHINE if name in environment},
             started=str(environment.get("started", "")), seconds=spent.get("seconds"),
             processor_seconds=spent.get("processor_seconds"),
-            curve=[_point(event, headlines) for event in events if event.get("event") == "validation"],
+            curve=curve,
             val=_read(evaluation / "val.json"), test=_read(evaluation / "test.json"),
             resampled=_rounded(_read(evaluation / "resampled" / "test.json")), error=error)
 

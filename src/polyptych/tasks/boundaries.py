@@ -70,7 +70,8 @@ class Boundaries(BinaryMap):
         if max(rows, columns) > 1:
             above, left = rows // 2, columns // 2
             padded = F.pad(target[None], (left, columns - 1 - left, above, rows - 1 - above))
-            target = F.max_pool2d(padded, (rows, columns), stride=1)[0]
+            # First down the columns, then along the rows: the same maximum from rows + columns pixels.
+            target = F.max_pool2d(F.max_pool2d(padded, (rows, 1), stride=1), (1, columns), stride=1)[0]
         return super().move(target, valid, geometry)
 
     def metric(self) -> Metric:

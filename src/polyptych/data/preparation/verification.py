@@ -20,6 +20,7 @@ from polyptych.tasks._base import Task
 from polyptych.types import Sample
 
 _SAMPLE = 20  # files of a split that --quick opens
+_COMPARED = 2000  # names of images among which one like that of a label is looked for
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,11 @@ def _misnamed(config: Any, splits: list[Dataset]) -> Iterator[Fault]:
         orphans = having[0].without_image(task)
         if count < images and orphans:
             alone = [name for dataset in having for name in dataset.without_label(task)]
-            near = {label: difflib.get_close_matches(label, alone, n=1, cutoff=0.3) for label in orphans[:_SAMPLE]}
-            label = next((label for label, found in near.items() if found), orphans[0])
-            besides = f"; the image '{near[label][0]}' has none" if near[label] else ""
+            some = alone[::len(alone) // _COMPARED + 1]
+            pairs = ((label, near) for label in orphans[:_SAMPLE]
+                     for near in difflib.get_close_matches(label, some, n=1, cutoff=0.3))
+            label, near = next(pairs, (orphans[0], ""))
+            besides = f"; the image '{near}' has none" if near else ""
             got = f"{count} of {images} images labeled, labels without an image: {len(orphans)} ('{label}'{besides})"
             yield Fault(f"labels of '{task}' at {config.root}", got, "one id for an image and its label",
                         "rename these files, or correct the pattern")

@@ -119,25 +119,26 @@ def _joined(images: Group, labels: list[Group], root: Path) -> tuple[Group, list
 
 def _constant_parts(images: Group, labels: Group) -> tuple[tuple[str, str], tuple[str, str]] | None:
     """The text before and after the shared part in the names of images and of labels; None if they share none."""
-    stems = {name.rpartition("/")[2] for name in images.files}
     votes: Counter[tuple[tuple[str, str], tuple[str, str]]] = Counter()
-    for name in list(labels.files)[:20]:
-        stem = name.rpartition("/")[2]
-        shared, other = max(((_shared(stem, other), other) for other in stems), key=lambda found: len(found[0]))
+    stems = [name.rpartition("/")[2] for name in list(labels.files)[:20]]
+    runs = {run for stem in stems for run in _token_runs(stem)}
+    having: dict[str, str] = {}
+    for name in images.files:  # of many, each is cut up once, not once for each label
+        other = name.rpartition("/")[2]
+        for run in runs.intersection(_token_runs(other)):
+            having.setdefault(run, other)
+    for stem in stems:
+        shared = max((run for run in _token_runs(stem) if run in having), key=len, default="")
         if any(character.isdigit() for character in shared):
-            votes[_outside(other, shared), _outside(stem, shared)] += 1
+            votes[_outside(having[shared], shared), _outside(stem, shared)] += 1
     if not votes:
         return None
     best, count = votes.most_common(1)[0]
     return best if count >= 0.6 * sum(votes.values()) else None
 
 
-def _shared(one: str, other: str) -> str:
-    """The longest run of whole words and numbers that two names share."""
-    return max(set(_token_runs(one)) & set(_token_runs(other)), key=len, default="")
-
-
 def _token_runs(name: str) -> Iterator[str]:
+    """The runs of whole words and numbers in a name."""
     pieces = re.findall(r"[A-Za-z]+|\d+|[^A-Za-z\d]+", name)
     for start in range(len(pieces)):
         for end in range(start + 1, len(pieces) + 1):

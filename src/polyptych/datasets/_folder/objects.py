@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -191,7 +191,7 @@ class Coco(msgspec.Struct):
         names = [composed(posixpath.splitext(image.file_name)[0]) for image in self.images]
         for what, values in (("file name", names), ("id", [image.id for image in self.images])):
             if len(set(values)) < len(values):
-                twice = next(value for place, value in enumerate(values) if value in values[:place])
+                twice = next(value for value, times in Counter(values).items() if times > 1)
                 raise InputError(path, f"two images with the {what} '{twice}'", "one entry for each image",
                                  "remove one of them")
         return {sample: (np.array(of_image.get(image.id, ()), np.float64).reshape(-1, count, 3), path)

@@ -63,7 +63,7 @@ class Pattern:
         """
         fixed = re.split(r"[{*]", self.text)[0].rpartition("/")[0]
         base = spelled(root / fixed)
-        expression = self.expression()
+        expression = self.expression
         prefix = f"{fixed}/" if fixed else ""
         found: dict[str, Path] = {}
         others: Counter[str] = Counter()
@@ -89,8 +89,9 @@ class Pattern:
     def explains_better(self, other: Pattern, path: str) -> bool:
         """Whether a path, relative to the folder of the data, matches this pattern, and the pattern is more specific
         than ``other``: ``{id}_depth.png`` rather than ``{id}.png``."""
-        return len(self.text) > len(other.text) and self.expression().fullmatch(composed(path)) is not None
+        return len(self.text) > len(other.text) and self.expression.fullmatch(composed(path)) is not None
 
+    @cached_property
     def expression(self) -> re.Pattern[str]:
         seen: set[str] = set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class Splits:
                 entries = (value,) if isinstance(value, str) else value
                 taken[name] = [s for entry in entries for s in _listed(entry, samples, root, f"{where}.{name}")]
                 if len(set(taken[name])) < len(taken[name]):
-                    twice = next(s for place, s in enumerate(taken[name]) if s in taken[name][:place])
+                    twice = next(s for s, times in Counter(taken[name]).items() if times > 1)
                     raise InputError(f"{where}.{name}", f"'{twice}' in two of its entries", "every image once",
                                      "remove it from one of them")
                 for sample in taken[name]:
