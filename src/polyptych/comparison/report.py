@@ -209,8 +209,8 @@ class Page:
             ("delta_mtl", "mean over tasks of the relative gain of the headline metric over the single-task reference, "
              "in percent, higher is better" + (", paired by seed: each seed is compared with the reference of the same "
                                                "seed." if several else ".")),
-            *([("p", "probability of such a difference by chance: two-sided t test on the differences by seed, "
-                "corrected for the number of rows (Holm).")]
+            *([("p", "probability of a difference at least this large if there were none in truth: two-sided t test on "
+                "the differences by seed, corrected for the number of rows (Holm).")]
               if several else []),
             *([("Group", "rows that share a letter cannot be told apart (Tukey's test of all pairs, seeds as blocks, "
                 "one spread for all rows).")] if grouped else []),
