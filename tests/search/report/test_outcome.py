@@ -17,7 +17,7 @@ from polyptych.record import write_json
 from polyptych.search.procedure.folder import Ranking, SearchSetup, begin, read_networks, run_folder
 from polyptych.search.procedure.networks import encoder_for
 from polyptych.search.procedure.settings import Search
-from polyptych.search.report.outcome import Versus, gather, winner
+from polyptych.search.report.outcome import Versus, _versus, gather, winner
 from polyptych.search.report.page import write_search_report
 
 
@@ -40,6 +40,8 @@ def test_the_outcome_by_hand(tmp_path: Path, small_run) -> None:
     assert (test.split, val.split) == ("test", "val")
     assert list(val.differences.values()) == pytest.approx([0.04, 0.01, 0.02]) and val.better == 3
     assert "beats the random-tree median in every seed" in val.verdict and "val split" in val.verdict
+    policies = tuple(replace(network, kind="op") if network.kind == "tree" else network for network in found.networks)
+    assert _versus(policies, "val") == replace(val, median="median of the random policies")
     pairs = [(score, sum(skills) / len(skills)) for score, skills in SKILLS.values()]
     assert found.correlation.policies == len(pairs)
     assert found.correlation.spearman == pytest.approx(stats.spearmanr(*zip(*pairs, strict=True)).statistic)

@@ -68,9 +68,14 @@ class Correlation:
     kendall: float | None
 
 
+MEDIANS = {"tree": "random-tree median", "op": "median of the random policies"}
+"""Kinds of baselines that a search has to beat, the fairest first."""
+
+
 @dataclass(frozen=True)
 class Versus:
-    """The searched network against the median of the random trees, which use about the same budget.
+    """The searched network against the median of the random trees, which use about the same budget, or of the random
+    policies per unit if no tree was trained.
 
     The validation split chose the winning finalist, so it flatters that network; the test split chose nothing.
 
@@ -79,6 +84,7 @@ class Versus:
         differences: differences in mean skill, by seed.
         better: number of seeds in which the searched network is better.
         interval: half the 95% interval of the mean difference; None for one seed.
+        median: whose median it is, in words.
     """
 
     split: str
@@ -86,6 +92,7 @@ class Versus:
     mean: float
     interval: float | None
     better: int
+    median: str = "random-tree median"
 
     @property
     def verdict(self) -> str:
@@ -93,13 +100,13 @@ class Versus:
         seeds = len(self.differences)
         amount = f"{self.mean:+.4f} skill on the {self.split} split over {seeds} seed{'s' * (seeds != 1)}"
         if self.better == seeds and seeds >= 3:
-            return f"The searched network beats the random-tree median in every seed ({amount})."
+            return f"The searched network beats the {self.median} in every seed ({amount})."
         if self.better == seeds:
-            return f"The searched network is above the random-tree median ({amount}), but fewer than 3 seeds show it."
+            return f"The searched network is above the {self.median} ({amount}), but fewer than 3 seeds show it."
         if self.mean > 0:
-            return (f"The searched network is above the random-tree median on average ({amount}), in {self.better} of "
+            return (f"The searched network is above the {self.median} on average ({amount}), in {self.better} of "
                     f"{seeds} seeds: this is no clear win.")
-        return (f"The searched network does not beat the random-tree median ({amount}; better in {self.better} of "
+        return (f"The searched network does not beat the {self.median} ({amount}; better in {self.better} of "
                 f"{seeds}).")
 
 
@@ -207,14 +214,17 @@ def _versus(trained: tuple[TrainedNetwork, ...], split: str) -> Versus | None:
     def skills(network: TrainedNetwork) -> dict[int, float]:
         return (network.test if split == "test" else network.skill).by_seed
 
-    trees = [network for network in trained if network.kind == "tree"]
+    kind, median = next(((kind, median) for kind, median in MEDIANS.items()
+                         if any(network.kind == kind for network in trained)), ("", ""))
+    rivals = [network for network in trained if network.kind == kind]
     searched = next(network for network in trained if network.label == "searched")
     differences = {}
     for seed, value in skills(searched).items():
-        others = [skills(tree)[seed] for tree in trees if seed in skills(tree)]
+        others = [skills(rival)[seed] for rival in rivals if seed in skills(rival)]
         if others:
             differences[seed] = value - statistics.median(others)
     if not differences:
         return None
     found = Estimate.of(differences)
-    return Versus(split, differences, found.mean, found.half_width, sum(value > 0 for value in differences.values()))
+    return Versus(split, differences, found.mean, found.half_width, sum(value > 0 for value in differences.values()),
+                  median)

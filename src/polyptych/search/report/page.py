@@ -120,9 +120,9 @@ class SearchPage:
 
     @property
     def verdicts(self) -> list[str]:
-        """The comparisons with random trees, or a sentence that says there are none."""
+        """The comparisons with random trees or policies, or a sentence that says there are none."""
         return [versus.verdict for versus in self.outcome.versus] or [
-            "No random tree was trained, so whether the search was worth it is unknown."]
+            "No random tree or policy was trained, so whether the search was worth it is unknown."]
 
     @property
     def rank_words(self) -> str:
