@@ -71,6 +71,7 @@ IMPORTED = [0]
 def spare_what_was_imported() -> None:
     """The search for garbage, which begins again and again, need not look at millions of objects of libraries."""
     if len(sys.modules) > IMPORTED[0] + 50:
+        gc.set_threshold(20_000, 10, 10)  # by default every 700 objects, of which capturing one network makes 20,000
         gc.collect()
         gc.freeze()
         IMPORTED[0] = len(sys.modules)

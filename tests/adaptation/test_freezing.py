@@ -127,7 +127,8 @@ def test_refusals(options, where):
 
 @pytest.mark.parametrize(("name", "decoder"), [
     *((name, "heads") for name in BALANCERS.names()),
-    *((name, "jtrl") for name in ("mgda", "gradnorm", "pcgrad", "graddrop", "moco", "uncertainty"))])
+    ("mgda", "jtrl"), ("uncertainty", "jtrl"),
+    *(pytest.param(name, "jtrl", marks=pytest.mark.grid) for name in ("gradnorm", "pcgrad", "graddrop", "moco"))])
 def test_every_balancer_trains_what_is_left(name, decoder):
     """Heads get their plain gradients where nothing is shared; a decoder that interacts has shared parameters."""
     network = build(decoder=decoder, freeze="all")

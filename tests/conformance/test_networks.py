@@ -5,6 +5,7 @@ Every encoder is tried with plain heads and every decoder with plain sharing; al
 
 from __future__ import annotations
 
+import pickle
 from copy import deepcopy
 from functools import cache
 
@@ -82,13 +83,13 @@ def test_one_task_one_image(encoder, decoder):
 
 @pairs
 @torch.no_grad()
-def test_evaluation_is_deterministic_and_a_copy_or_a_checkpoint_gives_the_same(encoder, decoder, tmp_path):
+def test_evaluation_is_deterministic_and_a_copy_a_pickle_or_a_checkpoint_gives_the_same(encoder, decoder, tmp_path):
     network = built(encoder, decoder)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     torch.manual_seed(7)
     restored = Network.build(backbone(encoder), ENCODERS.load(encoder).Config(), narrow(decoder), CHANNELS)
     restored.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
-    for twin in (network, deepcopy(network), restored.eval()):
+    for twin in (network, deepcopy(network), pickle.loads(pickle.dumps(network)), restored.eval()):
         found = twin(image()).final
         assert all(torch.equal(found[task], x) for task, x in expected(encoder, decoder).items())
 

@@ -179,9 +179,11 @@ def transcribed(decoder: DeMT, features: TaskFeatures) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"attention": "pixel"}, {"offsets": "published"}, {"attention": "pixel", "offsets": "published", "depth": 2},
-    {"mixer": False}, {"interaction": False}, {"query": False}, {"interaction": False, "query": False},
-    {"attention": "pixel", "query": False}, {"reduction": 1}], ids=str)
+    {}, {"attention": "pixel"}, {"offsets": "published"}, {"mixer": False}, {"interaction": False}, {"query": False},
+    {"reduction": 1},
+    *(pytest.param(several, marks=pytest.mark.grid) for several in (
+        {"attention": "pixel", "offsets": "published", "depth": 2}, {"interaction": False, "query": False},
+        {"attention": "pixel", "query": False}))], ids=str)
 @torch.no_grad()
 def test_is_its_formula(changes):
     config = replace(SLIM, **changes)

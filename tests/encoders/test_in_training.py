@@ -42,11 +42,13 @@ def balancer_of(kind, **options):
     return kind.Config(**options).build(standard_weights=dict.fromkeys(CHANNELS, 1.0))
 
 
-@pytest.mark.parametrize("level", ["parameters", "representation"])
-@pytest.mark.parametrize(("name", "backbone", "head"), [
-    *((name, suitable(name), "fused") for name in CATALOG.names()), ("mtan", SEGNET, "linear"),
-    ("mtan", WIDE, "linear")],
-    ids=[*CATALOG.names(), "segnet-mtan", "wrn-mtan"])
+CUTS = {**{name: (name, suitable(name), "fused") for name in CATALOG.names()},
+        "segnet-mtan": ("mtan", SEGNET, "linear"), "wrn-mtan": ("mtan", WIDE, "linear")}
+
+
+@pytest.mark.parametrize(("name", "backbone", "head", "level"), [
+    pytest.param(*cut, level, id=f"{name}-{level}", marks=[pytest.mark.grid] * ((number + (level == "parameters")) % 2))
+    for number, (name, cut) in enumerate(CUTS.items()) for level in ("parameters", "representation")])
 def test_gradients_are_the_weighed_sum_of_all_tasks(name, backbone, head, level):
     """Also for what lies between cut and heads (masks, refinements, units), and through every map of the cut."""
     network, output, losses = run_once(CATALOG.load(name).Config(), backbone, head)
