@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from polyptych.backbones._caffe.layers import TYPES, BatchNorm, Convolution, Pooling
 from polyptych.backbones._caffe.network import LayerNetwork, resolve
-from polyptych.backbones._caffe.prototxt import block_of, parse_prototxt, read_prototxt, to_text
+from polyptych.backbones._caffe.prototxt import block_of, parse_prototxt, read_text, to_text
 from polyptych.errors import InputError
 
 PAPER = '''
@@ -104,7 +104,7 @@ def test_a_damaged_text_is_one_line_or_still_a_network(seed: int, data) -> None:
 
 def test_the_papers_form_of_a_file(tmp_path) -> None:
     (tmp_path / "start.prototxt").write_text(PAPER)
-    network = read_prototxt(tmp_path / "start.prototxt").eval()
+    network = LayerNetwork(parse_prototxt(read_text(tmp_path / "start.prototxt")).define()).eval()
     assert [type(module) for module in network.children()] == [
         nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Conv2d, type(network.add1), nn.ReLU]
     image = torch.randn(2, 3, 64, 64)
@@ -200,10 +200,10 @@ def test_what_is_wrong_is_said_with_its_line(text: str, parts: list[str]) -> Non
 
 def test_files_that_cannot_be_read(tmp_path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        read_prototxt(tmp_path / "none.prototxt")
+        read_text(tmp_path / "none.prototxt")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not text"):
-        read_prototxt(tmp_path / "bytes")
+        read_text(tmp_path / "bytes")
 
 
 def test_nothing_is_allocated_before_the_whole_is_known_to_fit() -> None:
