@@ -1,6 +1,6 @@
 """Reads Caffe's network descriptions (prototxt) as layers, and writes layers as such text.
 
-    network = LayerNetwork(parse_prototxt(text, "resnet34.prototxt").define())          # an ordinary nn.Module
+    definition = parse_prototxt(text, "resnet34.prototxt").define()
     text = to_text(layers, (3, 224, 224))
 
 The fields of a layer's block are those of its class in :mod:`polyptych.backbones._caffe.layers`; sizes may be given
@@ -52,9 +52,9 @@ class NetworkText:
     shape: tuple[int, int, int]
     input: str
 
-    def define(self, outputs: Sequence[str] = ()) -> Definition:
-        """Resolve connections; ``outputs`` names layers or tops, by default every top that nothing reads."""
-        return resolve(self.layers, self.shape, outputs, (*INPUTS, self.input))
+    def define(self) -> Definition:
+        """Resolve connections; the outputs are the tops that nothing reads."""
+        return resolve(self.layers, self.shape, (*INPUTS, self.input))
 
 
 def read_text(path: Path) -> str:
