@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from polyptych import devices, distributed
-from polyptych.data.loading import evaluation_batches
+from polyptych.data.loading import EvaluationBatches
 from polyptych.datasets._base import Dataset
 from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation, ImageList, TaskResult
@@ -66,7 +66,7 @@ class Evaluator:
         if split not in self._trivial_metrics:
             predictors["trivial"] = self.trivial_predictor()
         dataset = self._dataset(split)
-        batches = evaluation_batches(
+        batches = EvaluationBatches(
             dataset, self.tasks, self.run.size, self.run.batch_size, rank=distributed.rank(),
             world=distributed.world(), workers=self.run.loading.workers, pin_memory=devices.pins(self.device),
             on_fault=self.run.loading.on_fault)

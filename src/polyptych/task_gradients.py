@@ -54,11 +54,6 @@ class Look:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @staticmethod
-    def of_json(value: Mapping[str, Any]) -> Look:
-        """The inverse of :meth:`to_json`; other entries are ignored."""
-        return Look(**{name: value[name] for name in Look.__dataclass_fields__})
-
 
 def cost(tasks: int) -> int:
     """Upper bound of the duration of a look, in training steps: one forward pass, a backward pass for every task, and

@@ -10,6 +10,12 @@ import torch.nn.functional as F
 
 from polyptych.backbones._caffe import layers as spec
 from polyptych.backbones._caffe.layers import Layer
+from polyptych.backbones._caffe.network import Definition, Section
+
+
+def whole_network(definition: Definition) -> Section:
+    """A whole definition: takes an image (b c h w) and returns its output, or a tuple if there are several."""
+    return Section(definition, (0,), definition.outputs)
 
 
 def random_layers(seed: int, count: int = 12) -> tuple[list[Layer], tuple[int, int, int]]:

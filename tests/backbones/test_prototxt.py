@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_lists import interpret, random_layers
+from layer_lists import interpret, random_layers, whole_network
 from torch import fx, nn
 
 from polyptych.backbones._caffe.layers import TYPES, BatchNorm, Convolution, Pooling
-from polyptych.backbones._caffe.network import LayerNetwork, resolve
-from polyptych.backbones._caffe.prototxt import block_of, parse_prototxt, read_prototxt, to_text
+from polyptych.backbones._caffe.network import Section, resolve
+from polyptych.backbones._caffe.prototxt import block_of, parse_prototxt, read_text, to_text
 from polyptych.errors import InputError
 
 PAPER = '''
@@ -64,7 +64,7 @@ def check_layers(seed: int) -> None:
     description = parse_prototxt(to_text(made, shape), "random")
     assert list(description.layers) == made and description.shape == shape
     definition = description.define()
-    network = LayerNetwork(definition).eval()
+    network = whole_network(definition).eval()
     weights = shuffled(network, seed)
     image = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_a_damaged_text_is_one_line_or_still_a_network(seed: int, data) -> None:
 
 def test_the_papers_form_of_a_file(tmp_path) -> None:
     (tmp_path / "start.prototxt").write_text(PAPER)
-    network = read_prototxt(tmp_path / "start.prototxt").eval()
+    network = whole_network(parse_prototxt(read_text(tmp_path / "start.prototxt")).define()).eval()
     assert [type(module) for module in network.children()] == [
         nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Conv2d, type(network.add1), nn.ReLU]
     image = torch.randn(2, 3, 64, 64)
@@ -123,21 +123,22 @@ def test_the_input_may_be_declared_in_four_ways_and_read_by_many() -> None:
              'layer { name: "im" type: "Input" top: "im" input_param { shape: { dim: 1 dim: 3 dim: 5 dim: 6 } } }']
     image = torch.randn(1, 3, 5, 6)
     for head in heads:
-        network = LayerNetwork(parse_prototxt(f"{head}\n{body}").define())
+        network = whole_network(parse_prototxt(f"{head}\n{body}").define())
         assert torch.equal(network(image), network.a(image) + image)
 
 
 def test_outputs_are_what_nobody_reads_or_what_is_declared() -> None:
     layers = [Convolution("stem", num_output=2, kernel_size=1), Pooling("small", kernel_size=2, stride=2),
               Convolution("left", bottom="stem", num_output=1, kernel_size=1)]
-    network = LayerNetwork(resolve(layers, (3, 4, 6)))
+    network = whole_network(resolve(layers, (3, 4, 6)))
     image = torch.randn(1, 3, 4, 6)
     small, left = network(image)
     assert small.shape == (1, 2, 2, 3) and left.shape == (1, 1, 4, 6)
-    declared = LayerNetwork(resolve(layers, (3, 4, 6), outputs=["stem"]))
+    definition = resolve(layers, (3, 4, 6))
+    declared = Section(definition, (0,), (definition.find("stem", "outputs"),))
     assert [name for name, _ in declared.named_children()] == ["stem"]
     with pytest.raises(InputError, match=r"'lfet', which no layer makes.*nearest: left"):
-        resolve(layers, (3, 4, 6), outputs=["lfet"])
+        definition.find("lfet", "outputs")
 
 
 def test_a_scale_after_batch_norm_is_its_affine_part_unless_the_file_says_otherwise() -> None:
@@ -147,7 +148,7 @@ def test_a_scale_after_batch_norm_is_its_affine_part_unless_the_file_says_otherw
     plain = parse_prototxt(body.format("batch_norm_param { moving_average_fraction: 0.75 }")).layers[0]
     assert plain == BatchNorm("bn", bottom=("data",), affine=False, momentum=0.25)
     assert parse_prototxt(body.format("batch_norm_param { affine: true }")).layers[0].affine is True
-    network = LayerNetwork(parse_prototxt(body.format("")).define())
+    network = whole_network(parse_prototxt(body.format("")).define())
     assert sum(p.numel() for p in network.parameters()) == 6
 
 
@@ -200,10 +201,10 @@ def test_what_is_wrong_is_said_with_its_line(text: str, parts: list[str]) -> Non
 
 def test_files_that_cannot_be_read(tmp_path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        read_prototxt(tmp_path / "none.prototxt")
+        read_text(tmp_path / "none.prototxt")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not text"):
-        read_prototxt(tmp_path / "bytes")
+        read_text(tmp_path / "bytes")
 
 
 def test_nothing_is_allocated_before_the_whole_is_known_to_fit() -> None:
@@ -219,7 +220,7 @@ def test_every_type_has_a_block_of_its_own_name() -> None:
 
 
 def test_gradients_reach_every_layer() -> None:
-    network = LayerNetwork(parse_prototxt(PAPER).define())
+    network = whole_network(parse_prototxt(PAPER).define())
     network(torch.randn(2, 3, 64, 64)).square().mean().backward()
     assert all(p.grad is not None for p in network.parameters())
 
@@ -230,4 +231,4 @@ def test_a_specification_is_checked_where_it_is_written() -> None:
     with pytest.raises(InputError, match="global_pooling without one"):
         Pooling("p")
     changed = dataclasses.replace(Convolution("c", num_output=1, kernel_size=(1, 3)), pad=(0, 1))
-    assert LayerNetwork(resolve([changed], (2, 5, 7)))(torch.randn(1, 2, 5, 7)).shape == (1, 1, 5, 7)
+    assert whole_network(resolve([changed], (2, 5, 7)))(torch.randn(1, 2, 5, 7)).shape == (1, 1, 5, 7)

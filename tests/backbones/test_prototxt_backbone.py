@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from layer_lists import whole_network
 from safetensors.torch import save_file
 from torch import nn
 
 from polyptych.backbones._base import CATALOG
 from polyptych.backbones._caffe.layers import BatchNorm, Convolution, Eltwise, InnerProduct, Pooling, ReLU
 from polyptych.backbones._caffe.module_layers import module_layers
-from polyptych.backbones._caffe.network import LayerNetwork
 from polyptych.backbones._caffe.prototxt import parse_prototxt, to_text
 from polyptych.backbones._states import maps_of
 from polyptych.backbones.prototxt import Prototxt, of_layers
@@ -41,7 +41,7 @@ def test_a_network_written_as_prototxt_and_read_back_is_the_network(model: str) 
             module_layers(original, (3, 224, 224))
         return
     text = to_text(module_layers(original, (3, 224, 224)), (3, 224, 224), model)
-    network = LayerNetwork(parse_prototxt(text, model).define()).eval()
+    network = whole_network(parse_prototxt(text, model).define()).eval()
     assert not published or sum(p.numel() for p in network.parameters()) == published
     network.load_state_dict(original.state_dict())  # the very same names
     image = torch.randn(2, 3, 224, 224)
@@ -141,7 +141,7 @@ def test_pooling_that_rounds_up_keeps_the_whole_network(size: tuple[int, int]) -
     assert backbone.spec.channels == (4, 8) and backbone.spec.strides == (4, 8) and backbone.multiple == 8
     named = dict(backbone.named_parameters())
     assert sum("weight" in name for name in named) == 10  # nine convolutions and a norm: nothing is left out
-    described = LayerNetwork(parse_prototxt(to_text(deeplab(), (3, 224, 224)), "whole").define()).eval()
+    described = whole_network(parse_prototxt(to_text(deeplab(), (3, 224, 224)), "whole").define()).eval()
     weights = {name: value for stage in backbone.stages for name, value in stage.state_dict().items()}
     described.load_state_dict(weights)
     image = torch.randn(2, 3, *size)

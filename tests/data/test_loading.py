@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyptych.data.loading import TrainingBatches, check, evaluation_batches
+from polyptych.data.loading import EvaluationBatches, TrainingBatches, check
 from polyptych.data.order import shuffled
 from polyptych.data.transforms import Augment, collate
 from polyptych.errors import InputError
@@ -114,34 +114,34 @@ def test_skipping_ends_when_most_is_broken(noise):
 
 def test_evaluation_gives_every_sample_once(noise, same):
     dataset, tasks = noise()
-    whole = evaluation_batches(dataset, tasks, (9, 12), 4)
+    whole = EvaluationBatches(dataset, tasks, (9, 12), 4)
     assert ids(whole) == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9", "10"]] and len(whole) == 3
-    ranks = [evaluation_batches(dataset, tasks, (9, 12), 4, rank=r, world=3) for r in range(3)]
+    ranks = [EvaluationBatches(dataset, tasks, (9, 12), 4, rank=r, world=3) for r in range(3)]
     assert sorted(int(i) for rank in ranks for batch in ids(rank) for i in batch) == list(range(11))
     assert ids(ranks[1]) == [["1", "4", "7", "10"]]
-    for a, b in zip(whole, evaluation_batches(dataset, tasks, (9, 12), 4, workers=2), strict=True):
+    for a, b in zip(whole, EvaluationBatches(dataset, tasks, (9, 12), 4, workers=2), strict=True):
         same(a, b)
         assert a.image.shape[-2:] == (9, 12) and a.valid["semseg"].shape[-2:] == (18, 23)
-    same(next(iter(evaluation_batches(dataset, tasks, None, 2))), collate([dataset.read(0), dataset.read(1)], tasks))
+    same(next(iter(EvaluationBatches(dataset, tasks, None, 2))), collate([dataset.read(0), dataset.read(1)], tasks))
 
 
 def test_evaluation_of_several_sizes(noise):
     dataset, tasks = noise(growing=True)
-    batch = next(iter(evaluation_batches(dataset, tasks, None, 3)))
+    batch = next(iter(EvaluationBatches(dataset, tasks, None, 3)))
     assert batch.image.shape[-2:] == (20, 25) and batch.valid["semseg"].shape == (3, 20, 25)
     assert [info.native for info in batch.info] == [(18, 23), (19, 24), (20, 25)]
-    batch = next(iter(evaluation_batches(dataset, tasks, (16, 16), 3)))
+    batch = next(iter(EvaluationBatches(dataset, tasks, (16, 16), 3)))
     assert batch.image.shape[-2:] == (16, 16) and batch.valid["semseg"].shape == (3, 20, 25)
     assert not batch.valid["semseg"][0, 18:].any()
 
 
 def test_evaluation_leaves_faulty_samples_out(noise):
     dataset, tasks = noise(broken=(4, 5))
-    batches = evaluation_batches(dataset, tasks, None, 2, on_fault="skip")
+    batches = EvaluationBatches(dataset, tasks, None, 2, on_fault="skip")
     assert ids(batches) == [["0", "1"], ["2", "3"], ["6", "7"], ["8", "9"], ["10"]]
     assert set(batches.faults) == {4, 5}
     with pytest.raises(InputError, match=r"noise/4\.jpg"):
-        ids(evaluation_batches(dataset, tasks, None, 2))
+        ids(EvaluationBatches(dataset, tasks, None, 2))
 
 
 def test_labels_are_checked(noise):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from polyptych.checkpoint import read_tensors
 from polyptych.cli import main
-from polyptych.data.loading import TrainingBatches, evaluation_batches
+from polyptych.data.loading import EvaluationBatches, TrainingBatches
 from polyptych.data.order import shuffled
 from polyptych.data.transforms import Augment
 from polyptych.datasets._folder.fixture import write_toml
@@ -105,7 +105,7 @@ def test_sizes_differ_within_a_batch():
     assert batch.valid["normals"].flatten(1).any(1).tolist() == [not is_large for is_large in large]
     ids = []
     test = mixed().build(split="test", tasks=dataset.tasks)
-    for batch in evaluation_batches(test, tasks, None, batch_size=5):
+    for batch in EvaluationBatches(test, tasks, None, batch_size=5):
         assert batch.image.shape == (5, 3, 30, 36) and not batch.valid["depth"][0, 24:].any()
         ids += [info.id for info in batch.info]
     assert len(set(ids)) == len(test)

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from copying import copied
-from polyptych.data.loading import TrainingBatches, evaluation_batches
+from polyptych.data.loading import EvaluationBatches, TrainingBatches
 from polyptych.data.transforms import Augment
 from polyptych.datasets._pascal_context.about import ABOUT
 from polyptych.datasets._pascal_context.classes import HAS_NORMALS, NAMES, PART_IDS, PARTS
@@ -174,7 +174,7 @@ def test_parts_may_be_missing_for_some_images(root):
     dataset = open_split(root, validation=0.0)
     assert "parts" not in dataset.read(1).target and "semseg" in dataset.read(1).target
     assert "parts" in dataset.read(0).target  # all invalid, because nobody is there: not the same as no file
-    batches = evaluation_batches(dataset, built(dataset), size=None, batch_size=3)
+    batches = EvaluationBatches(dataset, built(dataset), size=None, batch_size=3)
     batch = next(iter(batches))
     assert batch.valid["parts"].any((1, 2)).tolist() == [False, False, True]
     assert batch.image.shape == (3, 3, 80, 80)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from polyptych.cli import main
-from polyptych.data.loading import evaluation_batches
+from polyptych.data.loading import EvaluationBatches
 from polyptych.errors import InputError
 from polyptych.evaluation import measure
 from polyptych.export.quantization import quantize, quantize_file
@@ -46,7 +46,7 @@ def test_static(static, run_folder):
 
 def test_the_table_says_what_an_evaluation_of_the_file_says(static, run_folder):
     run, model = read_run(run_folder)[0], OnnxModel.open(static.path)
-    batches = evaluation_batches(run.build_dataset("val"), model.tasks, run.size, 1, rank=0, world=1, workers=0,
+    batches = EvaluationBatches(run.build_dataset("val"), model.tasks, run.size, 1, rank=0, world=1, workers=0,
                                  on_fault=run.loading.on_fault)
     predict = lambda batch: framed_predictions(batch, model.raw, model.tasks)  # noqa: E731
     metrics = measure({"int8": predict}, batches, model.tasks, torch.device("cpu"))["int8"]

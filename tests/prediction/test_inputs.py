@@ -15,7 +15,7 @@ from PIL import Image
 import polyptych
 from polyptych.data.pictures import read_color
 from polyptych.errors import InputError
-from polyptych.prediction.inputs import as_pixels, find_sources, read_image
+from polyptych.prediction.inputs import as_pixels, find_sources
 from polyptych.prediction.model import open_model
 
 
@@ -62,13 +62,13 @@ def test_an_image_is_turned_upright(tmp_path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
     Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(tmp_path / "a.jpg").shape == (8, 6, 3)
+    assert as_pixels(tmp_path / "a.jpg").array.shape == (8, 6, 3)
 
 
 def test_gray_of_16_bits_is_scaled(tmp_path) -> None:
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (4, 1))
     Image.fromarray(ramp).save(tmp_path / "a.png")
-    read = read_image(tmp_path / "a.png")
+    read = as_pixels(tmp_path / "a.png").array
     assert np.abs(read.astype(float) - ramp[..., None] / 257).max() <= 0.5
     assert np.array_equal(as_pixels(Image.fromarray(ramp)).array, read)
     assert np.array_equal(read_color(tmp_path / "a.png").permute(1, 2, 0).numpy(), read)
@@ -77,7 +77,7 @@ def test_gray_of_16_bits_is_scaled(tmp_path) -> None:
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_numbers_without_a_scale_are_refused(tmp_path, kind) -> None:
     Image.fromarray(np.full((4, 5), 300, kind)).save(tmp_path / "a.tif")
-    for read in (read_image, read_color):
+    for read in (as_pixels, read_color):
         with pytest.raises(InputError, match=r"a\.tif: got a picture of (32-bit integers|floating-point numbers)"):
             read(tmp_path / "a.tif")
 
@@ -87,14 +87,14 @@ def test_numbers_without_a_scale_are_refused(tmp_path, kind) -> None:
 def test_what_is_no_image(tmp_path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.png: got an unreadable file"):
-        read_image(tmp_path / "a.png")
+        as_pixels(tmp_path / "a.png")
 
 
 def test_half_an_image(tmp_path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:4000])
     with pytest.raises(InputError, match="an unreadable file"):
-        read_image(tmp_path / "a.png")
+        as_pixels(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(("name", "got"), [("gone", "no such file or folder"), ("gone.onnx", "no such file or folder"),
@@ -170,7 +170,7 @@ def test_a_pipe_is_not_waited_for(tmp_path) -> None:
     with pytest.raises(InputError, match=r"9\.png: got neither a file nor a folder"):
         find_sources([tmp_path / "9.png"])
     with pytest.raises(InputError, match=r"9\.png: got a named pipe"):
-        read_image(tmp_path / "9.png")
+        as_pixels(tmp_path / "9.png")
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
@@ -188,5 +188,5 @@ def test_more_pixels_than_pillow_likes(tmp_path, monkeypatch) -> None:
     picture(tmp_path / "map.png", (6, 8))
     with pytest.raises(Image.DecompressionBombError), Image.open(tmp_path / "map.png"):
         pass
-    assert read_image(tmp_path / "map.png").shape == (6, 8, 3)
+    assert as_pixels(tmp_path / "map.png").array.shape == (6, 8, 3)
     assert Image.MAX_IMAGE_PIXELS == 20

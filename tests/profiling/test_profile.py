@@ -347,10 +347,10 @@ def test_single_shares_nothing():
 
 
 def test_deformable_convolution_counts_as_a_convolution():
-    x, offset, weight = torch.rand(2, 8, 5, 6), torch.zeros(2, 4 * 9, 5, 6), torch.rand(4, 8, 3, 3)
-    layer = nn.Conv2d(8, 4, 3, padding=1)
-    found, _ = count(layer, lambda: deformable_convolution(x, offset, weight, padding=1, method="compiled"))
-    assert found.total == count(layer, lambda: layer(x))[0].total == 2 * 4 * 30 * 8 * 9
+    x, offset, weight = torch.rand(2, 8, 5, 6), torch.zeros(2, 4, 5, 6), torch.rand(4, 8, 1, 1)
+    layer = nn.Conv2d(8, 4, 1)
+    found, _ = count(layer, lambda: deformable_convolution(x, offset, weight, method="compiled"))
+    assert found.total == count(layer, lambda: layer(x))[0].total == 2 * 4 * 30 * 8
     assert {operator.kind for operator in found.uncounted} == {"movement", "per_element"}  # places that are no numbers
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from polyptych.data.preparation.facts import about, configure, fixtures, offered, with_files
@@ -164,15 +163,6 @@ def _class_tables(found: Verification) -> Iterator[Table]:
 
 def _share(share: float) -> str:
     return "-" if not share > 0 else "< 0.01%" if share < 0.0001 else f"{100 * share:.2f}%"
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, called with (done, total); total 0 is unknown."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total or None)
 
 
 def _table(*titles: str, title: str | None = None, lines: bool = False) -> Table:

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -63,12 +63,15 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
         raise _error(said.getvalue(), command, list(_flags(kind if default is None else default))) from None
 
 
-def with_named_tasks(run: Run, names: str, arguments: list[str], command: str) -> Run:
-    """The run with the tasks of ``--tasks``. For some datasets (``folder``, ``mixed``, ``prepared``, ``python``) only
-    the data knows the kinds of the tasks, and its location is an option that is parsed later; so the dataset's options
-    are parsed here first."""
-    from polyptych.run import with_tasks
+def with_choices(run: Run, chosen: dict[str, str], slots: Sequence[str], arguments: list[str], command: str) -> Run:
+    """The run with the chosen components and the tasks of ``--tasks``. For some datasets (``folder``, ``mixed``,
+    ``prepared``, ``python``) only the data knows the kinds of the tasks, and its location is an option that is parsed
+    later; so the dataset's options are parsed here first."""
+    from polyptych.run import with_components, with_tasks
 
+    run = with_components(run, {slot: chosen[slot] for slot in slots if slot in chosen})
+    if "tasks" not in chosen:
+        return run
     own: list[str] = []
     inside = False
     for argument in arguments:
@@ -77,7 +80,7 @@ def with_named_tasks(run: Run, names: str, arguments: list[str], command: str) -
     if own:
         kind: Any = dataclasses.make_dataclass("Data", [("dataset", type(run.dataset))], frozen=True)
         run = dataclasses.replace(run, dataset=parse(kind, own, command, default=kind(run.dataset)).dataset)
-    return with_tasks(run, [name for name in names.split(",") if name])
+    return with_tasks(run, [name for name in chosen["tasks"].split(",") if name])
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyptych.cli._parsing import parse, take, with_named_tasks
+from polyptych.cli._parsing import parse, take, with_choices
 from polyptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,17 +56,14 @@ def choose(arguments: list[str], command: str, names: set[str], note: str, examp
     """The recipe of a command line with everything it changes, and the values of ``names``."""
     from polyptych.recipes._catalog import load
     from polyptych.recipes._catalog import names as recipes
-    from polyptych.run import Run, with_components
+    from polyptych.run import Run
 
     chosen, rest = take(arguments, {*SLOTS, "tasks", *names})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if recipe is None and not {"-h", "--help"} & set(rest):
         raise InputError(f"polyptych {command}", "no recipe", f"a recipe ({', '.join(recipes())})",
                          f"for instance `{example}`")
-    run = load(recipe or "rooms")()
-    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
-    if "tasks" in chosen:
-        run = with_named_tasks(run, chosen["tasks"], rest, command)
+    run = with_choices(load(recipe or "rooms")(), chosen, SLOTS, rest, command)
     if any(argument.partition("=")[0] == "--seed" for argument in rest):
         raise InputError("--seed", "one seed", "the seeds of all runs", "use --seeds, for instance `--seeds 4,7`")
     return parse(Run, rest, command, default=run, note=note), chosen

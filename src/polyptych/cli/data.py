@@ -367,6 +367,6 @@ def _console() -> Console:
 
 
 def _progress(title: str) -> Any:
-    from polyptych.cli._data_tables import progress
+    from polyptych.progress import counting
 
-    return progress(title)
+    return counting(title)

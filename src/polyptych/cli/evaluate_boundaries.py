@@ -55,19 +55,15 @@ def main(arguments: list[str]) -> None:
         raise InputError("polyptych evaluate-boundaries", "fewer than two folders", "predictions and ground truth",
                          "for instance `polyptych evaluate-boundaries predictions groundTruth`")
     kind = protocol(kind.name, options.thresholds, options.nms, options.max_dist)
-    from rich.console import Console
-    from rich.progress import Progress
-
     from polyptych.metrics.boundary_benchmark import evaluate_folders
+    from polyptych.progress import counting
 
     if options.out is not None:  # a place that cannot be written is better known before the images are measured
         options.out.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("images", total=None)
+    with counting("images") as report:
         benchmark = evaluate_folders(
             options.predictions, options.truths, kind, images=options.images, truth=options.truth, ucm=options.ucm,
-            workers=options.workers, progress=lambda done, total: bar.update(task, completed=done, total=total))
+            workers=options.workers, progress=report)
     _show(benchmark)
     if options.out is not None:
         from polyptych.metrics._boundary_benchmark.report import write_report

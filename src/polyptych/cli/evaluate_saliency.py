@@ -38,21 +38,18 @@ def main(arguments: list[str]) -> None:
         raise InputError("polyptych evaluate-saliency", "fewer than two folders", "predictions and ground truth",
                          "for instance `polyptych evaluate-saliency predictions masks`")
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     from polyptych.metrics.saliency_folders import evaluate_saliency_maps
+    from polyptych.progress import counting
     from polyptych.record import write_json
 
     if options.out is not None:  # a place that cannot be written is better known before the images are measured
         options.out.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("images", total=None)
+    with counting("images") as report:
         metric, names = evaluate_saliency_maps(
             options.predictions, options.truths, images=options.images, ignore=options.ignore,
-            double_sigmoid=options.double_sigmoid,
-            progress=lambda done, total: bar.update(task, completed=done, total=total))
+            double_sigmoid=options.double_sigmoid, progress=report)
     measures = metric.compute()
     table = Table("measure", "value", title=f"{len(names)} images")
     for name, value in measures.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polyptych.backbones._base import Backbone
-from polyptych.cli._parsing import parse, take, with_named_tasks
+from polyptych.cli._parsing import parse, take, with_choices
 from polyptych.datasets._base import Dataset
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
@@ -67,12 +67,8 @@ def main(arguments: list[str]) -> None:
                          "for instance `polyptych profile rooms`")
     if {"tasks", "channels"} <= chosen.keys():
         raise InputError("--channels", "--tasks as well", "one of the two", "leave --tasks out")
-    from polyptych.run import with_components
-
     run, labels = _load(name or "rooms")
-    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
-    if "tasks" in chosen:
-        run = with_named_tasks(run, chosen["tasks"], rest, "profile")
+    run = with_choices(run, chosen, SLOTS, rest, "profile")
     options = parse(Arguments, rest, "profile", note=NOTE, default=Arguments(
         run.dataset, run.backbone, run.encoder, run.decoder, run.size, run.execution.device, run.execution.precision))
     run = replace(run, dataset=options.dataset, backbone=options.backbone, encoder=options.encoder,

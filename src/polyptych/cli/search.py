@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from polyptych.cli._parsing import parse, take, with_named_tasks
+from polyptych.cli._parsing import parse, take, with_choices
 from polyptych.comparison.runner import Where
 from polyptych.errors import InputError
 from polyptych.run import Run
@@ -80,16 +80,13 @@ def main(arguments: list[str]) -> None:
         return
     from polyptych.cli.compare import seeds
     from polyptych.recipes._catalog import load, names
-    from polyptych.run import with_components
 
     chosen, rest = take(arguments, {*SLOTS, "tasks"})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if recipe is None and not {"-h", "--help"} & set(rest):
         raise InputError("polyptych search", "no recipe", f"a recipe ({', '.join(names())}), resume, inspect or report",
                          "for instance `polyptych search rooms --budget flops=1.5x`")
-    run = with_components(load(recipe or "rooms")(), {slot: chosen[slot] for slot in SLOTS if slot in chosen})
-    if "tasks" in chosen:
-        run = with_named_tasks(run, chosen["tasks"], rest, "search")
+    run = with_choices(load(recipe or "rooms")(), chosen, SLOTS, rest, "search")
     options = parse(Arguments, rest, "search", note=NOTE, default=Arguments(**{
         field.name: getattr(run, field.name) for field in dataclasses.fields(Run)}))
     run, choices = options.part(Run), options.part(Search)

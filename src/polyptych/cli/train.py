@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyptych.cli._parsing import parse, take, with_named_tasks
+from polyptych.cli._parsing import parse, take, with_choices
 from polyptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ These choose components, whose own options then become available:
 
 def main(arguments: list[str]) -> None:
     from polyptych.recipes._catalog import names
-    from polyptych.run import Run, with_components
+    from polyptych.run import Run
 
     chosen, rest = take(arguments, {*SLOTS, "tasks", "from", "out"})
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -35,9 +35,7 @@ def main(arguments: list[str]) -> None:
                          f"a recipe ({', '.join(names())}), a folder with dataset.toml, or --from RUN",
                          "for instance `polyptych train rooms`")
     begun = run = _start(recipe, chosen.get("from"))
-    run = with_components(run, {slot: chosen[slot] for slot in SLOTS if slot in chosen})
-    if "tasks" in chosen:
-        run = with_named_tasks(run, chosen["tasks"], rest, "train")
+    run = with_choices(run, chosen, SLOTS, rest, "train")
     run = parse(Run, rest, "train", default=run, note=NOTE)
     from polyptych.training import train as train_run
 

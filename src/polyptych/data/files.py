@@ -137,14 +137,14 @@ def read_text(path: Path, needs: str) -> str:
     return text
 
 
-def read_lines(path: Path, needs: str = "a text file with one id per line") -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """The ids of a list, one per line; empty lines and lines that begin with # are left out.
 
     Raises:
         InputError: an id stands there twice, and would count twice in every number.
     """
     found: dict[str, int] = {}
-    lines = read_text(path, needs).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = read_text(path, "a text file with one id per line").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for number, line in enumerate(map(str.strip, lines), 1):
         if line and not line.startswith("#") and found.setdefault(composed(line), number) != number:
             raise InputError(f"{path}, line {number}", f"'{line[:100]}' a second time (first in line "

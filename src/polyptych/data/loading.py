@@ -159,10 +159,17 @@ class TrainingBatches(Batches):
 
 
 class EvaluationBatches(Batches):
-    """See :func:`evaluation_batches`. ``len`` is the number of batches of this process."""
+    """Every sample of ``dataset[rank::world]`` once, in order; ``len`` is the number of batches of this process.
+
+    Images are resized to ``size`` (None keeps them native); labels stay at their native size. Where sizes
+    differ within a batch, images and labels are padded at the right and the bottom: ``info.content`` tells
+    the size of the image in the batch, ``info.native`` that of the labels. With ``on_fault="skip"`` a faulty
+    sample is left out and recorded in ``faults``, which a report must show.
+    """
 
     def __init__(self, dataset: Dataset, tasks: Mapping[str, Task], size: tuple[int, int] | None,
-                 batch_size: int, rank: int, world: int, workers: int, pin_memory: bool, on_fault: OnFault):
+                 batch_size: int, rank: int = 0, world: int = 1, workers: int = 0, pin_memory: bool = False,
+                 on_fault: OnFault = "stop"):
         super().__init__(dataset, tasks, batch_size, rank, world, workers, pin_memory, on_fault)
         self.size = size
         self.indices = range(rank, len(dataset), world)
@@ -179,19 +186,6 @@ class EvaluationBatches(Batches):
             with faults.at(index):
                 samples.append(resize_image(self._read(index), self.size))
         return samples
-
-
-def evaluation_batches(dataset: Dataset, tasks: Mapping[str, Task], size: tuple[int, int] | None,
-                       batch_size: int, rank: int = 0, world: int = 1, workers: int = 0,
-                       pin_memory: bool = False, on_fault: OnFault = "stop") -> EvaluationBatches:
-    """Every sample of ``dataset[rank::world]`` once, in order.
-
-    Images are resized to ``size`` (None keeps them native); labels stay at their native size. Where sizes
-    differ within a batch, images and labels are padded at the right and the bottom: ``info.content`` tells
-    the size of the image in the batch, ``info.native`` that of the labels. With ``on_fault="skip"`` a faulty
-    sample is left out and recorded in ``faults``, which a report must show.
-    """
-    return EvaluationBatches(dataset, tasks, size, batch_size, rank, world, workers, pin_memory, on_fault)
 
 
 _Fault = tuple[int, str]

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from polyptych.component import Catalog, Component
+from polyptych.errors import InputError
 from polyptych.types import FeatureSpec, Output, TaskFeatures
 
 CATALOG: Catalog[Decoder] = Catalog("decoder", "polyptych.decoders")
@@ -31,6 +32,12 @@ class Decoder(nn.Module, Component, ABC):
         def build(self, *, features: dict[str, FeatureSpec], channels: dict[str, int]) -> Decoder:
             """``features`` describes each task's pyramid, ``channels`` says how many each task predicts."""
             return self.owner(self, features=features, channels=channels)
+
+        def require(self, option: str, holds: bool, needs: str, do: str = "") -> None:
+            """Refuse the value of an option unless something ``holds``; with NaN, no comparison does."""
+            if not holds:
+                raise InputError(f"decoder.{option}", str(getattr(self, option)), needs,
+                                 do or f"change --decoder.{option.replace('_', '-')}")
 
         def ablation(self) -> dict[str, Decoder.Config]:
             """The ablation of this decoder: a description and a configuration for every step, from the baseline to the

@@ -37,7 +37,6 @@ from torch import Tensor, nn
 
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import BottleneckHead, SingleValueBatchNorm
-from polyptych.errors import InputError
 from polyptych.ops.affinity import SMALLEST_LENGTH, cross_task_affinity
 from polyptych.ops.winograd import Convolution3x3
 from polyptych.tasks._base import resize
@@ -101,12 +100,6 @@ class CrossTaskConfig(Decoder.Config):
         """A copy with these options on or off."""
         values: dict[str, Any] = dict.fromkeys(options, on)
         return replace(self, **values)
-
-    def require(self, option: str, good: bool, needs: str) -> None:
-        """Refuse an option that is not ``good``."""
-        if not good:
-            flag = option.replace("_", "-")
-            raise InputError(f"decoder.{option}", str(getattr(self, option)), needs, f"change --decoder.{flag}")
 
 
 class PositionwiseFilters(nn.Module):

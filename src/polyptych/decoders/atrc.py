@@ -95,21 +95,16 @@ class ATRC(Decoder):
 
         def __post_init__(self) -> None:
             words = self.contexts.replace("/", " ").split()
-            self._require("contexts", self.contexts in (*KINDS, "search") or (bool(words) and all(
+            self.require("contexts", self.contexts in (*KINDS, "search") or (bool(words) and all(
                 len(word) == len(words) and set(word) <= set("01234") for word in words)),
                 f"{', '.join(KINDS)}, search, or as many groups of digits 0 to 4 as each has digits")
-            self._require("regions", all(n >= 1 for n in self.regions.values()), "1 or more for each task")
-            self._require("width", self.width == 0 or self.width >= 2, "0 or at least 2")
-            self._require("gain", math.isfinite(self.gain), "a number")
-            self._require("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)")
-            self._require("auxiliary_weight", 0 <= self.auxiliary_weight < math.inf, "a number of at least 0")
-            self._require("search_passes", self.search_passes >= 1, "1 or more")
-            self._require("search_rate", 0 < self.search_rate < math.inf, "a positive number")
-
-        def _require(self, name: str, holds: bool, needs: str) -> None:
-            if not holds:
-                raise InputError(f"decoder.{name}", str(getattr(self, name)), needs,
-                                 f"change --decoder.{name.replace('_', '-')}")
+            self.require("regions", all(n >= 1 for n in self.regions.values()), "1 or more for each task")
+            self.require("width", self.width == 0 or self.width >= 2, "0 or at least 2")
+            self.require("gain", math.isfinite(self.gain), "a number")
+            self.require("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)")
+            self.require("auxiliary_weight", 0 <= self.auxiliary_weight < math.inf, "a number of at least 0")
+            self.require("search_passes", self.search_passes >= 1, "1 or more")
+            self.require("search_rate", 0 < self.search_rate < math.inf, "a positive number")
 
         def ablation(self) -> dict[str, Decoder.Config]:
             """The paper's baselines, with one kind for all pairs, and this configuration."""

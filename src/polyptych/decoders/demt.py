@@ -82,15 +82,13 @@ class DeMT(Decoder):
         """How many of the finest maps are used (0: all)."""
 
         def __post_init__(self) -> None:
-            def require(field: str, holds: bool, needs: str) -> None:
-                if not holds:
-                    raise InputError(f"decoder.{field}", str(getattr(self, field)), needs, "choose such a value")
-
+            do = "choose such a value"
             for field in ("offset_groups", "depth", "heads", "width", "reduction"):
-                require(field, getattr(self, field) >= 1, "1 or more")
-            require("scales", self.scales >= 0, "0 (all) or more")
-            require("width", self.width % self.heads == 0, f"a multiple of the {self.heads} heads")
-            require("width", self.width % self.offset_groups == 0, f"a multiple of the {self.offset_groups} groups")
+                self.require(field, getattr(self, field) >= 1, "1 or more", do)
+            self.require("scales", self.scales >= 0, "0 (all) or more", do)
+            self.require("width", self.width % self.heads == 0, f"a multiple of the {self.heads} heads", do)
+            self.require("width", self.width % self.offset_groups == 0,
+                         f"a multiple of the {self.offset_groups} groups", do)
 
         def ablation(self) -> dict[str, Decoder.Config]:
             none = replace(self, mixer=False, interaction=False, query=False)

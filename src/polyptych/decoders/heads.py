@@ -52,9 +52,7 @@ class Heads(Decoder):
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()
-        if config.width < 0:
-            raise InputError("decoder.width", str(config.width), "a positive number, or 0 for the published one",
-                             "change --decoder.width")
+        config.require("width", config.width >= 0, "a positive number, or 0 for the published one")
         kind = KINDS[config.head]
         self.gather = kind.gather
         self.heads = nn.ModuleDict({task: self._head(config, task, features[task], channels[task])

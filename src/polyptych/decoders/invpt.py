@@ -84,22 +84,17 @@ class InvPT(Decoder):
         parameter counts match."""
 
         def __post_init__(self) -> None:
-            self._require("width", self.width >= 1, "1 or more")
-            self._require("stages", 1 <= self.stages <= 4, "1 to 4")
-            self._require("heads", self.heads >= 1, "1 or more")
-            self._require("drop_path", 0 <= self.drop_path < 1, "a probability in [0, 1)")
-            self._require("auxiliary_weight", 0 <= self.auxiliary_weight < float("inf"), "a number of at least 0")
+            self.require("width", self.width >= 1, "1 or more")
+            self.require("stages", 1 <= self.stages <= 4, "1 to 4")
+            self.require("heads", self.heads >= 1, "1 or more")
+            self.require("drop_path", 0 <= self.drop_path < 1, "a probability in [0, 1)")
+            self.require("auxiliary_weight", 0 <= self.auxiliary_weight < float("inf"), "a number of at least 0")
             unit = self.heads * 2 ** (self.stages - 1)
             total = self.width + PREDICTION_WIDTH
             if missing := -total % unit:
                 raise InputError("decoder.width", f"{self.width}, with {PREDICTION_WIDTH} more {total}",
                                  f"a multiple of {unit} in total, so that {self.heads} heads divide the width of each "
                                  f"of {self.stages} stages", f"use {self.width + missing}")
-
-        def _require(self, name: str, holds: bool, needs: str) -> None:
-            if not holds:  # also if the value is NaN
-                raise InputError(f"decoder.{name}", str(getattr(self, name)), needs,
-                                 f"change --decoder.{name.replace('_', '-')}")
 
         def ablation(self) -> dict[str, Decoder.Config]:
             """The steps of the paper: the preliminary decoder with one transformer block at 1/32, the stages, message

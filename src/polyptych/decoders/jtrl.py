@@ -16,7 +16,6 @@ from torchvision.models.resnet import BasicBlock
 
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import common_spec, convolution, residual
-from polyptych.errors import InputError
 from polyptych.ops.winograd import Convolution3x3
 from polyptych.tasks._base import resize
 from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
@@ -50,8 +49,7 @@ class JTRL(Decoder):
         """Channels of the hidden state."""
 
         def __post_init__(self) -> None:
-            if self.width < 1:
-                raise InputError("decoder.width", str(self.width), "1 or more", "change --decoder.width")
+            self.require("width", self.width >= 1, "1 or more")
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import SingleValueBatchNorm, common_spec, for_each_pyramid
 from polyptych.decoders._cross_task import grid_of
-from polyptych.errors import InputError
 from polyptych.ops import exporting, without_autocast
 from polyptych.ops.resize import resize
 from polyptych.types import Features, FeatureSpec, Output, TaskFeatures
@@ -79,17 +78,12 @@ class MLoRE(Decoder):
         """Mix kernels before convolving in evaluation."""
 
         def __post_init__(self) -> None:
-            self._require("width", self.width >= 4, "4 or more")
-            self._require("ranks", bool(self.ranks) and min(self.ranks) >= 1, "one or more numbers of at least 1")
-            self._require("task_rank", self.task_rank >= 1, "1 or more")
-            self._require("active", 1 <= self.active <= len(self.ranks), f"1 to {len(self.ranks)}, the experts")
-            self._require("balance", 0 <= self.balance < math.inf, "a number of at least 0")
-            self._require("size", min(self.size) > 0, "a positive height and width")
-
-        def _require(self, field: str, holds: bool, needs: str) -> None:
-            if not holds:
-                raise InputError(f"decoder.{field}", str(getattr(self, field)), needs,
-                                 f"change --decoder.{field.replace('_', '-')}")
+            self.require("width", self.width >= 4, "4 or more")
+            self.require("ranks", bool(self.ranks) and min(self.ranks) >= 1, "one or more numbers of at least 1")
+            self.require("task_rank", self.task_rank >= 1, "1 or more")
+            self.require("active", 1 <= self.active <= len(self.ranks), f"1 to {len(self.ranks)}, the experts")
+            self.require("balance", 0 <= self.balance < math.inf, "a number of at least 0")
+            self.require("size", min(self.size) > 0, "a positive height and width")
 
         def ablation(self) -> dict[str, Decoder.Config]:
             return {"every expert for every image": replace(self, active=len(self.ranks)),

@@ -15,7 +15,6 @@ from torchvision.models.resnet import BasicBlock
 
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import Distillation, FusedHead, common_spec, residual, with_a_final_head
-from polyptych.errors import InputError
 from polyptych.tasks._base import resize
 from polyptych.types import Auxiliary, Features, FeatureSpec, Output, TaskFeatures
 
@@ -54,9 +53,7 @@ class MTINet(Decoder):
         prediction is the initial one at the finest scale (with weight 1)."""
 
         def __post_init__(self) -> None:
-            if not 0 < self.auxiliary_weight < float("inf"):
-                raise InputError("decoder.auxiliary_weight", str(self.auxiliary_weight), "a positive number",
-                                 "change --decoder.auxiliary-weight")
+            self.require("auxiliary_weight", 0 < self.auxiliary_weight < float("inf"), "a positive number")
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import SingleValueBatchNorm, common_spec
 from polyptych.decoders._state_space import FeatureExchange, GatedScans
-from polyptych.errors import InputError
 from polyptych.ops.resize import resize
 from polyptych.types import FeatureSpec, Output, TaskFeatures
 
@@ -71,13 +70,8 @@ class MTMamba(Decoder):
 
         def __post_init__(self) -> None:
             for field, least in (("self_blocks", 0), ("states", 1), ("ratio", 1), ("head_width", 1)):
-                self._require(field, getattr(self, field) >= least, f"{least} or more")
-            self._require("drop_path", 0 <= self.drop_path < 1, "a probability in [0, 1)")
-
-        def _require(self, field: str, holds: bool, needs: str) -> None:
-            if not holds:
-                raise InputError(f"decoder.{field}", str(getattr(self, field)), needs,
-                                 f"change --decoder.{field.replace('_', '-')}")
+                self.require(field, getattr(self, field) >= least, f"{least} or more")
+            self.require("drop_path", 0 <= self.drop_path < 1, "a probability in [0, 1)")
 
         def ablation(self) -> dict[str, Decoder.Config]:
             """Without scans, with self-task blocks, with cross-task blocks; then the other variants."""

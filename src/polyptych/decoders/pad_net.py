@@ -19,7 +19,6 @@ from polyptych.decoders._blocks import (
     for_each_pyramid,
     with_a_final_head,
 )
-from polyptych.errors import InputError
 from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
 
 
@@ -52,8 +51,7 @@ class PADNet(Decoder):
         """Channels of every task's features; must be a multiple of 4."""
 
         def __post_init__(self) -> None:
-            if self.width < 4 or self.width % 4:
-                raise InputError("decoder.width", str(self.width), "a positive multiple of 4", "change --decoder.width")
+            self.require("width", self.width >= 4 and self.width % 4 == 0, "a positive multiple of 4")
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()

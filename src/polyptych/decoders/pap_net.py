@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import BottleneckHead, Fusion, common_spec, for_each_pyramid
-from polyptych.errors import InputError
 from polyptych.ops.affinity import affinity_diffusion
 from polyptych.types import Auxiliary, FeatureSpec, Output, TaskFeatures
 
@@ -62,16 +61,12 @@ class PAPNet(Decoder):
         """Channels of the initial heads' features; must be a multiple of 4."""
 
         def __post_init__(self) -> None:
-            def refuse(field: str, needs: str) -> InputError:
-                return InputError(f"decoder.{field}", str(getattr(self, field)), needs, "choose such a value")
-
+            do = "choose such a value"
             for field in ("width", "initial_width"):
-                if getattr(self, field) < 4 or getattr(self, field) % 4:
-                    raise refuse(field, "a positive multiple of 4")
-            if self.steps < 1:
-                raise refuse("steps", "1 or more")
-            if not 0 <= self.strength <= 1:
-                raise refuse("strength", "a share from 0 to 1")
+                self.require(field, getattr(self, field) >= 4 and getattr(self, field) % 4 == 0,
+                             "a positive multiple of 4", do)
+            self.require("steps", self.steps >= 1, "1 or more", do)
+            self.require("strength", 0 <= self.strength <= 1, "a share from 0 to 1", do)
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()

@@ -58,11 +58,8 @@ class PGTDecoder(Decoder):
         spec = common_spec(features, "pgt")
         width, tasks = config.width or spec.channels[0], tuple(channels)
         for name, least in (("width", 0), ("window", 1), ("prompts", 1)):
-            if getattr(config, name) < least:
-                raise InputError(f"decoder.{name}", str(getattr(config, name)), f"{least} or more", "raise it")
-        if not 0 <= config.drop_path < 1:
-            raise InputError("decoder.drop_path", str(config.drop_path), "a probability in [0, 1)",
-                             "choose such a value")
+            config.require(name, getattr(config, name) >= least, f"{least} or more", "raise it")
+        config.require("drop_path", 0 <= config.drop_path < 1, "a probability in [0, 1)", "choose such a value")
         heads = config.attention_heads or tuple(next(n for n in range(most, 0, -1) if width % n == 0)
                                                 for most in (6, 3, *[3] * len(config.depths))[:len(config.depths)])
         if not config.depths or len(config.depths) != len(heads) or any(h < 1 or width % h for h in heads):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import SingleValueBatchNorm
-from polyptych.errors import InputError
 from polyptych.ops.resize import resize
 from polyptych.ops.winograd import Convolution3x3
 from polyptych.types import FeatureSpec, Output, TaskFeatures
@@ -55,9 +54,7 @@ class TaskPrompter(Decoder):
 
         def __post_init__(self) -> None:
             for field in ("inner", "width"):
-                if getattr(self, field) < 1:
-                    raise InputError(f"decoder.{field}", str(getattr(self, field)), "1 or more",
-                                     f"change --decoder.{field}")
+                self.require(field, getattr(self, field) >= 1, "1 or more")
 
     def __init__(self, config: Config, *, features: dict[str, FeatureSpec], channels: dict[str, int]):
         super().__init__()

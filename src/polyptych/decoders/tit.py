@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from polyptych.decoders._base import Decoder
 from polyptych.decoders._blocks import common_spec
 from polyptych.decoders._light import Gathering, HeadKind, light_head
-from polyptych.errors import InputError
 from polyptych.ops.resize import resize
 from polyptych.types import FeatureSpec, Output, TaskFeatures
 
@@ -49,10 +48,8 @@ class TITDecoder(Decoder):
         super().__init__()
         spec = common_spec(features, "tit")
         for name in ("embedding", "vector"):
-            if getattr(config, name) < 1:
-                raise InputError(f"decoder.{name}", str(getattr(config, name)), "1 or more", "raise it")
-        if config.width < 0 or min(config.size) < 1:
-            raise InputError("decoder.width", str(config.width), "0 or more", "raise it")
+            config.require(name, getattr(config, name) >= 1, "1 or more", "raise it")
+        config.require("width", config.width >= 0 and min(config.size) >= 1, "0 or more", "raise it")
         width = config.width or spec.channels[0]
         self.grid = (config.embedding, -(-config.size[0] // 32), -(-config.size[1] // 32))
         self.gathering = Gathering(spec, width)

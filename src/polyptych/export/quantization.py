@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from polyptych.data.loading import evaluation_batches
+from polyptych.data.loading import EvaluationBatches
 from polyptych.errors import InputError
 from polyptych.evaluation import BatchPredictor, measure
 from polyptych.export.exporting import check, export
@@ -153,7 +153,7 @@ def quantize_file(source: Path, target: Path, method: Method, metadata: ExportMe
 
 
 def _batches(run: Run, tasks: dict[str, Task]) -> Any:
-    return evaluation_batches(run.build_dataset("val"), tasks, run.size, run.batch_size, rank=0, world=1,
+    return EvaluationBatches(run.build_dataset("val"), tasks, run.size, run.batch_size, rank=0, world=1,
                               workers=0, on_fault=run.loading.on_fault)
 
 

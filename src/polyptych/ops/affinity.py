@@ -99,38 +99,31 @@ NEIGHBOR = 100
 
 
 def affinity_diffusion(
-        features: Float[Tensor, "b c h w"] | Float[Tensor, "b s c h w"], values: Float[Tensor, "b d h w"], *,
-        nonnegative: bool = True, steps: int = 1, weights: Float[Tensor, " s"] | None = None
+        features: Float[Tensor, "b s c h w"], values: Float[Tensor, "b d h w"], *, weights: Float[Tensor, " s"]
         ) -> Float[Tensor, "b d h w"]:
     """Replace the value at each position by the average over all positions, weighted by affinity: D^-1 A X.
 
-    A[i, p] is the cosine of the features at i and p, and D the sums of its rows. With several sources, the average of
-    source s, whose rows sum to one, counts ``weights[s]``: sum_s weights_s D_s^-1 A_s X. Linear in the number of
-    positions, because with unit vectors F, A X = F^T (F X^T) and D = F^T (F 1), where the inner product is taken first.
-    Computed in float32 at least.
+    A[i, p] is (1 + cosine of the features at i and p) / 2, and D the sums of its rows. The average of source s, whose
+    rows sum to one, counts ``weights[s]``: sum_s weights_s D_s^-1 A_s X. Linear in the number of positions, because
+    with unit vectors F, A X = F^T (F X^T) and D = F^T (F 1), where the inner product is taken first. Computed in
+    float32 at least.
 
     Args:
-        features: features of one source or several, of any length, including zero (vectors shorter than 1e-6 are not
-            scaled to unit length).
+        features: features of the sources, of any length, including zero (vectors shorter than 1e-6 are not scaled to
+            unit length).
         values: X.
-        nonnegative: A[i, p] = (1 + cosine) / 2, whose rows cannot sum to zero. Otherwise the cosine itself, as
-            published; its rows may sum to nearly zero, and the result is then very large.
-        steps: number of repetitions.
-        weights: weights of the sources; by default equal, with sum one.
+        weights: weights of the sources.
     """
     dtype, result = torch.promote_types(torch.promote_types(features.dtype, values.dtype), torch.float32), values.dtype
     with torch.autocast(features.device.type, enabled=False):
         unit = F.normalize(features.to(dtype).flatten(-2), dim=-2, eps=SMALLEST_LENGTH)
-        unit = unit if features.ndim == 5 else unit[:, None]
-        if nonnegative:  # (1 + cosine) / 2 is an inner product of vectors with one more coordinate
-            unit = torch.cat([unit, torch.ones_like(unit[:, :, :1])], dim=2) / 2**0.5
-        share = unit.new_full(unit.shape[1:2], 1 / unit.shape[1]) if weights is None else weights.to(dtype)
+        # (1 + cosine) / 2 is an inner product of vectors with one more coordinate.
+        unit = torch.cat([unit, torch.ones_like(unit[:, :, :1])], dim=2) / 2**0.5
         row_sums = torch.einsum("bscn,bsc->bsn", unit, unit.sum(3))
-        rows = unit * (share[:, None] / row_sums)[:, :, None]  # D^-1 and the weights, applied to one of the two factors
-        state = values.to(dtype).flatten(2)
-        for _ in range(steps):
-            state = torch.einsum("bscn,bscd->bdn", rows, torch.einsum("bscn,bdn->bscd", unit, state))
-        return state.view_as(values).to(result)
+        # D^-1 and the weights, applied to one of the two factors
+        rows = unit * (weights.to(dtype)[:, None] / row_sums)[:, :, None]
+        inner = torch.einsum("bscn,bdn->bscd", unit, values.to(dtype).flatten(2))
+        return torch.einsum("bscn,bscd->bdn", rows, inner).view_as(values).to(result)
 
 
 def _precision(*inputs: Tensor) -> torch.dtype:

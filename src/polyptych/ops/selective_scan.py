@@ -1,4 +1,4 @@
-"""The selective scan of state space models, over a sequence and along four paths over a map.
+"""The selective scan of state space models, along four paths over a map.
 
 A row (one channel of one sequence) has n states. At every step i the states decay according to the length dt of the
 step, the input is added, and the output is read from them:
@@ -25,27 +25,10 @@ from torch import Tensor
 from polyptych.ops import _selective_scan_blocks as blocks
 from polyptych.ops import exporting, without_autocast
 
-Method = Literal["auto", "blocks", "plain", "loop"]
+Method = Literal["auto", "blocks", "plain"]
 
 PATHS = 4  # row by row, column by column, and both of them backwards
 CHUNK = 16  # steps that the exported form unrolls
-
-
-def selective_scan(u: Float[Tensor, "b l d"], dt: Float[Tensor, "b l d"], a: Float[Tensor, "n d"],
-                   b: Float[Tensor, "b l n"], c: Float[Tensor, "b l n"], skip: Float[Tensor, " d"] | None = None, *,
-                   method: Method = "auto") -> Float[Tensor, "b l d"]:
-    """y for every sequence; the module docstring defines it.
-
-    Args:
-        u, dt: inputs and step lengths.
-        a: A, negative.
-        b, c: B and C.
-        skip: D; None leaves the term out.
-        method: as in :func:`selective_scan_over_map`.
-    """
-    order = torch.arange(u.shape[1], device=u.device)[None]
-    scanned = _scan(u, dt[None], a[None, None].expand(1, len(u), -1, -1), b[None], c[None], order, order, method)
-    return scanned.to(u.dtype) if skip is None else (scanned + u * skip).to(u.dtype)
 
 
 def selective_scan_over_map(
@@ -67,8 +50,7 @@ def selective_scan_over_map(
         method: ``blocks`` works through blocks of steps that fit a processor's cache and keeps, for the backward pass,
             only the states between blocks, from which all others are recomputed, so memory is a small fraction of all
             states. ``plain`` consists of standard operations without a loop over the steps, for exporters and second
-            derivatives. ``loop`` is the recurrence step by step, the reference; autograd stores every state twice for
-            it. ``auto`` is ``plain`` while a graph is exported, else ``blocks``.
+            derivatives. ``auto`` is ``plain`` while a graph is exported, else ``blocks``.
     """
     there, back = paths(*size, u.device)
     batch, tasks = u.shape[:2]
@@ -106,9 +88,7 @@ def _scan(u: Float[Tensor, "p l d"], dt: Float[Tensor, "k p l d"], a: Float[Tens
     with without_autocast(u.device):
         inputs = [x.to(kind) for x in (u, dt, a, b, c)]
         if method == "plain" or (method == "auto" and exporting()):
-            return _walked(_in_chunks, inputs, there, back)
-        if method == "loop":
-            return _walked(_loop, inputs, there, back)
+            return _walked(inputs, there, back)
         training = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         y: Tensor = blocked_scan(*inputs, there, training)[0]
         return y
@@ -158,7 +138,7 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None
     *inputs, order, states = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a gradient that will be differentiated
         wanted = [x for x in inputs if x.requires_grad]
-        y = _walked(_in_chunks, inputs, order, order.argsort(-1))
+        y = _walked(inputs, order, order.argsort(-1))
         found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
         return *(next(found) if x.requires_grad else None for x in inputs), None, None
     return *_blocked_backward(gradient, *inputs, order, states), None, None
@@ -167,35 +147,25 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None
 blocked_scan.register_autograd(_differentiate, setup_context=_keep)
 
 
-# -- forms in ordinary operations --------------------------------------------------------------------------------------
+# -- the form in ordinary operations -----------------------------------------------------------------------------------
 
 
-def _walked(scan: Any, inputs: Sequence[Tensor], there: Tensor, back: Tensor) -> Tensor:
-    """Run ``scan`` on the sequences along all paths at once, and sum over the paths."""
+def _walked(inputs: Sequence[Tensor], there: Tensor, back: Tensor) -> Tensor:
+    """Scan the sequences along all paths at once, and sum over the paths."""
     u, dt, a, b, c = inputs
     k = dt.shape[0]
 
     def along(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat([x.index_select(1, order) for x, order in zip(parts, there.unbind(), strict=True)])
 
-    walked = scan(along([u] * k), along(dt.unbind()), a.flatten(0, 1), along(b.unbind()), along(c.unbind()))
+    walked = _in_chunks(along([u] * k), along(dt.unbind()), a.flatten(0, 1), along(b.unbind()), along(c.unbind()))
     parts = zip(walked.unflatten(0, (k, -1)).unbind(), back.unbind(), strict=True)
     return torch.stack([x.index_select(1, order) for x, order in parts]).sum(0)
 
 
-def _loop(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[Tensor, "p n d"], b: Float[Tensor, "p l n"],
-          c: Float[Tensor, "p l n"]) -> Float[Tensor, "p l d"]:
-    """The recurrence, step by step."""
-    state, read = torch.zeros_like(a), []
-    for u_i, dt_i, b_i, c_i in zip(*(x.unbind(1) for x in (u, dt, b, c)), strict=True):
-        state = (dt_i[:, None] * a).exp() * state + b_i[..., None] * (dt_i * u_i)[:, None]
-        read.append((c_i[..., None] * state).sum(1))
-    return torch.stack(read, dim=1)
-
-
 def _in_chunks(u: Float[Tensor, "p l d"], dt: Float[Tensor, "p l d"], a: Float[Tensor, "p n d"],
                b: Float[Tensor, "p l n"], c: Float[Tensor, "p l n"]) -> Float[Tensor, "p l d"]:
-    """The same in two levels, in a number of operations that does not depend on the length.
+    """The recurrence in two levels, in a number of operations that does not depend on the length.
 
     All chunks of a few steps run in parallel from state zero. The effect of a chunk on the state before it is a decay
     and an addition, (f, g), and consecutive effects compose to the same form: (f2 f1, f2 g1 + g2). This is associative,

@@ -168,17 +168,13 @@ def as_pixels(image: Path | str | Any) -> Pixels:
     raise InputError("image", got, "a path, a PIL image or a uint8 RGB array (h w 3)", "convert it first")
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """An image as RGB (h w 3), upright according to its EXIF data; the first frame of an animation.
+def _read(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """The image as RGB, upright according to its EXIF data (the first frame of an animation), and how many frames (or
+    pages) the file has.
 
     Raises:
         UnreadableInput: the file cannot be read as an image.
     """
-    return _read(path)[0]
-
-
-def _read(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-    """The image, and how many frames (or pages) the file has."""
     try:
         with open_picture(path, "an image") as picture:
             frames = int(getattr(picture, "n_frames", 1))

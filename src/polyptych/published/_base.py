@@ -18,7 +18,7 @@ from polyptych.component import Catalog, Component
 from polyptych.decoders._base import Decoder
 from polyptych.encoders._base import Encoder
 from polyptych.errors import InputError
-from polyptych.renaming import Rename, matched, pattern
+from polyptych.renaming import Rename, matched, pattern, two_channels_as_one
 
 CATALOG: Catalog[Repository] = Catalog("published repository", "polyptych.published")
 
@@ -180,6 +180,15 @@ class Form:
 
     def fits(self, seen: Seen) -> bool:
         return all(map(seen.has, self.signs)) and not any(map(seen.has, self.never))
+
+
+def one_saliency_logit(layer: str) -> Callable[[dict[str, Tensor], Seen], None]:
+    """A ``finish``: the two channels of saliency become one in the last layer of its head."""
+    def finish(tensors: dict[str, Tensor], seen: Seen) -> None:
+        if "saliency" in seen.tasks.values():
+            two_channels_as_one(tensors, f"decoder.heads.saliency{layer}")
+
+    return finish
 
 
 class Repository(Component):

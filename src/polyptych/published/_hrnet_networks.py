@@ -67,7 +67,7 @@ def _pad_net(seen: Seen) -> Parts:
                  PADNet.Config(gate="source", auxiliary_tasks=seen.auxiliary))
 
 
-def _heads(seen: Seen) -> Parts:
+def fused_heads(seen: Seen) -> Parts:
     return Parts(hrnet(seen, "backbone."), Shared.Config(), Heads.Config(head="fused"))
 
 
@@ -97,7 +97,7 @@ PAD_NET = Form("PAD-Net", signs=("multi_modal_distillation.*",), parts=_pad_net,
 def plain_heads(module: str) -> Form:
     """One backbone, and for every task a head of HRNet, which the file calls ``module``."""
     return Form("plain heads", signs=("backbone.stage4.*", f"{module}.{{task}}.last_layer.3.weight"),
-                never=("scale_0.*",), parts=_heads, outputs=(f"{module}.{{task}}.last_layer.3.weight",),
+                never=("scale_0.*",), parts=fused_heads, outputs=(f"{module}.{{task}}.last_layer.3.weight",),
                 rules=(*MAPS, *under(f"{module}.{{task}}.", "decoder.heads.{task}.", FUSED_HEAD)))
 
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
 from polyptych.decoders.atrc import ATRC, NONE, SOURCE_LABEL, TARGET_LABEL
 from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
 from polyptych.published._backbones import HRNET, hrnet
-from polyptych.published._base import Form, Parts, Repository, Row, Seen
-from polyptych.renaming import Rename, two_channels_as_one, under
+from polyptych.published._base import Form, Parts, Repository, Row, Seen, one_saliency_logit
+from polyptych.renaming import Rename, under
 
 PAIR = "atrc_module.cp_blocks.{task}.{sender}"
 
@@ -77,11 +75,6 @@ def atrc(seen: Seen) -> Parts:
     return Parts(replace(hrnet(seen, "backbone."), pad=False), Shared.Config(), decoder)
 
 
-def one_saliency_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
-    if "saliency" in seen.tasks.values():
-        two_channels_as_one(tensors, "decoder.heads.saliency")
-
-
 class ATRCRepository(Repository):
     """Images of NYUD are used at 425x560 without padding, those of PASCAL-Context padded to 512x512. No file states the
     kinds of its contexts: ``--assume genotype_semseg=3344 --assume genotype_depth=4344 ...``. If an import is trained
@@ -98,7 +91,7 @@ class ATRCRepository(Repository):
     left_out = ("criterion.*",)
     forms = (
         Form("ATRC", signs=("head.atrc_module.bottleneck.{task}.0.conv.weight",),
-             never=("head.atrc_module.cp_blocks.{task}.{sender}.op_list.*",), parts=atrc, finish=one_saliency_logit,
+             never=("head.atrc_module.cp_blocks.{task}.{sender}.op_list.*",), parts=atrc, finish=one_saliency_logit(""),
              outputs=("head.final_logits.{task}.weight",), invented=("decoder.passes",),  # of a search
              rules=(*under("backbone.", "encoder.backbone.", HRNET), *under("head.", "decoder.", HEAD))),
     )

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
 from polyptych.decoders.demt import DeMT
 from polyptych.encoders.shared import Shared
 from polyptych.published._backbones import HRNET, SWIN_MMSEG, hrnet, swin_mmseg
-from polyptych.published._base import Form, Parts, Repository, Row, Seen
-from polyptych.renaming import Rename, two_channels_as_one, under
+from polyptych.published._base import Form, Parts, Repository, Row, Seen, one_saliency_logit
+from polyptych.renaming import Rename, under
 
 HEAD = (
     Rename("linear1.{n:0|1}.*", "embed.linear.{n}.*"),
@@ -42,11 +40,6 @@ def demt(seen: Seen) -> Parts:
                  DeMT.Config(attention="pixel", offsets="published", depth=depth, width=width))
 
 
-def one_saliency_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
-    if "saliency" in seen.tasks.values():
-        two_channels_as_one(tensors, "decoder.heads.saliency.3")
-
-
 class DeMTRepository(Repository):
     """Images of NYUD are used at 425x560 without padding, those of PASCAL-Context padded to 512x512. Results equal
     those of the published program for one image per device, as it was tested: its attention mixes the images of a
@@ -62,7 +55,7 @@ class DeMTRepository(Repository):
     left_out = ("backbone.stages.{s}.blocks.{b}.attn.w_msa.relative_position_index", "criterion.*",
                 "head.defor_mixers.{i}.blocks.{d}.3.fn.0.offset")
     forms = (
-        Form("DeMT", signs=("head.defor_mixers.0.blocks.0.0.weight",), parts=demt, finish=one_saliency_logit,
+        Form("DeMT", signs=("head.defor_mixers.0.blocks.0.0.weight",), parts=demt, finish=one_saliency_logit(".3"),
              outputs=("head.final_logits.{task}.weight",),
              rules=(*under("backbone.", "encoder.backbone.", (*SWIN_MMSEG, *HRNET)),
                     *under("head.", "decoder.", HEAD))),

@@ -14,8 +14,8 @@ from polyptych.decoders.mlore import MLoRE
 from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
 from polyptych.published._backbones import VIT, vit
-from polyptych.published._base import Form, Parts, Repository, Row, Seen
-from polyptych.renaming import Rename, joined, stacked, two_channels_as_one, under
+from polyptych.published._base import Form, Parts, Repository, Row, Seen, one_saliency_logit
+from polyptych.renaming import Rename, joined, stacked, under
 
 
 def side_by_side(pieces: list[Tensor]) -> Tensor:
@@ -85,11 +85,6 @@ def mlore(seen: Seen) -> Parts:
     return Parts(replace(backbone, architecture=options), Shared.Config(), decoder, size, {"quarter": quarter})
 
 
-def one_saliency_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
-    if "saliency" in seen.tasks.values():
-        two_channels_as_one(tensors, "decoder.heads.saliency.3")
-
-
 class MLoRERepository(Repository):
     """NYUD is padded to 448x576, PASCAL-Context to 512x512, with the mean color around the image; the transformer has
     no class token. Files of ViT-B hold modules that their program never calls, which are left out."""
@@ -103,7 +98,7 @@ class MLoRERepository(Repository):
     left_out = ("backbone.q_fuse.*", "backbone.classify_route_{n}.*", "aux_heads.*")
     forms = (
         Form("MLoRE", signs=("backbone.MLoRE_1.0.share_conv.weight", "backbone.pos_embed"), parts=mlore,
-             finish=one_saliency_logit, outputs=("heads.{task}.linear_pred.weight",),
+             finish=one_saliency_logit(".3"), outputs=("heads.{task}.linear_pred.weight",),
              rules=(Rename("backbone.pos_embed", "encoder.backbone.stages.0.model.pos_embed", change=without_first),
                     *under("backbone.", "encoder.backbone.", VIT), *under("", "decoder.", DECODER))),
     )

@@ -15,9 +15,9 @@ from polyptych.decoders.tit import TITDecoder
 from polyptych.encoders.pgt import PGT
 from polyptych.encoders.tit import TIT
 from polyptych.errors import InputError
-from polyptych.published._base import Form, Parts, Repository, Seen, Size
+from polyptych.published._base import Form, Parts, Repository, Seen, Size, one_saliency_logit
 from polyptych.published._swin import RECOMPUTED, SWIN, swin, windows
-from polyptych.renaming import Rename, two_channels_as_one, under
+from polyptych.renaming import Rename, under
 
 ATTENTION = (
     Rename("layers.{s}.blocks.{b}.attn.*", "stages.{s + 1}.stage.blocks.{b}.attn.inner.*"),
@@ -45,8 +45,7 @@ def _finish_heads(tensors: dict[str, Tensor], seen: Seen) -> None:
     number = 2 if _head(seen) == "transpose" else 0
     for name in [name for name in tensors if ".last." in name]:
         tensors[name.replace(".last.", f".{number}.")] = tensors.pop(name)
-    if "saliency" in seen.tasks.values():
-        two_channels_as_one(tensors, f"decoder.heads.saliency.{number}")
+    one_saliency_logit(f".{number}")(tensors, seen)
 
 
 def _head(seen: Seen) -> Literal["transpose", "plain"]:

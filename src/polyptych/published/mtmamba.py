@@ -13,8 +13,8 @@ from polyptych.encoders.shared import Shared
 from polyptych.errors import InputError
 from polyptych.ops.selective_scan import PATHS
 from polyptych.published._backbones import SWIN_MMSEG, swin_mmseg
-from polyptych.published._base import Form, Parts, Repository, Row, Seen
-from polyptych.renaming import Rename, two_channels_as_one, under
+from polyptych.published._base import Form, Parts, Repository, Row, Seen, one_saliency_logit
+from polyptych.renaming import Rename, under
 
 
 def of_each_path(rows: Tensor) -> Tensor:
@@ -99,16 +99,6 @@ def plus(seen: Seen) -> Parts:
     return Parts(swin_mmseg(seen, "backbone."), Shared.Config(), decoder, sizes={"own": own})
 
 
-def one_logit_of_the_first(tensors: dict[str, Tensor], seen: Seen) -> None:
-    if "saliency" in seen.tasks.values():
-        two_channels_as_one(tensors, "decoder.heads.saliency.predict")
-
-
-def one_logit_of_plus(tensors: dict[str, Tensor], seen: Seen) -> None:
-    if "saliency" in seen.tasks.values():
-        two_channels_as_one(tensors, "decoder.heads.saliency.3")
-
-
 SWIN = under("backbone.", "encoder.backbone.", SWIN_MMSEG)
 
 
@@ -124,9 +114,9 @@ class MTMambaRepository(Repository):
     recipes = ("nyud_mtmamba", "pascal_mtmamba")
     left_out = ("backbone.stages.{s}.blocks.{b}.attn.w_msa.relative_position_index",)
     forms = (
-        Form("MTMamba", signs=("block_3.{s}.op_share.A_logs",), parts=first, finish=one_logit_of_the_first,
+        Form("MTMamba", signs=("block_3.{s}.op_share.A_logs",), parts=first, finish=one_saliency_logit(".predict"),
              outputs=("final_project.{task}.weight",), rules=(*SWIN, *under("", "decoder.", FIRST))),
-        Form("MTMamba++", signs=("block_ctm.{s}.0.conv_share.0.weight",), parts=plus, finish=one_logit_of_plus,
+        Form("MTMamba++", signs=("block_ctm.{s}.0.conv_share.0.weight",), parts=plus, finish=one_saliency_logit(".3"),
              outputs=("final_project.{task}.weight",), rules=(*SWIN, *under("", "decoder.", PLUS)),
              recipes=("nyud_mtmamba_plus", "pascal_mtmamba_plus")),
     )

@@ -15,7 +15,7 @@ from polyptych.encoders.shared import Shared
 from polyptych.encoders.task_prompter import TaskPrompter
 from polyptych.errors import InputError
 from polyptych.published._backbones import VIT, vit
-from polyptych.published._base import Form, Parts, Repository, Row, Seen
+from polyptych.published._base import Form, Parts, Repository, Row, Seen, one_saliency_logit
 from polyptych.renaming import Rename, joined, two_channels_as_one, under, without_width
 
 INVPT = (
@@ -103,11 +103,6 @@ def invpt_with_one_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
     two_channels_as_one(tensors, "decoder.heads.saliency")
 
 
-def prompter_with_one_logit(tensors: dict[str, Tensor], seen: Seen) -> None:
-    if "saliency" in seen.tasks.values():
-        two_channels_as_one(tensors, "decoder.heads.saliency.3")
-
-
 class MultiTaskTransformer(Repository):
     """Images are normalized like ImageNet's, even for backbones for which timm states other values. NYUD is padded to
     448x576, PASCAL-Context to 512x512, with the mean color around the image."""
@@ -125,7 +120,7 @@ class MultiTaskTransformer(Repository):
              outputs=("heads.{task}.linear_pred.weight",),
              rules=(*under("backbone.", "encoder.backbone.", VIT), *under("", "decoder.", INVPT))),
         Form("TaskPrompter", signs=("backbone.task_prompts", "backbone.blocks.0.attn.token_trans.weight"),
-             never=("backbone.layers.*",), parts=task_prompter, finish=prompter_with_one_logit,
+             never=("backbone.layers.*",), parts=task_prompter, finish=one_saliency_logit(".3"),
              outputs=("heads.{task}.linear_pred.weight",), rules=TASK_PROMPTER,
              recipes=("nyud_task_prompter", "pascal_task_prompter"),
              invented=("encoder.backbone.stages.0.model.cls_token",)),  # its table of positions has a row for it

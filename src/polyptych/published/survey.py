@@ -14,9 +14,9 @@ from polyptych.encoders.cross_stitch import CrossStitch
 from polyptych.encoders.mtan import Mtan
 from polyptych.encoders.nddr import Nddr
 from polyptych.encoders.shared import Shared
-from polyptych.published._backbones import HRNET, RESNET, dilated_resnet, hrnet
+from polyptych.published._backbones import HRNET, RESNET, dilated_resnet
 from polyptych.published._base import Form, Parts, Repository, Row, Seen
-from polyptych.published._hrnet_networks import BACKBONE, FUSED_HEAD, PAD_NET, mti_net, plain_heads
+from polyptych.published._hrnet_networks import BACKBONE, FUSED_HEAD, PAD_NET, fused_heads, mti_net, plain_heads
 from polyptych.renaming import Rename, squared, under
 
 DEEPLAB_HEAD = (
@@ -73,10 +73,6 @@ def on_resnet(encoder: Encoder.Config, own: bool = False) -> Callable[[Seen], Pa
     return parts
 
 
-def single_hrnet(seen: Seen) -> Parts:
-    return Parts(hrnet(seen, "backbone."), Shared.Config(), Heads.Config(head="fused"))
-
-
 class Survey(Repository):
     """NYUD has 40 classes, PASCAL-Context 21 and 7 parts. Depth is in meters, normals are not of unit length."""
 
@@ -98,7 +94,7 @@ class Survey(Repository):
         Form("a single task", signs=("decoder.0.convs.0.0.weight",), parts=on_resnet(Shared.Config()),
              outputs=("decoder.4.weight",),
              rules=(*SHARED_RESNET, *under("decoder.", "decoder.heads.{tasks[0]}.", DEEPLAB_HEAD))),
-        Form("a single task on HRNet", signs=("decoder.last_layer.3.weight",), parts=single_hrnet,
+        Form("a single task on HRNet", signs=("decoder.last_layer.3.weight",), parts=fused_heads,
              outputs=("decoder.last_layer.3.weight",),
              rules=(*under("backbone.", BACKBONE, HRNET),
                     *under("decoder.", "decoder.heads.{tasks[0]}.", FUSED_HEAD))),

@@ -14,21 +14,13 @@ these recipes. Costs are multiply-adds for one image at 288x384, measured on the
 
 from dataclasses import replace
 
-from polyptych.backbones.timm import Timm
-from polyptych.balancers.fixed import Fixed
-from polyptych.data.transforms import Augment
-from polyptych.datasets.nyuv2 import NYUv2
 from polyptych.decoders._base import Decoder
 from polyptych.decoders.jtrl import JTRL
 from polyptych.decoders.mti_net import MTINet
 from polyptych.decoders.pad_net import PADNet
 from polyptych.decoders.pap_net import PAPNet
-from polyptych.optim import Optimizer, Schedule
-from polyptych.recipes.nyuv2 import nyuv2
-from polyptych.run import Monitoring, Run
-from polyptych.tasks.depth import Depth
-from polyptych.tasks.normals import Normals
-from polyptych.tasks.semseg import SemanticSegmentation
+from polyptych.recipes.ema_net import nyuv2_ema_net
+from polyptych.run import Run
 
 
 def nyuv2_pad_net() -> Run:
@@ -81,18 +73,5 @@ def nyuv2_mti_net() -> Run:
 
 
 def _as_ema_net(recipe: str, decoder: Decoder.Config, first: str = "semseg") -> Run:
-    tasks = {"semseg": SemanticSegmentation.Config(), "depth": Depth.Config(), "normals": Normals.Config(loss="cosine")}
-    return replace(
-        nyuv2(),
-        recipe=recipe,
-        dataset=NYUv2.Config(classes=13),
-        tasks={first: tasks[first], **tasks},
-        backbone=Timm.Config(model="hrnet_w18_small_v2", pretrained=True, batch_norm_momentum=0.01),
-        decoder=decoder,
-        balancer=Fixed.Config(weights=dict.fromkeys(tasks, 1.0)),
-        steps=20_000,
-        augment=Augment(),
-        optimizer=Optimizer(kind="adam", learning_rate=1e-4, weight_decay=1e-4, decay_everything=True),
-        schedule=Schedule(),
-        monitoring=Monitoring(log_every=20, validate_every=1000, save_every=500),
-    )
+    run = nyuv2_ema_net()
+    return replace(run, recipe=recipe, decoder=decoder, tasks={first: run.tasks[first], **run.tasks})

@@ -291,7 +291,7 @@ def pictures(findings: Findings, *, page: bool = True, when: str = "") -> list[t
     return found
 
 
-def _heat(grid: Grid, name: str, page: bool, *, digits: int = 2, scale: float | None = 0.5, gap: int = 0) -> str:
+def _heat(grid: Grid, name: str, page: bool, *, scale: float | None = 0.5, gap: int = 0) -> str:
     """Colored cells with their numbers: blue above zero, red below; stronger colors are farther from zero.
 
     Args:
@@ -313,7 +313,7 @@ def _heat(grid: Grid, name: str, page: bool, *, digits: int = 2, scale: float | 
                 color = (*to_rgb(AGREE if value >= 0 else CONFLICT), 0.6 * strength)
                 axes.fill([x, x + 0.96, x + 0.96, x], [i, i, i + 0.94, i + 0.94], facecolor=color, linewidth=0)
             if numbers:
-                axes.text(x + 0.48, i + 0.5, signed(value, digits), ha="center", va="center", fontsize=7.5)
+                axes.text(x + 0.48, i + 0.5, signed(value, 2), ha="center", va="center", fontsize=7.5)
         axes.set_xlim(0, columns + 0.12 * bool(gap))
         axes.set_ylim(rows, 0)
         axes.set_yticks(np.arange(rows) + 0.5, grid.rows)

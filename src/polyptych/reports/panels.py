@@ -98,15 +98,7 @@ def banner(words: str, above: Picture) -> Picture:
 
 def contact_sheet(pictures: Sequence[Picture]) -> Picture:
     """Panels, strips and legends stacked on one background; each keeps its header, so that any part of a long sheet can
-    be read.
-
-    Raises:
-        InputError: no picture, or one that is not a uint8 RGB array.
-    """
-    if not pictures:
-        raise InputError("contact_sheet", "no pictures", "at least one", "pass the pictures to show")
-    for picture in pictures:
-        _check(picture)
+    be read."""
     width = max(picture.shape[1] for picture in pictures)
     sheet = np.full((sum(map(len, pictures)), width, 3), BACKGROUND, np.uint8)
     top = 0
@@ -128,14 +120,7 @@ def shelves(pictures: Sequence[Picture], width: int) -> list[Picture]:
 
 
 def legend(classes: Sequence[str], colors: Sequence[Sequence[int]], width: int = 960) -> Picture:
-    """Colored swatches with the names of the classes, in as many columns as ``width`` pixels hold.
-
-    Raises:
-        InputError: the numbers of names and colors differ.
-    """
-    if len(classes) != len(colors):
-        raise InputError("legend", f"{len(classes)} classes and {len(colors)} colors",
-                         "one color for each class", "pass both in the order of the class ids")
+    """Colored swatches with the names of the classes, in as many columns as ``width`` pixels hold."""
     font = letters(14)
     swatch, line = 16, 26
     longest = max((font.getlength(name) for name in classes), default=0)

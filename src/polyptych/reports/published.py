@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from polyptych.errors import InputError
 from polyptych.metrics._accumulation import shown_name
 from polyptych.protocols.catalog import find
 from polyptych.protocols.published import TAGS, Table, of_protocol
@@ -61,26 +60,13 @@ def published_tables(own: Mapping[str, Scores], qualified: Mapping[str, Sequence
         own: the user's rows by name.
         qualified: ``protocols`` of the evaluation: notes by id.
     """
-    found = [published_table(name, own, qualified) for name in qualified]
+    found = [_table(name, own, notes) for name, notes in qualified.items()]
     return [table for table in found if table is not None]
 
 
-def published_table(name: str, own: Mapping[str, Scores], qualified: Mapping[str, Sequence[str]],
-                    reasons: Mapping[str, str] | None = None) -> PublishedTable | None:
-    """The rows of one protocol below the user's; None if they have no metric in common.
-
-    Args:
-        reasons: ``other_protocols`` of the evaluation, for the message.
-
-    Raises:
-        InputError: the numbers do not follow the protocol; the message says why.
-    """
-    protocol = find(name)
-    if name not in qualified:
-        why = (reasons or {}).get(name, "the numbers are of another dataset")
-        raise InputError(f"published rows of {name}", why, f"numbers measured as {name} measures them",
-                         "compare with the protocols that the evaluation lists, or evaluate that way")
-    published = of_protocol(name)
+def _table(name: str, own: Mapping[str, Scores], notes: Sequence[str]) -> PublishedTable | None:
+    """The rows of one protocol below the user's; None if they have no metric in common."""
+    protocol, published = find(name), of_protocol(name)
     columns = [(task, number) for task, numbers in protocol.numbers.items() for number in numbers
                if any(number in scores.get(task, {}) for scores in own.values())
                and any(f"{task}/{number}" in table.columns for table in published)]
@@ -102,7 +88,7 @@ def published_table(name: str, own: Mapping[str, Scores], qualified: Mapping[str
              for table, row, scores in theirs]
     titles = [f"{task} {shown_name(number)} {ARROWS[protocol.numbers[task][number]]}" for task, number in columns]
     titles += [f"{name} %, as printed {ARROWS[name != 'delta_m']}" for name in aggregates]
-    return PublishedTable(name, protocol.data, tuple(titles), tuple(rows), (*qualified[name], *_remarks(published)))
+    return PublishedTable(name, protocol.data, tuple(titles), tuple(rows), (*notes, *_remarks(published)))
 
 
 def _remarks(published: Sequence[Table]) -> list[str]:

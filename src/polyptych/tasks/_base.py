@@ -243,6 +243,22 @@ class Trivial(ABC):
         """The constant as a raw prediction of the given size, to be decoded and measured like a network's."""
 
 
+def fault_of(wrong: Bool[Tensor, "h w"], values: Tensor, what: str, limits: str) -> str | None:
+    """What :meth:`Task.fault` says of the pixels of a map that are ``wrong``: the first of their values, and how many
+    they are."""
+    if not (count := int(wrong.sum())):
+        return None
+    first = values[wrong][0].item()
+    return f"{what} {first if isinstance(first, int) else f'{first:g}'} ({count} such pixels; {limits})"
+
+
+def swapped(target: Tensor, labels: LabelInfo) -> Tensor:
+    """Class ids after a flip, which swaps the classes that ``labels.mirror`` pairs."""
+    for left, right in labels.mirror:
+        target = torch.where(target == left, right, torch.where(target == right, left, target))
+    return target
+
+
 def mirror_order(labels: LabelInfo) -> list[int]:
     """For each type, its counterpart in the mirror: itself, or the other of its pair."""
     order = list(range(len(labels.classes)))

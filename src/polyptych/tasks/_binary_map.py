@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._base import Task, Trivial, fault_of
 from polyptych.tasks._pictures import UNLABELLED, Legend, Stored, gray, scale_legend, stored, to_bytes
 from polyptych.types import Likelihood
 
@@ -74,10 +74,7 @@ class BinaryMap(Task):
 
     def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
         wrong = valid & ~((target >= 0) & (target <= 1))  # NaN fails the comparisons
-        count = int(wrong.sum())
-        if not count:
-            return None
-        return f"value {float(target[wrong][0]):g} ({count} such pixels; values lie in [0, 1])"
+        return fault_of(wrong, target, "value", "values lie in [0, 1]")
 
 
 def weighted_cross_entropy(logits: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b h w"],

@@ -17,7 +17,7 @@ from polyptych.errors import InputError
 from polyptych.metrics._accumulation import Accumulation
 from polyptych.metrics._base import Metric, accumulated
 from polyptych.metrics.confusion import Absent, ConfusionMatrix
-from polyptych.tasks._base import Task, Trivial, in_mirror
+from polyptych.tasks._base import Task, Trivial, fault_of, in_mirror, swapped
 from polyptych.tasks._pictures import UNLABELLED, Legend, Stored, class_colors, class_legend
 from polyptych.types import LabelInfo, Likelihood, Loss
 
@@ -140,18 +140,11 @@ class ClassMap(Task):
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
         """Nearest neighbor; a flip swaps the classes that ``labels.mirror`` pairs (left arm, right arm)."""
         target, valid = super().move(target, valid, geometry)
-        if geometry.mirror:
-            for left, right in self.labels.mirror:
-                target = torch.where(target == left, right, torch.where(target == right, left, target))
-        return target, valid
+        return swapped(target, self.labels) if geometry.mirror else target, valid
 
     def fault(self, target: Int[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
         wrong = valid & ((target < 0) | (target >= self.channels))
-        count = int(wrong.sum())
-        if not count:
-            return None
-        last = self.channels - 1
-        return f"class id {int(target[wrong][0])} ({count} such pixels; ids run from 0 to {last})"
+        return fault_of(wrong, target, "class id", f"ids run from 0 to {self.channels - 1}")
 
     def empty(self, size: tuple[int, int]) -> Int[Tensor, "h w"]:
         return torch.zeros(size, dtype=torch.int64)

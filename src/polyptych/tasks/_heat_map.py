@@ -12,9 +12,9 @@ from torch import Tensor
 
 from polyptych.metrics._accumulation import Accumulation
 from polyptych.metrics._base import Metric, accumulated, ratio
-from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._base import Task, Trivial, fault_of
 from polyptych.tasks._pictures import Legend, Stored, gray, scale_legend, stored
-from polyptych.types import LabelInfo, Loss
+from polyptych.types import Loss
 
 LOWEST, HIGHEST = -1.0, 1.0  # of every label and every decoded prediction
 
@@ -38,9 +38,6 @@ class HeatMap(Task):
     perfect: ClassVar[float] = 0.0
     standard_weight: float = 7.0  # AdaShare and AutoMTL, for both maps
     config: Config
-
-    def __init__(self, config: Config, *, labels: LabelInfo):
-        super().__init__(config, labels=labels)
 
     def full_size_loss(self, prediction: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b h w"],
                        valid: Bool[Tensor, "b h w"]) -> Loss:
@@ -85,10 +82,7 @@ class HeatMap(Task):
 
     def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
         wrong = valid & ~((target >= LOWEST) & (target <= HIGHEST))  # NaN fails the comparisons
-        count = int(wrong.sum())
-        if not count:
-            return None
-        return f"response {float(target[wrong][0]):g} ({count} such pixels; responses lie in [-1, 1])"
+        return fault_of(wrong, target, "response", "responses lie in [-1, 1]")
 
 
 def _share(decoded: Float[Tensor, "h w"]) -> Float[np.ndarray, "h w"]:

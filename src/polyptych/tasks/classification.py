@@ -16,11 +16,10 @@ from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
 from polyptych.metrics._base import Metric
 from polyptych.metrics.accuracy import Accuracy
-from polyptych.tasks._base import Task, Trivial, in_mirror
+from polyptych.tasks._base import Task, Trivial, in_mirror, swapped
+from polyptych.tasks._class_map import IGNORED, MajorityClass
 from polyptych.tasks._pictures import UNLABELLED, class_colors
 from polyptych.types import LabelInfo, Likelihood, Loss
-
-IGNORED = -100
 
 _SHOWN = 5  # classes in a picture
 
@@ -144,10 +143,7 @@ class Classification(Task):
     def move(self, target: Int[Tensor, ""], valid: Bool[Tensor, "h w"],
              geometry: Geometry) -> tuple[Tensor, Bool[Tensor, "_ _"]]:
         """The class stays; a flip swaps the classes that ``labels.mirror`` pairs (turn left, turn right)."""
-        if geometry.mirror:
-            for left, right in self.labels.mirror:
-                target = torch.where(target == left, right, torch.where(target == right, left, target))
-        return target, geometry.labels(valid)
+        return swapped(target, self.labels) if geometry.mirror else target, geometry.labels(valid)
 
     def fault(self, target: Tensor, valid: Bool[Tensor, "h w"]) -> str | None:
         if target.ndim or target.is_floating_point():
@@ -160,17 +156,10 @@ class Classification(Task):
         return torch.zeros((), dtype=torch.int64)
 
 
-class MajorityLabel(Trivial):
+class MajorityLabel(MajorityClass):
     """The most frequent class of the training images. The raw prediction is the logarithm of the frequencies, so
     that ``top5`` is that of the five most frequent."""
-
-    def __init__(self, classes: int):
-        self.counts = torch.zeros(classes, dtype=torch.int64)
 
     def update(self, target: Int[Tensor, ""], valid: Bool[Tensor, "h w"]) -> None:
         if bool(valid.any()) and 0 <= int(target) < len(self.counts):
             self.counts[int(target)] += 1
-
-    def prediction(self, size: tuple[int, int]) -> Float[Tensor, "1 c h w"]:
-        logits = self.counts.double().clamp(min=0.5).log()
-        return (logits - logits.logsumexp(0)).float()[None, :, None, None].expand(1, -1, *size)

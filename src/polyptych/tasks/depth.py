@@ -18,7 +18,7 @@ from polyptych.metrics._accumulation import Accumulation
 from polyptych.metrics._base import Metric, accumulated
 from polyptych.metrics.depth import DepthError
 from polyptych.ranges import check_range
-from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._base import Task, Trivial, fault_of
 from polyptych.tasks._pictures import Legend, Stored, scale_legend, stored, viridis
 from polyptych.types import LabelInfo, Loss
 
@@ -151,10 +151,7 @@ class Depth(Task):
 
     def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
         wrong = valid & ~((target > 0) & (target <= FARTHEST))  # NaN and infinity fail the comparisons
-        count = int(wrong.sum())
-        if not count:
-            return None
-        return f"depth {float(target[wrong][0]):g} ({count} such pixels; depth lies in (0, {FARTHEST:g}] m)"
+        return fault_of(wrong, target, "depth", f"depth lies in (0, {FARTHEST:g}] m")
 
 
 def _slopes(x: Float[Tensor, "b h w"]) -> Float[Tensor, "b 2 h w"]:

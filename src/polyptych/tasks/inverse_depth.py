@@ -15,7 +15,7 @@ from polyptych.data.geometry import Geometry
 from polyptych.errors import InputError
 from polyptych.metrics._accumulation import Accumulation
 from polyptych.metrics._base import Metric, accumulated, ratio
-from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._base import Task, Trivial, fault_of
 from polyptych.tasks._pictures import Legend, Stored, scale_legend, stored, viridis
 from polyptych.types import LabelInfo, Loss
 
@@ -115,10 +115,7 @@ class InverseDepth(Task):
 
     def fault(self, target: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> str | None:
         wrong = valid & ~((target >= 0) & (target < float("inf")))  # NaN fails the comparisons
-        count = int(wrong.sum())
-        if not count:
-            return None
-        return f"inverse depth {float(target[wrong][0]):g} ({count} such pixels; it is 0 or more)"
+        return fault_of(wrong, target, "inverse depth", "it is 0 or more")
 
 
 def _zoom(values: Tensor, zoom: float, how: Literal["multiply", "divide", "keep"]) -> Tensor:

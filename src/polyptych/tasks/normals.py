@@ -17,7 +17,7 @@ from polyptych.data.geometry import Geometry
 from polyptych.metrics._accumulation import Accumulation
 from polyptych.metrics._base import Metric, accumulated
 from polyptych.metrics.angles import AngularError, unit_vectors
-from polyptych.tasks._base import Task, Trivial
+from polyptych.tasks._base import Task, Trivial, fault_of
 from polyptych.tasks._pictures import Legend, rgb, to_bytes
 from polyptych.types import Likelihood, Loss
 
@@ -127,10 +127,7 @@ class Normals(Task):
     def fault(self, target: Float[Tensor, "3 h w"], valid: Bool[Tensor, "h w"]) -> str | None:
         length = target.square().sum(0).sqrt()
         wrong = valid & ~((length >= 0.5) & (length <= 1.5))  # NaN and infinity fail the comparisons
-        count = int(wrong.sum())
-        if not count:
-            return None
-        return f"a normal of length {float(length[wrong][0]):g} ({count} such pixels; the length is 1)"
+        return fault_of(wrong, length, "a normal of length", "the length is 1")
 
     def empty(self, size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
         return torch.zeros(3, *size)

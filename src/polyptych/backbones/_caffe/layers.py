@@ -2,7 +2,8 @@
 
     layers = [Convolution("conv1", num_output=64, kernel_size=7, stride=2, pad=3, bias_term=False),
               BatchNorm("bn1"), ReLU("relu1"), Pooling("pool1", kernel_size=3, stride=2, pad=1)]
-    network = LayerNetwork(resolve(layers, (3, 224, 224)))
+    definition = resolve(layers, (3, 224, 224))
+    network = Section(definition, (0,), definition.outputs)          # an ordinary nn.Module
 
 A layer reads the output of the previous layer in the list, unless ``bottom`` names other tops; its output is called
 ``top``, by default the layer's own name. If a top is defined again, later layers read the new values (this is how Caffe

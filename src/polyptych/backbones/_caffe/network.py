@@ -87,13 +87,11 @@ class Definition:
         return shapes
 
 
-def resolve(layers: Sequence[Layer], shape: Sequence[int], outputs: Sequence[str] = (),
-            inputs: Sequence[str] = INPUTS) -> Definition:
+def resolve(layers: Sequence[Layer], shape: Sequence[int], inputs: Sequence[str] = INPUTS) -> Definition:
     """Resolve connections and shapes; nothing is allocated.
 
     Args:
         shape: shape of the input, (c, h, w); a network without InnerProduct accepts other sizes too.
-        outputs: names of layers or tops that the network returns; by default every top that nothing reads.
         inputs: names of the input.
 
     Raises:
@@ -125,9 +123,8 @@ def resolve(layers: Sequence[Layer], shape: Sequence[int], outputs: Sequence[str
         sources.append(read)
         latest[layer.top or layer.name] = index + 1
     found = Definition(tuple(layers), tuple(sources), tuple(shapes), ())
-    given = tuple(found.find(name, "outputs") for name in outputs) or tuple(
-        value for value in range(1, len(shapes)) if not found.readers(value))
-    return dataclasses.replace(found, outputs=given)
+    return dataclasses.replace(
+        found, outputs=tuple(value for value in range(1, len(shapes)) if not found.readers(value)))
 
 
 def _check_name(layer: Layer, taken: dict[str, Layer]) -> None:
@@ -209,13 +206,6 @@ class Section(nn.Module):
                 del values[old]
         results = tuple(values[value] for value in self._exits)
         return results if len(results) > 1 else results[0]
-
-
-class LayerNetwork(Section):
-    """A whole definition: takes an image (b c h w) and returns its output, or a tuple if there are several."""
-
-    def __init__(self, definition: Definition):
-        super().__init__(definition, (0,), definition.outputs)
 
 
 

@@ -1,6 +1,6 @@
 """Reads Caffe's network descriptions (prototxt) as layers, and writes layers as such text.
 
-    network = read_prototxt(Path("resnet34.prototxt"))          # an ordinary nn.Module
+    definition = parse_prototxt(text, "resnet34.prototxt").define()
     text = to_text(layers, (3, 224, 224))
 
 The fields of a layer's block are those of its class in :mod:`polyptych.backbones._caffe.layers`; sizes may be given
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from polyptych.backbones._caffe.layers import TYPES, BatchNorm, Concat, Layer, Pair, Scale
-from polyptych.backbones._caffe.network import INPUTS, Definition, LayerNetwork, resolve
+from polyptych.backbones._caffe.network import INPUTS, Definition, resolve
 from polyptych.backbones._caffe.text_format import Field, Message, Word, parse
 from polyptych.errors import InputError, nearest
 
@@ -52,21 +52,9 @@ class NetworkText:
     shape: tuple[int, int, int]
     input: str
 
-    def define(self, outputs: Sequence[str] = ()) -> Definition:
-        """Resolve connections; ``outputs`` names layers or tops, by default every top that nothing reads."""
-        return resolve(self.layers, self.shape, outputs, (*INPUTS, self.input))
-
-
-def read_prototxt(path: Path, outputs: Sequence[str] = ()) -> LayerNetwork:
-    """The network that a file describes, freshly initialized.
-
-    Args:
-        outputs: names of layers or tops that it returns; by default every top that nothing reads.
-
-    Raises:
-        InputError: the file is missing or malformed; the message names the line.
-    """
-    return LayerNetwork(parse_prototxt(read_text(path), str(path)).define(outputs))
+    def define(self) -> Definition:
+        """Resolve connections; the outputs are the tops that nothing reads."""
+        return resolve(self.layers, self.shape, (*INPUTS, self.input))
 
 
 def read_text(path: Path) -> str:

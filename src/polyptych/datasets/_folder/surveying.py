@@ -6,6 +6,7 @@ folder names (``train/``, ``trainannot/``) become the part ``{split}`` of a patt
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -167,17 +168,8 @@ def _merged(kinds: Mapping[Place, Kind]) -> dict[Place, Kind]:
         below[top, word, suffix, kind].append(place)
     merged: dict[Place, Kind] = {}
     for (_, word, suffix, _), group in below.items():
-        merged[_common([folder for folder, *_ in group]), word, suffix] = kinds[group[0]]
+        merged[posixpath.commonpath([folder for folder, *_ in group]) or ".", word, suffix] = kinds[group[0]]
     return merged
-
-
-def _common(folders: Sequence[str]) -> str:
-    shared = []
-    for parts in zip(*(folder.split("/") for folder in folders), strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return "/".join(shared) or "."
 
 
 # -- one group ---------------------------------------------------------------------------------------------

@@ -126,13 +126,11 @@ class Builder:
         self._add((*middle, *rotation, radius, radius, half, 1 / radius, 1 / radius, 0.0,
                    NO_PLANE, NO_PLANE, NO_PLANE, NO_PLANE, half, half), material, part)
 
-    def capsule(self, start: Vector, end: Vector, radius: float, material: int, *, part: int = 0,
-                caps: tuple[bool, bool] = (True, True)) -> None:
-        """A cylinder with round ends; a cap that a neighboring capsule covers may be left out."""
+    def capsule(self, start: Vector, end: Vector, radius: float, material: int, *, part: int = 0) -> None:
+        """A cylinder with round ends."""
         self.cylinder(start, end, radius, material, part=part)
-        for point, cap in zip((start, end), caps, strict=True):
-            if cap:
-                self.sphere(point, radius, material, part=part)
+        for point in (start, end):
+            self.sphere(point, radius, material, part=part)
 
     def finish(self, shell: tuple[tuple[int, int], ...]) -> tuple[Solids, Surfaces]:
         """Everything as arrays. ``shell`` gives object and material of the six faces of the room."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,13 +39,8 @@ def _replay(graph: fx.Graph, root: nn.Module, constants: Mapping[str, Tensor], i
         elif node.target is require and shapes is not None:
             value = None
         else:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            if node.op == "call_module":
-                value = root.get_submodule(str(node.target))(*args, **kwargs)
-            elif node.op == "call_method":
-                value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            else:
-                value = node.target(*args, **kwargs)
+            function, args, kwargs = call_of(node, values.__getitem__, root.get_submodule)
+            value = function(*args, **kwargs)
         values[node] = value
         if shapes is not None:
             shapes[node] = tuple(value.shape) if isinstance(value, Tensor) else None
@@ -56,6 +51,22 @@ def _replay(graph: fx.Graph, root: nn.Module, constants: Mapping[str, Tensor], i
             if not readers[below]:
                 del values[below]
     raise AssertionError("a graph without output")
+
+
+def call_of(node: fx.Node, value: Callable[[fx.Node], Any], module: Callable[[str], nn.Module]
+            ) -> tuple[Callable[..., Any], Any, Any]:
+    """The call that a node stands for: function, arguments, named arguments.
+
+    Args:
+        value: of a node that it reads.
+        module: by its dotted path.
+    """
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+    if node.op == "call_module":
+        return module(str(node.target)), args, kwargs
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target)), args[1:], kwargs
+    return node.target, args, kwargs  # type: ignore[return-value]
 
 
 def look_up(root: nn.Module, path: str) -> Any:

@@ -38,7 +38,6 @@ from polyptych.passes import Passes
 from polyptych.run import Run
 from polyptych.search.procedure.phases import PhaseTrainer
 from polyptych.search.procedure.settings import Search
-from polyptych.search.procedure.super_encoder import SuperEncoder
 from polyptych.search.space.policy import SHARED, Policy
 from polyptych.search.space.units import Units
 from polyptych.search.supermodel.soft_choices import Logits
@@ -76,8 +75,7 @@ def regularizer(weights: Sequence[Float[Tensor, "t c"]], choices: Sequence[Seque
 class PretrainTrainer(PhaseTrainer):
     """Phase 1: the mean of all choices at every unit."""
 
-    def prepare_copies(self, encoder: SuperEncoder) -> None:
-        encoder.supermodel.materialize()
+    has_copies = True
 
     def step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
         self.encoder.weights = self.encoder.logits.uniform()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from polyptych.data.loading import TrainingBatches, evaluation_batches
+from polyptych.data.loading import EvaluationBatches, TrainingBatches
 from polyptych.datasets._base import Dataset
 from polyptych.evaluation import Evaluator, measure, skill
 from polyptych.networks import Network
@@ -44,7 +44,7 @@ class Judge:
         self.calibration = list(islice(stream, calibration))
         self.evaluator = Evaluator(run, tasks, device)
         validation = _First(run.build_dataset("val"), images)
-        self.validation = list(evaluation_batches(validation, tasks, run.size, run.batch_size,
+        self.validation = list(EvaluationBatches(validation, tasks, run.size, run.batch_size,
                                                   on_fault=run.loading.on_fault))
         trivial = measure({"trivial": self.evaluator.trivial_predictor()}, self.validation, tasks, device)["trivial"]
         self.trivial = {name: metric.compute()[tasks[name].headline] for name, metric in trivial.items()}

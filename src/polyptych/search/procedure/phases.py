@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class PhaseTrainer(Trainer):
         after: a finished phase whose weights this one starts from; a subclass then makes all copies from them.
     """
 
+    has_copies: ClassVar[bool] = False
+
     def __init__(self, run: Run, search: Search, folder: Path, after: Path | None = None):
         self.search, self.after = search, after
         super().__init__(run, folder, resume=True)
@@ -52,14 +55,12 @@ class PhaseTrainer(Trainer):
         network = build_supernetwork(run, self.search, self.tasks, pretrained=not (self.resumed or self.after))
         if self.after is not None and not self.resumed:
             load_phase(self.after, network)
-        self.prepare_copies(encoder_of(network))
+        if self.has_copies:  # before the optimizer collects the parameters
+            encoder_of(network).supermodel.materialize()
         network.to(self.device).to(memory_format=self.memory_format)
         balancer = run.build_balancer(self.tasks).to(self.device)
         return TrainingState(network, balancer, run.optimizer.build(network, balancer),
                              torch.amp.GradScaler(self.device.type, enabled=run.execution.precision == "float16"))
-
-    def prepare_copies(self, encoder: SuperEncoder) -> None:
-        """Called before the optimizer collects the parameters."""
 
     @property
     def encoder(self) -> SuperEncoder:
@@ -80,12 +81,11 @@ class SamplingTrainer(PhaseTrainer):
         allowed: whether a policy is within the budget.
     """
 
+    has_copies = True
+
     def __init__(self, run: Run, search: Search, folder: Path, after: Path, allowed: Allowed):
         self.allowed = allowed
         super().__init__(run, search, folder, after)
-
-    def prepare_copies(self, encoder: SuperEncoder) -> None:
-        encoder.supermodel.materialize()
 
     def step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
         random = Random(f"{self.run.seed} {self.state.step}")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from scipy import stats
 
-from polyptych.comparison.aggregates import Scores, delta_mtl
-from polyptych.comparison.statistics import Estimate
+from polyptych.comparison.statistics import Estimate, delta_mtl
+from polyptych.errors import InputError
 from polyptych.evaluation_record import Evaluation, TaskResult
 from polyptych.record import encode, write_json
 from polyptych.search.procedure.folder import ScoredCandidate, SearchSetup, read_networks, run_folder
@@ -195,10 +195,12 @@ def _trained(network: ScoredCandidate, chosen: str, shared: PolicyCost, val: dic
 
 
 def _delta(record: Evaluation, reference: Evaluation) -> float:
-    scores, single = (Scores(name, of.protocol, {task: result.metrics for task, result in of.tasks.items()})
-                      for name, of in (("network", record), ("single", reference)))
-    return delta_mtl(scores, single, {task: result.higher_is_better for task, result in record.tasks.items()},
-                     {task: result.headline for task, result in record.tasks.items()})
+    if record.protocol != reference.protocol:
+        raise InputError("scores of single", f"numbers of protocol {reference.protocol}",
+                         f"protocol {record.protocol}, that of network", "compare numbers of one protocol only")
+    scores, single = ({task: of.tasks[task].headline_value for task in record.tasks} for of in (record, reference))
+    return delta_mtl(scores, single, {task: result.higher_is_better[result.headline]
+                                      for task, result in record.tasks.items()})
 
 
 def _correlation(trained: tuple[TrainedNetwork, ...]) -> Correlation:

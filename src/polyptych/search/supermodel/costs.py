@@ -32,7 +32,7 @@ from polyptych.profiling.operators import EXTRA_FORMULAS
 from polyptych.profiling.timing import latency
 from polyptych.record import decode, encode, read_json, write_json
 from polyptych.search.capture.graph_functions import require
-from polyptych.search.capture.replay import look_up
+from polyptych.search.capture.replay import call_of, look_up
 from polyptych.search.space.budget import PolicyCost
 from polyptych.search.space.policy import Policy
 from polyptych.search.space.skips import Skip
@@ -183,22 +183,13 @@ def _measure(supermodel: Supermodel, image: Tensor, place: torch.device, repeats
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node], rows[node.name] = node.target(*args, **kwargs), NodeCost()
         else:
-            call = _call(node, capture.root, values)
+            function, args, kwargs = call_of(node, values.__getitem__, capture.root.get_submodule)
+            call = partial(function, *args, **kwargs)
             values[node], rows[node.name] = _row(call, node, values, place, repeats, seconds)
             skip = by_node.get(node.name)
             if skip is not None and skip.projection is not None:
                 skips[node.name] = _projection_row(skip, by_name[skip.by], values, place, repeats, seconds)
     return rows, skips
-
-
-def _call(node: fx.Node, root: nn.Module, values: dict[fx.Node, Any]) -> Callable[[], Any]:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    if node.op == "call_module":
-        return partial(root.get_submodule(str(node.target)), *args, **kwargs)
-    if node.op == "call_method":
-        return partial(getattr(args[0], str(node.target)), *args[1:], **kwargs)
-    function: Any = node.target
-    return partial(function, *args, **kwargs)
 
 
 def _projection_row(skip: Skip, source: fx.Node, values: dict[fx.Node, Any], place: torch.device, repeats: int,

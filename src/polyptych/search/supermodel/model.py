@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from polyptych.errors import InputError
 from polyptych.search.capture.capturing import Capture, capture
+from polyptych.search.capture.replay import call_of
 from polyptych.search.space.policy import SHARED, Compilation, Norms, Policy, SpaceName
 from polyptych.search.space.spaces import Space, make_space
 from polyptych.search.space.units import Granularity, Units, find_units
@@ -140,9 +141,6 @@ class Supermodel(nn.Module):
         read = {n: outside[at] if at in outside else values[at] for n, at in step.inputs.items()}
         if step.skip is not None:
             return self.banks.projection(step.skip, step.tasks[0])(*read.values())
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read.__getitem__)
-        if node.op == "call_module":
-            return self.banks.module(str(node.target), step.bank, step.tasks)(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        function, args, kwargs = call_of(node, read.__getitem__,
+                                         lambda path: self.banks.module(path, step.bank, step.tasks))
+        return function(*args, **kwargs)

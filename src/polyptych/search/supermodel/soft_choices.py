@@ -21,6 +21,7 @@ from polyptych import devices
 from polyptych.search.capture.capturing import Capture
 from polyptych.search.capture.dataflow import Dataflow
 from polyptych.search.capture.node_values import carries_tensors
+from polyptych.search.capture.replay import call_of
 from polyptych.search.space.policy import OWN, SKIP, Policy
 from polyptych.search.space.skips import Skip
 from polyptych.search.space.units import Units
@@ -195,12 +196,8 @@ class Mixer:
             return image
         if node.op == "get_attr":
             return banks.get(str(node.target), bank)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: inputs[n].data)
-        if node.op == "call_module":
-            return banks.module(str(node.target), bank, tasks)(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        function, args, kwargs = call_of(node, lambda n: inputs[n].data, lambda path: banks.module(path, bank, tasks))
+        return function(*args, **kwargs)
 
     def _bank(self, target: str, task: str, choice: str | None) -> Bank | None:
         if target not in self.supermodel.units.owner:
