@@ -25,6 +25,8 @@ settings.load_profile("polyptych")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Compiled once, the package serves all the processes that tests start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Of the time of the tests, a tenth went into looking for garbage where imports and graphs make objects that stay.
+gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,6 +47,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=rest)
 
 
+SOURCES = {f"tests/test_{name}.py" for name in ("dependencies", "floors", "portability")}
+"""Tests that parse every file of the package, once a process (``package_sources.py``)."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
     """With ``-n`` and no choice of ``--dist``, a file's tests stay in one process, and so do those that read the same
@@ -55,7 +61,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
         def _split_scope(self, nodeid: str) -> str:
             file, _, test = nodeid.partition("::")
             # What torch.export imports takes as long as many tests; one process for all that use it.
-            return "tests/export" if file.startswith("tests/export/") or "_export" in test else file
+            if file.startswith("tests/export/") or "_export" in test:
+                return "tests/export"
+            return "sources" if file in SOURCES else file
 
     return ByFile(config, log) if config.getoption("dist") == "load" else None
 
