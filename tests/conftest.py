@@ -98,17 +98,19 @@ def render_once(item: pytest.Item) -> None:
 
 
 def remembering(render):
-    """``Rooms.read``, which gives copies of samples that it has rendered before."""
+    """``Rooms.read``, which gives copies of samples that it has rendered before. A room does not depend on how many
+    there are, and its labels of all tasks take a tenth of the time of its picture."""
     @wraps(render)
     def read(self, index):
-        key = (type(self), self.config, self.split, self.tasks, index)
+        self._seed(index)  # refuses an index beyond the end
+        key = (type(self), replace(self.config, frames=0, val_frames=0, test_frames=0), self.split, index)
         if key not in ROOMS:
             if len(ROOMS) == MOST_ROOMS:
                 ROOMS.clear()
-            ROOMS[key] = render(self, index)
+            ROOMS[key] = render(type(self)(self.config, split=self.split, tasks=tuple(type(self).labels)), index)
         sample = ROOMS[key]
         return replace(sample, image=sample.image.clone(), **{
-            name: {task: x.clone() for task, x in getattr(sample, name).items()} for name in ("target", "valid")})
+            name: {task: getattr(sample, name)[task].clone() for task in self.tasks} for name in ("target", "valid")})
 
     read.rendering = render
     return read
