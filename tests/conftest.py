@@ -61,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
         def _split_scope(self, nodeid: str) -> str:
             file, _, test = nodeid.partition("::")
             # What torch.export imports takes as long as many tests; one process for all that use it.
-            if file.startswith("tests/export/") or "_export" in test:
+            if file.startswith("tests/export/") or "_export" in test or "_onnx_file" in test:
                 return "tests/export"
             return "sources" if file in SOURCES else file
 
@@ -122,6 +122,13 @@ def without_plots() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("polyptych.reports.style.svg", lambda drawing, name, *, page: "<svg></svg>")
         yield
+
+
+@pytest.fixture
+def without_curves(monkeypatch) -> None:
+    """Reports without the curves of their log, which take longer than a short training; ``tests/reports`` has them."""
+    monkeypatch.setattr("polyptych.reports.curves.svg", lambda plot, end: "<svg></svg>")
+    monkeypatch.setattr("polyptych.reports.curves.sheet", lambda found: "<svg></svg>")
 
 
 @pytest.fixture(scope="session")

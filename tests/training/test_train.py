@@ -71,7 +71,7 @@ def test_a_batch_without_labels_for_a_task_trains_the_rest(small_run: Run, tmp_p
     assert all(torch.isfinite(p).all() for p in trainer.state.network.parameters())
 
 
-def test_a_run_leaves_everything_behind(small_run: Run, tmp_path: Path) -> None:
+def test_a_run_leaves_everything_behind(small_run: Run, tmp_path: Path, without_curves) -> None:
     folder = tmp_path / "run"
     report = train(replace(small_run, ema=0.5, clip=1.0, select="best"), folder)
     for name in ("run.json", "environment.json", "metrics.jsonl", "checkpoints/last.safetensors", "panels/001.png",
