@@ -25,6 +25,8 @@ settings.load_profile("polyptych")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Compiled once, the package serves all the processes that tests start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Of the time of the tests, a tenth went into looking for garbage where imports and graphs make objects that stay.
+gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,6 +47,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=rest)
 
 
+SOURCES = {f"tests/test_{name}.py" for name in ("dependencies", "floors", "portability")}
+"""Tests that parse every file of the package, once a process (``package_sources.py``)."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
     """With ``-n`` and no choice of ``--dist``, a file's tests stay in one process, and so do those that read the same
@@ -55,7 +61,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
         def _split_scope(self, nodeid: str) -> str:
             file, _, test = nodeid.partition("::")
             # What torch.export imports takes as long as many tests; one process for all that use it.
-            return "tests/export" if file.startswith("tests/export/") or "_export" in test else file
+            if file.startswith("tests/export/") or "_export" in test or "_onnx_file" in test:
+                return "tests/export"
+            return "sources" if file in SOURCES else file
 
     return ByFile(config, log) if config.getoption("dist") == "load" else None
 
@@ -71,7 +79,6 @@ IMPORTED = [0]
 def spare_what_was_imported() -> None:
     """The search for garbage, which begins again and again, need not look at millions of objects of libraries."""
     if len(sys.modules) > IMPORTED[0] + 50:
-        gc.set_threshold(20_000, 10, 10)  # by default every 700 objects, of which capturing one network makes 20,000
         gc.collect()
         gc.freeze()
         IMPORTED[0] = len(sys.modules)
@@ -91,17 +98,19 @@ def render_once(item: pytest.Item) -> None:
 
 
 def remembering(render):
-    """``Rooms.read``, which gives copies of samples that it has rendered before."""
+    """``Rooms.read``, which gives copies of samples that it has rendered before. A room does not depend on how many
+    there are, and its labels of all tasks take a tenth of the time of its picture."""
     @wraps(render)
     def read(self, index):
-        key = (type(self), self.config, self.split, self.tasks, index)
+        self._seed(index)  # refuses an index beyond the end
+        key = (type(self), replace(self.config, frames=0, val_frames=0, test_frames=0), self.split, index)
         if key not in ROOMS:
             if len(ROOMS) == MOST_ROOMS:
                 ROOMS.clear()
-            ROOMS[key] = render(self, index)
+            ROOMS[key] = render(type(self)(self.config, split=self.split, tasks=tuple(type(self).labels)), index)
         sample = ROOMS[key]
         return replace(sample, image=sample.image.clone(), **{
-            name: {task: x.clone() for task, x in getattr(sample, name).items()} for name in ("target", "valid")})
+            name: {task: getattr(sample, name)[task].clone() for task in self.tasks} for name in ("target", "valid")})
 
     read.rendering = render
     return read
@@ -113,6 +122,13 @@ def without_plots() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("polyptych.reports.style.svg", lambda drawing, name, *, page: "<svg></svg>")
         yield
+
+
+@pytest.fixture
+def without_curves(monkeypatch) -> None:
+    """Reports without the curves of their log, which take longer than a short training; ``tests/reports`` has them."""
+    monkeypatch.setattr("polyptych.reports.curves.svg", lambda plot, end: "<svg></svg>")
+    monkeypatch.setattr("polyptych.reports.curves.sheet", lambda found: "<svg></svg>")
 
 
 @pytest.fixture(scope="session")

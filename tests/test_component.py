@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from polyptych.cli import main
 from polyptych.component import Catalog
 from polyptych.decoders._base import CATALOG, Decoder
 from polyptych.errors import InputError
+from polyptych.record import decode, encode
 
 PLUGIN = '''
 """A decoder from elsewhere.
@@ -47,24 +47,23 @@ def test_unknown_names_are_refused_with_the_nearest(name: str) -> None:
         CATALOG.load(name)
 
 
-def test_another_package_adds_a_decoder(tmp_path: Path) -> None:
+def test_another_package_adds_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
     """A real distribution on the path: it is listed, chosen by its entry point's name, recorded and read back."""
     (tmp_path / "elsewhere.py").write_text(PLUGIN)
     information = tmp_path / "elsewhere-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text("[polyptych.decoders]\nfrom_elsewhere = elsewhere:Elsewhere\n")
-    program = """
-from polyptych.cli import main
-from polyptych.decoders._base import CATALOG, Decoder
-from polyptych.record import decode, encode
-main(["list", "decoders"])
-config = CATALOG.load("from_elsewhere").Config(head="fpn")
-record = encode(config)
-assert record["name"] == "from_elsewhere" and decode(Decoder.Config, record, "x") == config, record
-"""
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        assert main(["list", "decoders"]) == 0
+        config = CATALOG.load("from_elsewhere").Config(head="fpn")
+        record = encode(config)
+        assert record["name"] == "from_elsewhere" and decode(Decoder.Config, record, "x") == config, record
+    finally:
+        sys.modules.pop("elsewhere", None)
+    said = capsys.readouterr().out
     for part in ("from_elsewhere", "A decoder from elsewhere.", "Nobody, 2026"):
-        assert part in done.stdout
+        assert part in said

@@ -205,7 +205,7 @@ def test_looks_change_no_number_of_the_training(diagnosed) -> None:
     assert steps == [cost(3)] == [4]
 
 
-def test_the_command_fills_the_report(diagnosed, capsys) -> None:
+def test_the_command_fills_the_report(diagnosed, capsys, without_curves) -> None:
     folder, _ = diagnosed
     weights = read_tensors(folder / "checkpoints/last.safetensors")[0]
     assert cli.main(["diagnose", str(folder), "--batches", "2", "--device", "cpu"]) == 0

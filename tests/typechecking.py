@@ -18,8 +18,10 @@ from typing import Any, get_args, get_type_hints
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, TypeCheckError, config, jaxtyped
 from torch import fx
-from torch.fx._symbolic_trace import is_fx_tracing
+from torch.fx import _symbolic_trace
 
+# The public function warns, and asks at every call whether it has warned.
+is_fx_tracing = getattr(_symbolic_trace, "_get_is_fx_tracing", _symbolic_trace.is_fx_tracing)
 # An int is a float, as for static checkers.
 prepare = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError))
 

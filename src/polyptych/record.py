@@ -13,6 +13,7 @@ import time
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,17 @@ def _in_words(kind: Any) -> str:
     return _WORDS.get(kind) or str(getattr(kind, "__name__", kind))
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields. Python parses their texts again at each call."""
+    return typing.get_type_hints(kind)
+
+
 def _fields(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise InputError(where, repr(value), "an object", "write one, with a value for each name")
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for name in value:
         if name not in fields:
             raise InputError(f"{where}.{name}", "an unknown field", nearest(name, fields),

@@ -13,7 +13,8 @@ from PIL import Image
 from polyptych.data.preparation import derivation, derived
 from polyptych.data.preparation.conversion import convert
 from polyptych.data.preparation.facts import configure, fixtures
-from polyptych.data.preparation.normals import METHOD, Intrinsics, PlaneFit
+from polyptych.data.preparation.intrinsics import Intrinsics
+from polyptych.data.preparation.normals import METHOD, PlaneFit
 from polyptych.datasets._nyuv2.camera import intrinsics
 from polyptych.datasets.nyuv2 import NYUv2
 from polyptych.datasets.prepared import Prepared

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from polyptych.data.preparation.normals import Intrinsics, PlaneFit, normals_from_depth
+from polyptych.data.preparation.intrinsics import Intrinsics
+from polyptych.data.preparation.normals import PlaneFit, normals_from_depth
 from polyptych.datasets.rooms import Rooms
 from polyptych.errors import InputError
 

@@ -53,10 +53,15 @@ def run_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def onnx_file(run_folder) -> Path:
+def exported(run_folder):
     from polyptych.export.exporting import export
 
-    return export(run_folder).path
+    return export(run_folder)
+
+
+@pytest.fixture(scope="session")
+def onnx_file(exported) -> Path:
+    return exported.path
 
 
 @pytest.fixture(scope="session")

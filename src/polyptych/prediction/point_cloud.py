@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from polyptych.data.preparation.normals import Intrinsics
+from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.errors import InputError
 
 FIELD_OF_VIEW = 60.0

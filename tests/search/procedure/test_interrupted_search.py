@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from polyptych.checkpoint import read_tensors
 from polyptych.errors import InputError
-from polyptych.folder_lock import LOCK
+from polyptych.folder_lock import LOCK, hold
 from polyptych.record import write_json
 from polyptych.run import Facts, with_tasks
 from polyptych.search.procedure import searching
@@ -48,7 +49,8 @@ def test_an_inherited_checkpoint_is_whole_or_not_there(tmp_path: Path, small_run
     assert read_tensors(folder / LAST)[1]["step"] == 0
 
 
-def test_one_process_at_a_time(tmp_path: Path, small_run) -> None:
+def test_one_process_at_a_time(tmp_path: Path, small_run, monkeypatch) -> None:
+    monkeypatch.setattr(searching, "hold", partial(hold, patience=0.15))  # it looks twice
     setup = SearchSetup(small_run, Search(), (0,), Facts.of(small_run.build_dataset("train")))
     begin(setup, tmp_path / "s")
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "s")], stdout=subprocess.PIPE, text=True)

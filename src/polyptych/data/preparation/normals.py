@@ -18,20 +18,11 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
+from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.errors import InputError
 from polyptych.native import native
 
 METHOD = "weighted least-squares plane in inverse depth, reweighted by residual (Geman-McClure)"
-
-
-@dataclass(frozen=True)
-class Intrinsics:
-    """A pinhole camera: (X, Y, Z) is seen at (fx X/Z + cx, fy Y/Z + cy) in pixels; centers are whole numbers."""
-
-    fx: float
-    fy: float
-    cx: float
-    cy: float
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from polyptych.data.preparation.normals import Intrinsics
+from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.errors import InputError
 
 # The color camera, into whose frame depth is projected, from the authors' toolbox; at 480x640.

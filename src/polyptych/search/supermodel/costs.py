@@ -232,8 +232,7 @@ def _storages(value: Any) -> dict[int, int]:
 
 def _parameters(supermodel: Supermodel, plan: ExecutionPlan) -> int:
     """The number of parameters that a plan uses; each bank's tensors count once."""
-    root = supermodel.backbone
-    counted: dict[tuple[int, Bank | None], int] = {}
+    counted: dict[tuple[int, Bank | None], int] = {}  # by parameter and bank
     total = 0
     for step in plan.steps:
         if step.skip is not None:
@@ -241,10 +240,8 @@ def _parameters(supermodel: Supermodel, plan: ExecutionPlan) -> int:
             projection = step.skip.projection
             total += projection.inputs * projection.outputs + 2 * projection.outputs
         elif step.node.op in ("call_module", "get_attr") and str(step.node.target) not in supermodel.capture.constants:
-            found = look_up(root, str(step.node.target))
-            for parameter in found.parameters() if isinstance(found, nn.Module) else (found,):
-                if isinstance(parameter, nn.Parameter):  # and not a buffer
-                    counted[id(parameter), step.bank] = parameter.numel()
+            for parameter, size in supermodel.parameter_sizes[str(step.node.target)].items():
+                counted[parameter, step.bank] = size
     return total + sum(counted.values())
 
 

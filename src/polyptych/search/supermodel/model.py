@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from polyptych.errors import InputError
 from polyptych.search.capture.capturing import Capture, capture
-from polyptych.search.capture.replay import call_of
+from polyptych.search.capture.replay import call_of, look_up
 from polyptych.search.space.policy import SHARED, Compilation, Norms, Policy, SpaceName
 from polyptych.search.space.spaces import Space, make_space
 from polyptych.search.space.units import Granularity, Units, find_units
@@ -80,6 +81,20 @@ class Supermodel(nn.Module):
     def backbone(self) -> nn.Module:
         """The network that was captured: the shared weights."""
         return self.banks.backbone
+
+    @cached_property
+    def parameter_sizes(self) -> dict[str, dict[int, int]]:
+        """For every target of a node, the number of values of each of its parameters; targets that have a parameter in
+        common know it by the same key."""
+        keys: dict[int, int] = {}
+        found: dict[str, dict[int, int]] = {}
+        for node in self.capture.graph.nodes:
+            if node.op in ("call_module", "get_attr") and str(node.target) not in self.capture.constants:
+                part = look_up(self.backbone, str(node.target))
+                own = part.parameters() if isinstance(part, nn.Module) else (part,)
+                found[str(node.target)] = {keys.setdefault(id(parameter), len(keys)): parameter.numel()
+                                           for parameter in own if isinstance(parameter, nn.Parameter)}  # no buffer
+        return found
 
     @property
     def compilation(self) -> Compilation:
