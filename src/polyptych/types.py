@@ -50,6 +50,16 @@ class SampleInfo:
     content: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Intrinsics:
+    """A pinhole camera: (X, Y, Z) is seen at (fx X/Z + cx, fy Y/Z + cy) in pixels; centers are whole numbers."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
 @dataclass
 class Sample:
     """One image and its labels, before collation.

@@ -206,7 +206,7 @@ def test_stages_are_layers_where_nothing_finer_is_known():
 
 
 @pytest.mark.parametrize("balancer", [
-    "equal", pytest.param("pcgrad", marks=pytest.mark.grid), "moco"])
+    "equal", *(pytest.param(name, marks=pytest.mark.grid) for name in ("pcgrad", "moco"))])
 def test_thawing_and_resuming_end_in_the_same_bits(balancer, small_run, tmp_path):
     """Frozen for two steps, then trained; resumed before, at and after that step."""
     run = with_tasks(with_components(small_run, {"balancer": balancer}), ["semseg", "depth"])

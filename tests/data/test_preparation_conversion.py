@@ -13,13 +13,13 @@ from PIL import Image
 from polyptych.data.preparation import derivation, derived
 from polyptych.data.preparation.conversion import convert
 from polyptych.data.preparation.facts import configure, fixtures
-from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.data.preparation.normals import METHOD, PlaneFit
 from polyptych.datasets._nyuv2.camera import intrinsics
 from polyptych.datasets.nyuv2 import NYUv2
 from polyptych.datasets.prepared import Prepared
 from polyptych.datasets.rooms import Rooms
 from polyptych.errors import InputError
+from polyptych.types import Intrinsics
 
 LENS, FIT = Intrinsics(52.0, 52.0, 31.5, 23.5), PlaneFit(window=5, stride=1)
 TASKS = ("semseg", "depth", "normals", "boundaries")

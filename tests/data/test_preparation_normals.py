@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.data.preparation.normals import PlaneFit, normals_from_depth
 from polyptych.datasets.rooms import Rooms
 from polyptych.errors import InputError
+from polyptych.types import Intrinsics
 
 CAMERA = Intrinsics(60.0, 55.0, 15.0, 13.0)
 SIZE = (24, 32)

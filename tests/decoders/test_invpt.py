@@ -70,10 +70,16 @@ def close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-8, atol=1e-8)
 
 
-@PYRAMIDS
-@pytest.mark.parametrize("options", [
-    {}, {"scale": "published", "encoder_features": "published"}, {"message_passing": False, "heads": 4, "width": 16},
-    {"encoder_features": "none", "stages": 2}, {"stages": 4, "width": 16}], ids=str)
+OPTIONS = ({}, {"scale": "published", "encoder_features": "published"},
+           {"message_passing": False, "heads": 4, "width": 16}, {"encoder_features": "none", "stages": 2},
+           {"stages": 4, "width": 16})
+
+
+@pytest.mark.parametrize(("spec", "sizes", "options"), [
+    pytest.param(*pyramid, options, id=f"{options}-{name}",
+                 marks=[pytest.mark.grid] * ((number + (name == "steps")) % 2))
+    for number, options in enumerate(OPTIONS)
+    for name, pyramid in (("steps", (STEPS, STEPS_SIZES)), ("taps", (TAPS, TAPS_SIZES)))])
 @torch.no_grad()
 def test_is_its_formula(spec, sizes, options):
     decoder = randomized(replace(TINY, **options).build(**everywhere(spec, CHANNELS)))

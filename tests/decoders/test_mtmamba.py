@@ -160,7 +160,8 @@ def written_out(decoder: MTMamba, features: TaskFeatures) -> dict[str, Tensor]:
     return final
 
 
-@pytest.mark.parametrize(("cross", "head"), [("semantic", "lite"), ("feature", "dense"), ("none", "lite")])
+@pytest.mark.parametrize(("cross", "head"), [("semantic", "lite"), ("feature", "dense"),
+                                             pytest.param("none", "lite", marks=pytest.mark.grid)])
 def test_equations_and_gradients(cross, head):
     config = replace(SMALL, cross=cross, head=head)
     decoder, features = config.build(**everywhere(SPEC, CHANNELS)), pyramids()

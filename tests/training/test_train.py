@@ -160,7 +160,8 @@ def test_the_log_is_cut_at_the_resumed_step(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
-@pytest.mark.parametrize("balancer", ["nash_mtl", "famo", "dwa", "uncertainty"])
+@pytest.mark.parametrize("balancer", [
+    "nash_mtl", "famo", *(pytest.param(name, marks=pytest.mark.grid) for name in ("dwa", "uncertainty"))])
 def test_a_run_with_a_balancer_logs_what_it_saw_and_resumes(balancer: str, small_run: Run, tmp_path: Path) -> None:
     run = replace(with_components(with_tasks(small_run, ["semseg", "depth"]), {"balancer": balancer}), accumulate=2,
                   schedule=replace(small_run.schedule, kind="constant"),

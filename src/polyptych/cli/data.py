@@ -168,8 +168,8 @@ def _verify(rest: list[str]) -> None:
 def _prepare(rest: list[str]) -> None:
     from polyptych.data.preparation import conversion, derivation
     from polyptych.data.preparation.facts import offered
-    from polyptych.data.preparation.intrinsics import Intrinsics
     from polyptych.data.preparation.normals import PlaneFit
+    from polyptych.types import Intrinsics
 
     config, options = _options(PrepareArguments, rest, "prepare")
     fit = PlaneFit(window=options.window, stride=2 if options.window > 9 else 1)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.errors import InputError
+from polyptych.types import Intrinsics
 
 FIELD_OF_VIEW = 60.0
 """Horizontal field of view, in degrees, of a camera that nobody described."""

@@ -24,11 +24,11 @@ from polyptych import __version__
 from polyptych.data.arrays import write_npy
 from polyptych.data.preparation.derived import RECORD
 from polyptych.data.preparation.facts import camera, offered
-from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.data.preparation.normals import METHOD, PlaneFit, normals_from_depth
 from polyptych.datasets._base import SPLITS, Dataset
 from polyptych.errors import InputError
 from polyptych.record import write_json
+from polyptych.types import Intrinsics
 
 
 def lacks_normals(config: Dataset.Config) -> bool:

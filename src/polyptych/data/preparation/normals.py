@@ -18,9 +18,9 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.errors import InputError
 from polyptych.native import native
+from polyptych.types import Intrinsics
 
 METHOD = "weighted least-squares plane in inverse depth, reweighted by residual (Geman-McClure)"
 

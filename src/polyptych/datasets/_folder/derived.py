@@ -17,11 +17,10 @@ import torch
 
 from polyptych.data._contours import contours_across_void
 from polyptych.data.arrays import is_any
-from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.data.preparation.normals import PlaneFit, normals_from_depth
 from polyptych.datasets._folder.labels import FileLabels, Label, Labels, Source
 from polyptych.errors import InputError, nearest
-from polyptych.types import LabelInfo
+from polyptych.types import Intrinsics, LabelInfo
 
 
 @dataclass(frozen=True, kw_only=True)

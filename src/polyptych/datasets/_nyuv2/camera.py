@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from polyptych.data.preparation.intrinsics import Intrinsics
 from polyptych.errors import InputError
+from polyptych.types import Intrinsics
 
 # The color camera, into whose frame depth is projected, from the authors' toolbox; at 480x640.
 _FX, _FY, _CX, _CY = 518.857901, 519.469611, 324.582449, 252.736166
