@@ -71,8 +71,10 @@ def normals_from_depth(depth: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, 
     known = valid & np.isfinite(depth) & (depth > 0)
     inverse = np.where(known, 1 / np.where(known, depth, 1).astype(np.float64), 0.0)
     least = fit.support * (fit.window / fit.stride) ** 2
-    normals, found = _fit_planes(inverse, known, camera.fx, camera.fy, camera.cx, camera.cy, fit.window // 2,
-                                 fit.stride, fit.edge, fit.noise, fit.passes, least)
+    # Compiled once for each combination of types: whole numbers and views of the caller would each take a second.
+    numbers = map(float, (camera.fx, camera.fy, camera.cx, camera.cy))
+    normals, found = _fit_planes(np.ascontiguousarray(inverse), np.ascontiguousarray(known), *numbers, fit.window // 2,
+                                 fit.stride, float(fit.edge), float(fit.noise), fit.passes, float(least))
     return normals.astype(np.float32), found
 
 
