@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -81,15 +82,15 @@ def gelu(x: Tensor) -> Tensor:
 def moved(x: Tensor, offset: Tensor) -> Tensor:
     """Each channel of (b c h w) read at its own (dy, dx), (b c 2 h w), bilinearly, zero outside."""
     b, c, h, w = x.shape
-    y = torch.zeros_like(x)
-    for index in torch.cartesian_prod(*(torch.arange(n) for n in (b, c, h, w))).tolist():
-        i, j, row, column = index
-        v, u = row + float(offset[i, j, 0, row, column]), column + float(offset[i, j, 1, row, column])
-        for p in (math.floor(v), math.floor(v) + 1):
-            for q in (math.floor(u), math.floor(u) + 1):
-                if 0 <= p < h and 0 <= q < w:
-                    y[i, j, row, column] += (1 - abs(v - p)) * (1 - abs(u - q)) * x[i, j, p, q]
-    return y
+    y = []
+    planes, shifts = x.flatten(0, 1).tolist(), offset.flatten(0, 1).tolist()  # a number of a list is read sooner
+    for plane, (down, right) in zip(planes, shifts, strict=True):
+        for row, column in product(range(h), range(w)):
+            v, u = row + down[row][column], column + right[row][column]
+            y.append(sum((1 - abs(v - p)) * (1 - abs(u - q)) * plane[p][q]
+                         for p in (math.floor(v), math.floor(v) + 1) for q in (math.floor(u), math.floor(u) + 1)
+                         if 0 <= p < h and 0 <= q < w))
+    return torch.tensor(y, dtype=x.dtype).view(b, c, h, w)
 
 
 def offsets(x: Tensor, module, published: bool) -> Tensor:

@@ -53,21 +53,19 @@ def randomized(module: nn.Module) -> nn.Module:
 
 
 def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """Zero padding, one product per group and tap."""
+    """Zero padding, one product per tap, of all groups."""
     (stride, _), (p, _), (k, _), (dilation, _) = layer.stride, layer.padding, layer.kernel_size, layer.dilation
     b, c, h, w = x.shape
     padded = torch.zeros(b, c, h + 2 * p, w + 2 * p, dtype=x.dtype)
     padded[:, :, p:p + h, p:p + w] = x
     rows, columns = ((n + 2 * p - dilation * (k - 1) - 1) // stride + 1 for n in (h, w))
-    parts = []
-    for weight, group in zip(layer.weight.chunk(layer.groups), padded.chunk(layer.groups, dim=1), strict=True):
-        y = torch.zeros(b, len(weight), rows, columns, dtype=x.dtype)
-        for i in range(k):
-            for j in range(k):
-                tap = group[:, :, dilation * i:, dilation * j:][:, :, ::stride, ::stride][:, :, :rows, :columns]
-                y += torch.einsum("oc,bchw->bohw", weight[:, :, i, j], tap)
-        parts.append(y)
-    y = torch.cat(parts, dim=1)
+    weight, grouped = (z.unflatten(dim, (layer.groups, -1)) for z, dim in ((layer.weight, 0), (padded, 1)))
+    y = torch.zeros(b, layer.groups, weight.shape[1], rows, columns, dtype=x.dtype)
+    for i in range(k):
+        for j in range(k):
+            tap = grouped[..., dilation * i::stride, dilation * j::stride][..., :rows, :columns]
+            y += torch.einsum("goc,bgchw->bgohw", weight[..., i, j], tap)
+    y = y.flatten(1, 2)
     return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
 
 
