@@ -174,7 +174,8 @@ def test_the_page_shows_the_pictures(page, runs, array) -> None:
         page.set_checked("#plain", plain)
         page.evaluate("""() => {
             const sheet = new CSSStyleSheet();
-            sheet.replaceSync(".divider, .crosshair { display: none !important } .layer { transition: none }");
+            sheet.replaceSync(`.divider, .crosshair { display: none !important }
+                               .layer { transition: none !important }`);  // or a change is seen halfway
             document.adoptedStyleSheets = [sheet];
         }""")
         page.wait_for_load_state("networkidle")
