@@ -17,7 +17,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def work():
-    large = [torch.ones(2**22) for _ in range(8)]  # 8 x 16 MiB
+    large = [torch.ones(2**21) for _ in range(4)]  # 4 x 8 MiB
     del large
 
 def faults_of_five():

@@ -25,8 +25,7 @@ FAMILIES = ("test_efficientnet", "resnet18", "mobilenetv2_100", "swin_tiny_patch
 
 
 @pytest.mark.parametrize(("model", "space"), [
-    *(("test_resnet", space) for space in SPACES), ("test_vit", "tree"),
-    *rest(("test_vit", space) for space in SPACES if space != "tree"),
+    *(("test_resnet", space) for space in SPACES), *rest(("test_vit", space) for space in SPACES),
     *(pytest.param(model, space, marks=pytest.mark.slow) for model in FAMILIES for space in SPACES)])
 def test_cost_is_that_of_the_compact_network(model: str, space: str) -> None:
     torch.manual_seed(0)
